@@ -1,0 +1,79 @@
+"""Randomness that is addressed, not carried: every draw is a pure function of (seed, purpose, position).
+
+A counter-based generator (Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3",
+SC 2011) is keyed by seed and purpose; its counter is the position and the place within that position's draw. So any
+rank, worker or resumed process gets the same numbers for the same sample, and no generator state is ever saved.
+Integer arithmetic is exact on every device; `normal` goes through float64 logarithms and cosines, whose last bit may
+differ between devices before rounding to float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def derive_key(seed: int, purpose: str) -> int:
+    """64-bit key of an independent stream: BLAKE2b of the seed and the purpose."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little")
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 of a 128-bit counter, given and returned as four broadcastable int64 tensors of 32-bit words."""
+    x0, x1, x2, x3 = counter
+    k0, k1 = key & _MASK, key >> 32
+    for _ in range(_ROUNDS):
+        # The product of two 32-bit words wraps in int64, but its 64 bits are the right ones.
+        p0, p1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
+        x0, x1, x2, x3 = (
+            ((p1 >> 32) & _MASK) ^ x1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ x3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return x0, x1, x2, x3
+
+
+def words(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
+    """`count` uniform 32-bit words for each position, as int64 in [0, 2^32): shape (len(positions), count).
+
+    Args:
+        positions: int64, shape (n,), each >= 0; the draw of a position does not depend on the others.
+    """
+    place = positions[:, None]
+    block = torch.arange(-(-count // 4), device=positions.device)[None]
+    zero = torch.zeros_like(block)
+    drawn = philox((block + zero, zero + 0, place & _MASK, (place >> 32) & _MASK), derive_key(seed, purpose))
+    return torch.stack(torch.broadcast_tensors(*drawn), dim=-1).flatten(1)[:, :count]
+
+
+def uniform(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()) -> Tensor:
+    """U[0, 1) in float32 (multiples of 2^-24), shape (n, *shape)."""
+    drawn = words(seed, purpose, positions, math.prod(shape))
+    return ((drawn >> 8).float() * 2.0**-24).view(len(positions), *shape)
+
+
+def normal(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()) -> Tensor:
+    """N(0, 1) in float32, shape (n, *shape), by the Box-Muller transform of pairs of 32-bit uniforms in (0, 1)."""
+    count = math.prod(shape)
+    pairs = (words(seed, purpose, positions, 2 * -(-count // 2)).double() + 0.5) * 2.0**-32
+    radius = (-2 * pairs[:, 0::2].log()).sqrt()
+    angle = 2 * math.pi * pairs[:, 1::2]
+    drawn = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(1)[:, :count]
+    return drawn.float().view(len(positions), *shape)
+
+
+def integers(seed: int, purpose: str, positions: Tensor, high: int, shape: Sequence[int] = ()) -> Tensor:
+    """Uniform integers in [0, high) for high <= 2^31, int64, shape (n, *shape); bias below high * 2^-32."""
+    drawn = words(seed, purpose, positions, math.prod(shape))
+    return ((drawn * high) >> 32).view(len(positions), *shape)
