@@ -1,0 +1,34 @@
+"""Train GANs across machines, resume them exactly, and compare them by numbers that can be trusted.
+
+>>> import distgan
+>>> generator = distgan.load_generator("exported")        # doctest: +SKIP
+>>> images = generator(generator.latents(16, seed=0))     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distgan.config import load_config
+    from distgan.evaluate import evaluate
+    from distgan.export import load_generator
+    from distgan.training.loop import train
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "load_config", "load_generator", "train"]
+
+_HOMES = {
+    "evaluate": "distgan.evaluate",
+    "load_config": "distgan.config",
+    "load_generator": "distgan.export",
+    "train": "distgan.training.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imports of torch take seconds; the command line's --help should not wait for them.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'distgan' has no attribute {name!r}")

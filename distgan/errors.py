@@ -5,4 +5,11 @@ class UserError(ValueError):
     """Bad input. The message is one line: what was found and where, what is accepted, and the fix.
 
     The command line prints it without a traceback and exits with status 2.
+
+    Args:
+        everywhere: every rank raises this same error, so that printing it on rank 0 is enough.
     """
+
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere

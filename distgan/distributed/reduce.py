@@ -1,0 +1,60 @@
+"""Differentiable collectives: batch statistics over all ranks, with derivatives of every order.
+
+The contract: what is optimised is the mean over ranks of the losses they return, and the backward of a sum over ranks
+is a sum over ranks. Gradient averaging (DDP) then gives exactly the gradient that one process with the whole batch
+would compute; a backward that passes the gradient through unchanged would be off by the number of ranks.
+`torch.nn.SyncBatchNorm` has neither a CPU path nor a second derivative, which gradient penalties need.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Ranks of the default process group; 1 when there is none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Differentiable in its turn, because autograd records this call under create_graph.
+        return _AllReduceSum.apply(gradient)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, differentiable any number of times. Every rank must call it."""
+    if world_size() == 1:
+        return local
+    return _AllReduceSum.apply(local)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def all_reduce_mean(local: Tensor) -> Tensor:
+    """Mean of a tensor over all ranks, differentiable any number of times. Every rank must call it."""
+    return all_reduce_sum(local) / world_size()
+
+
+def batch_moments(activations: Tensor, dims: tuple[int, ...], *, synchronized: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over `dims` and, if `synchronized`, over all ranks (whose batches are equally large).
+
+    Returns two float32 (float64 for float64 input) tensors of the remaining dimensions.
+    """
+    wide = activations if activations.dtype == torch.float64 else activations.float()
+    variance, mean = torch.var_mean(wide, dims, correction=0)
+    if not synchronized or world_size() == 1:
+        return mean, variance
+    # One reduction of both moments; float64 makes the cancellation in E[x^2] - E[x]^2 harmless.
+    mean64 = mean.double()
+    moments = all_reduce_mean(torch.stack((mean64, variance.double() + mean64.square())))
+    return moments[0].to(mean.dtype), (moments[1] - moments[0].square()).clamp_min(0).to(mean.dtype)

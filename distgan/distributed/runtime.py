@@ -1,0 +1,195 @@
+"""The processes of a run: who they are, how a player is wrapped, and the few things they tell each other.
+
+Launched by `accelerate launch`, `torchrun` or nothing at all; Accelerate sets the processes up. Tensors on the device
+travel over the default group (NCCL or gloo); what the host decides travels over a gloo group of its own, so that it
+neither waits for the device nor mixes with gradients.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distgan.errors import UserError
+
+
+class Runtime:
+    """The ranks of this run. Every method that talks to other ranks must be called by all of them."""
+
+    def __init__(self, *, deterministic: bool = False, timeout_minutes: float = 10.0) -> None:
+        if deterministic:
+            _use_deterministic_kernels()
+        timeout = timedelta(minutes=timeout_minutes)
+        self.accelerator = Accelerator(
+            # Accelerate starts separate one-process jobs when several CPU ranks do not ask for the CPU themselves.
+            cpu=not torch.accelerator.is_available(),
+            # Precision and compilation are the recipe's, not those of whatever accelerate config is around.
+            mixed_precision="no",
+            dynamo_backend="no",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timeout),
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                    # DDP rebuilds its buckets after the first backward unless it looks for unused parameters; a
+                    # resumed run would then add gradients up in another order than the run it continues.
+                    find_unused_parameters=deterministic,
+                ),
+            ],
+        )
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        self.is_main = self.rank == 0
+        _check_world_size(self.world_size)
+        self._control = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
+        if self.device.type == "cuda" and not deterministic:
+            torch.backends.cudnn.benchmark = True
+
+    def wrap(self, player: nn.Module) -> nn.Module:
+        """Move a player to the device and make its backward average gradients over ranks."""
+        if not any(parameter.requires_grad for parameter in player.parameters()):
+            return player.to(self.device)
+        wrapped: nn.Module = self.accelerator.prepare_model(player)
+        return wrapped
+
+    def gradients_stay_local(self, engine: nn.Module, local: bool) -> AbstractContextManager[None]:
+        """Forward and backward inside accumulate gradients without reducing them, when `local`."""
+        if local and isinstance(engine, DistributedDataParallel):
+            return engine.no_sync()
+        return nullcontext()
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, as a new tensor of the same dtype. On the tensor's own device."""
+        total = tensor.detach().clone()
+        if self.world_size > 1:
+            on_control = total.device.type == "cpu"
+            dist.all_reduce(total, group=self._control if on_control else None)
+        return total
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """One value of each rank, in order of rank, on every rank. Values are this program's own, never a file's."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value, group=self._control)
+        return gathered
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks (on the host)."""
+        self.gather_objects(None)
+
+    def exchange(self, flags: Sequence[bool]) -> Exchange:
+        """Start telling all ranks which flags are up on any rank; see `Exchange`."""
+        raised = torch.tensor(flags, dtype=torch.int32)
+        if self.world_size == 1:
+            return Exchange(raised, None)
+        return Exchange(raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block in which a user error of one rank becomes the same error on all, so that none is left waiting."""
+        mistake = None
+        try:
+            yield
+        except UserError as error:
+            mistake = str(error)
+        mistakes = self.gather_objects(mistake)
+        who = [rank for rank, message in enumerate(mistakes) if message is not None]
+        if who:
+            where = "" if len(who) == self.world_size else f"rank {', '.join(map(str, who))}: "
+            raise UserError(where + mistakes[who[0]], everywhere=True)
+
+    def check_equal(self, name: str, value: Any, fix: str) -> None:
+        """Refuse to go on when ranks differ in `value`; the error names the ranks that differ from rank 0."""
+        values = self.gather_objects(value)
+        others = [rank for rank, other in enumerate(values) if other != values[0]]
+        if others:
+            raise UserError(f"{name} of rank {', '.join(map(str, others))} differs from rank 0's; {fix}", everywhere=True)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Exchange:
+    """Flags on their way between ranks: started at the end of one step, read at the end of the next, so never waited for.
+
+    All ranks read the result of the same exchange at the same step, hence decide alike.
+    """
+
+    def __init__(self, raised: Tensor, work: Any) -> None:
+        self._raised = raised
+        self._work = work
+
+    def result(self) -> list[bool]:
+        """For each flag, whether any rank raised it."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return [bool(flag) for flag in self._raised.tolist()]
+
+
+def launched_rank() -> int:
+    """The rank the launcher gave this process, before any process group exists; 0 alone."""
+    return int(os.environ.get("RANK", "0") or 0)
+
+
+def _use_deterministic_kernels() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _check_world_size(world_size: int) -> None:
+    promised = _promised_world_size()
+    if promised is not None and promised != world_size:
+        raise UserError(
+            f"the launcher promised {promised or 'several'} processes, but each runs alone (world size {world_size}); "
+            "use `accelerate launch --multi_gpu --num_processes N -m distgan ...` (also on machines without a GPU) "
+            "or `torchrun --nproc-per-node N -m distgan ...`",
+            everywhere=True,
+        )
+
+
+def _promised_world_size() -> int | None:
+    """What the environment says the world size is: None if nothing, 0 if more than one without a number."""
+    environment = os.environ
+    if "WORLD_SIZE" in environment:
+        return int(environment["WORLD_SIZE"])
+    # `srun python -m distgan` with several tasks and no launcher in between.
+    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return int(environment["SLURM_STEP_NUM_TASKS"])
+    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves a master address as the only trace.
+    from_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
+    if from_accelerate and "MASTER_ADDR" in environment and not _parent_has("MASTER_ADDR"):
+        return 0
+    return None
+
+
+def _parent_has(variable: str) -> bool:
+    try:
+        inherited = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(entry.startswith(variable.encode() + b"=") for entry in inherited)

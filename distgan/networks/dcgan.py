@@ -1,0 +1,98 @@
+"""DCGAN (Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional GANs", ICLR 2016).
+
+The paper's guidelines: strided convolutions instead of pooling, no hidden fully connected layers, batch norm except at
+the generator's output and the discriminator's input, ReLU in the generator and LeakyReLU(0.2) in the discriminator,
+tanh at the output, weights from N(0, 0.02). Kernels are 4x4 with padding 1, as in the authors' Torch code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distgan.networks.layers.normalisation import build_normalisation
+
+
+def hidden_widths(resolution: int, width: int, max_width: int) -> list[int]:
+    """Channels at resolution/2, resolution/4, ..., 4: doubling from `width` up to `max_width`."""
+    stages = resolution.bit_length() - 3
+    return [min(width << stage, max_width) for stage in range(stages)]
+
+
+class DCGANGenerator(nn.Module):
+    """Latents (n, latent_size), and int64 labels (n,) if there are classes, to images (n, C, R, R) in [-1, 1].
+
+    Labels enter as a learned vector concatenated to the latents (Mirza and Osindero 2014).
+    """
+
+    def __init__(
+        self, *, resolution: int, channels: int, num_classes: int, latent_size: int, width: int, max_width: int,
+        normalisation: str,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        widths = hidden_widths(resolution, width, max_width)[::-1]
+        bias = normalisation == "none"
+        self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
+        self.projection = nn.Linear(latent_size * (2 if num_classes else 1), widths[0] * 16, bias=bias)
+        layers: list[nn.Module] = [build_normalisation(normalisation, widths[0]), nn.ReLU(inplace=True)]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias),
+                build_normalisation(normalisation, after),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+        self.apply(initialise)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embedding is not None:
+            assert labels is not None
+            latents = torch.cat((latents, self.embedding(labels)), dim=1)
+        images: Tensor = self.layers(self.projection(latents).view(len(latents), -1, 4, 4))
+        return images
+
+
+class DCGANDiscriminator(nn.Module):
+    """Images (n, C, R, R), and int64 labels (n,) if there are classes, to logits (n,).
+
+    Labels enter as a learned plane, one more channel of the input.
+    """
+
+    def __init__(
+        self, *, resolution: int, channels: int, num_classes: int, width: int, max_width: int, normalisation: str
+    ) -> None:
+        super().__init__()
+        widths = hidden_widths(resolution, width, max_width)
+        bias = normalisation == "none"
+        self.resolution = resolution
+        self.embedding = nn.Embedding(num_classes, resolution * resolution) if num_classes else None
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels + bool(num_classes), widths[0], 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.Conv2d(before, after, 4, stride=2, padding=1, bias=bias),
+                build_normalisation(normalisation, after),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.logit = nn.Linear(widths[-1] * 16, 1)
+        self.apply(initialise)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embedding is not None:
+            assert labels is not None
+            plane = self.embedding(labels).view(-1, 1, self.resolution, self.resolution)
+            images = torch.cat((images, plane.to(images.dtype)), dim=1)
+        logits: Tensor = self.logit(self.layers(images).flatten(1)).squeeze(1)
+        return logits
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), biases 0 (section 4 of the paper); embeddings keep N(0, 1), the scale of latents."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,103 @@
+"""Batch normalisation whose statistics are over all ranks, or over one, and that keeps no state while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan.distributed import reduce
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015, algorithm 1) of (n, C) or (n, C, H, W) activations.
+
+    In training mode it normalises by the moments of the current micro-batch: of all ranks together when
+    `synchronized` (first and second derivatives included), of this rank otherwise. It does not track running
+    averages, so that a skipped update has nothing to undo; the statistics used in evaluation mode are computed from
+    the weights when they are needed, by `recompute_statistics`.
+
+    Scales start at N(1, 0.02), offsets at 0 (Radford et al. 2016, released code).
+    """
+
+    def __init__(self, channels: int, *, synchronized: bool, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.synchronized = synchronized
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.collected: list[Tensor] | None = None
+
+    def forward(self, activations: Tensor) -> Tensor:
+        if self.collected is not None:
+            self._collect(activations, self.collected)
+        elif not self.training:
+            return F.batch_norm(activations, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        elif self.synchronized and reduce.world_size() > 1:
+            return self._normalise_synchronized(activations)
+        return F.batch_norm(activations, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+    def _normalise_synchronized(self, activations: Tensor) -> Tensor:
+        mean, variance = reduce.batch_moments(activations, (0, *range(2, activations.dim())))
+        scale = self.weight * (variance + self.eps).rsqrt()
+        offset = self.bias - mean * scale
+        shape = (1, -1, *(1,) * (activations.dim() - 2))
+        return torch.addcmul(offset.view(shape), activations, scale.view(shape)).to(activations.dtype)
+
+    def _collect(self, activations: Tensor, collected: list[Tensor]) -> None:
+        mean, variance = reduce.batch_moments(
+            activations.detach(), (0, *range(2, activations.dim())), synchronized=False
+        )
+        collected.append(torch.stack((mean.double(), variance.double() + mean.double().square())))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, synchronized={self.synchronized}, eps={self.eps}"
+
+
+@torch.no_grad()
+def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
+    """Set the evaluation statistics of all batch-norm layers from forward passes over `batches`.
+
+    Standing statistics (Brock et al. 2019, section 4.1): each layer's moments are averaged over batches, each of
+    which is normalised by itself on the way. With several ranks, each passes its own share of the batches (any
+    number of them, even none) and the averages are over all; every rank must call this.
+
+    Args:
+        batches: positional arguments of `network`, one tuple per forward pass; equally large batches.
+    """
+    layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    if not layers:
+        return
+    channels = [layer.weight.numel() for layer in layers]
+    device = layers[0].weight.device
+    try:
+        for layer in layers:
+            layer.collected = []
+        total = torch.zeros(2 * sum(channels) + 1, dtype=torch.float64, device=device)
+        for batch in batches:
+            network(*batch)
+            moments = [layer.collected.pop() for layer in layers if layer.collected is not None]
+            total += torch.cat((*(moment.flatten() for moment in moments), total.new_ones(1)))
+    finally:
+        for layer in layers:
+            layer.collected = None
+    total = reduce.all_reduce_sum(total)
+    averages = (total[:-1] / total[-1]).split([2 * count for count in channels])
+    for layer, average in zip(layers, averages, strict=True):
+        mean, square = average.view(2, -1)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(square - mean.square())
+
+
+def build_normalisation(kind: str, channels: int) -> nn.Module:
+    """`synchronized` or `batch` batch norm, or nothing (`none`)."""
+    if kind == "none":
+        return nn.Identity()
+    return BatchNorm(channels, synchronized=kind == "synchronized")

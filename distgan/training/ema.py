@@ -1,0 +1,30 @@
+"""The exponential moving average of the generator's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class AveragedGenerator:
+    """A copy of the generator whose parameters follow the live ones. It is what is evaluated, sampled and exported.
+
+    Buffers are not averaged: batch-norm statistics are recomputed from addressed latents before each use.
+    """
+
+    def __init__(self, generator: nn.Module) -> None:
+        self.network = copy.deepcopy(generator).eval().requires_grad_(False)
+        self._averages = list(self.network.parameters())
+        self._live = list(generator.parameters())
+
+    @torch.no_grad()
+    def update(self, decay: float, applied: Tensor) -> None:
+        """average += (1 - decay) * applied * (live - average), where `applied` is 1, or 0 for a skipped update."""
+        if decay == 0.0:
+            torch._foreach_copy_(self._averages, self._live)
+            return
+        change = torch._foreach_sub(self._live, self._averages)
+        torch._foreach_mul_(change, (1.0 - decay) * applied)
+        torch._foreach_add_(self._averages, change)

@@ -1,0 +1,121 @@
+"""The run folder: how a run starts in it, and what is said there of how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distgan.config import Config, dump_config
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
+from distgan.training import checkpoint, preemption
+from distgan.training.state import TrainingState
+
+logger = logging.getLogger("distgan")
+
+HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
+"""What belongs to one course of training, and is set aside when a run starts over."""
+
+
+def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str, accept: frozenset[str]) -> None:
+    """Bring `state` to where the run continues, and write the resolved config. Every rank calls it.
+
+    Raises:
+        UserError: the checkpoint asked for is missing, damaged or does not fit.
+    """
+    folder = Path(config.run_dir)
+    if runtime.is_main and resume == "never":
+        set_aside(folder)
+    path = runtime.broadcast_object(_checkpoint_to_resume(folder, resume) if runtime.is_main else None)
+    if isinstance(path, UserError):
+        raise path
+    if path is not None:
+        then = state.load(path, accept)
+        if runtime.is_main:
+            world = "" if then["world_size"] == runtime.world_size else f" (saved on {then['world_size']} ranks)"
+            logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
+            for change in _changes(then["config"], config.model_dump(mode="json")):
+                logger.info("changed since that checkpoint: %s", change)
+    if runtime.is_main:
+        _write_text(folder / "config.yaml", dump_config(config))
+
+
+def set_aside(folder: Path) -> None:
+    """Move an earlier course of training into `previous-N`; nothing is deleted."""
+    found = [folder / name for name in HISTORY if (folder / name).exists()]
+    if not found:
+        return
+    number = 1
+    while (folder / f"previous-{number}").exists():
+        number += 1
+    aside = folder / f"previous-{number}"
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    logger.info("starting over; what was in %s is now in %s", folder, aside)
+
+
+@contextmanager
+def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[str], str]]:
+    """Keeps status.json true: `running` inside, then what the yielded function is told, or `failed` with the reason.
+
+    A rank that fails leaves the process group without waiting: its peers notice by the broken connection.
+    """
+    folder = Path(config.run_dir)
+
+    def finish(result: str) -> str:
+        runtime.barrier()
+        if runtime.is_main:
+            preemption.write_status(folder, result, world_size=runtime.world_size, step=newest_step(folder))
+        runtime.barrier()
+        runtime.close()
+        return result
+
+    with runtime.together():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if runtime.is_main:
+                preemption.write_status(folder, "running", world_size=runtime.world_size)
+        except OSError as error:
+            raise UserError(
+                f"run_dir = {config.run_dir}: cannot write there: {error.strerror}; choose a writable folder"
+            ) from None
+    try:
+        yield finish
+    except BaseException as error:
+        preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
+        raise
+
+
+def newest_step(folder: Path) -> int | None:
+    """Step of the newest checkpoint of a run folder, not verified; None without one."""
+    steps = [int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return max(steps, default=None)
+
+
+def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
+    """The checkpoint to start from; an error is returned rather than raised, for all ranks to raise."""
+    try:
+        if resume in ("auto", "never"):
+            return checkpoint.newest_valid(folder / "checkpoints") if resume == "auto" else None
+        return checkpoint.resolve(Path(resume))
+    except UserError as error:
+        return error
+
+
+def _changes(then: dict[str, object], now: dict[str, object], prefix: str = "") -> Iterator[str]:
+    for key in now:
+        before, after = then.get(key), now[key]
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key} was {before}, is {after}"
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,159 @@
+"""All that a run is at one moment: what a checkpoint holds, how it is taken, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import distgan
+from distgan.config import Config
+from distgan.data.index import Index
+from distgan.data.stream import Substitutions
+from distgan.errors import UserError
+from distgan.training import checkpoint
+from distgan.training.ema import AveragedGenerator
+from distgan.training.player import Player
+
+ACCEPTABLE = ("data", "seed", "statistics")
+"""Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
+
+
+@dataclass
+class Progress:
+    """The counters of a run. `position` is the whole state of the data, and the number of real images seen."""
+
+    step: int = 0
+    position: int = 0
+    best: dict[str, Any] | None = None
+    substitutions: Substitutions = field(default_factory=Substitutions)
+
+
+@dataclass
+class TrainingState:
+    """The players, the average, and the counters."""
+
+    config: Config
+    index: Index
+    generator: Player
+    discriminator: Player
+    average: AveragedGenerator
+    progress: Progress
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> tensors, as a checkpoint stores them."""
+        return {
+            "generator": self.generator.network.state_dict(),
+            "discriminator": self.discriminator.network.state_dict(),
+            "generator_ema": self.average.network.state_dict(),
+            "generator_optimizer": self.generator.optimizer_state(),
+            "discriminator_optimizer": self.discriminator.optimizer_state(),
+            "counters": {
+                f"{player.role}/{name}": value
+                for player in (self.generator, self.discriminator)
+                for name, value in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row))
+            },
+        }
+
+    def description(self, world_size: int) -> dict[str, Any]:
+        """The rest of a checkpoint, as JSON."""
+        return {
+            "step": self.progress.step,
+            "position": self.progress.position,
+            "images": self.progress.position,
+            "best": self.progress.best,
+            "substitutions": self.progress.substitutions.to_json(),
+            "data": {"fingerprint": self.index.fingerprint, "samples": len(self.index)},
+            "classes": class_description(self.config, self.index),
+            "world_size": world_size,
+            "config": self.config.model_dump(mode="json"),
+            "versions": {"distgan": distgan.__version__, "torch": torch.__version__},
+        }
+
+    def load(self, path: Path, accept: frozenset[str]) -> dict[str, Any]:
+        """Become what a checkpoint holds. Returns its description.
+
+        Raises:
+            UserError: the checkpoint is of another data set, seed, statistics batch or architecture.
+        """
+        description = checkpoint.load_state(path)
+        self._check_fits(path, description, accept)
+        files = checkpoint.load_files(path, list(self.tensors()), device="cpu")
+        networks = {
+            "generator": self.generator.network,
+            "discriminator": self.discriminator.network,
+            "generator_ema": self.average.network,
+        }
+        for name, network in networks.items():
+            _check_shapes(path, name, files[name], network.state_dict())
+            network.load_state_dict(files[name])
+        for player in (self.generator, self.discriminator):
+            moments = files[f"{player.role}_optimizer"]
+            _check_optimizer(path, player, moments)
+            player.load_optimizer_state(moments)
+            player.skipped.copy_(files["counters"][f"{player.role}/skipped"])
+            player.skipped_in_a_row.copy_(files["counters"][f"{player.role}/skipped_in_a_row"])
+        self.progress.step = int(description["step"])
+        self.progress.position = int(description["position"])
+        self.progress.best = description["best"]
+        self.progress.substitutions = Substitutions.from_json(description["substitutions"])
+        return description
+
+    def _check_fits(self, path: Path, description: Mapping[str, Any], accept: frozenset[str]) -> None:
+        then, now = description["config"], self.config
+        found = description["data"]["fingerprint"]
+        if found != self.index.fingerprint and "data" not in accept:
+            raise UserError(
+                f"{path}: saved from data with fingerprint {found[:12]}, but data.path has {self.index.fingerprint[:12]}; "
+                "restore the data, start another run_dir, or continue on the new data with --accept data"
+            )
+        if then["seed"] != now.seed and "seed" not in accept:
+            raise UserError(
+                f"{path}: saved with seed = {then['seed']}, but the config has {now.seed}, which is another order of "
+                f"the data and other noise; set seed={then['seed']}, or change it all the same with --accept seed"
+            )
+        batch = then["training"]["batch_size"] // then["training"]["accumulation"]
+        if batch != now.micro_batch and now.uses_batch_statistics and "statistics" not in accept:
+            raise UserError(
+                f"{path}: its batch statistics were over {batch} samples (training.batch_size / training.accumulation), "
+                f"now they would be over {now.micro_batch}, which changes the objective; restore the two, or use "
+                "--accept statistics"
+            )
+
+
+def class_description(config: Config, index: Index) -> dict[str, Any] | None:
+    """Names and counts of the classes a conditional run uses, None for an unconditional one."""
+    if not config.data.labels:
+        return None
+    return {"names": list(index.class_names) if index.class_names else None, "counts": class_counts(index)}
+
+
+def class_counts(index: Index) -> list[int]:
+    """Samples of each class."""
+    return torch.bincount(torch.as_tensor(index.labels).long(), minlength=index.num_classes).tolist()  # type: ignore[no-any-return]
+
+
+def _check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for key in [*expected, *found]:
+        there = tuple(found[key].shape) if key in found else "missing"
+        here = tuple(expected[key].shape) if key in expected else "absent"
+        if there != here:
+            raise UserError(
+                f"{path}/{name}.safetensors: {key} is {there} there, but {here} in the network of this config; "
+                "resume with the config the run was started with (config.yaml in its folder), or choose another run_dir"
+            )
+
+
+def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in player.network.named_parameters()}
+    for key, tensor in moments.items():
+        name, _, quantity = key.rpartition("/")
+        if name not in shapes or (tensor.dim() > 0 and tuple(tensor.shape) != shapes[name]):
+            raise UserError(
+                f"{path}/{player.role}_optimizer.safetensors: {key} of shape {tuple(tensor.shape)} fits no parameter; "
+                "the checkpoint is damaged or of another architecture"
+            )
