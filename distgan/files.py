@@ -1,0 +1,47 @@
+"""Small files that are there whole or not at all, and small files read with a bound on their size."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from distgan.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by a new file with this content; a crash leaves the old one or the new one.
+
+    A symlink at `path` is replaced, not followed. Raises OSError, and then leaves nothing behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were added to, renamed in or removed from a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises UserError naming the file otherwise."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a FIFO must not hang the reader
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > limit:
+        raise UserError(f"{path}: larger than the {limit} bytes that such a file can have")
+    return content

@@ -1,0 +1,248 @@
+"""Checkpoints on disk: a directory that is complete or does not exist.
+
+    checkpoints/
+        step-00000060/      NAME.safetensors for each set of tensors, state.json, and last of all
+                            manifest.json: {version, step, files: {name: {bytes, sha256}}}
+        latest              the name of the checkpoint written last
+        best.json           {step, metric, value}: a checkpoint that is kept whatever its age
+
+A checkpoint is written as `step-XXXXXXXX.tmp`, each file synced to disk, renamed, and only then named in `latest`.
+A run that was resumed from an earlier step and went on has given up the later checkpoints: they lose to those up to
+`latest` when reading, and go when the next one is pruned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distgan.errors import UserError
+from distgan.files import read_bounded, sync_folder, write_atomically
+
+logger = logging.getLogger("distgan")
+
+JSON_LIMIT = 64 << 20
+_COMPLETE = re.compile(r"step-(\d{8,18})")
+_UNFINISHED = re.compile(r"(step-\d{8,18})(\.removed)?\.tmp")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Record):
+    """Size and SHA-256 (hexadecimal) of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Record):
+    """What a complete checkpoint consists of. File names are plain, so that none can lead out of its directory."""
+
+    version: Literal[1] = 1
+    step: int
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)], FileEntry]
+
+
+class Best(_Record):
+    """The checkpoint with the best value of a metric so far."""
+
+    step: int
+    metric: str
+    value: float
+
+
+def newest_valid(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder that verifies; a warning names each newer one that does not, and why.
+
+    Checkpoints up to `latest` come first; later ones belong to a future that the run has given up.
+    """
+    found = sorted(steps(folder), reverse=True)
+    latest = _latest(folder)
+    if latest is not None:
+        found.sort(key=lambda step: step > latest)
+    for step in found:
+        path = folder / directory_name(step)
+        try:
+            verify(path)
+        except UserError as error:
+            logger.warning("checkpoint passed over: %s", error)
+        else:
+            return path
+    return None
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest valid one of a run folder or of its `checkpoints`.
+
+    Raises:
+        UserError: there is none, or the one named is damaged.
+    """
+    if (path / "manifest.json").exists() or _COMPLETE.fullmatch(path.name):
+        verify(path)
+        return path
+    found = newest_valid(path / "checkpoints") or newest_valid(path)
+    if found is None:
+        raise UserError(f"{path}: no valid checkpoint there; give a run folder or one of its checkpoints/step-*")
+    return found
+
+
+def verify(path: Path) -> None:
+    """Check that every file of a checkpoint has the size and SHA-256 of the manifest.
+
+    Raises:
+        UserError: naming the first file that has not.
+    """
+    for name, entry in read_manifest(path).files.items():
+        file = path / name
+        try:
+            status = file.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{file}: not a regular file; take another checkpoint")
+            if status.st_size != entry.bytes:
+                raise UserError(f"{file}: {status.st_size} bytes instead of {entry.bytes}; take another checkpoint")
+            with open(file, "rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}; take another checkpoint") from None
+        if digest != entry.sha256:
+            raise UserError(f"{file}: damaged: its SHA-256 is not the manifest's; take another checkpoint")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
+    return _read_record(path / "manifest.json", Manifest)
+
+
+def read_best(folder: Path) -> Best | None:
+    """The checkpoint marked as the best of a folder; None if there is none."""
+    try:
+        return _read_record(folder / "best.json", Best)
+    except UserError:
+        return None
+
+
+def write_best(folder: Path, best: Best) -> None:
+    """Mark a checkpoint as the best of a folder."""
+    write_atomically(folder / "best.json", best.model_dump_json().encode())
+
+
+def directory_name(step: int) -> str:
+    """Name of the directory of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the directories that are named like a checkpoint, in no order."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        matches = [_COMPLETE.fullmatch(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return [int(match[1]) for match in matches if match]
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
+    """Write and sync a new file, hashing what passes by."""
+    digest = hashlib.sha256()
+    with open(path, "xb") as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        return FileEntry(bytes=file.tell(), sha256=digest.hexdigest())
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a complete directory its name, and make it the latest. One of that name steps aside first and goes last."""
+    aside = _aside(path)
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    temporary.rename(path)
+    sync_folder(path.parent)
+    write_atomically(path.parent / "latest", f"{path.name}\n".encode())
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def prune(folder: Path, newest: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to the one of step `newest`, and the best.
+
+    Damaged ones neither count nor go: they may be worth a look, and must not push out a good one.
+    """
+    best = read_best(folder)
+    whole = [step for step in steps(folder) if _looks_whole(folder / directory_name(step))]
+    kept = set(sorted(step for step in whole if step <= newest)[-keep:]) | ({best.step} if best else set())
+    for step in set(whole) - kept:
+        path = folder / directory_name(step)
+        # Renamed first, so that a crash on the way leaves no directory with the name and half the files.
+        shutil.rmtree(_aside(path), ignore_errors=True)
+        path.rename(_aside(path))
+        shutil.rmtree(_aside(path), ignore_errors=True)
+        if step > newest:
+            logger.info("removed the checkpoint of step %d: the run went on from an earlier one", step)
+
+
+def settle_unfinished(folder: Path) -> None:
+    """Publish what a killed writer had complete but for the name, and remove its other leftovers. Raises OSError."""
+    if not folder.is_dir():
+        return
+    # Backwards, because a checkpoint that stepped aside (.removed.tmp) may go only after its successor is there.
+    for path in sorted(folder.iterdir(), reverse=True):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match is None or path.is_symlink() or not path.is_dir():
+            continue
+        home = folder / match[1]
+        if home.exists() or not _verifies(path):
+            shutil.rmtree(path)
+        else:
+            publish(path, home)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.removed.tmp")
+
+
+def _verifies(path: Path) -> bool:
+    try:
+        verify(path)
+    except UserError:
+        return False
+    return True
+
+
+def _looks_whole(path: Path) -> bool:
+    try:
+        return all((path / name).stat().st_size == entry.bytes for name, entry in read_manifest(path).files.items())
+    except (OSError, UserError):
+        return False
+
+
+def _latest(folder: Path) -> int | None:
+    try:
+        match = _COMPLETE.fullmatch(read_bounded(folder / "latest", 100).decode(errors="replace").strip())
+    except UserError:
+        return None
+    return int(match[1]) if match else None
+
+
+_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
+
+
+def _read_record(file: Path, kind: type[_AnyRecord]) -> _AnyRecord:
+    try:
+        return kind.model_validate_json(read_bounded(file, JSON_LIMIT))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part)[:80] for part in first["loc"])
+        raise UserError(f"{file}: damaged: {place}: {first['msg']}; take another checkpoint") from None

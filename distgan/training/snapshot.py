@@ -1,0 +1,103 @@
+"""A copy of tensors in host memory, laid out as a safetensors file so that it can be written straight to disk.
+
+The format (https://huggingface.co/docs/safetensors, "Format"): 8 bytes little-endian length of the header, a JSON
+header {name: {dtype, shape, data_offsets}} padded with spaces, and the tensors' bytes without gaps. Writing it from the
+snapshot itself needs no second copy in memory, which `safetensors.torch.save` would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_CHUNK = 8 << 20
+_ALIGNMENT = 8
+
+Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+
+
+class Snapshot:
+    """Host memory that holds one set of tensors at a time and is reused for the next set of the same layout.
+
+    Copies from CUDA go to pinned memory without waiting: `chunks` waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._layout: Layout | None = None
+        self._pinned = False
+        self._views: list[Tensor] = []
+        self._data = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None
+
+    def copy(self, tensors: Tensors) -> None:
+        """Take the tensors' present values; later in-place changes of them are not seen.
+
+        Args:
+            tensors: any shapes and strides, on CPU or one CUDA device, of the dtypes safetensors and torch share.
+        """
+        names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps every tensor aligned
+        layout = tuple((name, tensors[name].dtype, tuple(tensors[name].shape)) for name in names)
+        cuda = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        if layout != self._layout or (cuda is not None and not self._pinned):
+            self._allocate(layout, pinned=cuda is not None)
+        if names:
+            with torch.no_grad():
+                torch._foreach_copy_(self._views, [tensors[name] for name in names], non_blocking=True)
+        self._copied = torch.cuda.current_stream(cuda).record_event() if cuda is not None else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._header()) + self._data.numel()
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The file's content, piece by piece, once the copies have arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        yield self._header()
+        content = memoryview(self._data.numpy())  # type: ignore[arg-type]
+        for start in range(0, len(content), _CHUNK):
+            yield content[start : start + _CHUNK]
+
+    def _allocate(self, layout: Layout, *, pinned: bool) -> None:
+        self._views, self._data = [], torch.empty(0, dtype=torch.uint8)  # frees the old memory before taking new
+        offsets = _offsets(layout)
+        self._data = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=pinned)
+        for (_, dtype, shape), (start, end) in zip(layout, itertools.pairwise(offsets), strict=True):
+            self._views.append(self._data[start:end].view(dtype).view(shape))
+        self._layout, self._pinned = layout, pinned
+
+    def _header(self) -> bytes:
+        assert self._layout is not None, "nothing was copied yet"
+        offsets = _offsets(self._layout)
+        entries = {
+            name: {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": span}
+            for (name, dtype, shape), span in zip(self._layout, itertools.pairwise(offsets), strict=True)
+        }
+        text = json.dumps(entries).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        return struct.pack("<Q", len(text)) + text
+
+
+def _offsets(layout: Layout) -> list[int]:
+    sizes = (dtype.itemsize * torch.Size(shape).numel() for _, dtype, shape in layout)
+    return [0, *itertools.accumulate(sizes)]

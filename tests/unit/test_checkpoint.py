@@ -1,0 +1,495 @@
+"""Checkpoints: what is on disk is always whole, whatever happens to the process, the disk or the files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from distgan.errors import UserError
+from distgan.training import checkpoint, checkpoint_folder
+from distgan.training.checkpoint import (
+    CheckpointWriter,
+    load_files,
+    load_state,
+    newest_valid,
+    read_best,
+    resolve,
+    verify,
+)
+from distgan.training.snapshot import Snapshot
+
+
+def contents(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of which every element depends on the step."""
+    return {
+        "generator": {"weight": torch.arange(3000.0).view(50, 60) + step, "bias": torch.full((7,), step).half()},
+        "counters": {"step": torch.tensor(step)},
+    }
+
+
+def save(writer: CheckpointWriter, step: int) -> bool:
+    return writer.save(step, contents(step), {"step": step}, blocking=True)
+
+
+def assert_holds(path: Path, step: int) -> None:
+    """The checkpoint has exactly what `contents` says of its step."""
+    loaded = load_files(path, ["generator", "counters"])
+    for name, tensors in contents(step).items():
+        assert loaded[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert loaded[name][key].dtype == tensor.dtype
+            assert torch.equal(loaded[name][key], tensor)
+    assert load_state(path) == {"step": step}
+
+
+def step_of(path: Path | None) -> int:
+    assert path is not None
+    return int(path.name.removeprefix("step-"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def hold_writes(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Make the writing thread wait for the event before each file."""
+    go = threading.Event()
+    write = checkpoint.write_file
+
+    def held(*arguments: object) -> object:
+        assert go.wait(30)
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "write_file", held)
+    return go
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def test_directory_is_as_documented(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=2) as writer:
+        assert save(writer, 60)
+    path = folder / "step-00000060"
+    assert names(folder) == ["latest", "step-00000060"]
+    assert (folder / "latest").read_text() == "step-00000060\n"
+    assert names(path) == ["counters.safetensors", "generator.safetensors", "manifest.json", "state.json"]
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["version"] == 1
+    assert manifest["step"] == 60
+    for name in ("counters.safetensors", "generator.safetensors", "state.json"):
+        content = (path / name).read_bytes()
+        assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert newest_valid(folder) == path
+    assert_holds(path, 60)
+
+
+def test_the_safetensors_library_reads_every_kind_of_tensor(folder: Path) -> None:
+    base = torch.randn(6, 10)
+    tensors = {
+        "transposed": base.t(),
+        "strided": base[::2, 1::3],
+        "expanded": torch.ones(1).expand(5),
+        "shared": base,
+        "shared too": base,
+        "channels last": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "zero-dimensional": torch.tensor(3.5, dtype=torch.float64),
+        "none of it": torch.empty(0, 4),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        "name / with.dots é": torch.tensor([-1, 2**40]),
+    }
+    for dtype in (torch.bfloat16, torch.float16, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool):
+        tensors[str(dtype)] = torch.tensor([1, 0, 1]).to(dtype)
+    with CheckpointWriter(folder, keep=1) as writer:
+        writer.save(1, {"all": tensors, "empty": {}}, {}, blocking=True)
+    path = folder / "step-00000001"
+    for read in (safetensors.torch.load_file(path / "all.safetensors"), load_files(path, ["all"])["all"]):
+        assert read.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert read[name].dtype == tensor.dtype, name
+            assert read[name].shape == tensor.shape, name
+            assert torch.equal(read[name], tensor), name
+    assert safetensors.torch.load_file(path / "empty.safetensors") == {}
+
+
+def test_host_memory_is_reused_until_the_layout_changes() -> None:
+    snapshot = Snapshot()
+    snapshot.copy({"a": torch.zeros(4)})
+    memory = snapshot._data.data_ptr()
+    snapshot.copy({"a": torch.ones(4)})
+    assert snapshot._data.data_ptr() == memory
+    snapshot.copy({"a": torch.ones(4), "b": torch.ones(3)})
+    written = safetensors.torch.load(b"".join(snapshot.chunks()))
+    assert torch.equal(written["b"], torch.ones(3))
+    assert snapshot.size == sum(len(chunk) for chunk in snapshot.chunks())
+
+
+def test_changes_right_after_save_do_not_reach_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = hold_writes(monkeypatch)
+    files, state = contents(5), {"step": 5, "list": [1]}
+    with CheckpointWriter(folder, keep=1) as writer:
+        assert writer.save(5, files, state)
+        for tensors in files.values():
+            for tensor in tensors.values():
+                tensor.add_(1)
+        state["list"].append(2)  # type: ignore[attr-defined]
+        go.set()
+    path = folder / "step-00000005"
+    assert torch.equal(load_files(path, ["generator"])["generator"]["weight"], contents(5)["generator"]["weight"])
+    assert load_state(path)["list"] == [1]
+
+
+def test_a_second_save_is_skipped_while_the_first_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = hold_writes(monkeypatch)
+    with CheckpointWriter(folder, keep=5) as writer:
+        assert writer.save(1, contents(1), {"step": 1})
+        assert not writer.save(2, contents(2), {"step": 2})
+        assert "step 2 skipped" in caplog.text
+        assert "step 1 is still being written" in caplog.text
+        threading.Timer(0.05, go.set).start()
+        assert writer.save(3, contents(3), {"step": 3}, blocking=True)
+    assert sorted(checkpoint_folder.steps(folder)) == [1, 3]
+    assert_holds(folder / "step-00000001", 1)
+    assert_holds(folder / "step-00000003", 3)
+    assert writer.failures == 0
+
+
+def test_keeps_the_newest_and_the_best(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=2) as writer:
+        for step in (10, 20, 30, 40, 50):
+            save(writer, step)
+            if step == 20:
+                assert writer.mark_best(20, 3.25, "fid[classifier]")
+        assert names(folder) == ["best.json", "latest", "step-00000020", "step-00000040", "step-00000050"]
+        best = read_best(folder)
+        assert best is not None
+        assert (best.step, best.value, best.metric) == (20, 3.25, "fid[classifier]")
+        assert writer.mark_best(50, 3.0, "fid[classifier]")
+        save(writer, 60)
+    assert sorted(checkpoint_folder.steps(folder)) == [50, 60]
+
+
+def test_the_best_mark_waits_for_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = hold_writes(monkeypatch)
+    with CheckpointWriter(folder, keep=1) as writer:
+        writer.save(1, contents(1), {"step": 1})
+        assert writer.mark_best(1, 9.0, "fid")
+        assert read_best(folder) is None
+        go.set()
+        writer.wait()
+        best = read_best(folder)
+        assert best is not None
+        assert best.step == 1
+
+
+def test_a_step_without_checkpoint_is_not_marked_best(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 1)
+        writer.mark_best(1, 5.0, "fid")
+        assert not writer.mark_best(2, 4.0, "fid")
+    best = read_best(folder)
+    assert best is not None
+    assert best.step == 1
+    assert "no checkpoint of step 2" in caplog.text
+
+
+def test_pruning_leaves_what_it_did_not_write_and_what_is_damaged(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 1)
+        (folder / "step-00000001" / "generator.safetensors").write_bytes(b"short")
+        (folder / "step-00000002").mkdir()
+        (folder / "step-00000002" / "mine.txt").write_text("notes")
+        (folder / "notes").mkdir()
+        save(writer, 3)
+        save(writer, 4)
+    assert names(folder) == ["latest", "notes", "step-00000001", "step-00000002", "step-00000004"]
+
+
+def test_damaged_checkpoints_do_not_push_out_the_last_valid_one(folder: Path) -> None:
+    """Two newer ones were cut short on disk: with keep=2 they would otherwise leave nothing to go back to."""
+    with CheckpointWriter(folder, keep=2) as writer:
+        for step in (1, 2, 3):
+            save(writer, step)
+    for step in (2, 3):
+        os.truncate(folder / f"step-{step:08d}" / "generator.safetensors", 100)
+    save(CheckpointWriter(folder, keep=2), 4)
+    os.truncate(folder / "step-00000004" / "generator.safetensors", 100)
+    assert newest_valid(folder) is None
+    save(CheckpointWriter(folder, keep=2), 5)
+    save(CheckpointWriter(folder, keep=2), 6)
+    os.truncate(folder / "step-00000006" / "generator.safetensors", 100)
+    assert step_of(newest_valid(folder)) == 5
+
+
+def damage_truncate(path: Path) -> None:
+    file = path / "generator.safetensors"
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def damage_flip(path: Path) -> None:
+    content = bytearray((path / "generator.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "generator.safetensors").write_bytes(content)
+
+
+def damage_missing(path: Path) -> None:
+    (path / "counters.safetensors").unlink()
+
+
+def damage_no_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def damage_manifest(path: Path) -> None:
+    os.truncate(path / "manifest.json", 50)
+
+
+def damage_state(path: Path) -> None:
+    (path / "state.json").write_text('{"step": 9}')
+
+
+def damage_symlink(path: Path) -> None:
+    file = path / "generator.safetensors"
+    file.rename(path.parent / "elsewhere")
+    file.symlink_to(path.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (damage_truncate, "generator.safetensors"),
+        (damage_flip, "generator.safetensors"),
+        (damage_missing, "counters.safetensors"),
+        (damage_no_manifest, "manifest.json"),
+        (damage_manifest, "manifest.json"),
+        (damage_state, "state.json"),
+        (damage_symlink, "generator.safetensors"),
+    ],
+)
+def test_a_damaged_newest_falls_back_to_the_one_before(
+    folder: Path, caplog: pytest.LogCaptureFixture, damage: object, named: str
+) -> None:
+    with CheckpointWriter(folder, keep=3) as writer:
+        save(writer, 1)
+        save(writer, 2)
+    damage(folder / "step-00000002")  # type: ignore[operator]
+    with pytest.raises(UserError) as raised:
+        verify(folder / "step-00000002")
+    assert named in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert newest_valid(folder) == folder / "step-00000001"
+    assert named in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ".hidden", "", "a\nb", "x" * 300])
+def test_a_manifest_cannot_name_a_file_elsewhere(folder: Path, name: str) -> None:
+    with CheckpointWriter(folder, keep=3) as writer:
+        save(writer, 1)
+    secret = b"secret"
+    (folder / "secret").write_bytes(secret)
+    manifest = folder / "step-00000001" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["files"][name] = {"bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}
+    manifest.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        verify(folder / "step-00000001")
+    assert newest_valid(folder) is None
+
+
+def test_no_folder_and_no_checkpoint(folder: Path) -> None:
+    assert newest_valid(folder) is None
+    folder.mkdir()
+    assert newest_valid(folder) is None
+    with pytest.raises(UserError, match="cannot be read"):
+        load_state(folder / "step-00000001")
+
+
+def test_a_checkpoint_is_named_by_itself_its_folder_or_its_run(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=3) as writer:
+        save(writer, 1)
+        save(writer, 2)
+    for path in (folder, folder.parent, folder / "step-00000002"):
+        assert resolve(path) == folder / "step-00000002"
+    damage_truncate(folder / "step-00000002")
+    assert resolve(folder.parent) == folder / "step-00000001"
+    with pytest.raises(UserError, match=r"generator\.safetensors"):
+        resolve(folder / "step-00000002")
+    for path in (folder / "step-00000009", folder / "nothing"):
+        with pytest.raises(UserError, match="step-"):
+            resolve(path)
+
+
+def test_loading_names_what_is_missing_or_damaged(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 1)
+    path = folder / "step-00000001"
+    with pytest.raises(UserError, match=r"has no other\.safetensors; it has .*generator"):
+        load_files(path, ["other"])
+    (path / "generator.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(UserError, match=r"generator\.safetensors"):
+        load_files(path, ["generator"])
+    for content in ("[1]", "{", "[" * 100_000, ""):
+        (path / "state.json").write_text(content)
+        with pytest.raises(UserError, match=r"state\.json"):
+            load_state(path)
+
+
+def test_loaded_tensors_do_not_depend_on_the_file(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 1)
+    loaded = load_files(folder / "step-00000001", ["generator"])["generator"]
+    os.truncate(folder / "step-00000001" / "generator.safetensors", 0)  # a mapping of it would now be a bus error
+    assert torch.equal(loaded["weight"], contents(1)["generator"]["weight"])
+
+
+def test_a_step_saved_again_is_replaced(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 7)
+        writer.save(7, contents(8), {"step": 8}, blocking=True)
+    assert_holds(folder / "step-00000007", 8)
+    assert names(folder) == ["latest", "step-00000007"]
+
+
+def test_going_on_from_an_earlier_step_gives_up_the_later_ones(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=3) as writer:
+        for step in (10, 20, 30):
+            save(writer, step)
+        writer.mark_best(30, 1.0, "fid")
+    with CheckpointWriter(folder, keep=3) as writer:
+        save(writer, 15)
+    assert sorted(checkpoint_folder.steps(folder)) == [10, 15, 30], "20 is given up, 30 is the best"
+    assert newest_valid(folder) == folder / "step-00000015"
+    damage_flip(folder / "step-00000015")
+    assert newest_valid(folder) == folder / "step-00000010", "not 30, which is of the future that was given up"
+
+
+def test_what_a_killed_writer_left_is_settled(folder: Path) -> None:
+    """Killed between the two renames of a replacement: both directories are there, neither has the name."""
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 7)
+    shutil.copytree(folder / "step-00000007", folder / "step-00000007.removed.tmp")
+    (folder / "step-00000007").rename(folder / "step-00000007.tmp")
+    (folder / "step-00000008.tmp").mkdir()
+    (folder / "step-00000008.tmp" / "generator.safetensors").write_bytes(b"half")
+    (folder / "other.tmp").mkdir()
+    CheckpointWriter(folder, keep=1)
+    assert names(folder) == ["latest", "other.tmp", "step-00000007"]
+    assert_holds(folder / "step-00000007", 7)
+
+
+def test_a_full_disk_lets_training_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            assert not save(writer, 2)
+        assert writer.failures == 1
+        (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        message = record.getMessage()
+        assert "\n" not in message
+        assert "step 2 failed: [Errno 28] No space left on device; it needs 0.0 MB, " in message
+        assert "step-00000001" in message
+        assert names(folder) == ["latest", "step-00000001"]
+        assert save(writer, 3), "the next one tries again"
+    assert names(folder) == ["latest", "step-00000003"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small file system needs root")
+    point = tmp_path / "small"
+    point.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", point], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    yield point
+    subprocess.run(["umount", point], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = small_disk / "checkpoints"
+    with CheckpointWriter(folder, keep=3) as writer:
+        assert save(writer, 1)
+        large = {"generator": {"weight": torch.zeros(2 << 20, dtype=torch.uint8)}}
+        assert not writer.save(2, large, {}, blocking=True)
+        assert "needs 2.1 MB" in caplog.text
+        assert "1.0 MB are free" in caplog.text
+        assert names(folder) == ["latest", "step-00000001"]
+        assert save(writer, 3)
+    assert newest_valid(folder) == folder / "step-00000003"
+
+
+def test_a_file_where_the_folder_should_be(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder.write_text("in the way")
+    with CheckpointWriter(folder, keep=1) as writer:
+        assert not save(writer, 1)
+    assert writer.failures == 1
+    assert folder.read_text() == "in the way"
+    assert "step 1 failed" in caplog.text
+
+
+def test_an_unfinite_state_is_refused_at_once(folder: Path) -> None:
+    with CheckpointWriter(folder, keep=1) as writer, pytest.raises(ValueError, match="JSON"):
+        writer.save(1, contents(1), {"loss": float("nan")})
+
+
+def write_forever(folder: Path, first: int) -> None:
+    with CheckpointWriter(folder, keep=2) as writer:
+        for step in range(first, first + 100_000):
+            # Each step twice: replacing is the harder of the two.
+            save(writer, step)
+            save(writer, step)
+
+
+def test_killed_at_any_moment_what_is_found_is_whole(folder: Path) -> None:
+    """kill -9 of a process that does nothing but write checkpoints, at random times."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distgan.training.checkpoint"])
+    moments = random.Random(0)
+    reached = 0
+    for _ in range(25):
+        process = context.Process(target=write_forever, args=(folder, reached + 1))
+        process.start()
+        before = reached
+        deadline = time.monotonic() + 60
+        while not (folder / "latest").exists() or step_of(Path((folder / "latest").read_text().strip())) <= before:
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        CheckpointWriter(folder, keep=2)
+        path = newest_valid(folder)
+        reached = step_of(path)
+        assert path is not None
+        assert_holds(path, reached)
+        assert reached > before
+        assert not list(folder.glob("step-*.tmp"))
+    for step in checkpoint_folder.steps(folder):
+        assert_holds(folder / f"step-{step:08d}", step)
