@@ -1,0 +1,282 @@
+"""The index of a set of shards as one file beside them, `index.safetensors`.
+
+Arrays are tensors, memory-mapped when read; the shard table is JSON in the metadata; nothing is ever unpickled. The
+file may come from a stranger, so loading checks every bound before anything is read through it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from distgan.config import cache_folder
+from distgan.data import locations
+from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate
+from distgan.data.indexing import build_index
+from distgan.data.tar import BLOCK
+from distgan.errors import UserError
+
+__all__ = [
+    "ARRAYS",
+    "EXTENSIONS",
+    "INDEX_NAME",
+    "MAX_CLASSES",
+    "Index",
+    "Shard",
+    "build_index",
+    "load_index",
+    "save_index",
+]
+
+INDEX_NAME = "index.safetensors"
+_SUFFIX = ".safetensors"
+_METADATA_KEY = "distgan_index"
+_MAX_SAMPLES = 1 << 40
+_MAX_FILE_BYTES = 64 << 30
+_MAX_HEADER_BYTES = 256 << 20
+_DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
+
+
+def save_index(index: Index, where: str | os.PathLike[str]) -> str:
+    """Write the index into a folder (or to a path ending in .safetensors), atomically; the path written.
+
+    Raises UserError for local shards outside that folder, since an index may only name what lies beside it.
+    """
+    path = locations.normalise(os.fspath(where))
+    path = path if path.endswith(_SUFFIX) else locations.join(path, INDEX_NAME)
+    table = _Table(
+        version=1,
+        shards=[
+            (_stored_name(shard, path), shard.size, shard.count, shard.header_digest, shard.sha256)
+            for shard in index.shards
+        ],
+        class_names=list(index.class_names) if index.class_names is not None else None,
+    )
+    arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
+    data = safetensors.numpy.save(arrays, metadata={_METADATA_KEY: table.model_dump_json()})
+    try:
+        locations.write(path, data)
+    except OSError as error:
+        raise UserError(f"{locations.public_name(path)}: cannot write the index: {error.strerror or error}") from None
+    return path
+
+
+def load_index(path: str | Sequence[str]) -> Index:
+    """The index of what `data.path` names, checked.
+
+    Args:
+        path: a folder with an index, an index file, or shards beside an index (path, glob, brace expansion), local or
+            URLs; or a list of these, which are joined in order.
+
+    Raises:
+        UserError: there is no index, it is damaged, or it does not fit the shards.
+    """
+    given = [path] if isinstance(path, str) else list(path)
+    if not given:
+        raise UserError("data.path is an empty list; name a folder of shards")
+    return _open(tuple(_locate(item) for item in given), check=True)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Shards of one index file: all of them, or those named."""
+
+    file: str
+    folder: str
+    urls: tuple[str, ...] | None = None
+
+
+class _Table(BaseModel):
+    """The shard table as the file holds it: (name, bytes, samples, header digest, SHA-256 of the whole) each."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    version: Literal[1]
+    shards: list[tuple[str, NonNegativeInt, PositiveInt, str, str | None]]
+    class_names: list[str] | None
+
+
+def _locate(item: str) -> _Part:
+    url = locations.normalise(item)
+    if url.endswith(_SUFFIX):
+        return _Part(_local_copy(url), locations.folder_of(url))
+    if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
+        file = locations.join(url, INDEX_NAME)
+        if not locations.exists(file):
+            found = len(locations.expand(item))
+            raise UserError(
+                f"{locations.public_name(url)}: {found} shards without an index; run `distgan index {item}`"
+            )
+        return _Part(_local_copy(file), url)
+    urls = locations.expand(item)
+    folder = locations.common_folder(urls)
+    file = locations.join(folder, INDEX_NAME)
+    if not locations.exists(file):
+        raise UserError(f"{item}: no {INDEX_NAME} in {locations.public_name(folder)}; run `distgan index {item!r}`")
+    return _Part(_local_copy(file), folder, tuple(urls))
+
+
+def _local_copy(url: str) -> str:
+    """A remote index is kept in the node's cache under its content's hash, so that processes can map it."""
+    if not locations.is_remote(url):
+        return url
+    try:
+        return locations.fetch_by_content(url, cache_folder(None) / "indexes", _MAX_FILE_BYTES)
+    except OSError as error:
+        raise UserError(f"{locations.public_name(url)}: cannot read the index: {error.strerror or error}") from None
+
+
+def _open(parts: tuple[_Part, ...], check: bool) -> Index:
+    opened = [_open_part(part, check) for part in parts]
+    origin = (_open, (parts, False))
+    if len(opened) == 1:
+        shards, arrays, class_names = opened[0]
+        return Index(shards, arrays, class_names, origin)
+    shards = [shard for part in opened for shard in part[0]]
+    urls = {shard.url for shard in shards}
+    if len(urls) < len(shards):
+        raise UserError("data.path names a shard twice; a shard counts once")
+    for part, other in zip(parts, opened, strict=True):
+        if (other[1]["labels"][0] < 0) != (opened[0][1]["labels"][0] < 0) or other[2] != opened[0][2]:
+            raise UserError(f"{part.file}: its labels or class names differ from those of {parts[0].file}; use one set")
+    return Index(shards, concatenate([arrays for _, arrays, _ in opened]), opened[0][2], origin)
+
+
+def _open_part(part: _Part, check: bool) -> tuple[list[Shard], dict[str, NDArray[Any]], list[str] | None]:
+    table, arrays = _read_file(part.file)
+    shards = [
+        Shard(_resolve(name, part), size, count, digest, sha256) for name, size, count, digest, sha256 in table.shards
+    ]
+    if check:
+        problem = _find_problem(shards, table.class_names, arrays)
+        if problem:
+            raise UserError(f"{part.file}: damaged index: {problem}; build it again with `distgan index`")
+    if part.urls is not None and list(part.urls) != [shard.url for shard in shards]:
+        shards, arrays = _select(part, shards, arrays)
+    if check:
+        for shard in shards:
+            _check_shard(shard, part.file)
+    return shards, arrays, table.class_names
+
+
+def _read_file(file: str) -> tuple[_Table, dict[str, NDArray[Any]]]:
+    """Memory-map a safetensors file: 8 bytes of header length, a JSON header, then the tensors' bytes."""
+    wrong = "run `distgan index` on the shards"
+    try:
+        with open(file, "rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: cannot read the index: {getattr(error, 'strerror', None) or error}; {wrong}"
+        ) from None
+    length = int.from_bytes(mapped[:8], "little")
+    try:
+        if not 0 < length <= min(len(mapped) - 8, _MAX_HEADER_BYTES):
+            raise ValueError("it has no safetensors header")
+        header = json.loads(mapped[8 : 8 + length])
+        arrays = {name: _array(mapped, 8 + length, header[name], ARRAYS[name]) for name in ARRAYS}
+        table = _Table.model_validate_json(header["__metadata__"][_METADATA_KEY])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not an index of shards ({type(error).__name__}: {reason}); {wrong}") from None
+    return table, arrays
+
+
+def _array(mapped: mmap.mmap, base: int, entry: dict[str, Any], kind: np.dtype[Any]) -> NDArray[Any]:
+    start, stop = entry["data_offsets"]
+    (length,) = entry["shape"]
+    if entry["dtype"] != _DTYPE_NAMES[kind.str[1:]] or not all(type(n) is int for n in (start, stop, length)):
+        raise ValueError(f"expected a vector of {kind}")
+    if not (0 <= start <= stop <= len(mapped) - base and stop - start == length * kind.itemsize):
+        raise ValueError("a tensor lies outside the file")
+    return np.frombuffer(mapped, kind, length, base + start)
+
+
+def _find_problem(shards: list[Shard], class_names: list[str] | None, arrays: dict[str, NDArray[Any]]) -> str | None:
+    """What is wrong with an index, if anything: nothing in it may point outside its shard."""
+    counts = np.array([shard.count for shard in shards], np.int64)
+    total = sum(shard.count for shard in shards)
+    if not shards or total > _MAX_SAMPLES:
+        return "it lists no shards" if not shards else f"more than {_MAX_SAMPLES:,} samples"
+    if any(shard.size >= 1 << 60 for shard in shards):
+        return "a shard's size is out of range"
+    for name, array in arrays.items():
+        if name != "keys" and len(array) != total:
+            return f"{name!r} has {len(array):,} entries for {total:,} samples"
+    offsets, sizes, labels, key_ends = (arrays[name] for name in ("offsets", "sizes", "labels", "key_ends"))
+    limits = np.repeat(np.array([shard.size for shard in shards], np.int64), counts)
+    if (offsets < BLOCK).any() or (offsets % BLOCK).any() or (sizes < 0).any() or (offsets > limits - sizes).any():
+        return "a sample lies outside its shard"
+    rising = np.diff(offsets) > 0
+    rising[np.cumsum(counts)[:-1] - 1] = True
+    if not rising.all():
+        return "offsets do not rise within a shard"
+    if key_ends[0] < 0 or (np.diff(key_ends) < 0).any() or key_ends[-1] != len(arrays["keys"]):
+        return "keys lie outside their table"
+    if int(arrays["extensions"].max()) >= len(EXTENSIONS):
+        return "an extension is unknown"
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < -1 or highest >= MAX_CLASSES or lowest < 0 <= highest:
+        return "labels are out of range, or missing for some samples"
+    if class_names is not None and (highest < 0 or not highest < len(class_names) <= MAX_CLASSES):
+        return f"{len(class_names)} class names for labels up to {highest}"
+    return None
+
+
+def _select(
+    part: _Part, shards: list[Shard], arrays: dict[str, NDArray[Any]]
+) -> tuple[list[Shard], dict[str, NDArray[Any]]]:
+    """The shards that were named, in the order named."""
+    number = {shard.url: i for i, shard in enumerate(shards)}
+    missing = [url for url in part.urls or () if url not in number]
+    if missing:
+        raise UserError(f"{locations.public_name(missing[0])}: not in {part.file}; run `distgan index` on all shards")
+    starts = np.cumsum([0, *(shard.count for shard in shards)])
+    chosen = [number[url] for url in part.urls or ()]
+    pieces = []
+    for i in chosen:
+        rows = slice(starts[i], starts[i + 1])
+        first = int(arrays["key_ends"][rows.start - 1]) if rows.start else 0
+        piece = {name: arrays[name][rows] for name in ARRAYS if name != "keys"}
+        piece["key_ends"] = piece["key_ends"] - first
+        pieces.append(piece | {"keys": arrays["keys"][first : first + int(piece["key_ends"][-1])]})
+    return [shards[i] for i in chosen], concatenate(pieces)
+
+
+def _check_shard(shard: Shard, file: str) -> None:
+    if locations.is_remote(shard.url):
+        return
+    try:
+        size = os.stat(shard.url).st_size
+    except OSError as error:
+        raise UserError(f"{shard.url}: listed in {file}, but {error.strerror}; run `distgan index` again") from None
+    if size != shard.size:
+        raise UserError(
+            f"{shard.url}: has {size:,} bytes, its index says {shard.size:,}: it changed after indexing; "
+            "run `distgan index` again"
+        )
+
+
+def _stored_name(shard: Shard, path: str) -> str:
+    name = locations.relative_name(shard.url, locations.folder_of(path))
+    if name == locations.public_name(shard.url):
+        if not locations.is_remote(shard.url):
+            raise UserError(f"{path}: the shard {shard.url} is not in this folder; save the index beside its shards")
+        return shard.url
+    return name
+
+
+def _resolve(name: str, part: _Part) -> str:
+    if locations.is_remote(name) or name.lower().startswith("pipe:"):
+        return locations.normalise(name)
+    if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or not name.isprintable():
+        raise UserError(f"{part.file}: the shard name {name!r} is not a plain path inside its folder and is refused")
+    return locations.join(part.folder, name)

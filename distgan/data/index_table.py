@@ -1,0 +1,124 @@
+"""What an index holds: where each sample lies, its label, and a fingerprint of the whole.
+
+A sample is the members of one tar that share a key: the name up to the first dot of its last part, as in WebDataset.
+Its image member is what is read; `.cls` holds a decimal class label; anything else is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.data import locations
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""Members that are samples; an entry's extension is a number into this tuple."""
+MAX_CLASSES = 1_000_000
+ARRAYS: dict[str, np.dtype[Any]] = {
+    name: np.dtype(kind)
+    for name, kind in (
+        ("offsets", np.int64),
+        ("sizes", np.int64),
+        ("key_ends", np.int64),
+        ("labels", np.int32),
+        ("header_crcs", np.uint32),
+        ("extensions", np.uint8),
+        ("keys", np.uint8),
+    )
+}
+"""Per sample: byte offset and size of its data in its shard, where its key ends in `keys` (all keys' bytes, one after
+another), class label or -1, CRC-32 of the tar header before its data, and extension."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar. `url` is an absolute path or a URL; `size` is in bytes; `count` is its number of samples."""
+
+    url: str
+    size: int
+    count: int
+    header_digest: str
+    """SHA-256 of its header blocks and labels."""
+    sha256: str | None = None
+    """Of the whole file, where the index was built with `verify`."""
+
+
+class Index:
+    """All samples of a set of shards, numbered from 0 in shard order; immutable, and cheap to send to processes.
+
+    Attributes:
+        shards, class_names (None when the classes have no names), num_classes (0 when there are no labels).
+        shard_starts: int64 (len(shards) + 1,), the number of each shard's first sample.
+        offsets, sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`; memory-mapped when loaded.
+        fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes, header bytes and labels.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        arrays: dict[str, NDArray[Any]],
+        class_names: Sequence[str] | None = None,
+        origin: tuple[Callable[..., Index], tuple[Any, ...]] | None = None,
+    ) -> None:
+        self.shards = tuple(shards)
+        self.class_names = tuple(class_names) if class_names is not None else None
+        self.shard_starts: NDArray[np.int64] = np.cumsum([0, *(shard.count for shard in self.shards)], dtype=np.int64)
+        self.offsets, self.sizes = arrays["offsets"], arrays["sizes"]
+        self.labels, self.header_crcs = arrays["labels"], arrays["header_crcs"]
+        self.extensions, self.keys, self.key_ends = arrays["extensions"], arrays["keys"], arrays["key_ends"]
+        self.folder = locations.common_folder([shard.url for shard in self.shards])
+        self.fingerprint = _fingerprint(self.shards, self.folder)
+        highest = int(self.labels.max()) if len(self.labels) else -1
+        self.num_classes = max(highest + 1, len(self.class_names or ())) if highest >= 0 else 0
+        self._origin = origin
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._origin is not None:
+            return self._origin
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return Index, (self.shards, arrays, self.class_names)
+
+    def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shard number of each sample, vectorised."""
+        return np.searchsorted(self.shard_starts, samples, side="right") - 1
+
+    def key(self, sample: int) -> str:
+        """The sample's WebDataset key."""
+        start = int(self.key_ends[sample - 1]) if sample else 0
+        return self.keys[start : int(self.key_ends[sample])].tobytes().decode("utf-8", "replace")
+
+    def shard_name(self, shard: int) -> str:
+        """A shard's name relative to the folder that all shards share."""
+        return locations.relative_name(self.shards[shard].url, self.folder)
+
+    def name(self, sample: int) -> str:
+        """`shard:key`, for messages."""
+        return f"{self.shard_name(int(self.shard_of(np.asarray([sample]))[0]))}:{self.key(sample)}"
+
+    def entry(self, sample: int) -> tuple[int, int, int, int, str]:
+        """Shard number, byte offset of the data, its size, CRC-32 of its tar header, and extension."""
+        shard = int(self.shard_of(np.asarray([sample]))[0])
+        where = int(self.offsets[sample]), int(self.sizes[sample]), int(self.header_crcs[sample])
+        return shard, *where, EXTENSIONS[self.extensions[sample]]
+
+
+def concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The arrays of one index from those of consecutive groups of shards."""
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
+    bases = np.cumsum([0, *(len(part["keys"]) for part in parts[:-1])], dtype=np.int64)
+    arrays["key_ends"] += np.repeat(bases, [len(part["key_ends"]) for part in parts])
+    return arrays
+
+
+def _fingerprint(shards: Sequence[Shard], folder: str) -> str:
+    table = [[locations.relative_name(shard.url, folder), shard.size, shard.header_digest] for shard in shards]
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()
