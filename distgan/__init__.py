@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distgan.config import load_config
-    from distgan.evaluate import evaluate
+    from distgan.training.evaluation import evaluate
     from distgan.export import load_generator
     from distgan.training.loop import train
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["evaluate", "load_config", "load_generator", "train"]
 
 _HOMES = {
-    "evaluate": "distgan.evaluate",
+    "evaluate": "distgan.training.evaluation",
     "load_config": "distgan.config",
     "load_generator": "distgan.export",
     "train": "distgan.training.loop",

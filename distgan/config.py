@@ -13,7 +13,7 @@ import os
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +23,7 @@ from distgan.errors import UserError
 
 def _whole_number(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("Input should be a number, not a boolean")
+        raise ValueError("expected a number, found a boolean")
     return value
 
 
@@ -104,6 +104,8 @@ class OptimizerConfig(Section):
                 raise ValueError(f"betas: {beta} is not in [0, 1)")
         return self
 
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 Normalisation = Literal["synchronized", "batch", "none"]
 
@@ -277,7 +279,7 @@ class Config(Section):
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether the objective depends on how a batch is cut into micro-batches and ranks."""
-        return "none" not in (self.generator.normalisation,) or self.discriminator.normalisation != "none"
+        return (self.generator.normalisation, self.discriminator.normalisation) != ("none", "none")
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
@@ -292,13 +294,18 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
     """Check plain values (as YAML or JSON give them) against the schema. Raises UserError."""
-    values = json.loads(json.dumps(values))
+    values = json.loads(json.dumps(values, default=str))
     for override in overrides:
         _apply_override(values, override)
+    return parse_section(Config, values, source=source)
+
+
+def parse_section(section: type[AnySection], values: Any, *, source: str) -> AnySection:
+    """Check plain values against one section of the schema. Raises UserError."""
     try:
-        return Config.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        raise UserError(f"{source}: {_explain(error, section)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -364,18 +371,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section[parts[-1]] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[Section]) -> str:
     """One line for the first mistake; how many more there are, if any."""
     errors = error.errors(include_url=False)
     first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "is-instance"))]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        line = f"unknown key {key!r}; {_nearest(location)}"
+        line = f"unknown key {key!r}; {_nearest(location, root)}"
     elif first["type"] == "missing":
         line = f"{key!r} is missing; every run needs it"
     elif first["type"] == "value_error":
-        line = f"{key}.{first['ctx']['error']}" if key else str(first["ctx"]["error"])
+        # Checks of a whole section name the field themselves.
+        line = f"{key}{'.' if isinstance(first['input'], (dict, Section)) and key else ': '}{first['ctx']['error']}"
     else:
         found = first["input"]
         shown = "nan" if isinstance(found, float) and math.isnan(found) else repr(found)
@@ -383,16 +391,16 @@ def _explain(error: ValidationError) -> str:
     return line if len(errors) == 1 else f"{line} (and {len(errors) - 1} more)"
 
 
-def _nearest(location: list[str]) -> str:
+def _nearest(location: list[str], root: type[Section]) -> str:
     """The valid name nearest to an unknown one: in its own section first, then anywhere."""
-    section: Any = Config
+    section: Any = root
     for part in location[:-1]:
         section = _section_of(section.model_fields[part].annotation) if part in section.model_fields else section
     names = list(section.model_fields)
     close = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {'.'.join([*location[:-1], close[0]])!r}?"
-    elsewhere = {name.rpartition(".")[2]: name for name in _all_keys(Config)}
+    elsewhere = {name.rpartition(".")[2]: name for name in _all_keys(root)}
     close = difflib.get_close_matches(location[-1], list(elsewhere), n=1, cutoff=0.8)
     if close:
         return f"did you mean {elsewhere[close[0]]!r}?"

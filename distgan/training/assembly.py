@@ -18,8 +18,7 @@ from distgan.training.state import Progress, TrainingState, class_counts
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     """Networks with weights from the seed, players, and the average, at step 0."""
-    num_classes = index.num_classes if config.data.labels else 0
-    shape = {"resolution": config.data.resolution, "channels": config.data.channels, "num_classes": num_classes}
+    shape = _data_shape(config, index)
     generator = build_generator(config.generator, **shape, seed=config.seed).to(runtime.device)
     discriminator = build_discriminator(config.discriminator, **shape, seed=config.seed).to(runtime.device)
     average = AveragedGenerator(generator)
@@ -36,6 +35,11 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     optimizers = {"generator": config.generator.optimizer, "discriminator": config.discriminator.optimizer}
     wrapped = {role: Player(role, objective, optimizers[role], runtime) for role, objective in players.items()}
     return TrainingState(config, index, wrapped["generator"], wrapped["discriminator"], average, Progress())
+
+
+def build_average(config: Config, index: Index, device: torch.device) -> nn.Module:
+    """The network of a run's averaged generator, in evaluation mode, before its weights are loaded."""
+    return build_generator(config.generator, **_data_shape(config, index)).to(device).eval().requires_grad_(False)
 
 
 def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:
@@ -67,6 +71,6 @@ def check_fits(config: Config, index: Index, world_size: int) -> None:
         )
 
 
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether a network has statistics to recompute before it is evaluated."""
-    return any(hasattr(module, "running_mean") for module in network.modules())
+def _data_shape(config: Config, index: Index) -> dict[str, int]:
+    num_classes = index.num_classes if config.data.labels else 0
+    return {"resolution": config.data.resolution, "channels": config.data.channels, "num_classes": num_classes}

@@ -46,9 +46,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Raises:
         UserError: something that the user can mend; on all ranks, with the same line.
     """
-    runtime = Runtime(
-        deterministic=config.training.deterministic, timeout_minutes=config.training.timeout_minutes
-    )
+    runtime = Runtime(deterministic=config.training.deterministic, timeout_minutes=config.training.timeout_minutes)
     setup_logging(runtime.rank)
     with run_folder.outcome(config, runtime) as outcome, StopRequest(config.run_dir, main=runtime.is_main) as stop:
         with runtime.together():
@@ -159,7 +157,9 @@ class Trainer:
         """This rank's latents and labels of a generator update, one micro-batch at a time."""
         share = self.config.micro_batch // self.runtime.world_size
         for number in range(self.config.training.accumulation):
-            first = step * self.config.training.batch_size + number * self.config.micro_batch + self.runtime.rank * share
+            first = (
+                step * self.config.training.batch_size + number * self.config.micro_batch + self.runtime.rank * share
+            )
             yield self.latents.draw("generator latents", torch.arange(first, first + share))
 
     def seed_third_parties(self, update: int) -> None:

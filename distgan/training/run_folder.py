@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+
 from distgan.config import Config, dump_config
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.files import write_atomically
 from distgan.training import checkpoint, preemption
-from distgan.training.state import TrainingState
+from distgan.training.state import TrainingState, check_shapes
 
 logger = logging.getLogger("distgan")
 
@@ -40,7 +42,7 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
             for change in _changes(then["config"], config.model_dump(mode="json")):
                 logger.info("changed since that checkpoint: %s", change)
     if runtime.is_main:
-        _write_text(folder / "config.yaml", dump_config(config))
+        write_atomically(folder / "config.yaml", dump_config(config).encode())
 
 
 def set_aside(folder: Path) -> None:
@@ -96,12 +98,46 @@ def newest_step(folder: Path) -> int | None:
     return max(steps, default=None)
 
 
+def find_checkpoint(path: Path, *, best: bool = False) -> Path:
+    """The verified checkpoint that a path means: itself, or the newest (or best) of a run folder.
+
+    Raises:
+        UserError: there is none, or the one named is damaged.
+    """
+    if (path / "manifest.json").exists():
+        checkpoint.verify(path)
+        return path
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{path}: neither a run folder (it would hold checkpoints/) nor a checkpoint")
+    if best:
+        record = checkpoint.read_best(folder)
+        if record is None:
+            raise UserError(
+                f"{path}: no best checkpoint is noted; set evaluation.every in training, or leave --best out"
+            )
+        chosen = folder / checkpoint.directory_name(record.step)
+        checkpoint.verify(chosen)
+        return chosen
+    newest = checkpoint.newest_valid(folder)
+    if newest is None:
+        raise UserError(f"{folder}: holds no valid checkpoint")
+    return newest
+
+
+def load_network(path: Path, name: str, network: nn.Module) -> None:
+    """Load one file of a checkpoint into a network. Raises UserError naming the tensor that does not fit."""
+    tensors = checkpoint.load_files(path, [name])[name]
+    check_shapes(path, name, tensors, network.state_dict())
+    network.load_state_dict(tensors)
+
+
 def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
     """The checkpoint to start from; an error is returned rather than raised, for all ranks to raise."""
     try:
         if resume in ("auto", "never"):
             return checkpoint.newest_valid(folder / "checkpoints") if resume == "auto" else None
-        return checkpoint.resolve(Path(resume))
+        return find_checkpoint(Path(resume))
     except UserError as error:
         return error
 
@@ -113,9 +149,3 @@ def _changes(then: dict[str, object], now: dict[str, object], prefix: str = "") 
             yield from _changes(before, after, f"{prefix}{key}.")
         elif before != after:
             yield f"{prefix}{key} was {before}, is {after}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -89,7 +89,7 @@ class TrainingState:
             "generator_ema": self.average.network,
         }
         for name, network in networks.items():
-            _check_shapes(path, name, files[name], network.state_dict())
+            check_shapes(path, name, files[name], network.state_dict())
             network.load_state_dict(files[name])
         for player in (self.generator, self.discriminator):
             moments = files[f"{player.role}_optimizer"]
@@ -137,7 +137,8 @@ def class_counts(index: Index) -> list[int]:
     return torch.bincount(torch.as_tensor(index.labels).long(), minlength=index.num_classes).tolist()  # type: ignore[no-any-return]
 
 
-def _check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise UserError, naming the tensor, unless both have the same names and shapes."""
     for key in [*expected, *found]:
         there = tuple(found[key].shape) if key in found else "missing"
         here = tuple(expected[key].shape) if key in expected else "absent"

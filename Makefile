@@ -1,0 +1,32 @@
+# `make demo` and `make test` need Python 3.11 or newer and the package registry, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, and show what came of it
+	$(BIN)/python tools/demo.py
+
+test: $(INSTALLED)  ## the whole suite, about ten minutes on two cores
+	$(BIN)/python -m pytest tests
+
+test-slow: $(INSTALLED)  ## the longer proofs
+	$(BIN)/python -m pytest tests -m slow --timeout 3600
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## every benchmark; figures depend on the machine, ratios less so
+	for script in tools/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs datasets

@@ -1,0 +1,312 @@
+"""The command line: `distgan COMMAND`, or `python -m distgan COMMAND` under a launcher.
+
+Everything heavy is imported inside the command that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distgan import __version__
+from distgan.errors import UserError
+
+_DESCRIPTION = """\
+Train GANs across machines, resume them exactly, and compare them by numbers that can be trusted."""
+
+_EXAMPLES = """\
+from images to a generator:
+  distgan pack photos/ datasets/photos --resolution 64
+  accelerate launch --multi_gpu --num_processes 8 -m distgan train configs/photos.yaml
+  distgan evaluate runs/photos
+  distgan sample runs/photos --num 64 --out samples.png
+  distgan export runs/photos exported/
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exits with 0, with 2 for a mistake of the user's, with 1 for anything else."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except UserError as error:
+        if not (error.everywhere and int(os.environ.get("RANK") or 0)):
+            print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+        _leave(2)
+    except KeyboardInterrupt:
+        print("distgan: interrupted", file=sys.stderr, flush=True)
+        _leave(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _leave(status: int) -> None:
+    """Exit now when other ranks may be waiting: an orderly shutdown of a process group would wait for them too."""
+    if "WORLD_SIZE" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distgan", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"distgan {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], summary: str, more: str = "") -> Any:
+        added = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=more,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        added.set_defaults(command=run)
+        return added
+
+    pack = command(
+        "pack", _pack, "turn images into WebDataset shards with an index",
+        "SOURCE is one of\n"
+        "  a folder of images; class subfolders become integer labels, in sorted order\n"
+        "  a zip of the same, with or without StyleGAN's dataset.json\n"
+        "  an idx images file (MNIST's format, .gz or not); its labels file is found beside it\n"
+        "  builtin:digits, 1,797 scanned digits that come with scikit-learn\n\n"
+        "The shards do not depend on --workers. A pack that is interrupted leaves nothing that looks finished.",
+    )  # fmt: skip
+    pack.add_argument("source", metavar="SOURCE", help="what to pack, see below")
+    pack.add_argument("dest", metavar="DEST", help="folder to make; index and shards appear in it together")
+    pack.add_argument(
+        "--shard-size",
+        default="256MB",
+        metavar="SIZE",
+        help="samples (500) or bytes (64MB) of a shard; default %(default)s",
+    )
+    pack.add_argument(
+        "--resolution",
+        type=int,
+        metavar="R",
+        help="crop the central square and resize it to R x R; default: keep each size",
+    )
+    pack.add_argument(
+        "--format",
+        dest="image_format",
+        choices=("keep", "png", "jpg", "webp"),
+        default="keep",
+        help="re-encode images; `keep` leaves files that need no change as they are; default %(default)s",
+    )
+    pack.add_argument(
+        "--quality",
+        type=int,
+        default=95,
+        metavar="Q",
+        help="of newly encoded jpg and webp, 1 to 100; default %(default)s",
+    )
+    pack.add_argument(
+        "--no-shuffle",
+        dest="shuffle",
+        action="store_false",
+        help="keep the source's order (default: a random order given by --seed)",
+    )
+    pack.add_argument("--seed", type=int, default=0, help="of the shuffle; default %(default)s")
+    pack.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="an unreadable image ends the pack, or is left out and reported; default %(default)s",
+    )
+    pack.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
+    pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards that is already there")
+
+    index = command(
+        "index", _index, "index tars that others wrote, so that they can be trained on",
+        "SHARDS is a folder, a glob, a brace expansion such as s3://bucket/shard-{000000..000127}.tar, or a URL.\n"
+        "Only headers and labels are read. The index is written beside local shards; elsewhere, name it with --out.",
+    )  # fmt: skip
+    index.add_argument("shards", metavar="SHARDS", nargs="+", help="the tars, see below")
+    index.add_argument("--out", metavar="PATH", help="folder or file for the index; default: beside the shards")
+    index.add_argument("--verify", action="store_true", help="read all of every shard and record its SHA-256")
+
+    train = command(
+        "train", _train, "train a run, or continue it",
+        "Alone, or on N ranks:\n"
+        "  accelerate launch --multi_gpu --num_processes N -m distgan train CONFIG\n"
+        "  torchrun --nproc-per-node N -m distgan train CONFIG\n"
+        "SIGTERM, SIGUSR1, Ctrl-C and `distgan stop` save a checkpoint and leave; status.json in the run folder says\n"
+        "how a run ended. Every key of CONFIG is explained by `distgan schema`.",
+    )  # fmt: skip
+    train.add_argument("config", metavar="CONFIG", help="a YAML recipe, such as configs/digits-dcgan.yaml")
+    _add_overrides(train)
+    train.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="continue from the newest valid checkpoint of run_dir (default), start over and set the old course aside, or continue from a given checkpoint or run",
+    )
+    train.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        choices=("data", "seed", "statistics"),
+        help="continue although this differs from the checkpoint; may be repeated",
+    )
+
+    trace = command(
+        "trace", _trace, "print which sample each rank gets at each step, as JSON lines",
+        "Nothing is trained or decoded: the order of the data is a function of the seed and the position in the stream.",
+    )  # fmt: skip
+    trace.add_argument("config", metavar="CONFIG", help="a YAML recipe")
+    _add_overrides(trace)
+    trace.add_argument("--steps", required=True, metavar="A:B", help="steps A to B-1, counted from 0")
+    trace.add_argument(
+        "--world-size", type=int, default=1, metavar="W", help="ranks to divide each batch among; default %(default)s"
+    )
+
+    sample = command("sample", _sample, "draw images from a run, a checkpoint or an export")
+    sample.add_argument(
+        "source", metavar="RUN_OR_EXPORT", help="a run folder, a checkpoint in it, or an exported generator"
+    )
+    sample.add_argument("--num", type=int, default=64, metavar="N", help="images; default %(default)s")
+    sample.add_argument(
+        "--out", required=True, metavar="PATH", help="a file ending in .png for a grid, else a folder of PNGs"
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, help="image i is a function of the seed and i; default %(default)s"
+    )
+    sample.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="CLASS",
+        help="classes by number or name, repeated in turn; default: as frequent as in the data",
+    )
+    sample.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at a time; default %(default)s")
+    _add_best(sample)
+
+    evaluate = command(
+        "evaluate", _evaluate, "measure a run or checkpoint against its data",
+        "Prints the metrics as JSON. Also on N ranks under `accelerate launch`, with the same result.",
+    )  # fmt: skip
+    evaluate.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
+    _add_overrides(evaluate)
+    _add_best(evaluate)
+
+    export = command("export", _export, "write a run's generator as config.json and model.safetensors")
+    export.add_argument("source", metavar="RUN", help="a run folder, or a checkpoint in it")
+    export.add_argument("dest", metavar="DEST", help="folder to make; load it with distgan.load_generator(DEST)")
+    _add_best(export)
+
+    stop = command("stop", _stop, "ask a running job to save a checkpoint and leave")
+    stop.add_argument("run", metavar="RUN", help="its run folder, as any machine sees it")
+
+    command("schema", _schema, "print the JSON Schema of a recipe, for editors and for reading")
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the config, such as training.steps=1000"
+    )
+
+
+def _add_best(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--best", action="store_true", help="of a run, the checkpoint with the lowest FID; default: the newest"
+    )
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from distgan.data.pack import pack
+    from distgan.monitoring.console import progress_bar
+
+    with progress_bar("packing") as progress:
+        report = pack(
+            options.source, options.dest, shard_size=options.shard_size, resolution=options.resolution,
+            image_format=options.image_format, quality=options.quality, shuffle=options.shuffle, seed=options.seed,
+            on_error=options.on_error, workers=options.workers, overwrite=options.overwrite, progress=progress,
+        )  # fmt: skip
+    for note in (*report.notes, *(f"left out: {name}" for name in report.skipped)):
+        print(f"distgan: {note}", file=sys.stderr)
+    classes = f" of {report.num_classes} classes" if report.num_classes else ", no labels"
+    print(f"{report.dest}: {report.samples} samples{classes} in {report.shards} shards, {report.size / 1e6:.1f} MB")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from distgan.data.index import build_index
+    from distgan.data.index_file import default_location, save_index
+    from distgan.monitoring.console import progress_bar
+
+    destination = options.out or default_location(options.shards)
+    with progress_bar("indexing") as progress:
+        index = build_index(options.shards, verify=options.verify, progress=progress)
+    path = save_index(index, destination)
+    classes = f" of {index.num_classes} classes" if index.num_classes else ", no labels"
+    print(f"{path}: {len(index)} samples{classes} in {len(index.shards)} shards, fingerprint {index.fingerprint[:12]}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = _load_config(options)
+    from distgan.training.loop import train
+
+    train(config, resume=options.resume, accept=options.accept)
+
+
+def _trace(options: argparse.Namespace) -> None:
+    config = _load_config(options)
+    from distgan.training.trace import trace
+
+    first, colon, last = options.steps.partition(":")
+    if not colon or not first.isdigit() or not last.isdigit() or int(first) >= int(last):
+        raise UserError(f"--steps {options.steps}: expected A:B with A < B, such as 0:10")
+    for line in trace(config, int(first), int(last), options.world_size):
+        print(json.dumps(line))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from distgan.sample import sample
+
+    path = sample(
+        options.source, options.out, number=options.num, seed=options.seed, labels=options.labels,
+        batch_size=options.batch_size, best=options.best,
+    )  # fmt: skip
+    print(path)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from distgan.training.evaluation import evaluate
+
+    metrics = evaluate(options.source, options.overrides, best=options.best)
+    if not int(os.environ.get("RANK") or 0):
+        print(json.dumps(metrics), flush=True)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from distgan.export import export
+
+    print(export(options.source, options.dest, best=options.best))
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from distgan.training.preemption import request_stop
+
+    request_stop(options.run)
+    print(f"{options.run}: asked to stop; status.json there will say `preempted` when it has")
+
+
+def _schema(_: argparse.Namespace) -> None:
+    from distgan.config import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+def _load_config(options: argparse.Namespace) -> Any:
+    from distgan.config import load_config
+
+    try:
+        return load_config(options.config, options.overrides)
+    except UserError as error:
+        raise UserError(str(error), everywhere=True) from None

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distgan.config import Config, EMAConfig, OptimizerConfig
+from distgan.training import schedule
+
+
+def config(batch_size: int = 6, accumulation: int = 2, critic_steps: int = 3) -> Config:
+    return Config.model_validate(
+        {
+            "run_dir": "r",
+            "data": {"path": "d", "resolution": 32},
+            "training": {
+                "steps": 9,
+                "batch_size": batch_size,
+                "accumulation": accumulation,
+                "critic_steps": critic_steps,
+            },
+        }
+    )
+
+
+def test_updates_tile_the_stream() -> None:
+    position, seen = 0, []
+    for step in range(3):
+        assert position == schedule.position_after(config(), step)
+        for update in schedule.discriminator_updates(config(), step, position):
+            seen.append((update.index, update.start))
+        position = seen[-1][1] + 6
+    assert seen == [(index, 6 * index) for index in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_half", "at_end"), [("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0)]
+)
+def test_learning_rates(kind: str, at_half: float, at_end: float) -> None:
+    optimizer = OptimizerConfig.model_validate({"learning_rate": 0.2, "schedule": kind})
+    assert schedule.learning_rate(optimizer, 0, 100) == pytest.approx(0.2)
+    assert schedule.learning_rate(optimizer, 50, 100) == pytest.approx(0.2 * at_half)
+    assert schedule.learning_rate(optimizer, 100, 100) == pytest.approx(0.2 * at_end)
+    quarter = {"constant": 1.0, "linear": 0.75, "cosine": (1 + math.cos(math.pi / 4)) / 2}[kind]
+    assert schedule.learning_rate(optimizer, 25, 100) == pytest.approx(0.2 * quarter)
+
+
+def test_warm_up_rises_linearly_and_never_starts_at_zero() -> None:
+    optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=4)
+    rates = [schedule.learning_rate(optimizer, step, 100) for step in range(6)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+@given(st.floats(0.1, 100), st.integers(1, 4096))
+def test_ema_half_life_is_in_images(half_life_kimg: float, batch: int) -> None:
+    decay = schedule.ema_decay(EMAConfig(half_life_kimg=half_life_kimg, rampup=None), 10**9, batch)
+    steps = half_life_kimg * 1000 / batch
+    assert decay**steps == pytest.approx(0.5, rel=1e-6)
+
+
+def test_ema_ramp() -> None:
+    ema = EMAConfig(half_life_kimg=10, rampup=0.05)
+    assert schedule.ema_decay(ema, 0, 64) == 0.0
+    # After 20,000 images the half-life is 1,000; after 200,000 it has reached 10,000 and stays.
+    assert schedule.ema_decay(ema, 20_000, 500) == pytest.approx(0.5**0.5)
+    assert schedule.ema_decay(ema, 10**7, 5_000) == pytest.approx(0.5**0.5)
