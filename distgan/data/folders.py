@@ -1,0 +1,92 @@
+"""Images in a folder of the local disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from distgan.data.layout import (
+    DATASET_JSON,
+    MAX_BYTES,
+    MAX_JSON_BYTES,
+    BadImage,
+    Source,
+    assign_labels,
+    describe_ignored,
+    is_image,
+)
+from distgan.errors import UserError
+
+
+class FolderReader:
+    """Reads a file by its path relative to a folder; at most `max_bytes` of it are ever held."""
+
+    def __init__(self, root: str, max_bytes: int = MAX_BYTES) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+
+    def __call__(self, name: str) -> bytes:
+        try:
+            with open(f"{self.root}/{name}", "rb") as file:
+                data = file.read(self.max_bytes + 1)
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from None
+        if len(data) > self.max_bytes:
+            raise BadImage(f"is larger than {self.max_bytes} bytes, the most that is read")
+        return data
+
+
+def open_folder(path: Path) -> Source[str]:
+    """The images below `path`, labelled by their first-level folder or by a dataset.json at the top.
+
+    Links are followed only to files inside the folder, so that nothing else of the machine ends in the shards.
+
+    Raises:
+        UserError: one line naming the folder.
+    """
+    root = os.path.realpath(path)
+    names, strays = [], []
+    links = 0
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        for entry in _entries(f"{root}/{prefix}", path):
+            name = prefix + entry.name
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_symlink() and not _stays_inside(entry, root):
+                links += 1
+            elif entry.is_dir(follow_symlinks=False):
+                pending.append(name + "/")
+            elif entry.is_file() and is_image(name):
+                names.append(name)
+            elif name != DATASET_JSON:
+                strays.append(name)
+    names.sort()
+    labels, class_names = assign_labels(names, _dataset_json(root, path), str(path))
+    notes = describe_ignored(strays)
+    if links:
+        notes += (f"did not follow {links} links that lead out of the folder, to a folder or nowhere",)
+    return Source(names, names, FolderReader(root), labels, class_names, notes)
+
+
+def _entries(folder: str, shown: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{shown}: cannot list {error.filename!a}: {error.strerror}") from None
+
+
+def _stays_inside(link: os.DirEntry[str], root: str) -> bool:
+    return os.path.realpath(link.path).startswith(root.rstrip("/") + "/") and link.is_file()
+
+
+def _dataset_json(root: str, shown: Path) -> bytes | None:
+    path = os.path.join(root, DATASET_JSON)
+    if not os.path.isfile(path) or os.path.islink(path):
+        return None
+    try:
+        return FolderReader(root, MAX_JSON_BYTES)(DATASET_JSON)
+    except BadImage as error:
+        raise UserError(f"{shown}/{DATASET_JSON}: {error}") from None

@@ -1,0 +1,167 @@
+"""What a source of images is, and how the places of its files become class labels."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config import DataConfig
+from distgan.data.index_table import MAX_CLASSES
+from distgan.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+DATASET_JSON = "dataset.json"
+MAX_BYTES: int = DataConfig.model_fields["max_bytes"].default
+"""Upper bound of one encoded image: what training reads by default."""
+MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
+"""Upper bound of width times height of one image, likewise."""
+MAX_JSON_BYTES = 1 << 28
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Slot = TypeVar("Slot")
+
+
+class BadImage(Exception):
+    """One image cannot be used; the message is the reason, without the image's name."""
+
+
+@dataclass(frozen=True)
+class Source(Generic[Slot]):
+    """Images in a fixed order (sorted by name); image i is ``read(slots[i])``.
+
+    `read` returns an encoded image as bytes, or uint8 pixels of shape (height, width), and raises BadImage. It and the
+    slots are pickled to worker processes.
+    """
+
+    names: Sequence[str]
+    slots: Sequence[Slot]
+    read: Callable[[Slot], bytes | Pixels]
+    labels: Labels | None = None
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    """What the user should know about what was left out: one line each."""
+
+
+def pixel_source(
+    names: Sequence[str],
+    images: Pixels,
+    labels: Labels | None = None,
+    class_names: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Source[Pixels]:
+    """A source of decoded grey images: uint8 of shape (count, height, width), possibly memory-mapped."""
+    return Source(names, list(images), _identity, labels, class_names, notes)
+
+
+def _identity(pixels: Pixels) -> Pixels:
+    return pixels
+
+
+def printable(name: str) -> str:
+    """A name as it goes into a message: one line, no control characters, whatever a stranger called the file."""
+    return name if name.isprintable() else ascii(name)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is an image of a kind that is read."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether any part of a relative path is hidden or an archiver's own folder."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def assign_labels(
+    names: Sequence[str], dataset_json: bytes | None, where: str
+) -> tuple[Labels | None, tuple[str, ...] | None]:
+    """Labels and class names of images with these relative paths: from dataset.json where there is one, else by folder.
+
+    Raises:
+        UserError: no images, or labels that do not fit them; `where` begins the line.
+    """
+    if not names:
+        raise UserError(f"{where}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)} files")
+    if dataset_json is not None:
+        return _labels_from_json(dataset_json, names, f"{where}/{DATASET_JSON}"), None
+    return _labels_from_folders(names, where)
+
+
+def describe_ignored(names: Iterable[str]) -> tuple[str, ...]:
+    """One line that counts files which are not images by their endings; none when there are none."""
+    endings = Counter(
+        "." + name.rpartition("/")[2].rpartition(".")[2] if "." in name else "no ending" for name in names
+    )
+    if not endings:
+        return ()
+    common = ", ".join(f"{count} {printable(ending)[:20]}" for ending, count in endings.most_common(4))
+    rest = ", ..." if len(endings) > 4 else ""
+    return (f"ignored {endings.total()} files that are not {'/'.join(IMAGE_SUFFIXES)}: {common}{rest}",)
+
+
+def _labels_from_folders(names: Sequence[str], where: str) -> tuple[Labels | None, tuple[str, ...] | None]:
+    """The first-level folder is the class; classes are numbered in sorted order; a flat folder has no labels."""
+    folders = [name.partition("/")[0] if "/" in name else None for name in names]
+    classes = sorted({folder for folder in folders if folder is not None})
+    if not classes:
+        return None, None
+    if None in folders:
+        flat = names[folders.index(None)]
+        raise UserError(
+            f"{where}: some images are in class folders ({printable(classes[0])}/) and some are not "
+            f"({printable(flat)}); put all images into class folders, or none"
+        )
+    for name in classes:
+        if not name.isprintable():
+            raise UserError(f"{where}: the class folder {printable(name)} is not a printable UTF-8 name; rename it")
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[folder] for folder in folders], np.int64), tuple(classes)
+
+
+def _labels_from_json(content: bytes, names: Sequence[str], where: str) -> Labels | None:
+    """StyleGAN's label file: ``{"labels": [["00000/img00000000.png", 6], ...]}``, or null labels for none."""
+    accepted = 'expected {"labels": [["name.png", 0], ...]} or {"labels": null}'
+    try:
+        entries = json.loads(content)["labels"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{where}: not a label file; {accepted}") from None
+    if entries is None:
+        return None
+    if not isinstance(entries, list):
+        raise UserError(f"{where}: labels is a {type(entries).__name__}; {accepted}")
+    labels: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise UserError(f"{where}: entry {number} of labels is not a [name, label] pair; {accepted}")
+        name, label = entry
+        if type(label) is not int or not 0 <= label < MAX_CLASSES:
+            found = printable(repr(label))[:40]
+            raise UserError(
+                f"{where}: the label of {printable(name)} is {found}; labels are whole numbers from 0 to {MAX_CLASSES - 1}"
+            )
+        if labels.setdefault(name, label) != label:
+            raise UserError(f"{where}: {printable(name)} has two labels, {labels[name]} and {label}")
+    _check_same_names(names, labels, where)
+    return np.array([labels[name] for name in names], np.int64)
+
+
+def _check_same_names(names: Sequence[str], labels: dict[str, int], where: str) -> None:
+    unlabelled = [name for name in names if name not in labels]
+    if unlabelled:
+        raise UserError(
+            f"{where}: no label for {printable(unlabelled[0])} ({len(unlabelled)} of {len(names)} images lack one); "
+            "label all images, or set labels to null"
+        )
+    if len(labels) > len(names):
+        absent = min(labels.keys() - set(names))
+        raise UserError(
+            f"{where}: labels {printable(absent)}, which is not among the images "
+            f"({len(labels)} labels, {len(names)} images)"
+        )

@@ -1,0 +1,109 @@
+"""WebDataset shards: plain ustar files whose bytes depend on nothing but their members."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from distgan.errors import UserError
+
+_BLOCK = 512
+_END = bytes(2 * _BLOCK)
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """When a shard is full: at so many samples, or so many bytes, whichever comes first."""
+
+    samples: int | None = None
+    size: int | None = None
+
+    @classmethod
+    def parse(cls, text: int | str) -> Self:
+        """``500`` is samples; ``64MB`` is bytes (KB, MB, GB in powers of 1000). Raises UserError."""
+        match = re.fullmatch(r"([1-9][0-9]{0,14})\s*([KMG]B)?", str(text).strip(), re.IGNORECASE)
+        if match is None:
+            raise UserError(f"shard size {str(text)!r}: expected samples such as 1000, or bytes such as 256MB or 1GB")
+        number, unit = int(match[1]), match[2]
+        return cls(size=number * _UNITS[unit.upper()]) if unit else cls(samples=number)
+
+
+class ShardWriter:
+    """Writes samples into ``shard-000000.tar``, ``shard-000001.tar``, ... of a folder; use as a context manager.
+
+    Each shard is flushed to the disk before the next one begins.
+    """
+
+    def __init__(self, folder: Path, limit: ShardSize) -> None:
+        self.folder = folder
+        self.limit = limit
+        self.paths: list[Path] = []
+        self.size = 0
+        """Bytes of all shards so far."""
+        self._file: BinaryIO | None = None
+        self._samples = 0
+        self._shard_size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, key: str, members: dict[str, bytes]) -> None:
+        """Append a sample: one member ``KEY.EXTENSION`` for each extension, in the order given."""
+        parts = []
+        for extension, data in members.items():
+            parts += [ustar_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK)]
+        size = sum(map(len, parts))
+        if self._file is None or self._is_full(size):
+            self._start_next()
+        assert self._file is not None
+        self._file.writelines(parts)
+        self._samples += 1
+        self._shard_size += size
+        self.size += size
+
+    def close(self) -> None:
+        """End the shard being written, on the disk."""
+        if self._file is None:
+            return
+        with self._file as file:
+            self._file = None
+            file.write(_END)
+            file.flush()
+            os.fsync(file.fileno())
+        self.size += len(_END)
+
+    def _is_full(self, size: int) -> bool:
+        if self.limit.samples is not None and self._samples >= self.limit.samples:
+            return True
+        return self.limit.size is not None and self._shard_size + size + len(_END) > self.limit.size
+
+    def _start_next(self) -> None:
+        self.close()
+        path = self.folder / f"shard-{len(self.paths):06d}.tar"
+        self._file = path.open("xb", buffering=1 << 20)
+        self.paths.append(path)
+        self._samples = self._shard_size = 0
+
+
+def ustar_header(name: str, size: int) -> bytes:
+    """The 512-byte header of a regular file: POSIX.1-1988 ustar, mode 644, owner 0, modified at the epoch.
+
+    Args:
+        name: at most 100 bytes of ASCII.
+        size: bytes, below 8 GiB.
+    """
+    encoded = name.encode("ascii")
+    assert 0 < len(encoded) <= 100, name
+    assert 0 <= size < 8**11, size
+    # The checksum is the sum of all bytes with its own field read as eight spaces.
+    before = encoded.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
+    after = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+    checksum = sum(before) + sum(after) + 8 * 0x20
+    return before + b"%06o\0 " % checksum + after

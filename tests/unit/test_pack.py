@@ -1,0 +1,423 @@
+"""Packing: deterministic shards that other tools read, a folder that appears whole or not at all, clear refusals."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from distgan.data.index import build_index, load_index
+from distgan.data.pack import PackReport, pack, shuffled
+from distgan.data.shard_writer import ShardSize, ustar_header
+from distgan.errors import UserError
+
+from .test_sources import TREE, png, write_idx, write_tree, write_zip
+
+
+def real_data(name: str) -> Path:
+    """A file of real data, from $DISTGAN_TEST_DATA or shared/data beside the checkout; skips the test without it."""
+    folder = Path(os.environ.get("DISTGAN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    if not (folder / name).is_file():
+        pytest.skip(f"{name} is not in {folder}; set DISTGAN_TEST_DATA to the folder that holds it")
+    return folder / name
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def members(folder: Path) -> list[tuple[str, bytes]]:
+    """All members of all shards in order, as the standard library reads them."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                file = tar.extractfile(info)
+                assert file is not None
+                found.append((info.name, file.read()))
+    return found
+
+
+def numbered_images(root: Path, count: int) -> Path:
+    """`count` images in two class folders; the grey value of the image that sorts as number i is i."""
+    return write_tree(root, {f"{'ab'[i >= count // 2]}/{i:03d}.png": png(i) for i in range(count)})
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return numbered_images(tmp_path / "images", 50)
+
+
+def grey(data: bytes) -> int:
+    return int(np.asarray(Image.open(io.BytesIO(data)))[0, 0])
+
+
+# What is written
+
+
+def test_samples_hold_image_and_label_under_the_number_of_the_source(images: Path, tmp_path: Path) -> None:
+    report = pack(images, tmp_path / "out", shard_size=20, workers=1)
+    samples: dict[str, dict[str, bytes]] = {}
+    for name, data in members(tmp_path / "out"):
+        key, extension = name.split(".")
+        samples.setdefault(key, {})[extension] = data
+    assert sorted(samples) == [f"{i:08d}" for i in range(50)]
+    for key, sample in samples.items():
+        assert grey(sample["png"]) == int(key)
+        assert int(sample["cls"]) == (int(key) >= 25)
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
+    assert report == PackReport((tmp_path / "out"), 50, 3, sum(sizes), 2, ("a", "b"), (), ())
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        assert len(tar.getnames()) == 40
+
+
+def test_the_index_is_that_of_the_shards(images: Path, tmp_path: Path) -> None:
+    pack(images, tmp_path / "out", shard_size=20, workers=1)
+    index = load_index(str(tmp_path / "out"))
+    anew = build_index(str(tmp_path / "out"))
+    assert index.fingerprint == anew.fingerprint
+    assert index.class_names == ("a", "b")
+    assert [shard.count for shard in index.shards] == [20, 20, 10]
+    assert [index.key(sample) for sample in range(50)] == [
+        name.split(".")[0] for name, _ in members(tmp_path / "out") if name.endswith(".png")
+    ]
+    assert index.labels.tolist() == [int(index.key(sample)) >= 25 for sample in range(50)]
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    assert load_index(str(tmp_path / "moved")).shards[0].url == str(tmp_path / "moved" / "shard-000000.tar")
+
+
+def test_no_labels_no_cls(tmp_path: Path) -> None:
+    report = pack(write_tree(tmp_path / "flat", {"a.png": png(1)}), tmp_path / "out", workers=1)
+    assert [name for name, _ in members(tmp_path / "out")] == ["00000000.png"]
+    assert (report.num_classes, report.class_names) == (0, None)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_order(images: Path, tmp_path: Path, shuffle: bool) -> None:
+    pack(images, tmp_path / "out", shuffle=shuffle, seed=3, workers=1)
+    order = [int(name[:8]) for name, _ in members(tmp_path / "out") if name.endswith(".cls")]
+    assert order == (shuffled(50, 3).tolist() if shuffle else list(range(50)))
+
+
+@given(count=st.integers(1, 2000), seed=st.integers(0, 2**63 - 1))
+def test_shuffled_is_a_permutation(count: int, seed: int) -> None:
+    assert np.array_equal(np.sort(shuffled(count, seed)), np.arange(count))
+
+
+def philox4x64(block: int, key: int) -> tuple[int, int, int, int]:
+    """Philox4x64-10 as in Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011."""
+    mask = 2**64 - 1
+    x0, x1, x2, x3 = block, 0, 0, 0
+    k0, k1 = key, 0
+    for _ in range(10):
+        p0, p1 = x0 * 0xD2E7470EE14C6C93, x2 * 0xCA5A826395121157
+        x0, x1, x2, x3 = (p1 >> 64) ^ x1 ^ k0, p1 & mask, (p0 >> 64) ^ x3 ^ k1, p0 & mask
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & mask, (k1 + 0xBB67AE8584CAA73B) & mask
+    return x0, x1, x2, x3
+
+
+def test_shuffled_is_uniform_and_stays_what_it_is() -> None:
+    firsts = np.bincount([shuffled(8, seed)[0] for seed in range(4000)], minlength=8)
+    assert ((firsts - 500) ** 2 / 500).sum() < 24.3  # chi-squared with 7 degrees of freedom, p = 0.001
+    for count, seed in ((1, 0), (9, 0), (1000, 2**63 - 1)):
+        drawn = [word for block in range(1, count // 4 + 2) for word in philox4x64(block, seed)][:count]
+        assert shuffled(count, seed).tolist() == sorted(range(count), key=drawn.__getitem__)
+
+
+def test_bytes_do_not_depend_on_workers_or_time(images: Path, tmp_path: Path) -> None:
+    for name, workers in (("one", 1), ("two", 2), ("four", 4)):
+        pack(images, tmp_path / name, shard_size="20KB", resolution=16, workers=workers)
+        os.utime(images / "a" / "003.png", (time.time() + 1000,) * 2)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "four")
+    assert len(list((tmp_path / "one").glob("*.tar"))) > 2
+
+
+def test_a_zip_gives_the_shards_of_its_folder(tmp_path: Path) -> None:
+    pack(write_tree(tmp_path / "tree", TREE), tmp_path / "a", workers=1, on_error="skip")
+    pack(write_zip(tmp_path / "tree.zip", TREE), tmp_path / "b", workers=2, on_error="skip")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(500, ShardSize(samples=500)), ("500", ShardSize(samples=500)), ("64MB", ShardSize(size=64_000_000)),
+     ("1 gb", ShardSize(size=10**9)), ("8kB", ShardSize(size=8000))],
+)  # fmt: skip
+def test_shard_size(text: int | str, size: ShardSize) -> None:
+    assert ShardSize.parse(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "MB", "1.5GB", "3 apples", 0, "1TB", "9" * 40])
+def test_wrong_shard_size(text: int | str) -> None:
+    with pytest.raises(UserError, match="expected samples such as 1000, or bytes such as 256MB"):
+        ShardSize.parse(text)
+
+
+def test_shards_stay_below_their_size(images: Path, tmp_path: Path) -> None:
+    pack(images, tmp_path / "out", shard_size="12KB", workers=1)
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
+    assert len(sizes) > 5
+    assert max(sizes) <= 12_000
+    assert sorted(sizes)[1] > 12_000 - 2 * 2048 - 1024  # full up to one sample, but for the last
+    pack(images, tmp_path / "single", shard_size="1KB", workers=1)
+    assert len(list((tmp_path / "single").glob("*.tar"))) == 50  # a sample larger than a shard has one of its own
+
+
+@given(name=st.from_regex(r"[a-z0-9][a-z0-9./_-]{0,98}[a-z]", fullmatch=True), size=st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_the_standard_library(name: str, size: int) -> None:
+    info = tarfile.TarInfo.frombuf(ustar_header(name, size), "ascii", "strict")
+    assert (info.name, info.size, info.mtime, info.uid, info.gid, info.mode) == (name, size, 0, 0, 0, 0o644)
+    assert info.type == (tarfile.REGTYPE)
+    assert (info.uname, info.gname, info.linkname) == ("", "", "")
+
+
+def test_other_tools_read_the_shards(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    monkeypatch.setattr("webdataset.utils.enforce_security", True)
+    pack(images, tmp_path / "out", shard_size=20, workers=1)
+    shards = str(tmp_path / "out" / "shard-{000000..000002}.tar")
+    dataset = (
+        webdataset.WebDataset(shards, shardshuffle=False, nodesplitter=None)
+        .decode("l8")
+        .to_tuple("__key__", "png", "cls")
+    )
+    samples = list(dataset)
+    assert sorted(key for key, _, _ in samples) == [f"{i:08d}" for i in range(50)]
+    assert all((image == int(key)).all() and label == (int(key) >= 25) for key, image, label in samples)
+    if shutil.which("tar"):
+        listing = subprocess.run(["tar", "tf", tmp_path / "out" / "shard-000002.tar"], capture_output=True, text=True)
+        assert (listing.returncode, listing.stderr, len(listing.stdout.split())) == (0, "", 20)
+
+
+def test_progress_counts_to_the_total(images: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    pack(images, tmp_path / "out", workers=2, progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls)
+    assert calls[-1] == (50, 50)
+
+
+# Bad images
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_image_stops_the_pack_with_its_name(images: Path, tmp_path: Path, workers: int) -> None:
+    (images / "b" / "030.png").write_bytes(png(30)[:40])
+    with pytest.raises(UserError, match=r"^b/030\.png: is not a JPEG, .*--on-error skip$"):
+        pack(images, tmp_path / "out", workers=workers)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_images_are_left_out_when_asked(images: Path, tmp_path: Path, workers: int) -> None:
+    (images / "b" / "030.png").write_bytes(b"hello")
+    (images / "a" / "x\n.png").write_bytes(b"")
+    report = pack(images, tmp_path / "out", workers=workers, on_error="skip", shuffle=False)
+    assert report.samples == 50 - 1
+    assert report.skipped == (
+        "'a/x\\n.png': is not a JPEG, PNG or WebP image, or damaged from its start",
+        "b/030.png: is not a JPEG, PNG or WebP image, or damaged from its start",
+    )
+    assert len(load_index(str(tmp_path / "out"))) == 49
+
+
+def test_no_readable_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of its 1 images can be read; the first: a\.png: is not"):
+        pack(write_tree(tmp_path / "in", {"a.png": b"-"}), tmp_path / "out", workers=1, on_error="skip")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_vanishes_or_may_not_be_read(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "a" / "big.png").write_bytes(bytes(3000))
+    monkeypatch.setattr("distgan.data.folders.FolderReader.__init__.__defaults__", (2000,))
+    report = pack(images, tmp_path / "out", workers=1, on_error="skip")
+    assert report.skipped == ("a/big.png: is larger than 2000 bytes, the most that is read",)
+
+
+# The destination
+
+
+def test_a_folder_that_is_not_empty(images: Path, tmp_path: Path) -> None:
+    out = write_tree(tmp_path / "out", {"precious.txt": b"-"})
+    with pytest.raises(UserError, match="is not empty"):
+        pack(images, out, workers=1)
+    with pytest.raises(UserError, match=r"holds precious\.txt, which is no shard"):
+        pack(images, out, workers=1, overwrite=True)
+    assert digests(out).keys() == {"precious.txt"}
+
+
+def test_overwriting_shards(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    pack(images, tmp_path / "out", shard_size=10, workers=1)
+    with pytest.raises(UserError, match=r"is not empty; .* --overwrite"):
+        pack(images, tmp_path / "out", workers=1)
+    pack(images, tmp_path / "out", shard_size=40, workers=1, overwrite=True)
+    pack(images, tmp_path / "fresh", shard_size=40, workers=1)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+def test_a_failed_overwrite_leaves_the_old_shards(images: Path, tmp_path: Path) -> None:
+    pack(images, tmp_path / "out", workers=1)
+    before = digests(tmp_path / "out")
+    (images / "a" / "003.png").write_bytes(b"-")
+    with pytest.raises(UserError, match=r"a/003\.png"):
+        pack(images, tmp_path / "out", workers=1, overwrite=True)
+    assert digests(tmp_path / "out") == before
+
+
+def test_wrong_destinations(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for dest, message in [
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "below", "cannot be written: File exists"),
+        ("/", "is a mount point"),
+        ("s3://bucket/shards", "a URL"),
+    ]:
+        with pytest.raises(UserError, match=message) as error:
+            pack(images, dest, workers=1)
+        assert "\n" not in str(error.value)
+
+
+def test_a_full_disk(images: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"out: cannot be written: File too large; free space"):
+            pack(images, tmp_path / "out", workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_two_packs_to_one_folder(images: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    descriptor = os.open(partial, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another pack is writing there"):
+        pack(images, tmp_path / "out", workers=1)
+    os.close(descriptor)
+    pack(images, tmp_path / "out", workers=1)
+
+
+def test_a_stranger_named_partial_is_left_alone(images: Path, tmp_path: Path) -> None:
+    write_tree(tmp_path / "out.partial", {"thesis.doc": b"-"})
+    with pytest.raises(UserError, match=r"holds thesis\.doc"):
+        pack(images, tmp_path / "out", workers=1)
+    assert (tmp_path / "out.partial" / "thesis.doc").exists()
+
+
+def test_wrong_options(images: Path, tmp_path: Path) -> None:
+    for options, message in [
+        ({"resolution": 0}, "resolution 0"),
+        ({"resolution": 10**6}, "resolution 1000000"),
+        ({"image_format": "gif"}, "image format 'gif': expected one of keep, png, jpg, webp"),
+        ({"quality": 0}, "quality 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"on_error": "ignore"}, "on-error 'ignore'"),
+        ({"workers": 0}, "workers 0"),
+        ({"shard_size": "x"}, "shard size 'x'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            pack(images, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_pack_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    source = write_idx(tmp_path / "images-idx3-ubyte", np.zeros((20_000, 28, 28)))
+    script = (
+        f"from distgan.data.pack import pack; pack({str(source)!r}, 'out', shard_size=20, resolution=256, workers=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out.partial" / "shard-000003.tar").exists():
+            assert process.poll() is None, "the pack ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = [
+            child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+        ]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=20)[1] == []  # no orphan waits for work forever
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out.partial").glob("index*"))
+    images = numbered_images(tmp_path / "images", 20)
+    pack(images, tmp_path / "out", workers=1)
+    pack(images, tmp_path / "fresh", workers=1)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_worker_that_is_killed(tmp_path: Path) -> None:
+    source = write_idx(tmp_path / "images-idx3-ubyte", np.zeros((20_000, 28, 28)))
+
+    def kill_one(done: int, _: int) -> None:
+        if not killed:
+            killed.append(multiprocessing.active_children()[0])
+            killed[0].kill()
+
+    killed: list[multiprocessing.process.BaseProcess] = []
+
+    with pytest.raises(UserError, match="a worker process was killed"):
+        pack(source, tmp_path / "out", resolution=128, workers=2, progress=kill_one)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images-idx3-ubyte"]
+
+
+# Real data
+
+
+def test_digits(tmp_path: Path) -> None:
+    report = pack("builtin:digits", tmp_path / "out", shard_size=300, resolution=32, workers=1)
+    assert (report.samples, report.shards, report.num_classes) == (1797, 6, 10)
+    index = load_index(str(tmp_path / "out"))
+    assert index.class_names == tuple("0123456789")
+    # Counts of Alpaydin and Kaynak's test set, from its description in the UCI repository.
+    assert np.bincount(index.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_mnist(tmp_path: Path) -> None:
+    report = pack(real_data("mnist-t10k-images-idx3-ubyte.gz"), tmp_path / "out", workers=2)
+    assert (report.samples, report.num_classes) == (10_000, 10)
+    index = load_index(str(tmp_path / "out"))
+    # The counts that Y. LeCun's MNIST is known by.
+    assert np.bincount(index.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    archive = real_data("cifar10-test.zip")
+    report = pack(archive, tmp_path / "out", shard_size="4MB", workers=2)
+    assert (report.samples, report.num_classes) == (10_000, 10)
+    assert report.class_names is not None
+    with zipfile.ZipFile(archive) as original:
+        names = sorted(original.namelist())
+        labels: dict[str, int] = {}
+        for name, data in members(tmp_path / "out"):
+            key, extension = name.split(".")
+            if extension == "cls":
+                labels[key] = int(data)
+            else:
+                assert data == original.read(names[int(key)])
+    assert all(names[int(key)].startswith(report.class_names[label] + "/") for key, label in labels.items())
