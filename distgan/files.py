@@ -8,22 +8,27 @@ from pathlib import Path
 from distgan.errors import UserError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by a new file with this content; a crash leaves the old one or the new one.
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace `path` by a new file with this content; a killed process leaves the old one or the new one.
 
     A symlink at `path` is replaced, not followed. Raises OSError, and then leaves nothing behind.
+
+    Args:
+        durable: wait until the file would survive a power cut too.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

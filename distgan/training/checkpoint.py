@@ -31,7 +31,6 @@ from distgan.training.checkpoint_folder import (
     publish,
     read_best,
     read_manifest,
-    resolve,
     settle_unfinished,
     verify,
     write_best,
@@ -42,11 +41,11 @@ from distgan.training.snapshot import Snapshot, Tensors
 __all__ = [
     "Best",
     "CheckpointWriter",
+    "directory_name",
     "load_files",
     "load_state",
     "newest_valid",
     "read_best",
-    "resolve",
     "settle_unfinished",
     "verify",
 ]

@@ -82,21 +82,6 @@ def newest_valid(folder: Path) -> Path | None:
     return None
 
 
-def resolve(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest valid one of a run folder or of its `checkpoints`.
-
-    Raises:
-        UserError: there is none, or the one named is damaged.
-    """
-    if (path / "manifest.json").exists() or _COMPLETE.fullmatch(path.name):
-        verify(path)
-        return path
-    found = newest_valid(path / "checkpoints") or newest_valid(path)
-    if found is None:
-        raise UserError(f"{path}: no valid checkpoint there; give a run folder or one of its checkpoints/step-*")
-    return found
-
-
 def verify(path: Path) -> None:
     """Check that every file of a checkpoint has the size and SHA-256 of the manifest.
 

@@ -323,21 +323,6 @@ def test_no_folder_and_no_checkpoint(folder: Path) -> None:
         load_state(folder / "step-00000001")
 
 
-def test_a_checkpoint_is_named_by_itself_its_folder_or_its_run(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=3) as writer:
-        save(writer, 1)
-        save(writer, 2)
-    for path in (folder, folder.parent, folder / "step-00000002"):
-        assert resolve(path) == folder / "step-00000002"
-    damage_truncate(folder / "step-00000002")
-    assert resolve(folder.parent) == folder / "step-00000001"
-    with pytest.raises(UserError, match=r"generator\.safetensors"):
-        resolve(folder / "step-00000002")
-    for path in (folder / "step-00000009", folder / "nothing"):
-        with pytest.raises(UserError, match="step-"):
-            resolve(path)
-
-
 def test_loading_names_what_is_missing_or_damaged(folder: Path) -> None:
     with CheckpointWriter(folder, keep=1) as writer:
         save(writer, 1)

@@ -1,0 +1,123 @@
+"""What a run shows on the terminal: a progress bar on one rank, messages above it, plain lines where there is none."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+import rich.console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+logger = logging.getLogger("distgan")
+
+_STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
+_SHOWN = ("loss/", "fid")
+_REFRESH_SECONDS = 0.25
+
+# One for bar and messages, because rich prints above a bar only what goes through the bar's own console. Standard
+# error, because standard output is for what a command is asked for.
+terminal = rich.console.Console(stderr=True)
+
+
+def setup_logging(rank: int) -> None:
+    """Show what distgan logs: everything on rank 0, warnings and errors with the rank's number on the others."""
+    for handler in logger.handlers[:]:
+        if isinstance(handler, _Handler):
+            logger.removeHandler(handler)
+    logger.addHandler(_Handler(rank))
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class Console:
+    """The progress of training. On ranks that are not `main` it shows nothing.
+
+    Args:
+        total: steps of the whole run.
+        start: the step that this process starts from.
+    """
+
+    def __init__(self, *, total: int, start: int, main: bool) -> None:
+        self._total = total
+        self._start = start
+        self._main = main
+        self._started = time.monotonic()
+        self._advanced = -_REFRESH_SECONDS
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if main and terminal.is_terminal and not terminal.is_dumb_terminal:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+                console=terminal,
+                refresh_per_second=1 / _REFRESH_SECONDS,
+                speed_estimate_period=120,
+                expand=True,
+            )
+            self._task = self._bar.add_task("training", total=total, completed=start, values="")
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar to a step; cheap enough for every step."""
+        if self._bar is not None and time.monotonic() - self._advanced >= _REFRESH_SECONDS:
+            self._advanced = time.monotonic()
+            self._bar.update(self._task, completed=step)
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Show a row of numbers: losses, metrics and speed of those there are."""
+        if not self._main:
+            return
+        shown = _summary(values)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, values=shown)
+            return
+        remaining = (time.monotonic() - self._started) * (self._total - step) / max(1, step - self._start)
+        eta = timedelta(seconds=round(remaining)) if step > self._start else "unknown"
+        logger.info("step %d/%d  eta %s  %s", step, self._total, eta, shown)
+
+    def close(self) -> None:
+        """Leave the bar as it is and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _summary(values: Mapping[str, float]) -> str:
+    parts = [f"{tag.removeprefix('loss/')} {value:.4g}" for tag, value in values.items() if tag.startswith(_SHOWN)]
+    if "speed/images_per_second" in values:
+        parts.append(f"{values['speed/images_per_second']:,.0f} img/s")
+    if values.get("speed/step_seconds"):
+        parts.append(f"{1 / values['speed/step_seconds']:.3g} step/s")
+    return "  ".join(parts)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._prefix = f"rank {rank}: " if rank else ""
+        self.setFormatter(logging.Formatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+            moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+            line = Text(f"{moment} {self._prefix}{level}{self.format(record)}", style=_STYLES.get(record.levelno, ""))
+            terminal.print(line, soft_wrap=True)
+            terminal.file.flush()
+        except Exception:
+            self.handleError(record)

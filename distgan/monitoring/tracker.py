@@ -1,0 +1,210 @@
+"""The curves of a run: `metrics.jsonl` and TensorBoard, with the same numbers.
+
+A resumed run drops what was logged after the step it resumes from, so that its curves go on without overlap or gap.
+What cannot be written is logged once and counted; it never ends a run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from distgan.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger("distgan")
+
+
+class Tracker:
+    """What is written down while training. This one writes nothing: it is the tracker of all ranks but one."""
+
+    failures = 0
+    """How often something could not be written."""
+
+    def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
+        """One row of numbers, on disk (for the operating system to write) when this returns.
+
+        Args:
+            step: greater than that of the row before.
+            images: real images seen so far; TensorBoard has them as `progress/kimg`, in thousands.
+        """
+
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        """A picture, uint8 (3, H, W) or (1, H, W)."""
+
+    def text(self, tag: str, text: str) -> None:
+        """A text, shown as it is."""
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """The settings of this run and the names of the scalars that runs are to be compared by."""
+
+    def close(self) -> None:
+        """Finish the files."""
+
+
+def open_tracker(run_dir: str | Path, *, tensorboard: bool, resume_step: int | None, main: bool) -> Tracker:
+    """The tracker of this rank: only that of the `main` one writes.
+
+    Args:
+        run_dir: gets `metrics.jsonl` and, with `tensorboard`, event files in the folder `tensorboard`.
+        resume_step: the step that training continues from; whatever was logged later goes. None drops all.
+    """
+    if not main:
+        return Tracker()
+    return _RunTracker(Path(run_dir), tensorboard=tensorboard, last_step=-1 if resume_step is None else resume_step)
+
+
+class _RunTracker(Tracker):
+    def __init__(self, run_dir: Path, *, tensorboard: bool, last_step: int) -> None:
+        self.failures = 0
+        self._complained: set[str] = set()
+        self._rows = _Rows(run_dir / "metrics.jsonl")
+        self._events = _Events(run_dir / "tensorboard", purge_step=last_step + 1) if tensorboard else None
+        self._attempt("metrics.jsonl", lambda: self._rows.truncate(last_step))
+        self._on_tensorboard(lambda writer: None)
+
+    def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
+        numbers = {tag: float(value) for tag, value in values.items()}
+        self._attempt("metrics.jsonl", lambda: self._rows.append({"step": step, "images": images, **numbers}))
+
+        def write(writer: SummaryWriter) -> None:
+            for tag, value in {"progress/kimg": images / 1000, **numbers}.items():
+                writer.add_scalar(tag, value, step)
+
+        self._on_tensorboard(write)
+
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        self._on_tensorboard(lambda writer: writer.add_image(tag, image.cpu(), step))
+
+    def text(self, tag: str, text: str) -> None:
+        indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown for verbatim
+        self._on_tensorboard(lambda writer: writer.add_text(tag, indented))
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()
+        }
+        names = dict.fromkeys(metrics)
+
+        def write(writer: SummaryWriter) -> None:
+            from torch.utils.tensorboard.summary import hparams
+
+            # Not `add_hparams`, which would start a second run beside this one.
+            for summary in hparams(settings, names):
+                writer._get_file_writer().add_summary(summary)
+
+        self._on_tensorboard(write)
+
+    def close(self) -> None:
+        self._attempt("metrics.jsonl", self._rows.close)
+        if self._events is not None:
+            self._attempt("TensorBoard", self._events.close)
+
+    def _on_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
+        events = self._events
+        if events is not None:
+            self._attempt("TensorBoard", lambda: events.write(write))
+
+    def _attempt(self, what: str, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.failures += 1
+            if what not in self._complained:
+                self._complained.add(what)
+                logger.error("%s cannot be written: %s; training goes on, and later rows are tried again", what, error)
+
+
+class _Rows:
+    """A file of one JSON object a line, in which every line is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._end = 0
+
+    def truncate(self, last_step: int) -> None:
+        """Keep the rows up to a step; a line that a killed process left unfinished goes too."""
+        if not self._path.exists():
+            return
+        kept, dropped = [], False
+        with open(self._path, "rb") as file:
+            for line in file:
+                if _step_of(line) <= last_step:
+                    kept.append(line)
+                else:
+                    dropped = True
+        if dropped:
+            write_atomically(self._path, b"".join(kept))
+
+    def append(self, row: Mapping[str, float]) -> None:
+        if self._descriptor is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._end = os.fstat(self._descriptor).st_size
+        # JSON has no NaN or infinity.
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; is the disk full?")
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self._end)
+            raise
+        self._end += len(line)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+
+
+class _Events:
+    """TensorBoard event files. After an error a new one is begun."""
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        self._folder = folder
+        self._purge_step: int | None = purge_step
+        self._writer: SummaryWriter | None = None
+
+    def write(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Flushed each time: what a checkpoint's step has logged must not be lost with a killed process."""
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(self._folder, purge_step=self._purge_step)
+            write(self._writer)
+            self._writer.flush()
+        except OSError:
+            with suppress(OSError):
+                self.close()
+            raise
+        self._purge_step = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a row; infinite for what is not a whole row."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        row = None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else math.inf

@@ -1,0 +1,187 @@
+"""metrics.jsonl and TensorBoard: the same numbers, each step once, whatever happened in between."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distgan.monitoring.tracker import Tracker, open_tracker
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def events(run_dir: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run_dir / "tensorboard"), {"scalars": 0, "images": 0, "tensors": 0})
+    return accumulator.Reload()
+
+
+def curve(run_dir: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events(run_dir).Scalars(tag)]
+
+
+def open_main(run_dir: Path, resume_step: int | None = None, *, tensorboard: bool = False) -> Tracker:
+    return open_tracker(run_dir, tensorboard=tensorboard, resume_step=resume_step, main=True)
+
+
+def log(tracker: Tracker, steps: range, offset: float = 0.0) -> None:
+    for step in steps:
+        tracker.scalars(step, step * 64, {"loss/generator": step + offset})
+
+
+def test_rows_and_curves_have_the_same_numbers(tmp_path: Path) -> None:
+    tracker = open_main(tmp_path, tensorboard=True)
+    tracker.scalars(10, 640, {"loss/generator": 0.5, "fid[classifier]": 12.25})
+    tracker.scalars(20, 1280, {"loss/generator": 0.25})
+    # Not closed: a killed process has not closed it either.
+    assert rows(tmp_path) == [
+        {"step": 10, "images": 640, "loss/generator": 0.5, "fid[classifier]": 12.25},
+        {"step": 20, "images": 1280, "loss/generator": 0.25},
+    ]
+    assert curve(tmp_path, "loss/generator") == [(10, 0.5), (20, 0.25)]
+    assert curve(tmp_path, "fid[classifier]") == [(10, 12.25)]
+    assert [step for step, _ in curve(tmp_path, "progress/kimg")] == [10, 20]
+    assert curve(tmp_path, "progress/kimg")[1][1] == pytest.approx(1.28)
+    tracker.close()
+
+
+def test_a_resumed_run_goes_on_without_overlap_or_gap(tmp_path: Path) -> None:
+    first = open_main(tmp_path, tensorboard=True)
+    log(first, range(10, 60, 10))
+    second = open_main(tmp_path, 30, tensorboard=True)
+    log(second, range(40, 80, 10), offset=0.5)
+    expected = [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.5), (50, 50.5), (60, 60.5), (70, 70.5)]
+    assert [(row["step"], row["loss/generator"]) for row in rows(tmp_path)] == expected
+    assert curve(tmp_path, "loss/generator") == expected
+    first.close()
+    second.close()
+
+
+def test_resuming_from_before_the_first_row_drops_all(tmp_path: Path) -> None:
+    first = open_main(tmp_path, tensorboard=True)
+    log(first, range(0, 30, 10))
+    first.close()
+    second = open_main(tmp_path, tensorboard=True)
+    assert rows(tmp_path) == []
+    log(second, range(0, 20, 10), offset=0.5)
+    second.close()
+    assert [row["loss/generator"] for row in rows(tmp_path)] == [0.5, 10.5]
+    assert curve(tmp_path, "loss/generator") == [(0, 0.5), (10, 10.5)]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 30, "imag', b'{"step": 30}', b"\x00\x00\n", b"[1]\n", b'{"step": "x"}\n'])
+def test_a_torn_last_line_goes(tmp_path: Path, torn: bytes) -> None:
+    log(open_main(tmp_path), range(10, 30, 10))
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(torn)
+    tracker = open_main(tmp_path, 40)
+    log(tracker, range(50, 60, 10))
+    tracker.close()
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 50]
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
+    tracker = open_main(tmp_path)
+    tracker.scalars(1, 64, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1})
+    tracker.close()
+    assert rows(tmp_path) == [{"step": 1, "images": 64, "a": None, "b": None, "c": None, "d": 1.0}]
+
+
+def test_other_ranks_and_no_tensorboard_write_nothing(tmp_path: Path) -> None:
+    other = open_tracker(tmp_path / "other", tensorboard=True, resume_step=None, main=False)
+    for tracker in (other, open_main(tmp_path / "main")):
+        log(tracker, range(1, 2))
+        tracker.image(1, "samples", torch.zeros(3, 4, 4, dtype=torch.uint8))
+        tracker.text("config", "a: 1")
+        tracker.hyperparameters({"a": 1}, ["loss/generator"])
+        tracker.close()
+    assert not (tmp_path / "other").exists()
+    assert os.listdir(tmp_path / "main") == ["metrics.jsonl"]
+
+
+def test_pictures_texts_and_settings(tmp_path: Path) -> None:
+    tracker = open_main(tmp_path, tensorboard=True)
+    tracker.image(5, "samples", torch.zeros(3, 4, 6, dtype=torch.uint8))
+    tracker.image(5, "grey", torch.zeros(1, 4, 6, dtype=torch.uint8))
+    tracker.text("config", "a:\n  b: 1")
+    tracker.hyperparameters({"lr": 1e-3, "r1": None, "name": "x", "on": True, "list": [1, 2]}, ["loss/generator"])
+    log(tracker, range(1, 2))
+    tracker.close()
+    found = events(tmp_path)
+    for tag in ("samples", "grey"):
+        (image,) = found.Images(tag)
+        assert (image.step, image.width, image.height) == (5, 6, 4)
+    (text,) = found.Tensors("config/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "    a:\n      b: 1"
+    from tensorboard.plugins.hparams import metadata
+
+    content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    settings = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert settings["lr"].number_value == 1e-3
+    assert settings["name"].string_value == "x"
+    assert settings["list"].string_value == "[1, 2]"
+    assert len(os.listdir(tmp_path / "tensorboard")) == 1, "one run, not one more for the settings"
+
+
+def test_a_full_disk_is_said_once_and_leaves_only_whole_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = open_main(tmp_path)
+    log(tracker, range(1, 2))
+    write = os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data[: len(data) // 2])
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        for fault in (half, full):
+            patch.setattr(os, "write", fault)
+            log(tracker, range(2, 4))
+    log(tracker, range(4, 5))
+    tracker.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 4]
+    assert tracker.failures == 4
+    assert len(caplog.records) == 1
+    assert "metrics.jsonl cannot be written" in caplog.text
+
+
+def test_an_unwritable_folder_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").write_text("in the way")
+    tracker = open_main(tmp_path / "run", tensorboard=True)
+    log(tracker, range(1, 4))
+    tracker.image(1, "samples", torch.zeros(3, 4, 4, dtype=torch.uint8))
+    tracker.close()
+    assert tracker.failures > 0
+    assert len(caplog.records) == 2, "once for each of the two"
+
+
+def test_tensorboard_begins_a_new_file_after_an_error(tmp_path: Path) -> None:
+    tracker = open_main(tmp_path, tensorboard=True)
+    log(tracker, range(1, 3))
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    tracker._events._writer.flush = fail  # type: ignore[attr-defined]
+    log(tracker, range(3, 4))
+    log(tracker, range(4, 6))
+    tracker.close()
+    assert tracker.failures == 1
+    steps = [step for step, _ in curve(tmp_path, "loss/generator")]
+    assert steps == [1, 2, 3, 4, 5], "the row's events had been handed over before the failing flush"
