@@ -28,7 +28,6 @@ from distgan.training.checkpoint import (
     load_state,
     newest_valid,
     read_best,
-    resolve,
     verify,
 )
 from distgan.training.snapshot import Snapshot
