@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,8 @@ def test_outside_the_main_thread_only_the_file_counts(tmp_path: Path) -> None:
     assert seen == [before, True]
 
 
-def wait_forever() -> None:
+def wait_forever(started: Event) -> None:
+    started.set()
     while True:
         time.sleep(0.05)
 
@@ -91,8 +93,11 @@ def wait_forever() -> None:
 @pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_a_forked_child_still_ends_by_signals(tmp_path: Path, number: signal.Signals) -> None:
     with StopRequest(tmp_path, main=False):
-        child = multiprocessing.get_context("fork").Process(target=wait_forever)
+        context = multiprocessing.get_context("fork")
+        started = context.Event()
+        child = context.Process(target=wait_forever, args=(started,))
         child.start()
+        assert started.wait(20)  # a signal that comes while Python forks is lost
         os.kill(child.pid or 0, number)
         child.join(20)
         code = child.exitcode
