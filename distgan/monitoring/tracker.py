@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from distgan.files import write_atomically
+from distgan.monitoring.event_files import drop_later_events
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +44,7 @@ class Tracker:
         """A picture, uint8 (3, H, W) or (1, H, W)."""
 
     def text(self, tag: str, text: str) -> None:
-        """A text, shown as it is."""
+        """A text, shown as it is, at the step that this process started from."""
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
         """The settings of this run and the names of the scalars that runs are to be compared by."""
@@ -69,9 +70,10 @@ class _RunTracker(Tracker):
         self.failures = 0
         self._complained: set[str] = set()
         self._rows = _Rows(run_dir / "metrics.jsonl")
-        self._events = _Events(run_dir / "tensorboard", purge_step=last_step + 1) if tensorboard else None
+        self._events = _Events(run_dir / "tensorboard", last_step) if tensorboard else None
+        self._first_step = max(0, last_step)
         self._attempt("metrics.jsonl", lambda: self._rows.truncate(last_step))
-        self._on_tensorboard(lambda writer: None)
+        self._attempt("TensorBoard", lambda: drop_later_events(run_dir / "tensorboard", last_step))
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         numbers = {tag: float(value) for tag, value in values.items()}
@@ -88,12 +90,10 @@ class _RunTracker(Tracker):
 
     def text(self, tag: str, text: str) -> None:
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown for verbatim
-        self._on_tensorboard(lambda writer: writer.add_text(tag, indented))
+        self._on_tensorboard(lambda writer: writer.add_text(tag, indented, self._first_step))
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
-        settings = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()
-        }
+        settings = {key: value if type(value) in (int, float, str) else str(value) for key, value in values.items()}
         names = dict.fromkeys(metrics)
 
         def write(writer: SummaryWriter) -> None:
@@ -172,11 +172,12 @@ class _Rows:
 
 
 class _Events:
-    """TensorBoard event files. After an error a new one is begun."""
+    """A TensorBoard event file. After an error a new one is begun."""
 
-    def __init__(self, folder: Path, *, purge_step: int) -> None:
+    def __init__(self, folder: Path, last_step: int) -> None:
         self._folder = folder
-        self._purge_step: int | None = purge_step
+        # For a server that has read the later events already; it must be in the first file too, to be heeded in others.
+        self._purge_step: int | None = last_step + 1
         self._writer: SummaryWriter | None = None
 
     def write(self, write: Callable[[SummaryWriter], object]) -> None:

@@ -12,8 +12,15 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from distgan.monitoring.tracker import Tracker, open_tracker
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files are read in order of their names: second, host, process, and a count that is not padded."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -61,11 +68,13 @@ def test_rows_and_curves_have_the_same_numbers(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_without_overlap_or_gap(tmp_path: Path) -> None:
     first = open_main(tmp_path, tensorboard=True)
     log(first, range(10, 60, 10))
+    first.scalars(60, 0, {"not logged again": 1.0})
     second = open_main(tmp_path, 30, tensorboard=True)
     log(second, range(40, 80, 10), offset=0.5)
     expected = [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.5), (50, 50.5), (60, 60.5), (70, 70.5)]
     assert [(row["step"], row["loss/generator"]) for row in rows(tmp_path)] == expected
     assert curve(tmp_path, "loss/generator") == expected
+    assert "not logged again" not in events(tmp_path).Tags()["scalars"]
     first.close()
     second.close()
 
@@ -91,6 +100,17 @@ def test_a_torn_last_line_goes(tmp_path: Path, torn: bytes) -> None:
     log(tracker, range(50, 60, 10))
     tracker.close()
     assert [row["step"] for row in rows(tmp_path)] == [10, 20, 50]
+
+
+@pytest.mark.parametrize("torn", [1, 5, 13, 40])
+def test_a_torn_last_event_goes(tmp_path: Path, torn: int) -> None:
+    log(open_main(tmp_path, tensorboard=True), range(10, 30, 10))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    os.truncate(file, file.stat().st_size - torn)
+    tracker = open_main(tmp_path, 10, tensorboard=True)
+    log(tracker, range(20, 40, 10), offset=0.5)
+    tracker.close()
+    assert curve(tmp_path, "loss/generator") == [(10, 10.0), (20, 20.5), (30, 30.5)]
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
@@ -133,6 +153,7 @@ def test_pictures_texts_and_settings(tmp_path: Path) -> None:
     assert settings["lr"].number_value == 1e-3
     assert settings["name"].string_value == "x"
     assert settings["list"].string_value == "[1, 2]"
+    assert settings["on"].string_value == "True"
     assert len(os.listdir(tmp_path / "tensorboard")) == 1, "one run, not one more for the settings"
 
 
