@@ -1,0 +1,193 @@
+"""Which sample lies at which position of the stream: pure functions of (seed, epoch, place), for any world size.
+
+Position `P` is place `P % N` of epoch `P // N`; an epoch holds each of the N samples exactly once. Two orders:
+
+- `Permutation`: uniform over all samples. For local data, or remote data that the cache holds whole.
+- `Lanes`: the shards are permuted and laid end to end, and cut into V contiguous lanes that are read in parallel, each
+  from front to back with a shuffle inside blocks. Few shards are needed at a time, and neighbouring ranks, so one node,
+  share lanes. A batch mixes V places of the laid-out data, not all of it: with shards sorted by class, whole classes
+  are absent from a batch until the lanes move on. Shuffle when packing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config import DataConfig
+from distgan.data.index import Index
+from distgan.randomness import derive_key
+
+Integers = NDArray[np.int64]
+_ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+class Order(Protocol):
+    """A sequence of samples without end, addressed by position."""
+
+    def samples(self, positions: Integers) -> Integers:
+        """The sample at each position, vectorised; positions may span epochs."""
+        ...
+
+    def assign(self, positions: Integers, world_size: int) -> Integers:
+        """Which of a micro-batch's positions each rank reads: shape (world_size, len(positions) // world_size)."""
+        ...
+
+
+def make_order(config: DataConfig, seed: int, index: Index) -> Order:
+    """The order that `data.order` names."""
+    if config.order == "permutation":
+        return Permutation(seed, len(index))
+    return Lanes(seed, index.shard_starts, lanes=config.lanes, block=config.shuffle_block)
+
+
+def trace(index: Index, order: Order, positions: Integers) -> list[dict[str, Any]]:
+    """What lies at the given positions, one JSON-able object each: shard, key, position, epoch, sample."""
+    samples = order.samples(positions)
+    return [
+        {
+            "shard": index.shard_name(shard),
+            "key": index.key(sample),
+            "position": position,
+            "epoch": position // len(index),
+            "sample": sample,
+        }
+        for position, sample, shard in zip(
+            positions.tolist(), samples.tolist(), index.shard_of(samples).tolist(), strict=True
+        )
+    ]
+
+
+def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A bijection of 64-bit words that scatters them (the finaliser of SplitMix64, Steele et al., OOPSLA 2014)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def permute(places: Integers, sizes: Integers | int, keys: NDArray[np.uint64] | int) -> Integers:
+    """A keyed pseudo-random permutation of range(size) at each place, computed without a table.
+
+    An alternating Feistel network on Z_a x Z_b with a * b >= size, walked along its cycles until it is back inside
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002); as a and b are near the root of the
+    size, nearly every place takes one pass.
+
+    Args:
+        places: each in [0, size); sizes (below 2^52) and keys are scalars or one for each place.
+    """
+    sizes, keys = (
+        np.broadcast_to(np.asarray(sizes, np.int64), places.shape),
+        np.broadcast_to(_words(keys), places.shape),
+    )
+    rows = np.sqrt(sizes).astype(np.int64)
+    rows += rows * rows < sizes
+    columns = -(-sizes // np.maximum(rows, 1))
+    permuted = _feistel(places, rows, columns, keys)
+    outside = np.flatnonzero(permuted >= sizes)
+    while len(outside):
+        walked = _feistel(permuted[outside], rows[outside], columns[outside], keys[outside])
+        permuted[outside] = walked
+        outside = outside[walked >= sizes[outside]]
+    return permuted
+
+
+def _feistel(places: Integers, rows: Integers, columns: Integers, keys: NDArray[np.uint64]) -> Integers:
+    left, right = (half.astype(np.uint64) for half in np.divmod(places, columns))
+    heights, widths = rows.astype(np.uint64), columns.astype(np.uint64)
+    for number in range(_ROUNDS):
+        round_keys = keys + np.uint64(_GOLDEN * (number + 1) & _MASK)
+        if number % 2:
+            right = (right + mix(left ^ round_keys) % widths) % widths
+        else:
+            left = (left + mix(right ^ round_keys) % heights) % heights
+    return (left * widths + right).astype(np.int64)
+
+
+def _words(keys: NDArray[np.uint64] | int) -> NDArray[np.uint64]:
+    return np.asarray(keys, np.uint64)
+
+
+class Permutation:
+    """One keyed permutation of all samples an epoch."""
+
+    def __init__(self, seed: int, length: int) -> None:
+        self._seed, self._length = seed, length
+
+    def samples(self, positions: Integers) -> Integers:
+        epochs, places = np.divmod(positions, self._length)
+        found, numbers = np.unique(epochs, return_inverse=True)
+        keys = _words([derive_key(self._seed, f"data/permutation/{epoch}") for epoch in found])  # type: ignore[arg-type]
+        return permute(places, self._length, keys[numbers])
+
+    def assign(self, positions: Integers, world_size: int) -> Integers:
+        return positions.reshape(world_size, -1)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    shards: Integers
+    """Shard numbers in the order they are laid end to end."""
+    starts: Integers
+    """Where each of them starts among the laid-out samples."""
+    lanes: Integers
+    """The lane that each residue reads."""
+    key: int
+
+
+class Lanes:
+    """V contiguous lanes over permuted shards; place p is row p // V of the lane that residue p % V reads.
+
+    With N = q V + r, the first r lanes have q + 1 samples. Lanes are permuted among residues of the same length every
+    epoch, so the r long ones always stay with the first r residues, which have q + 1 rows.
+    """
+
+    def __init__(self, seed: int, shard_starts: Integers, *, lanes: int, block: int) -> None:
+        self._seed, self._shard_starts = seed, shard_starts
+        self._lanes, self._block = lanes, block
+        self._length = int(shard_starts[-1])
+        self._epochs: dict[int, _Epoch] = {}
+
+    def samples(self, positions: Integers) -> Integers:
+        epochs, places = np.divmod(positions, self._length)
+        samples = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            samples[chosen] = self._samples(self._epoch(epoch), places[chosen])
+        return samples
+
+    def assign(self, positions: Integers, world_size: int) -> Integers:
+        residues = positions % self._length % self._lanes
+        return positions[np.argsort(residues, kind="stable")].reshape(world_size, -1)
+
+    def _samples(self, epoch: _Epoch, places: Integers) -> Integers:
+        short, extra = divmod(self._length, self._lanes)
+        rows, residues = np.divmod(places, self._lanes)
+        lanes = epoch.lanes[residues]
+        blocks, rows_in_block = np.divmod(rows, self._block)
+        sizes = np.minimum(self._block, short + (lanes < extra) - blocks * self._block)
+        block_keys = mix(mix(lanes.astype(np.uint64) + np.uint64(epoch.key)) + blocks.astype(np.uint64))
+        shuffled = blocks * self._block + permute(rows_in_block, sizes, block_keys)
+        laid_out = lanes * short + np.minimum(lanes, extra) + shuffled
+        slots = np.searchsorted(epoch.starts, laid_out, side="right") - 1
+        return self._shard_starts[epoch.shards[slots]] + laid_out - epoch.starts[slots]
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            while len(self._epochs) >= 2:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = self._lay_out(derive_key(self._seed, f"data/lanes/{epoch}"))
+        return self._epochs[epoch]
+
+    def _lay_out(self, key: int) -> _Epoch:
+        counts = np.diff(self._shard_starts)
+        shards = permute(np.arange(len(counts)), len(counts), key)
+        starts = np.concatenate(([0], np.cumsum(counts[shards])[:-1]))
+        extra = self._length % self._lanes
+        long_lanes = permute(np.arange(extra), extra, key ^ 1)
+        short_lanes = extra + permute(np.arange(self._lanes - extra), self._lanes - extra, key ^ 2)
+        return _Epoch(shards, starts, np.concatenate((long_lanes, short_lanes)), key)

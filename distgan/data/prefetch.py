@@ -1,0 +1,123 @@
+"""Fetching remote shards ahead of the stream, and whether the cache can hold what an order needs at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config import DataConfig
+from distgan.data.cache import ShardCache
+from distgan.data.index import Index
+from distgan.data.locations import is_remote
+from distgan.errors import UserError
+
+_PARALLEL_DOWNLOADS = 4
+
+
+def processes_on_node() -> int:
+    """How many ranks share this node's cache, as torchrun and accelerate tell it."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def check_capacity(config: DataConfig, index: Index, world_size: int) -> None:
+    """Raise UserError if the cache cannot hold the remote shards that one node reads at the same time.
+
+    Permutation: all of them. Lanes: for each lane that the node reads, the shards that one shuffle block may span, and
+    the one that is fetched next.
+    """
+    sizes = np.array([shard.size for shard in index.shards if is_remote(shard.url)], np.int64)
+    if not len(sizes):
+        return
+    needed = int(sizes.sum())
+    if config.order == "lanes":
+        counts = np.array([shard.count for shard in index.shards], np.int64)
+        lanes = min(config.lanes, -(-config.lanes * processes_on_node() // world_size) + 1)
+        shards = lanes * (-(-config.shuffle_block // int(counts.mean())) + 2)
+        needed = min(needed, int(np.sort(sizes)[::-1][:shards].sum()))
+    if needed > config.cache_gigabytes * 1e9:
+        fix = (
+            "or use data.order=lanes"
+            if config.order == "permutation"
+            else "or lower data.shuffle_block or data.lanes, or make the shards smaller"
+        )
+        raise UserError(
+            f"data.cache_gigabytes={config.cache_gigabytes:g}: data.order={config.order} needs "
+            f"{needed / 1e9:.3g} GB of remote shards on each node at once; raise it to {1.05 * needed / 1e9:.3g}, {fix}"
+        )
+
+
+class Prefetcher:
+    """A thread that downloads the shards of this rank's next positions, in their order, as far as the cache allows.
+
+    Args:
+        chunks: endless (first position after the chunk, samples of the chunk), in stream order.
+        budget: bytes that the distinct shards between the stream's position and the look-ahead may have together.
+    """
+
+    def __init__(
+        self, cache: ShardCache, index: Index, chunks: Iterator[tuple[int, NDArray[np.int64]]], budget: int
+    ) -> None:
+        self._cache, self._index, self._chunks, self._budget = cache, index, chunks, budget
+        self._position = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
+        self._thread.start()
+
+    def advance(self, position: int) -> None:
+        """Tell that the stream has passed all positions below this one."""
+        with self._changed:
+            self._position = position
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stop; a download in progress is given up by the process's end at the latest."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        window: deque[tuple[int, list[int]]] = deque()
+        uses: Counter[int] = Counter()
+        with ThreadPoolExecutor(_PARALLEL_DOWNLOADS, "shard-download") as pool:
+            while self._wait_for_room(window, uses):
+                end, samples = next(self._chunks)
+                shards = self._remote(samples)
+                fresh = [shard for shard in shards if not uses[shard]]
+                window.append((end, shards))
+                uses.update(shards)
+                for _ in pool.map(self._fetch, fresh):
+                    if self._closed:
+                        break
+
+    def _wait_for_room(self, window: deque[tuple[int, list[int]]], uses: Counter[int]) -> bool:
+        """Until another chunk may be looked at; False once closed."""
+        with self._changed:
+            while not self._closed:
+                while window and window[0][0] <= self._position:
+                    uses.subtract(window.popleft()[1])
+                ahead = [shard for shard, count in uses.items() if count > 0]
+                self._cache.touch(self._index.shards[shard] for shard in ahead)
+                if not window or sum(self._index.shards[shard].size for shard in ahead) < self._budget:
+                    return True
+                self._changed.wait()
+            return False
+
+    def _remote(self, samples: NDArray[np.int64]) -> list[int]:
+        """The remote shards of samples, each once, in the order of first use."""
+        shards: Sequence[int] = dict.fromkeys(self._index.shard_of(samples.ravel()).tolist())  # type: ignore[assignment]
+        return [shard for shard in shards if is_remote(self._index.shards[shard].url)]
+
+    def _fetch(self, shard: int) -> None:
+        if self._closed:
+            return
+        try:
+            os.close(self._cache.open(self._index.shards[shard]))
+        except (OSError, UserError):
+            return  # the reader meets the same and reports it with the sample's name

@@ -1,0 +1,213 @@
+"""Reading samples by number: one `pread` of tar header and data each, checked, decoded straight into the batch."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distgan.config import DataConfig
+from distgan.data.cache import ShardCache
+from distgan.data.images import Pixels, UnreadableImageError, decode_into
+from distgan.data.index import EXTENSIONS, Index
+from distgan.data.locations import is_remote
+from distgan.data.order import mix
+from distgan.data.substitutions import Failure
+from distgan.data.tar import BLOCK
+from distgan.errors import UserError
+from distgan.randomness import derive_key
+
+_MAX_OPEN_FILES = 128
+_MAX_CANDIDATES = 32
+_FIRST_BACKOFF_SECONDS = 0.5
+_OUTAGE_SECONDS = 60.0
+
+
+class Batch(NamedTuple):
+    """Samples of a micro-batch, or one rank's share of it."""
+
+    images: Tensor
+    """uint8, (n, channels, resolution, resolution), dense; in memory channels come last, as decoders write them."""
+    labels: Tensor
+    """int64, (n,): class labels, -1 where there are none."""
+    positions: Tensor
+    """int64, (n,): positions in the stream."""
+    samples: Tensor
+    """int64, (n,): whose data these are."""
+    failures: list[Failure]
+    """Samples that could not be read and were replaced."""
+
+
+class Decoded(NamedTuple):
+    """What a loader process sends: as little as possible besides the pixels, which are shared, not copied."""
+
+    images: Tensor
+    samples: NDArray[np.int64]
+    failures: list[Failure]
+
+    def batch(self, index: Index, positions: NDArray[np.int64]) -> Batch:
+        """With labels, as the trainer sees it."""
+        labels = torch.from_numpy(index.labels[self.samples].astype(np.int64))
+        return Batch(self.images, labels, torch.from_numpy(positions), torch.from_numpy(self.samples), self.failures)
+
+
+def read_samples(config: DataConfig, index: Index, samples: Sequence[int] | NDArray[np.int64] | Tensor) -> Batch:
+    """Samples by number, for evaluation: decoded as for training, never mirrored. `positions` are the numbers."""
+    numbers = np.array(samples, np.int64)
+    reader = Reader(config, index, seed=0)
+    try:
+        return reader.read(numbers).batch(index, numbers)
+    finally:
+        reader.close()
+
+
+class Reader:
+    """Reads and decodes samples, with a bounded number of files open. Each process has its own.
+
+    A read that fails with an OSError is tried again `data.retries` times, after 0.5 s, 1 s, 2 s and so on. What
+    cannot be decoded, or is not what the index says, is not tried again. Either way another sample then takes its
+    place, chosen by a hash of seed, sample and attempt: the first that can be read.
+    """
+
+    def __init__(self, config: DataConfig, index: Index, seed: int) -> None:
+        self._config, self._index, self._seed = config, index, seed
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._any_remote = any(is_remote(shard.url) for shard in index.shards)
+        self._cache = ShardCache.of(config) if self._any_remote else None
+        self._failures: dict[int, Failure] = {}
+        self._failed_at: dict[int, float] = {}
+
+    def close(self) -> None:
+        """Close all files; the reader can still be used."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def read(self, samples: NDArray[np.int64], mirrored: NDArray[np.bool_] | None = None) -> Decoded:
+        """Read samples by number, flipping those `mirrored` left-right; both of shape (n,).
+
+        Raises UserError when not even replacements can be read.
+        """
+        config, index = self._config, self._index
+        pixels = allocate(len(samples), config.resolution, config.channels)
+        out = pixels.numpy()
+        read = samples.copy()
+        failures = self._avoid_known(read)
+        where = (index.shard_of(read), index.offsets[read], index.sizes[read], index.header_crcs[read])
+        columns = [column.tolist() for column in (*where, index.extensions[read])]
+        for slot, entry in enumerate(zip(*columns, strict=True)):
+            try:
+                self._decode(out[slot], *entry)
+            except (OSError, UnreadableImageError) as error:
+                failure = self._recover(int(read[slot]), out[slot], error)
+                if failure is not None:
+                    read[slot] = failure.replacement
+                    failures.append(failure)
+        if self._any_remote:
+            self.close()  # an evicted shard takes up room for as long as it is open
+        if mirrored is not None and mirrored.any():
+            out[mirrored] = out[mirrored, :, ::-1]
+        return Decoded(pixels.permute(0, 3, 1, 2), read, failures)
+
+    def _avoid_known(self, read: NDArray[np.int64]) -> list[Failure]:
+        """Replace what failed before, in place, so that a bad file is waited for only once."""
+        if not self._failures:
+            return []
+        known = [
+            (slot, self._failures[sample]) for slot, sample in enumerate(read.tolist()) if sample in self._failures
+        ]
+        for slot, failure in known:
+            read[slot] = failure.replacement
+        return [failure for _, failure in known]
+
+    def _decode(self, out: Pixels, shard: int, offset: int, size: int, crc: int, extension: int) -> None:
+        """Raises OSError where reading fails, UnreadableImageError where what was read is not the right image."""
+        if size > self._config.max_bytes:
+            raise UnreadableImageError(f"{size:,} bytes, more than data.max_bytes={self._config.max_bytes:,}")
+        data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
+        if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
+            raise UnreadableImageError("the shard is not what was indexed; run `distgan index` again")
+        decode_into(out, data[BLOCK:], EXTENSIONS[extension], max_pixels=self._config.max_pixels)
+
+    def _decode_sample(self, out: Pixels, sample: int) -> None:
+        shard = int(self._index.shard_of(np.array([sample]))[0])
+        offset, size = int(self._index.offsets[sample]), int(self._index.sizes[sample])
+        self._decode(
+            out, shard, offset, size, int(self._index.header_crcs[sample]), int(self._index.extensions[sample])
+        )
+
+    def _descriptor(self, shard: int) -> int:
+        descriptor = self._files.get(shard)
+        if descriptor is not None:
+            self._files.move_to_end(shard)
+            return descriptor
+        while len(self._files) >= _MAX_OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        url = self._index.shards[shard].url
+        if self._cache is not None and is_remote(url):
+            descriptor = self._cache.open(self._index.shards[shard])
+        else:
+            descriptor = os.open(url, os.O_RDONLY | os.O_CLOEXEC)
+        self._files[shard] = descriptor
+        return descriptor
+
+    def _recover(self, sample: int, out: Pixels, error: Exception) -> Failure | None:
+        """Try again where that may help, else read another sample. None if the sample was read after all."""
+        shard = int(self._index.shard_of(np.array([sample]))[0])
+        for attempt in range(self._retries(shard)):
+            if isinstance(error, UnreadableImageError):
+                break
+            time.sleep(_FIRST_BACKOFF_SECONDS * 2**attempt)
+            try:
+                self._decode_sample(out, sample)
+                return None
+            except (OSError, UnreadableImageError) as again:
+                error = again
+        if isinstance(error, OSError):
+            self._failed_at[shard] = time.monotonic()
+        reason = f"{self._index.name(sample)}: {_describe(error)}"
+        for candidate in replacements(self._seed, sample, len(self._index)):
+            if candidate in self._failures:
+                continue
+            try:
+                self._decode_sample(out, candidate)
+            except (OSError, UnreadableImageError):
+                continue
+            self._failures[sample] = Failure(sample, candidate, reason)
+            return self._failures[sample]
+        raise UserError(
+            f"{reason}; nor can any of {_MAX_CANDIDATES} other samples be read: check that the data are there"
+        )
+
+    def _retries(self, shard: int) -> int:
+        """0 for a shard that has just used them all up: else a lost shard would cost seconds for each sample."""
+        failed_at = self._failed_at.get(shard)
+        if failed_at is not None and time.monotonic() - failed_at < _OUTAGE_SECONDS:
+            return 0
+        return self._config.retries
+
+
+def replacements(seed: int, sample: int, length: int) -> list[int]:
+    """Which samples to try in place of one that cannot be read, in this order; never itself."""
+    key = derive_key(seed, f"data/replacement/{sample}")
+    attempts = np.arange(_MAX_CANDIDATES, dtype=np.uint64) + np.uint64(key >> 1)
+    candidates = (mix(attempts) % np.uint64(length)).astype(np.int64).tolist()
+    return [candidate for candidate in dict.fromkeys(candidates) if candidate != sample]
+
+
+def allocate(count: int, resolution: int, channels: int) -> Tensor:
+    """An uninitialised uint8 buffer (n, resolution, resolution, channels)."""
+    return torch.empty((count, resolution, resolution, channels), dtype=torch.uint8)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,241 @@
+"""The stream of real images: endless batches for one rank, the same for any number of loader processes."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from distgan.config import DataConfig
+from distgan.data.cache import ShardCache
+from distgan.data.index import Index
+from distgan.data.locations import is_remote
+from distgan.data.order import Integers, Order, make_order
+from distgan.data.prefetch import Prefetcher, check_capacity, processes_on_node
+from distgan.data.reader import Batch, Decoded, Reader, read_samples
+from distgan.data.substitutions import Failure, Substitutions, check_failure_rate
+from distgan.data.workers import start_worker, start_worker_server
+from distgan.errors import UserError
+from distgan.randomness import uniform
+
+__all__ = [
+    "Batch",
+    "Failure",
+    "ImageDataset",
+    "Stream",
+    "Substitutions",
+    "check_failure_rate",
+    "open_stream",
+    "read_samples",
+]
+
+_POSITIONS_AT_ONCE = 8192
+_STOP_SECONDS = 2.0
+
+
+class Request(NamedTuple):
+    """What a batch is to hold, each of shape (n,)."""
+
+    samples: Integers
+    mirrored: NDArray[np.bool_]
+
+
+class ImageDataset(Dataset[Decoded]):
+    """Map-style over requests: the samples of a batch, and which of them to mirror (see `Request`).
+
+    What the user must mend comes back as a UserError in place of a batch, since the loader would wrap an exception
+    in its worker's traceback.
+    """
+
+    def __init__(self, config: DataConfig, index: Index, seed: int) -> None:
+        self._config, self._index, self._seed = config, index, seed
+        self._reader: Reader | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitems__(self, request: Request) -> Decoded | UserError:
+        try:
+            if self._reader is None:
+                self._reader = Reader(self._config, self._index, self._seed)
+            return self._reader.read(*request)
+        except UserError as error:
+            return error
+
+    def close(self) -> None:
+        """Close this process's files."""
+        if self._reader is not None:
+            self._reader.close()
+
+
+def open_stream(
+    config: DataConfig,
+    seed: int,
+    index: Index,
+    *,
+    start: int,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    substitutions: Substitutions | None = None,
+    pin_memory: bool = False,
+) -> Stream:
+    """This rank's share of the positions [start, start + micro_batch), then of the next ones, without end.
+
+    Args:
+        micro_batch: positions of a micro-batch over all ranks; divisible by `world_size`.
+        substitutions: the run's record, which may grow while the stream is open: a batch taken from it after that
+            obeys it, whatever its loader process knew when it read.
+
+    Raises:
+        UserError: the cache cannot hold what the order needs at once.
+    """
+    check_capacity(config, index, world_size)
+    return Stream(
+        _Share(make_order(config, seed, index), start, micro_batch, rank, world_size, seed if config.mirror else None),
+        ImageDataset(config, index, seed),
+        config,
+        index,
+        substitutions if substitutions is not None else Substitutions(),
+        pin_memory,
+    )
+
+
+class _Chunk(NamedTuple):
+    """A rank's share of many micro-batches in a row; each array is (micro-batches, n)."""
+
+    end: int
+    """First position after it."""
+    positions: Integers
+    samples: Integers
+    mirrored: NDArray[np.bool_]
+
+
+class _Share:
+    """What one rank reads, computed for many micro-batches at a time."""
+
+    def __init__(
+        self, order: Order, start: int, micro_batch: int, rank: int, world_size: int, mirror_seed: int | None
+    ) -> None:
+        assert micro_batch % world_size == 0
+        self._order, self._start, self._micro_batch = order, start, micro_batch
+        self._rank, self._world_size, self._mirror_seed = rank, world_size, mirror_seed
+
+    def chunks(self) -> Iterator[_Chunk]:
+        """The share from the start on, without end."""
+        step = max(1, _POSITIONS_AT_ONCE // self._micro_batch) * self._micro_batch
+        for start in itertools.count(self._start, step):
+            whole = np.arange(start, start + step).reshape(-1, self._micro_batch)
+            positions = np.stack([self._order.assign(batch, self._world_size)[self._rank] for batch in whole])
+            samples = self._order.samples(positions.ravel()).reshape(positions.shape)
+            mirrored = np.zeros(positions.shape, np.bool_)
+            if self._mirror_seed is not None:
+                drawn = uniform(self._mirror_seed, "data/mirror", torch.from_numpy(positions.ravel()))
+                mirrored = (drawn < 0.5).numpy().reshape(positions.shape)
+            yield _Chunk(start + step, positions, samples, mirrored)
+
+
+class _Requested(NamedTuple):
+    """A batch on its way: what lies at its positions, and how many substitutions were known when it was asked for."""
+
+    positions: Integers
+    samples: Integers
+    mirrored: NDArray[np.bool_]
+    known: int
+
+
+class Stream(Iterator[Batch]):
+    """An open stream; close it to end its loader processes. Made by `open_stream`."""
+
+    def __init__(
+        self,
+        share: _Share,
+        dataset: ImageDataset,
+        config: DataConfig,
+        index: Index,
+        substitutions: Substitutions,
+        pin_memory: bool,
+    ) -> None:
+        self._share, self._dataset, self._index, self._substitutions = share, dataset, index, substitutions
+        self._requested: deque[_Requested] = deque()
+        self._prefetcher: Prefetcher | None = None
+        if any(is_remote(shard.url) for shard in index.shards):
+            chunks = ((chunk.end, chunk.samples) for chunk in share.chunks())
+            budget = int(config.cache_gigabytes * 1e9) // processes_on_node()
+            self._prefetcher = Prefetcher(ShardCache.of(config), index, chunks, budget)
+        others = set(multiprocessing.active_children())
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self._requests(),  # type: ignore[arg-type]
+            collate_fn=_as_it_is,
+            num_workers=config.workers,
+            prefetch_factor=config.prefetch if config.workers else None,
+            pin_memory=pin_memory,
+            multiprocessing_context=start_worker_server() if config.workers else None,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # else it would draw from torch's default generator
+        )
+        self._batches: Iterator[Any] | None = iter(loader)
+        self._workers = [child for child in multiprocessing.active_children() if child not in others]
+        atexit.register(self.close)
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            raise StopIteration
+        decoded: Decoded | UserError = next(self._batches)
+        request = self._requested.popleft()
+        if isinstance(decoded, UserError):
+            raise decoded
+        if request.known != len(self._substitutions):
+            decoded = self._bring_up_to_date(decoded, request)
+        if self._prefetcher is not None:
+            self._prefetcher.advance(int(request.positions.max()))
+        failures = [failure for failure in decoded.failures if failure.sample not in self._substitutions]
+        return decoded._replace(failures=failures).batch(self._index, request.positions)
+
+    def close(self) -> None:
+        """End the loader processes and close all files."""
+        atexit.unregister(self.close)
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+        self._batches = None  # the loader's iterator asks its workers to leave
+        for worker in self._workers:
+            worker.join(_STOP_SECONDS)
+            if worker.is_alive():
+                worker.kill()
+        self._workers = []
+        self._dataset.close()
+
+    def _requests(self) -> Iterator[Request]:
+        for chunk in self._share.chunks():
+            for positions, samples, mirrored in zip(chunk.positions, chunk.samples, chunk.mirrored, strict=True):
+                self._requested.append(_Requested(positions, samples, mirrored, len(self._substitutions)))
+                yield Request(self._substitutions.apply(samples, positions), mirrored)
+
+    def _bring_up_to_date(self, decoded: Decoded, request: _Requested) -> Decoded:
+        """Read again, in place, what has been given a replacement since this batch was requested."""
+        wanted = self._substitutions.apply(request.samples, request.positions)
+        stale = np.flatnonzero((wanted != request.samples) & (wanted != decoded.samples))
+        if not len(stale):
+            return decoded
+        fresh = self._dataset.__getitems__(Request(wanted[stale], request.mirrored[stale]))
+        if isinstance(fresh, UserError):
+            raise fresh
+        decoded.images[stale] = fresh.images
+        decoded.samples[stale] = fresh.samples
+        return decoded._replace(failures=decoded.failures + fresh.failures)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
