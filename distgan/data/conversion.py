@@ -7,10 +7,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from distgan.data.images import fit_square, to_channels
 from distgan.data.layout import MAX_PIXELS, BadImage, Pixels
 
 ImageFormat = Literal["keep", "png", "jpg", "webp"]
@@ -72,14 +72,7 @@ class Conversion:
         return self._encode(self._fit(_as_grey_or_rgb(upright)), extension)
 
     def _fit(self, picture: Image.Image) -> Image.Image:
-        if self.resolution is None or picture.size == (self.resolution, self.resolution):
-            return picture
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.crop((left, top, left + side, top + side))
-        # Lanczos is the sharper low-pass filter; enlarging with it rings around strokes more than cubic does.
-        resampling = Image.Resampling.LANCZOS if side > self.resolution else Image.Resampling.BICUBIC
-        return square.resize((self.resolution, self.resolution), resampling)
+        return picture if self.resolution is None else fit_square(picture, self.resolution)
 
     def _encode(self, picture: Image.Image, own_format: str) -> Encoded:
         extension = own_format if self.image_format == "keep" else self.image_format
@@ -116,9 +109,5 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _as_grey_or_rgb(picture: Image.Image) -> Image.Image:
-    """Mode L or RGB of any mode; transparency is dropped, as by readers of shards."""
-    if picture.mode in ("L", "RGB"):
-        return picture
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
+    grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
+    return to_channels(picture, 1 if grey else 3)

@@ -144,7 +144,7 @@ def _labels_from_json(content: bytes, names: Sequence[str], where: str) -> Label
         if type(label) is not int or not 0 <= label < MAX_CLASSES:
             found = printable(repr(label))[:40]
             raise UserError(
-                f"{where}: the label of {printable(name)} is {found}; labels are whole numbers from 0 to {MAX_CLASSES - 1}"
+                f"{where}: the label of {printable(name)} is {found}; labels are numbers from 0 to {MAX_CLASSES - 1}"
             )
         if labels.setdefault(name, label) != label:
             raise UserError(f"{where}: {printable(name)} has two labels, {labels[name]} and {label}")

@@ -12,6 +12,10 @@ from distgan.errors import UserError
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
+_MODE_AND_OWNER = b"0000644\0" + b"0000000\0" * 2
+_MODIFIED = b"00000000000\0"
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_SUM_OF_REST = sum(_REST)
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -102,8 +106,6 @@ def ustar_header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii")
     assert 0 < len(encoded) <= 100, name
     assert 0 <= size < 8**11, size
+    before = encoded.ljust(100, b"\0") + _MODE_AND_OWNER + b"%011o\0" % size + _MODIFIED
     # The checksum is the sum of all bytes with its own field read as eight spaces.
-    before = encoded.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
-    after = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
-    checksum = sum(before) + sum(after) + 8 * 0x20
-    return before + b"%06o\0 " % checksum + after
+    return before + b"%06o\0 " % (sum(before) + 8 * ord(" ") + _SUM_OF_REST) + _REST

@@ -26,7 +26,7 @@ from PIL import Image
 
 from distgan.data.index import build_index, load_index
 from distgan.data.pack import PackReport, pack, shuffled
-from distgan.data.shard_writer import ShardSize, ustar_header
+from distgan.data.shard_writer import ShardSize, ShardWriter, ustar_header
 from distgan.errors import UserError
 
 from .test_sources import TREE, png, write_idx, write_tree, write_zip
@@ -181,6 +181,16 @@ def test_shards_stay_below_their_size(images: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "single").glob("*.tar"))) == 50  # a sample larger than a shard has one of its own
 
 
+def test_members_of_any_size_fill_shards_to_the_byte(tmp_path: Path) -> None:
+    contents = [bytes([1]) * size for size in (0, 1, 511, 512, 513, 1024)]
+    with ShardWriter(tmp_path, ShardSize(size=2 * (512 + 1024) + 1024)) as writer:
+        for number, content in enumerate(contents):
+            writer.add(str(number), {"jpg": content})
+    assert [data for _, data in members(tmp_path)] == contents
+    # 512, 1024, 1024 bytes with headers; then 1024 and 1536; then 1536: two blocks end each.
+    assert [path.stat().st_size for path in writer.paths] == [3584, 3584, 2560]
+
+
 @given(name=st.from_regex(r"[a-z0-9][a-z0-9./_-]{0,98}[a-z]", fullmatch=True), size=st.integers(0, 8**11 - 1))
 def test_headers_are_those_of_the_standard_library(name: str, size: int) -> None:
     info = tarfile.TarInfo.frombuf(ustar_header(name, size), "ascii", "strict")
@@ -273,6 +283,20 @@ def test_overwriting_shards(images: Path, tmp_path: Path) -> None:
     pack(images, tmp_path / "out", shard_size=40, workers=1, overwrite=True)
     pack(images, tmp_path / "fresh", shard_size=40, workers=1)
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+def test_overwriting_begins_with_the_index(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(images, tmp_path / "out", shard_size=10, workers=1)
+    (tmp_path / "out" / "a.tar").write_bytes(b"")
+
+    def killed(path: Path) -> None:
+        os.unlink(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(images, tmp_path / "out", workers=1, overwrite=True)
+    assert "index.safetensors" not in digests(tmp_path / "out")
 
 
 def test_a_failed_overwrite_leaves_the_old_shards(images: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -236,8 +237,12 @@ def test_a_member_that_inflates_to_more_than_declared(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "bomb.zip", {"a.png": bytes(50_000_000)})
     patch_directory(path, 0, 24, struct.pack("<I", 1000))
     source = open_source(path)
+    tracemalloc.start()
     with pytest.raises(BadImage, match="size or checksum"):
         source.read(source.slots[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_a_member_above_the_cap(tmp_path: Path) -> None:
