@@ -1,0 +1,101 @@
+"""The Fréchet distance between two Gaussians: FID, when they are those of detector features.
+
+Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local
+Nash Equilibrium", NeurIPS 2017, equation 6 (from Dowson and Landau, 1982):
+
+    d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)).
+
+With S1 = L L^T, the eigenvalues of S1 S2 are those of the symmetric matrix L^T S2 L, so the last trace is the sum of
+their roots. A symmetric eigenproblem is several times faster than a general one or a matrix root, cannot leave the
+real numbers, and L is computed once for all the distances to the same S1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distgan.evaluation.moments import Gaussian, Moments
+
+_BLOCK = 256
+
+
+class Reference(NamedTuple):
+    """What the distance needs to know of its fixed side (the real images), float64."""
+
+    samples: int
+    mean: Tensor
+    """Shape (d,)."""
+    factor: Tensor
+    """Lower-triangular L with L L^T the covariance, shape (d, d)."""
+
+
+class FrechetDistance(Moments):
+    """Squared Fréchet distance of features to a reference: update with (n, d) batches, compute a float64 scalar.
+
+    Take the reference from the other side's moments: `make_reference(moments.compute())`.
+    """
+
+    higher_is_better = False
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, reference: Reference, **settings: Any) -> None:
+        """settings: those of `torchmetrics.Metric`."""
+        super().__init__(len(reference.mean), **settings)
+        self.samples = reference.samples
+        self.register_buffer("mean", reference.mean, persistent=False)
+        self.register_buffer("factor", reference.factor, persistent=False)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """The distance of all samples of all ranks. Raises UserError for fewer than two."""
+        return frechet_distance(Reference(self.samples, self.mean, self.factor), super().compute())
+
+
+def make_reference(gaussian: Gaussian) -> Reference:
+    """Factorise one side, for any number of distances to it."""
+    return Reference(gaussian.samples, gaussian.mean, triangular_factor(gaussian.covariance))
+
+
+def frechet_distance(reference: Reference, gaussian: Gaussian) -> Tensor:
+    """Squared Fréchet distance, a float64 scalar >= 0.
+
+    Rounding moves the eigenvalues by up to sqrt(d) * 2.2e-16 of the largest: nothing to a root, except to the root of
+    0. Of those a covariance of n samples has at least d - n + 1, which are left out by their number; others, of dead
+    features, are taken for 0 when they are below that bound. An eigenvalue just there moves the trace of the root by
+    (sqrt(d) * 2.2e-16)^(1/2) of its largest term, 1e-7 at d = 2048.
+    """
+    rank = min(reference.samples, gaussian.samples) - 1
+    eigenvalues = torch.linalg.eigvalsh(_congruence(reference.factor, gaussian.covariance))[-rank:]
+    noise = math.sqrt(len(gaussian.mean)) * torch.finfo(torch.float64).eps * eigenvalues[-1]
+    root_trace = eigenvalues.where(eigenvalues > noise, 0.0).sqrt().sum()
+    means = (reference.mean - gaussian.mean).square().sum()
+    traces = reference.factor.square().sum() + gaussian.covariance.trace()
+    distance: Tensor = (means + traces - 2 * root_trace).clamp(min=0)
+    return distance
+
+
+def triangular_factor(covariance: Tensor) -> Tensor:
+    """Lower-triangular L with L L^T the covariance, up to rounding, whether or not it is singular: shape (d, d)."""
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+        root = eigenvectors * eigenvalues.clamp(min=0).sqrt()
+        factor = torch.linalg.qr(root.T, mode="r").R.T.contiguous()
+    return factor
+
+
+def _congruence(factor: Tensor, covariance: Tensor) -> Tensor:
+    """The lower triangle of L^T S L for lower-triangular L; what is above it is 0 or of no meaning.
+
+    Column block j of L is 0 above row j, and row i of L^T before column i: a third of two full products' work.
+    """
+    product = torch.zeros_like(covariance)
+    for start in range(0, len(covariance), _BLOCK):
+        tail = factor[start:, start : start + _BLOCK]
+        product[start:, start : start + _BLOCK] = factor[start:, start:].T @ (covariance[start:, start:] @ tail)
+    return product
