@@ -9,11 +9,12 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from distgan import __version__
-from distgan.errors import UserError
+from distgan.errors import LostRankError, UserError
 
 _DESCRIPTION = """\
 Train GANs across machines, resume them exactly, and compare them by numbers that can be trusted."""
@@ -30,7 +31,7 @@ from images to a generator:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exits with 0, with 2 for a mistake of the user's, with 1 for anything else."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
@@ -41,9 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("distgan: interrupted", file=sys.stderr, flush=True)
         _leave(130)
+    except LostRankError as error:
+        print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+        _leave(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one go only, but `train CONFIG --resume never key=value` is natural.
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _leave(status: int) -> None:
@@ -146,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="continue from the newest valid checkpoint of run_dir (default), start over and set the old course aside, or continue from a given checkpoint or run",
+        help="continue from the newest valid checkpoint of run_dir (default), "
+        "start over and set the old course aside, or continue from a given checkpoint or run",
     )
     train.add_argument(
         "--accept",
@@ -158,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
 
     trace = command(
         "trace", _trace, "print which sample each rank gets at each step, as JSON lines",
-        "Nothing is trained or decoded: the order of the data is a function of the seed and the position in the stream.",
+        "Nothing is trained or decoded: the order is a function of the seed and the position in the stream.",
     )  # fmt: skip
     trace.add_argument("config", metavar="CONFIG", help="a YAML recipe")
     _add_overrides(trace)
@@ -236,8 +256,8 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from distgan.data.index import build_index
-    from distgan.data.index_file import default_location, save_index
+    from distgan.data.indexing import build_index
+    from distgan.data.index import save_index
     from distgan.monitoring.console import progress_bar
 
     destination = options.out or default_location(options.shards)

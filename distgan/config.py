@@ -11,7 +11,7 @@ import json
 import math
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -52,7 +52,7 @@ class DataConfig(Section):
     mirror: bool = False
     """Flip each image left-right with probability 1/2, as a function of seed and stream position."""
     order: Literal["permutation", "lanes"] = "permutation"
-    """`permutation`: uniform over all samples, for local data. `lanes`: few shards open at a time, for object stores."""
+    """`permutation`: uniform over all samples, for local data; `lanes`: few shards at a time, for object stores."""
     lanes: Count = 16
     """Lanes of the `lanes` order: about the largest number of nodes the run will ever use."""
     shuffle_block: Count = 4096
@@ -313,6 +313,19 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def flatten(config: Config) -> dict[str, Any]:
+    """Every key of the config, in full, with its plain value: `training.steps` -> 1000."""
+
+    def walk(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(walk(config.model_dump(mode="json"), ""))
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the config, for editors."""
     return Config.model_json_schema()
@@ -335,7 +348,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; a recipe with two `steps` is a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)

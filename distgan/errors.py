@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""What can go wrong that is not a defect: a mistake of the user's, and the loss of another rank."""
 
 
 class UserError(ValueError):
@@ -13,3 +13,7 @@ class UserError(ValueError):
     def __init__(self, message: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+
+
+class LostRankError(RuntimeError):
+    """Another rank ended or did not answer in time, so that this one cannot go on. Its own status tells why."""

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import multiprocessing.context
 import os
+import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 
@@ -21,12 +25,80 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "accelerate", "distgan.training.loop", "distgan.training.evaluation"])
+    return context
+
+
+class Job:
+    """Fresh processes, one a rank, that run one of distgan's commands and can be killed."""
+
+    def __init__(self, world_size: int, arguments: list[str], *, log: Path | None = None) -> None:
+        context = _context()
+        port = free_port()
+        self.processes = [
+            context.Process(target=_command, args=(arguments, rank, world_size, port, log))
+            for rank in range(world_size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def kill(self, rank: int | None = None) -> None:
+        """SIGKILL to one rank, or to all; then wait for all to be gone, which they must be by themselves."""
+        for process in self.processes if rank is None else [self.processes[rank]]:
+            process.kill()
+        self.wait()
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            assert process.pid is not None
+            os.kill(process.pid, number)
+
+    def wait(self, timeout: float = 120) -> list[int | None]:
+        """Exit codes of all ranks. Fails, and leaves none behind, when one outlasts the timeout."""
+        deadline = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        stuck = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        for process in self.processes:
+            process.kill()
+            process.join()
+        assert not stuck, f"ranks {stuck} did not end"
+        return [process.exitcode for process in self.processes]
+
+    def running(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+
+def _command(arguments: list[str], rank: int, world_size: int, port: int, log: Path | None) -> None:
+    import torch
+
+    from distgan.cli import main
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if world_size > 1:
+        _set_rank(rank, world_size, port)
+    if log is not None:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    main(arguments)
+
+
+def _set_rank(rank: int, world_size: int, port: int) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world_size), RANK=str(rank),
+        LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
+    )  # fmt: skip
+
+
 class RankPool:
     """`run(world_size, function, *arguments)` calls a module-level function on each rank and lists what they return."""
 
     def __init__(self, size: int = 4) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "accelerate", "distgan.training.player"])
+        context = _context()
         self.pipes: list[Connection] = []
         self.processes = []
         for _ in range(size):
@@ -64,10 +136,7 @@ def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         rank, world_size, port, task = pipe.recv()
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world_size), RANK=str(rank),
-            LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
-        )  # fmt: skip
+        _set_rank(rank, world_size, port)
         try:
             pipe.send((True, task()))
         except BaseException:

@@ -30,14 +30,14 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Differentiable in its turn, because autograd records this call under create_graph.
-        return _AllReduceSum.apply(gradient)  # type: ignore[no-any-return, no-untyped-call]
+        return _AllReduceSum.apply(gradient)  # type: ignore[no-any-return]
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, differentiable any number of times. Every rank must call it."""
     if world_size() == 1:
         return local
-    return _AllReduceSum.apply(local)  # type: ignore[no-any-return, no-untyped-call]
+    return _AllReduceSum.apply(local)  # type: ignore[no-any-return]
 
 
 def all_reduce_mean(local: Tensor) -> Tensor:

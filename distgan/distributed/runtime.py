@@ -8,6 +8,7 @@ neither waits for the device nor mixes with gradients.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -39,13 +40,7 @@ class Runtime:
             dynamo_backend="no",
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timeout),
-                DistributedDataParallelKwargs(
-                    broadcast_buffers=False,
-                    gradient_as_bucket_view=True,
-                    # DDP rebuilds its buckets after the first backward unless it looks for unused parameters; a
-                    # resumed run would then add gradients up in another order than the run it continues.
-                    find_unused_parameters=deterministic,
-                ),
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             ],
         )
         self.rank: int = self.accelerator.process_index
@@ -53,7 +48,7 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0
         _check_world_size(self.world_size)
-        self._control = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
+        self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
         if self.device.type == "cuda" and not deterministic:
             torch.backends.cudnn.benchmark = True
 
@@ -61,7 +56,10 @@ class Runtime:
         """Move a player to the device and make its backward average gradients over ranks."""
         if not any(parameter.requires_grad for parameter in player.parameters()):
             return player.to(self.device)
-        wrapped: nn.Module = self.accelerator.prepare_model(player)
+        with warnings.catch_warnings():
+            # Newer torch has another name for broadcast_buffers, which Accelerate does not know yet.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare_model(player)
         return wrapped
 
     def gradients_stay_local(self, engine: nn.Module, local: bool) -> AbstractContextManager[None]:
@@ -124,7 +122,15 @@ class Runtime:
         values = self.gather_objects(value)
         others = [rank for rank, other in enumerate(values) if other != values[0]]
         if others:
-            raise UserError(f"{name} of rank {', '.join(map(str, others))} differs from rank 0's; {fix}", everywhere=True)
+            raise UserError(
+                f"{name} of rank {', '.join(map(str, others))} differs from rank 0's; {fix}", everywhere=True
+            )
+
+    def lost_contact(self, error: Exception) -> bool:
+        """Whether an error means that a collective failed because another rank is gone or silent."""
+        signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
+        network = isinstance(error, (dist.DistError, RuntimeError)) and any(sign in str(error) for sign in signs)
+        return self.world_size > 1 and network
 
     def close(self) -> None:
         """Leave the process group."""
@@ -133,7 +139,7 @@ class Runtime:
 
 
 class Exchange:
-    """Flags on their way between ranks: started at the end of one step, read at the end of the next, so never waited for.
+    """Flags on their way between ranks, sent at the end of one step and read at the end of the next, so not waited for.
 
     All ranks read the result of the same exchange at the same step, hence decide alike.
     """

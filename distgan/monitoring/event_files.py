@@ -18,26 +18,27 @@ _RECORD_LIMIT = 1 << 30
 
 
 def drop_later_events(folder: Path, last_step: int) -> None:
-    """Keep the events up to a step in all event files of a folder; a record that is not whole goes too.
+    """Keep the events up to a step in all event files of a folder; a damaged record goes too.
 
     Raises:
         OSError: a file cannot be read or replaced.
     """
-    paths = sorted(folder.glob("events.out.tfevents.*"))
-    if not paths:
-        return
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
-
-    for path in paths:
+    for path in sorted(folder.glob("events.out.tfevents.*")):
         with open(path, "rb") as file:
-            kept = [
-                record
-                for record, data in _records(file)
-                if (event := Event.FromString(data)).step <= last_step or not event.HasField("summary")
-            ]
-        content = b"".join(kept)
+            content = b"".join(record for record, data in _records(file) if _stays(data, last_step))
         if len(content) != path.stat().st_size:
             write_atomically(path, content)
+
+
+def _stays(data: bytes, last_step: int) -> bool:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+
+    try:
+        event = Event.FromString(data)
+    except DecodeError:
+        return False
+    return event.step <= last_step or not event.HasField("summary")
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:

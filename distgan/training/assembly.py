@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distgan.config import Config
 from distgan.data.index import Index
@@ -24,7 +24,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     average = AveragedGenerator(generator)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
         if config.training.compile:
             network.compile()
     precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
@@ -34,6 +34,10 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     }
     optimizers = {"generator": config.generator.optimizer, "discriminator": config.discriminator.optimizer}
     wrapped = {role: Player(role, objective, optimizers[role], runtime) for role, objective in players.items()}
+    if runtime.world_size > 1:
+        reals, latents, labels = _blank_inputs(config, index, runtime)
+        wrapped["discriminator"].settle((reals, labels, latents, labels, False))
+        wrapped["generator"].settle((latents, labels))
     return TrainingState(config, index, wrapped["generator"], wrapped["discriminator"], average, Progress())
 
 
@@ -69,6 +73,15 @@ def check_fits(config: Config, index: Index, world_size: int) -> None:
         raise UserError(
             "data.labels = true, but the shards hold no labels; pack from class folders, or set data.labels=false"
         )
+
+
+def _blank_inputs(config: Config, index: Index, runtime: Runtime) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Zeros in the shape of a rank's micro-batch: reals, latents, and labels if there are classes."""
+    share, side, device = config.micro_batch // runtime.world_size, config.data.resolution, runtime.device
+    reals = torch.zeros(share, config.data.channels, side, side, device=device)
+    latents = torch.zeros(share, config.generator.latent_size, device=device)
+    labels = torch.zeros(share, dtype=torch.int64, device=device) if config.data.labels else None
+    return reals, latents, labels
 
 
 def _data_shape(config: Config, index: Index) -> dict[str, int]:

@@ -16,8 +16,8 @@ class AveragedGenerator:
 
     def __init__(self, generator: nn.Module) -> None:
         self.network = copy.deepcopy(generator).eval().requires_grad_(False)
-        self._averages = list(self.network.parameters())
-        self._live = list(generator.parameters())
+        self._averages: list[Tensor] = list(self.network.parameters())
+        self._live: list[Tensor] = list(generator.parameters())
 
     @torch.no_grad()
     def update(self, decay: float, applied: Tensor) -> None:

@@ -41,8 +41,8 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
         index = load_index(config.data.path)
         if index.fingerprint != state["data"]["fingerprint"] and not any(o.startswith("data.path") for o in overrides):
             raise UserError(
-                f"data.path = {config.data.path}: its fingerprint is {index.fingerprint[:12]}, but the run was trained on "
-                f"{state['data']['fingerprint'][:12]}; restore the data, or name other data with data.path=..."
+                f"data.path = {config.data.path}: its fingerprint is {index.fingerprint[:12]}, but the run was trained "
+                f"on {state['data']['fingerprint'][:12]}; restore the data, or name other data with data.path=..."
             )
         network = build_average(config, index, runtime.device)
         run_folder.load_network(found, "generator_ema", network)

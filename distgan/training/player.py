@@ -7,7 +7,7 @@ opponent is referenced, not registered, so that a wrapper sees one network's par
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,7 @@ from distgan.objectives import penalties
 from distgan.objectives.adversarial import ADVERSARIAL
 
 Outcome = tuple[Tensor, dict[str, Tensor]]
+Totals = dict[str, tuple[float, float]]
 
 
 class DiscriminatorObjective(nn.Module):
@@ -141,9 +142,20 @@ class Player:
             self.statistics.add({**values, f"gradient_norm/{self.role}": norm}, applied)
         return applied
 
+    def settle(self, arguments: tuple[object, ...]) -> None:
+        """Two throw-away passes, which leave no trace but in DDP.
+
+        It arranges its buckets after the first backward. A resumed run would otherwise add its first gradients up in
+        another order than the run it continues, and differ from it in the last bits from three ranks on.
+        """
+        for _ in range(2):
+            loss, _values = self.engine(*arguments)
+            loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's tensors as `PARAMETER/QUANTITY`, empty before the first update."""
-        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.network.named_parameters()}
         return {
             f"{names[parameter]}/{quantity}": value
             for parameter, state in self.optimizer.state.items()
@@ -159,34 +171,45 @@ class Player:
 
 
 class Statistics:
-    """Means over micro-batches and ranks of what the players report, summed on the device until asked for."""
+    """Means over micro-batches and ranks of what a player reports, summed on the device until asked for."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._carried: Totals = {}
 
     def add(self, values: Mapping[str, Tensor], applied: Tensor) -> None:
         """Add one micro-batch's 0-d values; those of a skipped update (`applied` 0) do not count."""
         names = tuple(values)
-        row = torch.stack([*(value.float() for value in values.values()), applied])
+        row = torch.stack([*(value.double() for value in values.values()), applied.double()])
         row = torch.where(applied > 0, row, 0.0)
         if names in self._sums:
             self._sums[names] += row
         else:
             self._sums[names] = row
 
-    def reduce(self, runtime: Runtime) -> dict[str, float]:
-        """Means since the last call, over all ranks; one all-reduce, and the only wait for the device."""
+    def totals(self, runtime: Runtime) -> Totals:
+        """Sum and count of each value over all ranks; one all-reduce, and a wait for the device."""
+        totals = dict(self._carried)
         if not self._sums:
-            return {}
+            return totals
         flat = runtime.all_reduce_sum(torch.cat(list(self._sums.values()))).tolist()
-        totals: dict[str, tuple[float, float]] = {}
         for names in self._sums:
             row, flat = flat[: len(names) + 1], flat[len(names) + 1 :]
             for name, value in zip(names, row, strict=False):
                 total, count = totals.get(name, (0.0, 0.0))
                 totals[name] = total + value, count + row[-1]
-        self._sums.clear()
+        return totals
+
+    def reduce(self, runtime: Runtime) -> dict[str, float]:
+        """Means since the last call, over all ranks."""
+        totals = self.totals(runtime)
+        self.carry({})
         return {name: total / count for name, (total, count) in totals.items() if count}
+
+    def carry(self, totals: Mapping[str, Sequence[float]]) -> None:
+        """Forget what was added, and go on from the totals of an interval that was interrupted."""
+        self._sums.clear()
+        self._carried = {name: (total, count) for name, (total, count) in totals.items()}
 
 
 def _autocast(like: Tensor, dtype: torch.dtype | None) -> torch.autocast:

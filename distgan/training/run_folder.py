@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
-from distgan.config import Config, dump_config
+from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
 from distgan.training import checkpoint, preemption
+from distgan.training.checkpoint_folder import directory_name
 from distgan.training.state import TrainingState, check_shapes
 
 logger = logging.getLogger("distgan")
+
+Result = Literal["finished", "preempted"]
 
 HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
 """What belongs to one course of training, and is set aside when a run starts over."""
@@ -39,7 +44,7 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         if runtime.is_main:
             world = "" if then["world_size"] == runtime.world_size else f" (saved on {then['world_size']} ranks)"
             logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
-            for change in _changes(then["config"], config.model_dump(mode="json")):
+            for change in _changes(parse_config(then["config"], source=f"{path}/state.json"), config):
                 logger.info("changed since that checkpoint: %s", change)
     if runtime.is_main:
         write_atomically(folder / "config.yaml", dump_config(config).encode())
@@ -60,21 +65,25 @@ def set_aside(folder: Path) -> None:
     logger.info("starting over; what was in %s is now in %s", folder, aside)
 
 
+def open_writer(config: Config) -> checkpoint.CheckpointWriter:
+    """The writer of this run's checkpoints, for rank 0."""
+    return checkpoint.CheckpointWriter(Path(config.run_dir) / "checkpoints", keep=config.checkpoint.keep)
+
+
 @contextmanager
-def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[str], str]]:
+def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result], None]]:
     """Keeps status.json true: `running` inside, then what the yielded function is told, or `failed` with the reason.
 
     A rank that fails leaves the process group without waiting: its peers notice by the broken connection.
     """
     folder = Path(config.run_dir)
 
-    def finish(result: str) -> str:
+    def finish(result: Result) -> None:
         runtime.barrier()
         if runtime.is_main:
             preemption.write_status(folder, result, world_size=runtime.world_size, step=newest_step(folder))
         runtime.barrier()
         runtime.close()
-        return result
 
     with runtime.together():
         try:
@@ -87,9 +96,27 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[str], str]]:
             ) from None
     try:
         yield finish
-    except BaseException as error:
+    except KeyboardInterrupt:
+        preemption.write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
+        raise
+    except UserError as error:
+        preemption.write_failure(folder, runtime.rank, str(error))
+        raise
+    except Exception as error:
+        if runtime.lost_contact(error):
+            # The rank that failed knows why, and should be the one to say it.
+            time.sleep(1.0)
+            lost = LostRankError(f"rank {runtime.rank} lost contact with another rank: {str(error).splitlines()[0]}")
+            preemption.write_failure(folder, runtime.rank, str(lost))
+            raise lost from error
         preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
         raise
+
+
+def newest_name(folder: Path) -> str:
+    """Name of the newest checkpoint of a run folder, for messages."""
+    step = newest_step(folder)
+    return "none" if step is None else str(folder / "checkpoints" / directory_name(step))
 
 
 def newest_step(folder: Path) -> int | None:
@@ -116,7 +143,7 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
             raise UserError(
                 f"{path}: no best checkpoint is noted; set evaluation.every in training, or leave --best out"
             )
-        chosen = folder / checkpoint.directory_name(record.step)
+        chosen = folder / directory_name(record.step)
         checkpoint.verify(chosen)
         return chosen
     newest = checkpoint.newest_valid(folder)
@@ -142,10 +169,8 @@ def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
         return error
 
 
-def _changes(then: dict[str, object], now: dict[str, object], prefix: str = "") -> Iterator[str]:
-    for key in now:
-        before, after = then.get(key), now[key]
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key} was {before}, is {after}"
+def _changes(then: Config, now: Config) -> Iterator[str]:
+    before = flatten(then)
+    for key, value in flatten(now).items():
+        if before.get(key) != value:
+            yield f"{key} was {before.get(key)}, is {value}"

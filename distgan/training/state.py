@@ -13,7 +13,8 @@ from torch import Tensor
 import distgan
 from distgan.config import Config
 from distgan.data.index import Index
-from distgan.data.stream import Substitutions
+from distgan.data.substitutions import Substitutions
+from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.training import checkpoint
 from distgan.training.ema import AveragedGenerator
@@ -44,6 +45,11 @@ class TrainingState:
     average: AveragedGenerator
     progress: Progress
 
+    @property
+    def players(self) -> tuple[Player, Player]:
+        """Both players."""
+        return self.generator, self.discriminator
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """File name -> tensors, as a checkpoint stores them."""
         return {
@@ -54,13 +60,13 @@ class TrainingState:
             "discriminator_optimizer": self.discriminator.optimizer_state(),
             "counters": {
                 f"{player.role}/{name}": value
-                for player in (self.generator, self.discriminator)
+                for player in self.players
                 for name, value in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row))
             },
         }
 
-    def description(self, world_size: int) -> dict[str, Any]:
-        """The rest of a checkpoint, as JSON."""
+    def description(self, runtime: Runtime) -> dict[str, Any]:
+        """The rest of a checkpoint, as JSON. Every rank calls it."""
         return {
             "step": self.progress.step,
             "position": self.progress.position,
@@ -69,7 +75,9 @@ class TrainingState:
             "substitutions": self.progress.substitutions.to_json(),
             "data": {"fingerprint": self.index.fingerprint, "samples": len(self.index)},
             "classes": class_description(self.config, self.index),
-            "world_size": world_size,
+            "world_size": runtime.world_size,
+            # Totals of the logging interval under way, so that its row is the same after a resume.
+            "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "config": self.config.model_dump(mode="json"),
             "versions": {"distgan": distgan.__version__, "torch": torch.__version__},
         }
@@ -91,7 +99,8 @@ class TrainingState:
         for name, network in networks.items():
             check_shapes(path, name, files[name], network.state_dict())
             network.load_state_dict(files[name])
-        for player in (self.generator, self.discriminator):
+        for player in self.players:
+            player.statistics.carry(description["statistics"][player.role])
             moments = files[f"{player.role}_optimizer"]
             _check_optimizer(path, player, moments)
             player.load_optimizer_state(moments)
@@ -100,7 +109,7 @@ class TrainingState:
         self.progress.step = int(description["step"])
         self.progress.position = int(description["position"])
         self.progress.best = description["best"]
-        self.progress.substitutions = Substitutions.from_json(description["substitutions"])
+        self.progress.substitutions = Substitutions.from_json(description["substitutions"], len(self.index))
         return description
 
     def _check_fits(self, path: Path, description: Mapping[str, Any], accept: frozenset[str]) -> None:
@@ -108,8 +117,9 @@ class TrainingState:
         found = description["data"]["fingerprint"]
         if found != self.index.fingerprint and "data" not in accept:
             raise UserError(
-                f"{path}: saved from data with fingerprint {found[:12]}, but data.path has {self.index.fingerprint[:12]}; "
-                "restore the data, start another run_dir, or continue on the new data with --accept data"
+                f"{path}: saved from data with fingerprint {found[:12]}, but data.path has "
+                f"{self.index.fingerprint[:12]}; restore the data, start another run_dir, or continue on "
+                "the new data with --accept data"
             )
         if then["seed"] != now.seed and "seed" not in accept:
             raise UserError(
@@ -119,8 +129,8 @@ class TrainingState:
         batch = then["training"]["batch_size"] // then["training"]["accumulation"]
         if batch != now.micro_batch and now.uses_batch_statistics and "statistics" not in accept:
             raise UserError(
-                f"{path}: its batch statistics were over {batch} samples (training.batch_size / training.accumulation), "
-                f"now they would be over {now.micro_batch}, which changes the objective; restore the two, or use "
+                f"{path}: its batch statistics were over {batch} samples (batch_size / accumulation), "
+                f"but now they would be over {now.micro_batch}, which changes the objective; restore the two, or use "
                 "--accept statistics"
             )
 
@@ -134,7 +144,7 @@ def class_description(config: Config, index: Index) -> dict[str, Any] | None:
 
 def class_counts(index: Index) -> list[int]:
     """Samples of each class."""
-    return torch.bincount(torch.as_tensor(index.labels).long(), minlength=index.num_classes).tolist()  # type: ignore[no-any-return]
+    return torch.bincount(torch.as_tensor(index.labels).long(), minlength=index.num_classes).tolist()
 
 
 def check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -152,7 +162,7 @@ def check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: M
 def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in player.network.named_parameters()}
     for key, tensor in moments.items():
-        name, _, quantity = key.rpartition("/")
+        name = key.rpartition("/")[0]
         if name not in shapes or (tensor.dim() > 0 and tuple(tensor.shape) != shapes[name]):
             raise UserError(
                 f"{path}/{player.role}_optimizer.safetensors: {key} of shape {tuple(tensor.shape)} fits no parameter; "

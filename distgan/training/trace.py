@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from distgan.config import Config
+from distgan.data import order as orders
 from distgan.data.index import load_index
-from distgan.data.order import make_order
 from distgan.training import schedule
 from distgan.training.assembly import check_fits
 
@@ -21,20 +21,11 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
     """
     index = load_index(config.data.path)
     check_fits(config, index, world_size)
-    order = make_order(config.data, config.seed, index)
+    order = orders.make_order(config.data, config.seed, index)
     for step in range(first, last):
         for update in schedule.discriminator_updates(config, step, schedule.position_after(config, step)):
             for start in range(update.start, update.start + update.batch_size, update.micro_batch):
                 shares = order.assign(np.arange(start, start + update.micro_batch), world_size)
                 for rank, positions in enumerate(shares):
-                    for position, number in zip(positions.tolist(), order.samples(positions).tolist(), strict=True):
-                        yield {
-                            "step": step,
-                            "update": update.index,
-                            "rank": rank,
-                            "position": position,
-                            "epoch": position // len(index),
-                            "sample": number,
-                            "shard": index.shard_name(int(index.shard_of(np.array([number]))[0])),
-                            "key": index.key(number),
-                        }
+                    for record in orders.trace(index, order, positions):
+                        yield {"step": step, "update": update.index, "rank": rank, **record}

@@ -1,0 +1,99 @@
+"""Real processes, killed and resumed: the weights at the end are those of the run that was never killed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import Job
+from tests.runs import differing, losses, recipe, status, tensors
+
+STEPS = 12
+
+
+def wait_for(run: Path, step: int, job: Job) -> None:
+    deadline = time.monotonic() + 90
+    while not (run / "checkpoints" / f"step-{step:08d}").exists():
+        assert time.monotonic() < deadline
+        assert job.running(), "the job ended by itself"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, Path]:
+    """The run folders of uninterrupted runs by world size."""
+    runs = {}
+    for world_size in (1, 2, 4):
+        folder = tmp_path_factory.mktemp(f"undisturbed-{world_size}")
+        assert Job(world_size, ["train", str(recipe(folder, digits))]).wait() == [0] * world_size
+        assert status(folder / "run")["outcome"] == "finished"
+        runs[world_size] = folder / "run"
+    return runs
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_killed_runs_end_bitwise_the_same(
+    tmp_path: Path, digits: Path, undisturbed: dict[int, Path], world_size: int
+) -> None:
+    config = recipe(tmp_path, digits, data={"workers": 1 if world_size == 2 else 0})
+    chance = random.Random(world_size)
+    for after in (2, 6):
+        job = Job(world_size, ["train", str(config)])
+        wait_for(tmp_path / "run", after, job)
+        time.sleep(chance.uniform(0, 0.1))
+        # One rank only: its peers must notice and end by themselves.
+        job.kill(chance.randrange(world_size))
+    assert Job(world_size, ["train", str(config)]).wait() == [0] * world_size
+    expected, found = tensors(undisturbed[world_size], STEPS), tensors(tmp_path / "run", STEPS)
+    assert differing(found, expected) == []
+    assert losses(tmp_path / "run").keys() == {3, 6, 9, 12}
+    for step, values in losses(undisturbed[world_size]).items():
+        assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=1e-12, abs=1e-15)
+
+
+def test_losses_do_not_depend_on_the_ranks(undisturbed: dict[int, Path]) -> None:
+    alone = losses(undisturbed[1])
+    for world_size in (2, 4):
+        for step, values in losses(undisturbed[world_size]).items():
+            # float32, and differences grow with the steps.
+            assert values == pytest.approx(alone[step], rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_resume_on_another_world_size(
+    tmp_path: Path, digits: Path, undisturbed: dict[int, Path], before: int, after: int
+) -> None:
+    config = recipe(tmp_path, digits)
+    Job(before, ["train", str(config), "training.steps=6"]).wait()
+    assert status(tmp_path / "run")["step"] == 6
+    assert Job(after, ["train", str(config)]).wait() == [0] * after
+    for step, values in losses(undisturbed[before]).items():
+        assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=2e-3, abs=1e-4)
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, digits: Path, undisturbed: dict[int, Path]
+) -> None:
+    config = recipe(tmp_path, digits)
+    shutil.copytree(undisturbed[1], tmp_path / "run")
+    for step in (10, 12):
+        with open(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "generator.safetensors", "r+b") as file:
+            file.truncate(1000)
+    log = tmp_path / "log"
+    assert Job(1, ["train", str(config)], log=log).wait() == [0]
+    assert "step-00000010" in log.read_text()
+    assert "resuming from" in log.read_text()
+    assert "step-00000008" in log.read_text()
+    assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed[1], STEPS)) == []
+
+
+def test_starting_over_loses_nothing(tmp_path: Path, digits: Path, undisturbed: dict[int, Path]) -> None:
+    config = recipe(tmp_path, digits)
+    shutil.copytree(undisturbed[1], tmp_path / "run")
+    assert Job(1, ["train", str(config), "--resume", "never", "training.steps=2"]).wait() == [0]
+    assert differing(tensors(tmp_path / "run" / "previous-1", STEPS), tensors(undisturbed[1], STEPS)) == []
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000002"]

@@ -1,0 +1,64 @@
+"""Small runs for tests: shards, recipes, and what is left of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+
+
+def recipe(folder: Path, shards: Path, **sections: Any) -> Path:
+    """A run of seconds at 16x16 with a lazy penalty, bitwise reproducible; sections are merged over it."""
+    values: dict[str, Any] = {
+        "run_dir": str(folder / "run"),
+        "seed": 7,
+        "data": {"path": str(shards), "resolution": 16, "channels": 1, "workers": 0},
+        "generator": {"width": 4, "latent_size": 8},
+        "discriminator": {"width": 4},
+        "objective": {"r1": {"gamma": 1.0, "every": 3}},
+        "training": {"steps": 12, "batch_size": 16, "critic_steps": 2, "deterministic": True},
+        "ema": {"statistics_samples": 32},
+        "checkpoint": {"every": 2, "keep": 100},
+        "monitoring": {"every": 3, "samples_every": 1000, "num_samples": 4, "tensorboard": False},
+        "evaluation": {"batch_size": 16},
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, dict[str, float]]:
+    """What metrics.jsonl says of the training itself, without speed and memory."""
+    kept = ("loss/", "discriminator/", "gradient_norm/", "ema/", "learning_rate/", "skipped")
+    return {row["step"]: {k: v for k, v in row.items() if k.startswith(kept)} for row in rows(run)}
+
+
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Everything of a checkpoint that training depends on."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return {
+        f"{path.stem}/{name}": value
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, value in safetensors.torch.load_file(path).items()
+    }
+
+
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not bitwise equal."""
+    assert one.keys() == other.keys()
+    assert len(one) > 50
+    return [name for name, value in one.items() if not torch.equal(value, other[name])]
+
+
+def status(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "status.json").read_text()))
