@@ -276,7 +276,10 @@ def _stored_name(shard: Shard, path: str) -> str:
 
 def _resolve(name: str, part: _Part) -> str:
     if locations.is_remote(name) or name.lower().startswith("pipe:"):
-        return locations.normalise(name)
+        try:
+            return locations.normalise(name)
+        except UserError as error:
+            raise UserError(f"{part.file}: this index names {error}") from None
     if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or not name.isprintable():
         raise UserError(f"{part.file}: the shard name {name!r} is not a plain path inside its folder and is refused")
     return locations.join(part.folder, name)

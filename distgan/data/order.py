@@ -5,8 +5,8 @@ Position `P` is place `P % N` of epoch `P // N`; an epoch holds each of the N sa
 - `Permutation`: uniform over all samples. For local data, or remote data that the cache holds whole.
 - `Lanes`: the shards are permuted and laid end to end, and cut into V contiguous lanes that are read in parallel, each
   from front to back with a shuffle inside blocks. Few shards are needed at a time, and neighbouring ranks, so one node,
-  share lanes. A batch mixes V places of the laid-out data, not all of it: with shards sorted by class, whole classes
-  are absent from a batch until the lanes move on. Shuffle when packing.
+  share lanes. A batch of B mixes V places of the laid-out data, not all of it: over shards sorted by class, the
+  class counts of batches vary B / V times as much as in a uniform shuffle (variance). Shuffle when packing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""Small WebDataset tars, written with Python's own tarfile, whose images tell which sample they are."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distgan.data.index import Index, build_index, load_index, save_index
+
+
+def numbered_png(number: int, side: int = 8) -> bytes:
+    """A PNG of one colour that spells the number."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (number % 256, number // 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def numbers_of(images: np.ndarray) -> list[int]:
+    """The numbers that images (n, 3, height, width) spell."""
+    assert all(len(np.unique(image.reshape(3, -1), axis=1).T) == 1 for image in images)
+    return [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images]
+
+
+def write_tar(
+    path: Path, members: Mapping[str, bytes] | Sequence[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members.items() if isinstance(members, Mapping) else members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_numbered(folder: Path, counts: Sequence[int], *, classes: int = 0, first: int = 0) -> Path:
+    """One tar for each count, with samples numbered on from `first`; sample i has label i % classes."""
+    number = first
+    for shard, count in enumerate(counts):
+        members: dict[str, bytes] = {}
+        for i in range(count):
+            members[f"{i:04d}.png"] = numbered_png(number)
+            if classes:
+                members[f"{i:04d}.cls"] = str(number % classes).encode()
+            number += 1
+        write_tar(folder / f"{shard:03d}.tar", members)
+    return folder
+
+
+def numbered_index(folder: Path, counts: Sequence[int], *, classes: int = 0) -> Index:
+    """Shards as `write_numbered` makes them, with their index, loaded from its file."""
+    write_numbered(folder, counts, classes=classes)
+    save_index(build_index(str(folder)), folder)
+    return load_index(str(folder))
+
+
+def damage(index: Index, sample: int) -> None:
+    """Overwrite a sample's data, not its header, in its shard."""
+    shard, offset, size, _, _ = index.entry(sample)
+    with open(index.shards[shard].url, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xaa" * size)
