@@ -99,21 +99,22 @@ class CheckpointWriter:
         """
         if not blocking and self._thread is not None and self._thread.is_alive():
             logger.warning(
-                "checkpoint of step %d skipped: the one of step %s is still being written; "
+                "checkpoint of step %d skipped: the %s is still being written; "
                 "raise checkpoint.every, or give run_dir a faster disk",
                 step,
-                self._writing,
+                self._thread.name,
             )
             return False
         self.wait()
         for gone in self._snapshots.keys() - files.keys():
             del self._snapshots[gone]
-        for name, tensors in files.items():
-            self._snapshots.setdefault(name, Snapshot()).copy(tensors)
+        for file, tensors in files.items():
+            self._snapshots.setdefault(file, Snapshot()).copy(tensors)
         document = json.dumps(state, allow_nan=False).encode()
         failures = self.failures
         self._writing = step
-        self._thread = threading.Thread(target=self._write, args=(step, document), name="checkpoint", daemon=True)
+        name = f"checkpoint of step {step}"
+        self._thread = threading.Thread(target=self._write, args=(step, document), name=name, daemon=True)
         self._thread.start()
         if blocking:
             self.wait()

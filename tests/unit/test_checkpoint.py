@@ -163,7 +163,7 @@ def test_a_second_save_is_skipped_while_the_first_is_written(
         assert writer.save(1, contents(1), {"step": 1})
         assert not writer.save(2, contents(2), {"step": 2})
         assert "step 2 skipped" in caplog.text
-        assert "step 1 is still being written" in caplog.text
+        assert "the checkpoint of step 1 is still being written" in caplog.text
         threading.Timer(0.05, go.set).start()
         assert writer.save(3, contents(3), {"step": 3}, blocking=True)
     assert sorted(checkpoint_folder.steps(folder)) == [1, 3]

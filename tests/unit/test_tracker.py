@@ -113,6 +113,18 @@ def test_a_torn_last_event_goes(tmp_path: Path, torn: int) -> None:
     assert curve(tmp_path, "loss/generator") == [(10, 10.0), (20, 20.5), (30, 30.5)]
 
 
+def test_a_damaged_event_goes(tmp_path: Path) -> None:
+    log(open_main(tmp_path, tensorboard=True), range(10, 40, 10))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    content = bytearray(file.read_bytes())
+    content[content.index(b"loss/generator") - 2] = 0xFF  # the length of the tag
+    file.write_bytes(content)
+    tracker = open_main(tmp_path, 30, tensorboard=True)
+    log(tracker, range(40, 50, 10))
+    tracker.close()
+    assert [step for step, _ in curve(tmp_path, "loss/generator")] == [20, 30, 40]
+
+
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
     tracker = open_main(tmp_path)
     tracker.scalars(1, 64, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1})

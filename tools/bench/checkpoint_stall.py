@@ -1,0 +1,170 @@
+"""How long a checkpoint holds up training: distgan's writer against a blocking `torch.save` of the same state.
+
+The "training" is a fixed number of matrix products and in-place updates of the state between checkpoints, so that the
+background write competes with it for cores and memory. `torch.save` writes to one file and renames it; once as usual,
+and once followed by an fsync, which distgan always does. Variants alternate; medians with quartiles are printed.
+
+    python tools/bench/checkpoint_stall.py --megabytes 200 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from distgan.training.checkpoint import CheckpointWriter
+
+LAYERS = 24
+
+Files = dict[str, dict[str, torch.Tensor]]
+
+
+def make_state(megabytes: float, device: str) -> Files:
+    """Two networks in the proportions of a GAN, one average, two Adam moments of each: about `megabytes` in all."""
+    networks = 7  # generator, its average, its two moments; discriminator, its two moments
+    width = max(1, round(megabytes * 1e6 / (networks * LAYERS * 16 * 16 * 4)))
+    generator = {f"layer{number}.weight": torch.randn(width, 16, 4, 4, device=device) for number in range(LAYERS)}
+    discriminator = {name: torch.randn_like(tensor) for name, tensor in generator.items()}
+
+    def moments(network: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}/{moment}": torch.rand_like(tensor)
+            for name, tensor in network.items()
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+
+    return {
+        "generator": generator,
+        "discriminator": discriminator,
+        "generator_ema": {name: tensor.clone() for name, tensor in generator.items()},
+        "generator_optimizer": moments(generator),
+        "discriminator_optimizer": moments(discriminator),
+    }
+
+
+class Training:
+    """Work between checkpoints."""
+
+    def __init__(self, files: Files, device: str) -> None:
+        self.tensors = [tensor for tensors in files.values() for tensor in tensors.values()]
+        self.factor = torch.randn(1024, 1024, device=device) / 32
+        self.value = torch.randn(1024, 1024, device=device)
+        self.device = device
+
+    def steps(self, number: int) -> None:
+        for _ in range(number):
+            for _ in range(4):
+                self.value = torch.tanh(self.value @ self.factor)
+            torch._foreach_mul_(self.tensors, 0.999)
+        self.wait()
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+Run = tuple[list[float], float]
+
+
+def with_distgan(training: Training, files: Files, folder: Path, checkpoints: int, steps: int) -> Run:
+    """Seconds of each stall, and of everything until the last byte is on disk."""
+    stalls = []
+    skipped = 0
+    started = time.perf_counter()
+    with CheckpointWriter(folder, keep=2) as writer:
+        for number in range(1, checkpoints + 1):
+            training.steps(steps)
+            before = time.perf_counter()
+            skipped += not writer.save(number, files, {"step": number})
+            training.wait()
+            stalls.append(time.perf_counter() - before)
+    assert not skipped, "the disk was too slow for the interval: raise --seconds"
+    assert not writer.failures
+    return stalls, time.perf_counter() - started
+
+
+def with_torch_save(training: Training, files: Files, folder: Path, checkpoints: int, steps: int, *, sync: bool) -> Run:
+    """The same with a blocking save."""
+    stalls = []
+    started = time.perf_counter()
+    for number in range(1, checkpoints + 1):
+        training.steps(steps)
+        before = time.perf_counter()
+        path = folder / f"step-{number:08d}.pt"
+        with open(f"{path}.tmp", "wb") as file:
+            torch.save({"files": files, "state": {"step": number}}, file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(f"{path}.tmp", path)
+        stalls.append(time.perf_counter() - before)
+        if number > 2:
+            (folder / f"step-{number - 2:08d}.pt").unlink()
+    return stalls, time.perf_counter() - started
+
+
+def without(training: Training, files: Files, folder: Path, checkpoints: int, steps: int) -> Run:
+    """No checkpoints at all."""
+    started = time.perf_counter()
+    for _ in range(checkpoints):
+        training.steps(steps)
+    return [0.0], time.perf_counter() - started
+
+
+def quartiles(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=200)
+    parser.add_argument("--checkpoints", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=1.5, help="training between checkpoints, about")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", help="where to write; a temporary folder by default")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    files = make_state(arguments.megabytes, device)
+    size = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+    training = Training(files, device)
+    training.steps(3)
+    before = time.perf_counter()
+    training.steps(5)
+    steps = max(1, round(arguments.seconds / ((time.perf_counter() - before) / 5)))
+    variants: dict[str, Callable[..., Run]] = {
+        "no checkpoints": without,
+        "torch.save": lambda *a: with_torch_save(*a, sync=False),
+        "torch.save + fsync": lambda *a: with_torch_save(*a, sync=True),
+        "distgan": with_distgan,
+    }
+    stalls: dict[str, list[float]] = {name: [] for name in variants}
+    totals: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(arguments.rounds):
+        for name, run in sorted(variants.items(), reverse=bool(number % 2)):
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                stall, total = run(training, files, Path(folder), arguments.checkpoints, steps)
+            stalls[name] += stall
+            totals[name].append(total)
+    print(
+        f"{size / 1e6:.0f} MB of state on {device}, {arguments.checkpoints} checkpoints, {steps} steps between them, "
+        f"{arguments.rounds} rounds, {os.cpu_count()} cores, torch {torch.__version__}. Median (quartiles), seconds.\n"
+    )
+    print("| | stall of a checkpoint | ratio | total | ratio |\n| --- | --- | --- | --- | --- |")
+    reference_stall, reference_total = statistics.median(stalls["torch.save"]), statistics.median(totals["torch.save"])
+    for name in variants:
+        print(
+            f"| {name} | {quartiles(stalls[name])} | {statistics.median(stalls[name]) / reference_stall:.3f} "
+            f"| {quartiles(totals[name])} | {statistics.median(totals[name]) / reference_total:.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
