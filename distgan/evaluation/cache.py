@@ -1,0 +1,81 @@
+"""Files that evaluation keeps between runs: safetensors with a checksum, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+log = logging.getLogger("distgan")
+
+
+class Entry(NamedTuple):
+    """Tensors by name (on the CPU), and numbers or names about them."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, float | str]
+
+
+def read(path: Path) -> Entry | None:
+    """What `write` wrote there; None if there is nothing, or, with a warning, if it is damaged."""
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = json.loads(header["__metadata__"]["facts"])
+        tensors = load(content)
+        if header["__metadata__"]["sha256"] != digest(tensors):
+            raise ValueError("its checksum does not match")
+        return Entry(tensors, facts)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        log.warning("%s: the cached file is damaged (%s); it is made again", path, error)
+        return None
+
+
+def write(path: Path, entry: Entry) -> None:
+    """Put an entry there in one step; readers and other writers see the old file or the new one, never a part.
+
+    A cache is a convenience: a folder that cannot be written to is a warning.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
+    content = save(tensors, {"facts": json.dumps(entry.facts), "sha256": digest(tensors)})
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("%s: cannot keep this for later (%s); set evaluation.cache_dir to a writable folder", path, error)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 hex of CPU tensors: names, types, shapes and contents."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+def key(*parts: object) -> str:
+    """A short file-name part that stands for these values."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:24]

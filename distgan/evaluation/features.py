@@ -1,0 +1,65 @@
+"""Detectors: networks whose features of real and generated images are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distgan.config import DataConfig, EvaluationConfig, cache_folder
+from distgan.data.index import Index
+from distgan.evaluation import classifier, inception
+from distgan.evaluation.precision import plain_float32
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from distgan.distributed.runtime import Runtime
+
+
+class Features(NamedTuple):
+    """What a detector sees in n images: features (n, d) and logits (n, k), float32."""
+
+    features: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A frozen network from uint8 images to features and logits, in full float32 by deterministic kernels."""
+
+    name: Literal["classifier", "inception"]
+    dimension: int
+    hash: str
+    """Stands for its weights and its preprocessing."""
+    network: nn.Module
+
+    def __call__(self, images: Tensor) -> Features:
+        """Of images (n, C, R, R), uint8, on the network's device."""
+        with torch.no_grad(), plain_float32(images.device):
+            return Features(*self.network(images))
+
+
+def load_detector(config: EvaluationConfig, data: DataConfig, index: Index, runtime: Runtime) -> Detector:
+    """The detector that the config names, with the same weights on every rank. Call it on all of them.
+
+    Raises:
+        UserError: no labels to train the classifier on; Inception's weights missing or damaged.
+    """
+    folder = evaluation_folder(config)
+    network: nn.Module
+    if config.detector == "inception":
+        network, hash = inception.load_inception(config.inception_weights, folder, runtime)
+        dimension = inception.DIMENSION
+    else:
+        network, hash = classifier.load_classifier(data, index, folder, runtime)
+        dimension = classifier.DIMENSION
+    network = network.eval().requires_grad_(False).to(runtime.device)
+    return Detector(config.detector, dimension, hash, network)
+
+
+def evaluation_folder(config: EvaluationConfig) -> Path:
+    """Where detectors and real statistics are cached."""
+    return cache_folder(config.cache_dir) / "evaluation"

@@ -1,0 +1,118 @@
+"""The Inception-v3 of 2015 that published FIDs are measured with, by torch-fidelity's port of the TensorFlow graph.
+
+Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
+Its resizing to 299 pixels, also part of that graph, is torch-fidelity's as well, so that values match its FID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from distgan.errors import UserError
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+log = logging.getLogger("distgan")
+
+DIMENSION = 2048
+_URL: str = URL_INCEPTION_V3
+_PUBLISHED_SHA256 = "6726825d"
+_MAX_BYTES = 1 << 30
+
+
+class Inception(nn.Module):
+    """uint8 images (n, 1 or 3, H, W) -> features (n, 2048) and logits without bias (n, 1008), float32."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        """Raises RuntimeError when the weights are another network's."""
+        super().__init__()
+        # The extractor unpickles the file it is given without limits, so it gets one of this program's own making;
+        # and it draws initial weights, which must not move the generator that training draws from.
+        safe = io.BytesIO()
+        torch.save(weights, safe)
+        safe.seek(0)
+        with torch.random.fork_rng(devices=[]):
+            self.extractor = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], safe)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        features, logits = self.extractor(images)
+        return features, logits
+
+
+def load_inception(path: str | None, cache: Path, runtime: Runtime) -> tuple[Inception, str]:
+    """The network, from rank 0's copy of the weights, and the SHA-256 of their file.
+
+    Args:
+        path: of the weights; None takes them from the folder `cache`, where they are downloaded to once.
+
+    Raises:
+        UserError: the weights cannot be had, are damaged, hold more than tensors, or are another network's.
+    """
+    loaded = None
+    with runtime.together():
+        if runtime.is_main:
+            loaded = _read_weights(Path(path) if path else _download(cache))
+    weights, sha256 = runtime.broadcast_object(loaded)
+    with runtime.together():
+        try:
+            return Inception(weights), sha256
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: not the weights of torch-fidelity's Inception-v3 ({reason}); "
+                f"take those of {_URL}, or leave evaluation.inception_weights out"
+            ) from None
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
+        content = path.read_bytes()
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError("it holds more than named tensors")
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(
+            f"evaluation.inception_weights = {path}: cannot be read as PyTorch weights: {reason}; "
+            f"give the path of a copy of {_URL}"
+        ) from None
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(_PUBLISHED_SHA256):
+        log.warning(
+            "%s: not the published weights (SHA-256 %s...); FIDs compare only among themselves", path, sha256[:8]
+        )
+    return weights, sha256
+
+
+def _download(cache: Path) -> Path:
+    """The published weights in the cache folder, downloaded and checked unless they are there."""
+    path = cache / _URL.rpartition("/")[2]
+    if path.exists():
+        return path
+    log.info("downloading %s to %s", _URL, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(_URL, str(partial), hash_prefix=_PUBLISHED_SHA256, progress=False)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"evaluation.detector = inception: cannot download {_URL} ({error}); fetch it elsewhere and "
+            "give evaluation.inception_weights its path, or use evaluation.detector=classifier"
+        ) from None
+    return path

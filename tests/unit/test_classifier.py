@@ -1,0 +1,129 @@
+"""The classifier: it learns, it depends on the data alone, and training around it does not notice."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from distgan.data.index import build_index
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
+from distgan.evaluation import cache, classifier
+from distgan.evaluation.features import evaluation_folder, load_detector
+from distgan.evaluation.precision import plain_float32
+from tests.labelled_shards import evaluation_config, pictures, write_shards
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "_FEWEST_STEPS", 40)
+
+
+@pytest.mark.usefixtures("brief")
+def test_tells_bars_apart_and_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = write_shards(tmp_path / "shards", pictures(150))
+    config = evaluation_config(shards, tmp_path / "cache")
+    index, runtime = build_index(shards), Runtime()
+    caplog.set_level(logging.INFO, "distgan")
+    detector = load_detector(config.evaluation, config.data, index, runtime)
+    features, logits = detector(pictures(9))
+    assert features.shape == (9, detector.dimension)
+    assert features.dtype == logits.dtype == torch.float32
+    assert logits.argmax(1).tolist() == [0, 1, 2] * 3
+    assert "held-out accuracy 100.0 %" in caplog.text
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classifier, "train_classifier", lambda *_: pytest.fail("trained again"))
+        again = load_detector(config.evaluation, config.data, index, runtime)
+    assert again.hash == detector.hash
+    assert torch.equal(again(pictures(9)).features, features)
+
+    (file,) = evaluation_folder(config.evaluation).iterdir()
+    file.write_bytes(file.read_bytes()[:-40])
+    third = load_detector(config.evaluation, config.data, index, runtime)
+    assert third.hash == detector.hash
+    assert str(file) in caplog.text
+
+
+@pytest.mark.usefixtures("brief")
+def test_depends_on_the_data_alone_and_leaves_no_trace(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", pictures(60, channels=3))
+    config, index = evaluation_config(shards, tmp_path, channels=3, resolution=32), build_index(shards)
+    found = []
+    threads = torch.get_num_threads()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.set_num_threads(seed)
+        state = torch.get_rng_state()
+        with torch.no_grad():
+            found.append(classifier.train_classifier(config.data, index, CPU))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.get_num_threads() == seed
+    torch.set_num_threads(threads)
+    assert cache.digest(found[0].tensors) == cache.digest(found[1].tensors)
+    assert found[0].facts == found[1].facts == {"accuracy": found[0].facts["accuracy"], "held_out": 6}
+
+
+@pytest.mark.parametrize("resolution", [4, 8, 16, 64, 256])
+def test_any_resolution(resolution: int, tmp_path: Path) -> None:
+    config = evaluation_config("unused", tmp_path, resolution=resolution, channels=3)
+    network = classifier.build_classifier(config.data, 5).eval()
+    images = torch.full((2, 3, resolution, resolution), 200, dtype=torch.uint8)
+    images[1, :, : resolution // 2] = 0
+    features, logits = network(images)
+    assert features.shape == (2, classifier.DIMENSION)
+    assert logits.shape == (2, 5)
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_needs_labels(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", pictures(6), labels=False)
+    config = evaluation_config(shards, tmp_path)
+    with pytest.raises(UserError, match=r"no labels.* use evaluation.detector=inception") as caught:
+        load_detector(config.evaluation, config.data, build_index(shards), Runtime())
+    assert "\n" not in str(caught.value)
+
+
+def test_needs_a_few_images(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", pictures(24), broken=frozenset(range(5)))
+    config = evaluation_config(shards, tmp_path)
+    with pytest.raises(UserError, match="19 images"):
+        load_detector(config.evaluation, config.data, build_index(shards), Runtime())
+
+
+def test_convolution_settings_are_put_back() -> None:
+    cudnn = torch.backends.cudnn
+    names = "benchmark", "deterministic", "allow_tf32"
+    before = [getattr(cudnn, name) for name in names]
+    precision = cudnn.conv.fp32_precision
+
+    def fail() -> None:
+        with plain_float32(CPU):
+            assert cudnn.deterministic
+            assert cudnn.conv.fp32_precision == "ieee"
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+            raise ZeroDivisionError
+
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ZeroDivisionError):
+        fail()
+    assert [getattr(cudnn, name) for name in names] == before
+    assert cudnn.conv.fp32_precision == precision
+
+
+@pytest.mark.slow
+def test_digits_are_told_apart(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from distgan.data.pack import pack
+
+    pack("builtin:digits", str(tmp_path / "digits"))
+    config = evaluation_config(str(tmp_path / "digits"), tmp_path, resolution=32)
+    entry = classifier.train_classifier(config.data, build_index(str(tmp_path / "digits")), CPU)
+    assert entry.facts["held_out"] == 179
+    assert float(entry.facts["accuracy"]) > 0.97

@@ -1,0 +1,151 @@
+"""Inception features against torch-fidelity's own, with random weights in the file that both read."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import Tensor
+
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
+from distgan.evaluation import inception
+from distgan.evaluation.frechet import frechet_distance, make_reference
+from distgan.evaluation.inception import load_inception
+from distgan.evaluation.moments import Moments
+
+torch_fidelity = pytest.importorskip("torch_fidelity")
+Theirs = inception.FeatureExtractorInceptionV3
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Weights that keep activations of order one through 48 layers."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    nothing = tmp_path_factory.mktemp("inception") / "nothing.pth"
+    torch.save({}, nothing)
+    with patch.object(Theirs, "load_state_dict"):
+        network = Theirs("random", ["2048"], str(nothing))
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            deviation = (2 / module.weight[0].numel()) ** 0.5
+            module.weight.copy_(deviation * torch.randn(module.weight.shape, generator=generator))
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            module.bias.copy_(0.2 * torch.randn(module.bias.shape, generator=generator))
+    torch.save(network.state_dict(), path)
+    yield str(path)
+    path.unlink()
+
+
+def noise(count: int, channels: int, size: int, seed: int = 0) -> Tensor:
+    shape = (count, channels, size, size)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_features_are_torch_fidelitys(weights: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = torch.get_rng_state()
+    ours, sha256 = load_inception(weights, tmp_path, Runtime())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "not the published weights" in caplog.text
+    assert len(sha256) == 64
+    theirs = Theirs("reference", ["2048", "logits_unbiased"], weights)
+    images = noise(2, 3, 32)
+    features, logits = ours(images)
+    expected_features, expected_logits = theirs(images)
+    assert torch.equal(features, expected_features)
+    assert torch.equal(logits, expected_logits)
+    assert features.std() > 0.01
+    grey = noise(1, 1, 32)
+    assert torch.equal(ours(grey)[0], theirs(grey.repeat(1, 3, 1, 1))[0])
+
+
+class _Images(torch.utils.data.Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images[i]
+
+
+@pytest.mark.slow
+def test_distance_is_torch_fidelitys(weights: str, tmp_path: Path) -> None:
+    real, made = noise(12, 3, 32), noise(12, 3, 32, seed=1) // 2
+    network, _ = load_inception(weights, tmp_path, Runtime())
+    sides = []
+    for images in (real, made):
+        moments = Moments(inception.DIMENSION)
+        for batch in images.split(6):
+            moments.update(network(batch)[0])
+        sides.append(moments.compute())
+    theirs = torch_fidelity.calculate_metrics(
+        input1=_Images(made), input2=_Images(real), fid=True, batch_size=6, cuda=False, verbose=False, cache=False,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=weights, save_cpu_ram=True,
+    )  # fmt: skip
+    found = float(frechet_distance(make_reference(sides[0]), sides[1]))
+    assert found == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+
+
+class _Call:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("code from the file was run",)
+
+
+def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    for content in (pickle.dumps(_Call()), b"no weights", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as PyTorch weights") as caught:
+            load_inception(str(path), tmp_path, Runtime())
+        assert "\n" not in str(caught.value)
+    torch.save({"weights": _Call()}, path)
+    with pytest.raises(UserError, match="cannot be read as PyTorch weights"):
+        load_inception(str(path), tmp_path, Runtime())
+
+
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"layer.weight": torch.ones(3)}, path)
+    with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception-v3") as caught:
+        load_inception(str(path), tmp_path, Runtime())
+    assert "\n" not in str(caught.value)
+    torch.save([torch.ones(3)], path)
+    with pytest.raises(UserError, match="more than named tensors"):
+        load_inception(str(path), tmp_path, Runtime())
+    with pytest.raises(UserError, match="No such file"):
+        load_inception(str(tmp_path / "missing.pth"), tmp_path, Runtime())
+
+
+def test_without_a_network_the_error_says_what_to_do(tmp_path: Path) -> None:
+    failure = URLError("Temporary failure in name resolution")
+    with (
+        patch.object(torch.hub, "download_url_to_file", side_effect=failure),
+        pytest.raises(UserError, match=r"evaluation.inception_weights .* evaluation.detector=classifier") as caught,
+    ):
+        load_inception(None, tmp_path / "cache", Runtime())
+    assert "\n" not in str(caught.value)
+
+
+def test_download_is_checked_and_kept(weights: str, tmp_path: Path) -> None:
+    calls = []
+
+    def download(url: str, to: str, *, hash_prefix: str, progress: bool) -> None:
+        calls.append((url, hash_prefix))
+        Path(to).write_bytes(Path(weights).read_bytes())
+
+    with patch.object(torch.hub, "download_url_to_file", download):
+        one = load_inception(None, tmp_path / "cache", Runtime())[1]
+        other = load_inception(None, tmp_path / "cache", Runtime())[1]
+    assert one == other
+    ((url, prefix),) = calls
+    assert url.endswith(f"{prefix}.pth")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [url.rpartition("/")[2]]

@@ -1,0 +1,175 @@
+"""Evaluation as a whole against numpy and scipy on the detector's features of all images at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from distgan.config import Config
+from distgan.data.index import Index, build_index
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
+from distgan.evaluation import classifier, suite
+from distgan.evaluation.features import Detector
+from distgan.evaluation.samples import fill, rank_batches
+from distgan.evaluation.suite import Evaluator, evaluate
+from tests.labelled_shards import evaluation_config, pictures, write_shards
+
+REALS = pictures(150)
+
+
+@pytest.fixture(autouse=True)
+def _brief_training() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "_FEWEST_STEPS", 30)
+        yield
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    return write_shards(tmp_path / "shards", REALS)
+
+
+def generate(samples: Tensor) -> Tensor:
+    """Real images with a stripe, by number."""
+    images = REALS[samples % len(REALS)].clone()
+    images[:, :, :, 3] = 255 - images[:, :, :, 3]
+    return images
+
+
+def distance_of(features: Tensor, others: Tensor) -> float:
+    """The textbook formula, with a general matrix root."""
+    a, b = features.double().numpy(), others.double().numpy()
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(first @ second).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root))
+
+
+def test_equal_to_the_textbook_and_to_itself_in_other_batches(shards: str, tmp_path: Path) -> None:
+    config, index = evaluation_config(shards, tmp_path / "cache", num_samples=149), build_index(shards)
+    evaluator = Evaluator(config, index, Runtime())
+    found = evaluator(generate)
+    assert list(found) == ["fid[classifier]"]
+    expected = distance_of(evaluator.detector(generate(torch.arange(149))).features, evaluator.detector(REALS).features)
+    assert found["fid[classifier]"] == pytest.approx(expected, rel=1e-5)
+    other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 50})})
+    assert evaluate(generate, other, index, Runtime()) == pytest.approx(found, rel=1e-5)
+
+
+def test_the_reals_themselves_are_at_distance_zero(shards: str, tmp_path: Path) -> None:
+    config = evaluation_config(shards, tmp_path / "cache", num_samples=len(REALS))
+    assert evaluate(lambda samples: REALS[samples], config, build_index(shards), Runtime())["fid[classifier]"] < 1e-6
+
+
+def test_reals_are_read_once(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, index = evaluation_config(shards, tmp_path / "cache"), build_index(shards)
+    found = evaluate(generate, config, index, Runtime())
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "read_reals", lambda *_: pytest.fail("read again"))
+        assert evaluate(generate, config, index, Runtime()) == found
+    (statistics,) = (tmp_path / "cache").rglob("real-*.safetensors")
+    statistics.write_bytes(statistics.read_bytes()[:-1])
+    assert evaluate(generate, config, index, Runtime()) == found
+    assert f"{statistics}: the cached file is damaged" in caplog.text
+
+
+def changed(config: Config, index: Index, what: str) -> tuple[Config, Index]:
+    if what == "data":
+        index.fingerprint = "another"
+    elif what in ("resolution", "channels"):
+        update = {"resolution": {"resolution": 8}, "channels": {"channels": 3}}[what]
+        config = config.model_copy(update={"data": config.data.model_copy(update=update)})
+    return config, index
+
+
+class _Brightness(nn.Module):
+    """Features of any images: mean and standard deviation."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.stack((images.float().mean((1, 2, 3)), images.float().std((1, 2, 3))), 1)
+        return features, features
+
+
+@pytest.mark.parametrize("what", ["data", "resolution", "channels", "detector"])
+def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path, what: str) -> None:
+    config, index, runtime = evaluation_config(shards, tmp_path), build_index(shards), Runtime()
+    detector = Detector("classifier", 2, "brightness", _Brightness())
+    first = suite.real_statistics(detector, config, index, runtime)
+    pixels = REALS.float().flatten(1)
+    np.testing.assert_allclose(first.mean, torch.stack((pixels.mean(1), pixels.std(1))).double().mean(1), rtol=1e-6)
+    if what == "detector":
+        detector = replace(detector, hash="another")
+    suite.real_statistics(detector, *changed(config, index, what), runtime)
+    assert len(list(tmp_path.rglob("real-*.safetensors"))) == 2
+
+
+def test_unreadable_reals_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = write_shards(tmp_path / "broken", REALS, broken=frozenset({7, 149}))
+    config = evaluation_config(broken, tmp_path / "cache")
+    with pytest.raises(UserError, match="2 of 150 images cannot be read"):
+        Evaluator(config, build_index(broken), Runtime())
+    assert not list((tmp_path / "cache").rglob("real-*.safetensors"))
+    tolerant = config.model_copy(update={"data": config.data.model_copy(update={"max_failure_rate": 0.1})})
+    for _ in range(2):
+        caplog.clear()
+        evaluator = Evaluator(tolerant, build_index(broken), Runtime())
+        assert "leave out 2 of 150" in caplog.text
+    kept = [i for i in range(150) if i not in (7, 149)]
+    features = evaluator.detector(REALS[kept]).features
+    assert evaluator.reference.samples == 148
+    np.testing.assert_allclose(evaluator.reference.mean, features.double().mean(0), atol=1e-5)
+
+
+def test_too_few_samples_are_one_warning(shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    index = build_index(shards)
+    for samples, warnings in ((classifier.DIMENSION + 1, 0), (classifier.DIMENSION, 1)):
+        caplog.clear()
+        evaluate(generate, evaluation_config(shards, tmp_path / "cache", num_samples=samples), index, Runtime())
+        records = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(records) == warnings
+    assert f"{classifier.DIMENSION} generated and 150 real" in records[0].getMessage()
+
+
+def test_training_around_it_does_not_notice(shards: str, tmp_path: Path) -> None:
+    config, index, runtime = evaluation_config(shards, tmp_path / "cache"), build_index(shards), Runtime()
+
+    def state() -> list[object]:
+        cudnn = torch.backends.cudnn
+        numpy_state = np.random.get_state()
+        return [
+            torch.get_rng_state().tolist(), str(numpy_state), torch.get_num_threads(), torch.is_grad_enabled(),
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled(),
+        ]  # fmt: skip
+
+    before = state()
+    evaluate(generate, config, index, runtime)
+    assert state() == before
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 5))
+def test_ranks_share_the_samples(total: int, batch_size: int, world_size: int) -> None:
+    found = []
+    for rank in range(world_size):
+        batches = list(rank_batches(total, batch_size, rank, world_size))
+        assert all(1 <= len(batch) <= batch_size for batch in batches)
+        numbers = [int(i) for batch in batches for i in batch]
+        assert all(i % world_size == rank for i in numbers)
+        found += numbers
+    assert sorted(found) == list(range(total))
+
+
+def test_fill_repeats_rows() -> None:
+    assert fill(torch.tensor([5, 8, 6]), 8).tolist() == [5, 8, 6, 5, 8, 6, 5, 8]
+    assert fill(torch.tensor([5, 8]), 2).tolist() == [5, 8]
