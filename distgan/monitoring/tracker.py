@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ class Tracker:
     """How often something could not be written."""
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
-        """One row of numbers, on disk (for the operating system to write) when this returns.
+        """One row of numbers, with the time in seconds since 1970; a process killed after this call does not lose it.
 
         Args:
             step: greater than that of the row before.
@@ -77,7 +78,8 @@ class _RunTracker(Tracker):
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         numbers = {tag: float(value) for tag, value in values.items()}
-        self._attempt("metrics.jsonl", lambda: self._rows.append({"step": step, "images": images, **numbers}))
+        row = {"step": step, "images": images, "time": time.time(), **numbers}
+        self._attempt("metrics.jsonl", lambda: self._rows.append(row))
 
         def write(writer: SummaryWriter) -> None:
             for tag, value in {"progress/kimg": images / 1000, **numbers}.items():

@@ -187,11 +187,10 @@ def settle_unfinished(folder: Path) -> None:
         match = _UNFINISHED.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir():
             continue
-        home = folder / match[1]
-        if home.exists() or not _verifies(path):
+        if match[2] or not _verifies(path):
             shutil.rmtree(path)
         else:
-            publish(path, home)
+            publish(path, folder / match[1])
 
 
 def _aside(path: Path) -> Path:

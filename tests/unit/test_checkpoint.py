@@ -267,21 +267,28 @@ def damage_state(path: Path) -> None:
 
 
 def damage_symlink(path: Path) -> None:
-    file = path / "generator.safetensors"
-    file.rename(path.parent / "elsewhere")
-    file.symlink_to(path.parent / "elsewhere")
+    """A link that has the size and the content that the manifest speaks of."""
+    target = path.parent / "elsewhere"
+    target.write_text("x" * len(str(target)))
+    (path / "generator.safetensors").unlink()
+    (path / "generator.safetensors").symlink_to(target)
+    content = target.read_bytes()
+    manifest = json.loads((path / "manifest.json").read_text())
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"]["generator.safetensors"] = entry
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (damage_truncate, "generator.safetensors"),
-        (damage_flip, "generator.safetensors"),
-        (damage_missing, "counters.safetensors"),
-        (damage_no_manifest, "manifest.json"),
-        (damage_manifest, "manifest.json"),
-        (damage_state, "state.json"),
-        (damage_symlink, "generator.safetensors"),
+        (damage_truncate, "bytes instead of"),
+        (damage_flip, "generator.safetensors: damaged"),
+        (damage_missing, "counters.safetensors: cannot be read"),
+        (damage_no_manifest, "manifest.json: cannot be read"),
+        (damage_manifest, "manifest.json: damaged"),
+        (damage_state, "state.json: damaged"),
+        (damage_symlink, "generator.safetensors: not a regular file"),
     ],
 )
 def test_a_damaged_newest_falls_back_to_the_one_before(
@@ -380,6 +387,17 @@ def test_what_a_killed_writer_left_is_settled(folder: Path) -> None:
     assert_holds(folder / "step-00000007", 7)
 
 
+def test_a_complete_replacement_without_the_name_wins(folder: Path) -> None:
+    """Killed before the first rename of a replacement, with what is to be replaced damaged."""
+    with CheckpointWriter(folder, keep=1) as writer:
+        save(writer, 7)
+    shutil.copytree(folder / "step-00000007", folder / "step-00000007.tmp")
+    damage_flip(folder / "step-00000007")
+    CheckpointWriter(folder, keep=1)
+    assert names(folder) == ["latest", "step-00000007"]
+    assert_holds(folder / "step-00000007", 7)
+
+
 def test_a_full_disk_lets_training_go_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -468,12 +486,13 @@ def test_killed_at_any_moment_what_is_found_is_whole(folder: Path) -> None:
         time.sleep(moments.uniform(0, 0.02))
         process.kill()
         process.join()
+        published = step_of(Path((folder / "latest").read_text().strip()))
         CheckpointWriter(folder, keep=2)
         path = newest_valid(folder)
         reached = step_of(path)
         assert path is not None
         assert_holds(path, reached)
-        assert reached > before
+        assert reached >= published > before, "what was once there is not lost"
         assert not list(folder.glob("step-*.tmp"))
     for step in checkpoint_folder.steps(folder):
         assert_holds(folder / f"step-{step:08d}", step)

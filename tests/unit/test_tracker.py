@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
         raise AssertionError(f"{constant} is not JSON")
 
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=refuse) for line in lines]
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert all(abs(row.pop("time") - time.time()) < 600 for row in found)
+    return found
 
 
 def events(run_dir: Path) -> EventAccumulator:
