@@ -378,6 +378,7 @@ def test_what_a_killed_writer_left_is_settled(folder: Path) -> None:
     with CheckpointWriter(folder, keep=1) as writer:
         save(writer, 7)
     shutil.copytree(folder / "step-00000007", folder / "step-00000007.removed.tmp")
+    shutil.copytree(folder / "step-00000007", folder / "step-00000003.removed.tmp")
     (folder / "step-00000007").rename(folder / "step-00000007.tmp")
     (folder / "step-00000008.tmp").mkdir()
     (folder / "step-00000008.tmp" / "generator.safetensors").write_bytes(b"half")
