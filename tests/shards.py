@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from distgan.data.index import Index, build_index, load_index, save_index
+from distgan.data.cache import ShardCache
+from distgan.data.index import Index, Shard, build_index, load_index, save_index
 
 
 def numbered_png(number: int, side: int = 8) -> bytes:
@@ -65,3 +68,15 @@ def damage(index: Index, sample: int) -> None:
     with open(index.shards[shard].url, "r+b") as file:
         file.seek(offset)
         file.write(b"\xaa" * size)
+
+
+def read_whole_shards(folder: str, shards: tuple[Shard, ...], barrier: Any, results: Any) -> None:
+    """What a process does to a cache that others use too; here, so that it starts without importing torch."""
+    cache = ShardCache(Path(folder), 10**6)
+    barrier.wait(60)
+    sizes = []
+    for shard in shards:
+        descriptor = cache.open(shard)
+        sizes.append(len(os.pread(descriptor, shard.size + 1, 0)))
+        os.close(descriptor)
+    results.put(sizes)

@@ -1,7 +1,7 @@
 """Image files into pixels, by an allow-list of formats: whatever lies under an extension must be of that format.
 
 Conversions, the same for all formats: 16-bit grey keeps its high byte; palettes are looked up; colour to grey is luma
-(ITU-R BT.601); grey to colour repeats; transparency is dropped and EXIF orientation ignored, as by other readers of
+(ITU-R BT.601; of a JPEG, its own luma plane); grey to colour repeats; transparency is dropped and EXIF orientation ignored, as by other readers of
 shards. An image of another size is cropped to its central square and resized, with antialiasing, by Pillow.
 """
 

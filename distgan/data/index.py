@@ -88,9 +88,10 @@ def load_index(path: str | Sequence[str]) -> Index:
 
 @dataclass(frozen=True)
 class _Part:
-    """Shards of one index file: all of them, or those named."""
+    """Shards of one index file: all of them, or those named. `name` is the file as messages show it."""
 
     file: str
+    name: str
     folder: str
     urls: tuple[str, ...] | None = None
 
@@ -107,21 +108,27 @@ class _Table(BaseModel):
 def _locate(item: str) -> _Part:
     url = locations.normalise(item)
     if url.endswith(_SUFFIX):
-        return _Part(_local_copy(url), locations.folder_of(url))
+        return _part(url, locations.folder_of(url))
     if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
-        file = locations.join(url, INDEX_NAME)
-        if not locations.exists(file):
-            found = len(locations.expand(item))
-            raise UserError(
-                f"{locations.public_name(url)}: {found} shards without an index; run `distgan index {item}`"
-            )
-        return _Part(_local_copy(file), url)
+        return _part(locations.join(url, INDEX_NAME), url)
     urls = locations.expand(item)
     folder = locations.common_folder(urls)
-    file = locations.join(folder, INDEX_NAME)
+    return _part(locations.join(folder, INDEX_NAME), folder, tuple(urls))
+
+
+def _part(file: str, folder: str, urls: tuple[str, ...] | None = None) -> _Part:
+    name = locations.public_name(file)
     if not locations.exists(file):
-        raise UserError(f"{item}: no {INDEX_NAME} in {locations.public_name(folder)}; run `distgan index {item!r}`")
-    return _Part(_local_copy(file), folder, tuple(urls))
+        there = "not found, or no answer" if locations.is_remote(file) else f"not found, {_tars_beside(folder)}"
+        raise UserError(f"{name}: {there}; build the index of the shards with `distgan index`")
+    return _Part(_local_copy(file), name, folder, urls)
+
+
+def _tars_beside(folder: str) -> str:
+    try:
+        return f"though there are {len(locations.expand(folder))} tars" if os.path.isdir(folder) else "nor its folder"
+    except UserError:
+        return "nor any tar beside it"
 
 
 def _local_copy(url: str) -> str:
@@ -146,28 +153,28 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
         raise UserError("data.path names a shard twice; a shard counts once")
     for part, other in zip(parts, opened, strict=True):
         if (other[1]["labels"][0] < 0) != (opened[0][1]["labels"][0] < 0) or other[2] != opened[0][2]:
-            raise UserError(f"{part.file}: its labels or class names differ from those of {parts[0].file}; use one set")
+            raise UserError(f"{part.name}: its labels or class names differ from those of {parts[0].name}; use one set")
     return Index(shards, concatenate([arrays for _, arrays, _ in opened]), opened[0][2], origin)
 
 
 def _open_part(part: _Part, check: bool) -> tuple[list[Shard], dict[str, NDArray[Any]], list[str] | None]:
-    table, arrays = _read_file(part.file)
+    table, arrays = _read_file(part.file, part.name)
     shards = [
         Shard(_resolve(name, part), size, count, digest, sha256) for name, size, count, digest, sha256 in table.shards
     ]
     if check:
         problem = _find_problem(shards, table.class_names, arrays)
         if problem:
-            raise UserError(f"{part.file}: damaged index: {problem}; build it again with `distgan index`")
+            raise UserError(f"{part.name}: damaged index: {problem}; build it again with `distgan index`")
     if part.urls is not None and list(part.urls) != [shard.url for shard in shards]:
         shards, arrays = _select(part, shards, arrays)
     if check:
         for shard in shards:
-            _check_shard(shard, part.file)
+            _check_shard(shard, part.name)
     return shards, arrays, table.class_names
 
 
-def _read_file(file: str) -> tuple[_Table, dict[str, NDArray[Any]]]:
+def _read_file(file: str, name: str) -> tuple[_Table, dict[str, NDArray[Any]]]:
     """Memory-map a safetensors file: 8 bytes of header length, a JSON header, then the tensors' bytes."""
     wrong = "run `distgan index` on the shards"
     try:
@@ -182,11 +189,11 @@ def _read_file(file: str) -> tuple[_Table, dict[str, NDArray[Any]]]:
         if not 0 < length <= min(len(mapped) - 8, _MAX_HEADER_BYTES):
             raise ValueError("it has no safetensors header")
         header = json.loads(mapped[8 : 8 + length])
-        arrays = {name: _array(mapped, 8 + length, header[name], ARRAYS[name]) for name in ARRAYS}
+        arrays = {array: _array(mapped, 8 + length, header[array], ARRAYS[array]) for array in ARRAYS}
         table = _Table.model_validate_json(header["__metadata__"][_METADATA_KEY])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: not an index of shards ({type(error).__name__}: {reason}); {wrong}") from None
+        raise UserError(f"{name}: not an index of shards ({type(error).__name__}: {reason}); {wrong}") from None
     return table, arrays
 
 
@@ -238,7 +245,7 @@ def _select(
     number = {shard.url: i for i, shard in enumerate(shards)}
     missing = [url for url in part.urls or () if url not in number]
     if missing:
-        raise UserError(f"{locations.public_name(missing[0])}: not in {part.file}; run `distgan index` on all shards")
+        raise UserError(f"{locations.public_name(missing[0])}: not in {part.name}; run `distgan index` on all shards")
     starts = np.cumsum([0, *(shard.count for shard in shards)])
     chosen = [number[url] for url in part.urls or ()]
     pieces = []
@@ -279,7 +286,7 @@ def _resolve(name: str, part: _Part) -> str:
         try:
             return locations.normalise(name)
         except UserError as error:
-            raise UserError(f"{part.file}: this index names {error}") from None
+            raise UserError(f"{part.name}: this index names {error}") from None
     if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or not name.isprintable():
-        raise UserError(f"{part.file}: the shard name {name!r} is not a plain path inside its folder and is refused")
+        raise UserError(f"{part.name}: the shard name {name!r} is not a plain path inside its folder and is refused")
     return locations.join(part.folder, name)

@@ -16,6 +16,7 @@ from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Sha
 from distgan.data.tar import WindowReader, walk
 from distgan.errors import UserError
 
+_HASH_CHUNK = 16 << 20
 Progress = Callable[[int, int], None]
 """Called with the number of shards done and of all shards."""
 
@@ -93,7 +94,7 @@ def _scan(url: str, verify: bool) -> _Scan:
                             f"{name}: two images for the key {_text(key)!r}; keys within a shard are unique"
                         )
                     images[key] = (member.offset, member.size, member.crc, EXTENSIONS.index(extension))
-        sha256 = _sha256(url, size) if verify else None
+            sha256 = _sha256(reader) if verify else None
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}") from None
     if not images:
@@ -133,13 +134,10 @@ def _parse_label(content: bytes, shard: str, member: bytes) -> int:
     return int(text)
 
 
-def _sha256(url: str, size: int, chunk: int = 16 << 20) -> str:
+def _sha256(reader: WindowReader) -> str:
     digest = hashlib.sha256()
-    if not locations.is_remote(url):
-        with open(url, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    for start in range(0, size, chunk):
-        digest.update(locations.read_range(url, start, min(start + chunk, size)))
+    for start in range(0, reader.size, _HASH_CHUNK):
+        digest.update(reader.read(start, _HASH_CHUNK))
     return digest.hexdigest()
 
 

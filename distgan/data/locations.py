@@ -174,28 +174,29 @@ def _list_remote(url: str) -> list[str]:
     return [f"{protocol}://{path}" for path in sorted(filesystem(url).glob(pattern))]
 
 
-def file_size(url: str) -> int:
-    """Bytes of a file. Raises OSError when it cannot be told."""
-    if not is_remote(url):
-        return os.stat(url).st_size
-    try:
-        size = filesystem(url).info(url).get("size")
-    except Exception as error:  # each filesystem raises its own kinds
-        raise _as_os_error(url, error) from error
-    if not isinstance(size, int):
-        raise OSError(f"{public_name(url)}: the server does not tell its size")
-    return size
+class RemoteFile:
+    """A remote file read by ranges: `size` in bytes, and bounded reads. All raise OSError."""
 
+    def __init__(self, url: str) -> None:
+        self._url = url
+        try:
+            self._file = filesystem(url).open(url, "rb", cache_type="none", block_size=1 << 20)
+        except Exception as error:  # each filesystem raises its own kinds
+            raise _as_os_error(url, error) from error
+        if not isinstance(self._file.size, int) or not self._file.seekable():
+            raise OSError("the server does not offer byte ranges")
+        self.size: int = self._file.size
 
-def read_range(url: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a remote file by one range request. Raises OSError."""
-    try:
-        data = filesystem(url).cat_file(url, start=start, end=stop)
-    except Exception as error:  # each filesystem raises its own kinds
-        raise _as_os_error(url, error) from error
-    if len(data) > stop - start:
-        raise OSError(f"{public_name(url)}: the server ignores range requests")
-    return bytes(data)
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), fewer at the end."""
+        try:
+            self._file.seek(start)
+            return bytes(self._file.read(stop - start))
+        except Exception as error:  # each filesystem raises its own kinds
+            raise _as_os_error(self._url, error) from error
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def exists(url: str) -> bool:
@@ -203,19 +204,21 @@ def exists(url: str) -> bool:
     if not is_remote(url):
         return os.path.isfile(url)
     try:
-        return file_size(url) >= 0
-    except OSError:
+        return bool(filesystem(url).exists(url))
+    except Exception as error:  # each filesystem raises its own kinds
+        _as_os_error(url, error)
         return False
 
 
 def write(path: str, data: bytes) -> None:
-    """Put a whole file in place: locally through a temporary file and a rename. Raises OSError."""
+    """Put a whole file in place, folder included: locally by a rename. Raises OSError."""
     if is_remote(path):
         try:
             filesystem(path).pipe_file(path, data)
         except Exception as error:  # each filesystem raises its own kinds
             raise _as_os_error(path, error) from error
         return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with publish(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
 
@@ -274,7 +277,10 @@ def fetch_by_content(url: str, folder: Path, most: int) -> str:
 
 
 def _as_os_error(url: str, error: Exception) -> OSError:
+    """What went wrong, in one line without the URL, whose query may be a secret."""
     if isinstance(error, UserError):
         raise error
-    reason = "not found, or no answer" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-    return OSError(f"{public_name(url)}: {reason or type(error).__name__}")
+    if isinstance(error, FileNotFoundError):  # fsspec's name for much of what a server may answer
+        return OSError("not found, or no answer")
+    text = " ".join(str(error).split()).replace(url, public_name(url))
+    return OSError(text or type(error).__name__)

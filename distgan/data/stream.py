@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import itertools
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,7 +185,7 @@ class Stream(Iterator[Batch]):
             prefetch_factor=config.prefetch if config.workers else None,
             pin_memory=pin_memory,
             multiprocessing_context=start_worker_server() if config.workers else None,
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(start_worker, environment=dict(os.environ)),
             generator=torch.Generator(),  # else it would draw from torch's default generator
         )
         self._batches: Iterator[Any] | None = iter(loader)

@@ -49,10 +49,14 @@ class WindowReader:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._descriptor = -1 if locations.is_remote(url) else os.open(url, os.O_RDONLY)
+        self._descriptor, self._remote = -1, None
+        if locations.is_remote(url):
+            self._remote = locations.RemoteFile(url)
+            self.size = self._remote.size
+        else:
+            self._descriptor = os.open(url, os.O_RDONLY | os.O_CLOEXEC)
+            self.size = os.fstat(self._descriptor).st_size
         self._window, self._start, self._data = _SMALL_WINDOW, 0, b""
-        self.size = locations.file_size(url)
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +64,9 @@ class WindowReader:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor >= 0:
+        if self._remote is not None:
+            self._remote.close()
+        else:
             os.close(self._descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -76,9 +82,9 @@ class WindowReader:
     def _fetch(self, start: int, stop: int) -> bytes:
         if stop <= start:
             return b""
-        if self._descriptor >= 0:
-            return os.pread(self._descriptor, stop - start, start)
-        return locations.read_range(self._url, start, stop)
+        if self._remote is not None:
+            return self._remote.read(start, stop)
+        return os.pread(self._descriptor, stop - start, start)
 
 
 def walk(reader: WindowReader, shard: str, digest: Digest) -> Iterator[Member]:

@@ -8,15 +8,15 @@ This module imports little, so that the server can be started first thing and im
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
+import os
 import signal
-from multiprocessing import forkserver, resource_tracker
+import threading
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 _PRELOAD = "distgan.data.stream"
 _TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
 
 
 def start_worker_server() -> ForkServerContext:
@@ -36,8 +36,22 @@ def start_worker_server() -> ForkServerContext:
     return context
 
 
-def start_worker(_worker: int) -> None:
-    """What a loader process does first (`worker_init_fn`)."""
+def start_worker(_worker: int, *, environment: dict[str, str]) -> None:
+    """What a loader process does first (`worker_init_fn`).
+
+    `environment` is the trainer's, whose credentials and folders may have been set after the server started.
+    """
+    os.environ.update(environment)
     signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
-    # Its parent is the server, which leaves as soon as the trainer does, however that dies.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_leave_with_trainer, name="trainer-watch", daemon=True).start()
+
+
+def _leave_with_trainer() -> None:
+    """End this process when the trainer is gone, however it died.
+
+    The loader watches its parent, but that is the server, which lives for as long as its children do.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    connection.wait([trainer.sentinel])
+    os._exit(1)

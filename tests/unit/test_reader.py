@@ -1,0 +1,291 @@
+"""Reading samples: pixels against Pillow's, what is refused, what is tried again and what is replaced."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distgan.config import DataConfig
+from distgan.data import reader as reader_module
+from distgan.data.images import DECODERS, UnreadableImageError, decode_into
+from distgan.data.index import EXTENSIONS, Index, build_index
+from distgan.data.reader import Reader, read_samples, replacements
+from distgan.errors import UserError
+from tests.shards import damage, numbered_index, numbered_png, numbers_of, write_tar
+
+
+def config(resolution: int = 8, **changes: Any) -> DataConfig:
+    return DataConfig(path="unused", resolution=resolution, **changes)
+
+
+def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(data: bytes, extension: str, resolution: int, channels: int = 3, max_pixels: int = 10**6) -> np.ndarray:
+    out = np.zeros((resolution, resolution, channels), np.uint8)
+    decode_into(out, data, extension, max_pixels=max_pixels)
+    return out
+
+
+def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (max(1, height // 4), max(1, width // 4), 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def test_what_can_be_indexed_can_be_decoded_and_nothing_else() -> None:
+    assert set(DECODERS) == set(EXTENSIONS) == {"jpg", "jpeg", "png", "webp"}
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pixels_are_pillows(kind: str, extension: str, mode: str) -> None:
+    data = encode(photograph(32, 32, mode), kind)
+    colour = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    theirs = Image.open(io.BytesIO(data))
+    theirs.draft("L", theirs.size)  # of a JPEG, its own luma plane
+    grey = np.asarray(theirs.convert("L")).astype(int)
+    tolerance = 1 if kind == "JPEG" else 0  # Pillow may bring another libjpeg
+    assert np.abs(decode(data, extension, 32) - colour).max() <= tolerance
+    assert np.abs(decode(data, extension, 32, channels=1)[..., 0] - grey).max() <= tolerance
+
+
+def test_unusual_modes() -> None:
+    photo = photograph(16, 16)
+    rgb = np.asarray(photo)
+    transparent = photo.copy()
+    transparent.putalpha(Image.fromarray(np.tile(np.arange(16, dtype=np.uint8) * 16, (16, 1))))
+    assert np.array_equal(decode(encode(transparent, "PNG"), "png", 16), rgb)
+    assert np.array_equal(decode(encode(transparent, "WEBP", lossless=True, exact=True), "webp", 16), rgb)
+    palette = photo.quantize(7)
+    assert np.array_equal(decode(encode(palette, "PNG"), "png", 16), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(decode(encode(palette, "PNG", transparency=0), "png", 16), np.asarray(palette.convert("RGB")))
+    bits = Image.fromarray(rgb[..., 0]).convert("1")
+    assert set(np.unique(decode(encode(bits, "PNG"), "png", 16, 1))) == {0, 255}
+    deep = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    assert np.array_equal(decode(encode(Image.fromarray(deep), "PNG"), "png", 16, 1)[..., 0], deep >> 8)
+    assert np.array_equal(decode(encode(Image.fromarray(deep), "PNG"), "png", 16)[..., 2], deep >> 8)
+    cmyk = encode(photo.convert("CMYK"), "JPEG")
+    assert np.array_equal(decode(cmyk, "jpg", 16), np.asarray(Image.open(io.BytesIO(cmyk)).convert("RGB")))
+    progressive = encode(photo, "JPEG", progressive=True, subsampling=2)
+    assert np.array_equal(decode(progressive, "jpg", 16), np.asarray(Image.open(io.BytesIO(progressive))))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize(("width", "height"), [(48, 32), (32, 48), (33, 32), (100, 60), (7, 9), (16, 16), (1, 50)])
+def test_other_sizes_are_cropped_to_the_centre_and_resized(kind: str, width: int, height: int) -> None:
+    data = encode(photograph(width, height), "JPEG" if kind == "jpg" else "PNG")
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = Image.open(io.BytesIO(data)).crop((left, top, left + side, top + side))
+    resampling = Image.Resampling.LANCZOS if side > 32 else Image.Resampling.BICUBIC
+    expected = np.asarray(square.resize((32, 32), resampling)).astype(int)
+    assert np.abs(decode(data, kind, 32) - expected).max() <= (1 if kind == "jpg" else 0)
+
+
+def test_shrinking_does_not_alias() -> None:
+    """Columns of 0 and 255 in turn are grey at a quarter of the size; nearest or plain bilinear would give stripes."""
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (128, 64)))
+    small = decode(encode(stripes, "PNG"), "png", 32, 1)[4:-4, 4:-4].astype(int)
+    assert np.abs(small - 127).max() < 12
+
+
+def test_what_an_extension_does_not_say_is_refused() -> None:
+    photo = photograph(8, 8)
+    for kind, extension in (
+        ("PNG", "jpg"),
+        ("JPEG", "png"),
+        ("GIF", "png"),
+        ("WEBP", "jpg"),
+        ("TIFF", "webp"),
+        ("BMP", "png"),
+    ):
+        with pytest.raises(UnreadableImageError):
+            decode(encode(photo, kind), extension, 8)
+    for data in (b"", b"\x80\x04\x95pickle", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8\xff"):
+        for extension in DECODERS:
+            with pytest.raises(UnreadableImageError) as error:
+                decode(data, extension, 8)
+            assert str(error.value)
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_cut_images_are_refused(kind: str, extension: str) -> None:
+    data = encode(photograph(32, 32), kind)
+    for cut in (len(data) // 2, len(data) * 3 // 4, 30):
+        with pytest.raises(UnreadableImageError):
+            decode(data[:cut], extension, 32)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+def jpeg_that_claims(width: int, height: int) -> bytes:
+    data = bytearray(encode(photograph(8, 8), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("make", [png_that_claims, jpeg_that_claims])
+def test_decompression_bombs_are_refused_by_their_header(make: Callable[[int, int], bytes]) -> None:
+    extension = "png" if make is png_that_claims else "jpg"
+    for width, height in ((2000, 501), (65500, 65500), (65500, 32800)):
+        with pytest.raises(UnreadableImageError, match="pixels"):
+            decode(make(width, height), extension, 8)
+    with pytest.raises(UnreadableImageError, match="pixels"):
+        decode(make(65500, 65500), extension, 8, max_pixels=2**40)
+
+
+def test_a_jpeg_whose_header_says_another_size_writes_nothing_outside_the_buffer() -> None:
+    guarded = np.full((24, 8, 8, 3), 99, np.uint8)
+    for width, height in ((8, 9), (64, 64), (65500, 65500), (1, 1)):
+        try:
+            decode_into(guarded[12], jpeg_that_claims(width, height), "jpg", max_pixels=10**6)
+        except UnreadableImageError:
+            continue
+    assert (guarded[:12] == 99).all()
+    assert (guarded[13:] == 99).all()
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return numbered_index(tmp_path, [10, 5, 20], classes=3)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waits: list[float] = []
+    monkeypatch.setattr(reader_module.time, "sleep", waits.append)
+    return waits
+
+
+def test_a_batch_holds_the_samples_asked_for(index: Index) -> None:
+    samples = [34, 0, 9, 10, 14, 15, 9]
+    batch = read_samples(config(), index, samples)
+    assert batch.images.shape == (7, 3, 8, 8)
+    assert batch.images.dtype == torch.uint8
+    assert numbers_of(batch.images.numpy()) == samples
+    assert batch.labels.tolist() == [sample % 3 for sample in samples]
+    assert batch.samples.tolist() == batch.positions.tolist() == samples
+    assert batch.failures == []
+    assert read_samples(config(channels=1), index, torch.tensor([3])).images.shape == (1, 1, 8, 8)
+
+
+def test_mirrored_samples_are_flipped_left_right(tmp_path: Path) -> None:
+    photo = photograph(16, 16)
+    index = build_index(str(write_tar(tmp_path / "a.tar", {"0.png": encode(photo, "PNG")})))
+    images = Reader(config(16), index, 0).read(np.array([0, 0]), np.array([True, False])).images
+    assert torch.equal(images[1], torch.from_numpy(np.array(photo)).permute(2, 0, 1))
+    assert torch.equal(images[0], images[1].flip(-1))
+
+
+def test_unlabelled_data_have_labels_of_minus_one(tmp_path: Path) -> None:
+    assert read_samples(config(), numbered_index(tmp_path, [2]), [0, 1]).labels.tolist() == [-1, -1]
+
+
+def test_an_unreadable_sample_is_replaced_by_one_that_a_hash_chooses(index: Index, slept: list[float]) -> None:
+    first, second = replacements(5, 12, len(index))[:2]
+    damage(index, 12)
+    one = Reader(config(), index, 5).read(np.array([3, 12, 4]))
+    assert one.samples.tolist() == [3, first, 4] == numbers_of(one.images.numpy())
+    (failure,) = one.failures
+    assert (failure.sample, failure.replacement) == (12, first)
+    assert failure.reason.startswith("001.tar:0002: ")
+    assert one.batch(index, np.arange(3)).labels.tolist() == [0, first % 3, 1]
+
+    damage(index, first)
+    other = Reader(config(), index, 5).read(np.array([12]))
+    assert other.samples.tolist() == [second] == numbers_of(other.images.numpy())
+    assert slept == []  # waiting does not mend what cannot be decoded
+
+
+def test_a_failed_read_is_tried_again_with_backoff(
+    index: Index, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, pread = [], os.pread
+
+    def flaky(descriptor: int, length: int, offset: int) -> bytes:
+        reads.append(offset)
+        if len(reads) <= 3:
+            raise OSError(5, "Input/output error")
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(reader_module.os, "pread", flaky)
+    decoded = Reader(config(retries=3), index, 0).read(np.array([7]))
+    assert decoded.samples.tolist() == [7] == numbers_of(decoded.images.numpy())
+    assert decoded.failures == []
+    assert slept == [0.5, 1.0, 2.0]
+    assert len(set(reads)) == 1
+
+
+def test_a_lost_shard_is_waited_for_once(index: Index, slept: list[float]) -> None:
+    os.unlink(index.shards[1].url)
+    reader = Reader(config(retries=2), index, 0)
+    decoded = reader.read(np.array([10, 11, 12, 10]))
+    assert slept == [0.5, 1.0]
+    assert [failure.sample for failure in decoded.failures] == [10, 11, 12, 10]
+    assert all(not 10 <= sample < 15 for sample in decoded.samples)
+    assert decoded.samples[0] == decoded.samples[3]
+    assert "No such file" in decoded.failures[0].reason
+
+
+def test_nothing_readable_at_all(index: Index, slept: list[float]) -> None:
+    for shard in index.shards:
+        os.unlink(shard.url)
+    with pytest.raises(UserError, match="nor can any"):
+        Reader(config(retries=1), index, 0).read(np.array([10]))
+
+
+def test_a_tar_that_changed_after_indexing(index: Index) -> None:
+    shard, offset, _, _, _ = index.entry(3)
+    with open(index.shards[shard].url, "r+b") as file:
+        file.seek(offset - 512)
+        file.write(b"renamed.png\0")
+    decoded = Reader(config(), index, 0).read(np.array([3, 4]))
+    assert "not what was indexed" in decoded.failures[0].reason
+    assert decoded.samples[1] == 4
+    with open(index.shards[0].url, "r+b") as file:
+        file.truncate(offset)
+    assert "not what was indexed" in Reader(config(), index, 0).read(np.array([4])).failures[0].reason
+
+
+def test_caps_on_bytes_and_pixels(tmp_path: Path) -> None:
+    members = {f"{i}.png": numbered_png(i) for i in range(5)}
+    members["5.png"] = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "PNG")
+    index = build_index(str(write_tar(tmp_path / "a.tar", members)))
+    assert "data.max_bytes=1,000" in Reader(config(max_bytes=1000), index, 0).read(np.array([5])).failures[0].reason
+    assert "data.max_pixels=4,095" in Reader(config(max_pixels=4095), index, 0).read(np.array([5])).failures[0].reason
+    assert Reader(config(max_pixels=4096), index, 0).read(np.array([5])).failures == []
+
+
+def test_few_files_stay_open(tmp_path: Path) -> None:
+    index = numbered_index(tmp_path, [1] * 200)
+    reader = Reader(config(), index, 0)
+    before = len(os.listdir("/proc/self/fd"))
+    samples = np.random.default_rng(0).permutation(200)
+    assert numbers_of(reader.read(samples).images.numpy()) == samples.tolist()
+    assert len(os.listdir("/proc/self/fd")) - before <= 128
+    assert numbers_of(reader.read(samples[::-1].copy()).images.numpy()) == samples[::-1].tolist()
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
