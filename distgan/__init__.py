@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distgan.config import load_config
-    from distgan.training.evaluation import evaluate
     from distgan.export import load_generator
+    from distgan.training.evaluation import evaluate
     from distgan.training.loop import train
 
 __version__ = "0.1.0"

@@ -256,11 +256,16 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from distgan.data.indexing import build_index
+    from distgan.data import locations
     from distgan.data.index import save_index
+    from distgan.data.indexing import build_index
     from distgan.monitoring.console import progress_bar
 
-    destination = options.out or default_location(options.shards)
+    destination = options.out or locations.common_folder(locations.expand(options.shards))
+    if not destination or destination.startswith(("http://", "https://")):
+        raise UserError(
+            f"{' '.join(options.shards)}: an index cannot be written beside these shards; name a folder with --out"
+        )
     with progress_bar("indexing") as progress:
         index = build_index(options.shards, verify=options.verify, progress=progress)
     path = save_index(index, destination)

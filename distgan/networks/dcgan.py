@@ -7,6 +7,8 @@ tanh at the output, weights from N(0, 0.02). Kernels are 4x4 with padding 1, as 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class DCGANGenerator(nn.Module):
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
         self.projection = nn.Linear(latent_size * (2 if num_classes else 1), widths[0] * 16, bias=bias)
         layers: list[nn.Module] = [build_normalisation(normalisation, widths[0]), nn.ReLU(inplace=True)]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [
                 nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias),
                 build_normalisation(normalisation, after),
@@ -71,7 +73,7 @@ class DCGANDiscriminator(nn.Module):
             nn.Conv2d(channels + bool(num_classes), widths[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 4, stride=2, padding=1, bias=bias),
                 build_normalisation(normalisation, after),

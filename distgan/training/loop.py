@@ -38,7 +38,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     """
     runtime = Runtime(deterministic=config.training.deterministic, timeout_minutes=config.training.timeout_minutes)
     setup_logging(runtime.rank)
-    with run_folder.outcome(config, runtime) as outcome, StopRequest(config.run_dir, main=runtime.is_main) as stop:
+    with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
         with runtime.together():
             index = load_index(config.data.path)
             check_fits(config, index, runtime.world_size)
