@@ -19,7 +19,8 @@ from distgan.files import read_bounded, sync_folder, write_atomically
 from distgan.latents import LatentSource, statistics_batches
 from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
-from distgan.training import checkpoint, run_folder
+from distgan.training import checkpoint
+from distgan.training.restore import find_checkpoint
 
 _FORMAT = "distgan generator"
 
@@ -89,7 +90,7 @@ def load_generator(path: str | os.PathLike[str], *, best: bool = False) -> Gener
     folder = Path(path)
     if (folder / "config.json").is_file():
         return _load_export(folder)
-    return _load_checkpoint(run_folder.find_checkpoint(folder, best=best))
+    return _load_checkpoint(find_checkpoint(folder, best=best))
 
 
 def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], *, best: bool = False) -> Path:

@@ -103,7 +103,7 @@ class RankPool:
         self.processes = []
         for _ in range(size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there,), daemon=True)
+            process = context.Process(target=_serve, args=(there,))
             process.start()
             there.close()
             self.pipes.append(here)

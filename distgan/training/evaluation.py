@@ -17,8 +17,9 @@ from distgan.errors import UserError
 from distgan.evaluation import suite
 from distgan.monitoring.console import setup_logging
 from distgan.networks.layers.normalisation import recompute_statistics
-from distgan.training import checkpoint, run_folder
+from distgan.training import checkpoint
 from distgan.training.assembly import build_average, latent_source
+from distgan.training.restore import find_checkpoint, load_network
 
 
 def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, best: bool = False) -> dict[str, float]:
@@ -35,7 +36,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     runtime = Runtime()
     setup_logging(runtime.rank)
     with runtime.together():
-        found = run_folder.find_checkpoint(Path(path), best=best)
+        found = find_checkpoint(Path(path), best=best)
         state = checkpoint.load_state(found)
         config = parse_config(state["config"], overrides, source=f"{found}/state.json")
         index = load_index(config.data.path)
@@ -45,7 +46,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
                 f"on {state['data']['fingerprint'][:12]}; restore the data, or name other data with data.path=..."
             )
         network = build_average(config, index, runtime.device)
-        run_folder.load_network(found, "generator_ema", network)
+        load_network(found, "generator_ema", network)
     runtime.check_equal("the checkpoint", str(found), "give every node the same run folder")
     source = latent_source(config, index, runtime.device)
     batches = generation.statistics_batches(source, config, rank=runtime.rank, world_size=runtime.world_size)

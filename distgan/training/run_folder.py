@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
-
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
 from distgan.training import checkpoint, preemption
 from distgan.training.checkpoint_folder import directory_name
-from distgan.training.state import TrainingState, check_shapes
+from distgan.training.restore import find_checkpoint
+from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
 
@@ -123,40 +122,6 @@ def newest_step(folder: Path) -> int | None:
     """Step of the newest checkpoint of a run folder, not verified; None without one."""
     steps = [int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
     return max(steps, default=None)
-
-
-def find_checkpoint(path: Path, *, best: bool = False) -> Path:
-    """The verified checkpoint that a path means: itself, or the newest (or best) of a run folder.
-
-    Raises:
-        UserError: there is none, or the one named is damaged.
-    """
-    if (path / "manifest.json").exists():
-        checkpoint.verify(path)
-        return path
-    folder = path / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{path}: neither a run folder (it would hold checkpoints/) nor a checkpoint")
-    if best:
-        record = checkpoint.read_best(folder)
-        if record is None:
-            raise UserError(
-                f"{path}: no best checkpoint is noted; set evaluation.every in training, or leave --best out"
-            )
-        chosen = folder / directory_name(record.step)
-        checkpoint.verify(chosen)
-        return chosen
-    newest = checkpoint.newest_valid(folder)
-    if newest is None:
-        raise UserError(f"{folder}: holds no valid checkpoint")
-    return newest
-
-
-def load_network(path: Path, name: str, network: nn.Module) -> None:
-    """Load one file of a checkpoint into a network. Raises UserError naming the tensor that does not fit."""
-    tensors = checkpoint.load_files(path, [name])[name]
-    check_shapes(path, name, tensors, network.state_dict())
-    network.load_state_dict(tensors)
 
 
 def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:

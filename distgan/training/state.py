@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from distgan.errors import UserError
 from distgan.training import checkpoint
 from distgan.training.ema import AveragedGenerator
 from distgan.training.player import Player
+from distgan.training.restore import load_network
 
 ACCEPTABLE = ("data", "seed", "statistics")
 """Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
@@ -90,15 +92,14 @@ class TrainingState:
         """
         description = checkpoint.load_state(path)
         self._check_fits(path, description, accept)
-        files = checkpoint.load_files(path, list(self.tensors()), device="cpu")
         networks = {
             "generator": self.generator.network,
             "discriminator": self.discriminator.network,
             "generator_ema": self.average.network,
         }
         for name, network in networks.items():
-            check_shapes(path, name, files[name], network.state_dict())
-            network.load_state_dict(files[name])
+            load_network(path, name, network)
+        files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "counters"])
         for player in self.players:
             player.statistics.carry(description["statistics"][player.role])
             moments = files[f"{player.role}_optimizer"]
@@ -144,19 +145,8 @@ def class_description(config: Config, index: Index) -> dict[str, Any] | None:
 
 def class_counts(index: Index) -> list[int]:
     """Samples of each class."""
-    return torch.bincount(torch.as_tensor(index.labels).long(), minlength=index.num_classes).tolist()
-
-
-def check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise UserError, naming the tensor, unless both have the same names and shapes."""
-    for key in [*expected, *found]:
-        there = tuple(found[key].shape) if key in found else "missing"
-        here = tuple(expected[key].shape) if key in expected else "absent"
-        if there != here:
-            raise UserError(
-                f"{path}/{name}.safetensors: {key} is {there} there, but {here} in the network of this config; "
-                "resume with the config the run was started with (config.yaml in its folder), or choose another run_dir"
-            )
+    counts: list[int] = np.bincount(index.labels, minlength=index.num_classes).tolist()
+    return counts
 
 
 def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,58 @@
+"""Finding a checkpoint from the path a user gives, and loading one network of it. Needs no processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from distgan.errors import UserError
+from distgan.training import checkpoint
+from distgan.training.checkpoint_folder import directory_name
+
+
+def find_checkpoint(path: Path, *, best: bool = False) -> Path:
+    """The verified checkpoint that a path means: itself, or the newest (or best) of a run folder.
+
+    Raises:
+        UserError: there is none, or the one named is damaged.
+    """
+    if (path / "manifest.json").exists():
+        checkpoint.verify(path)
+        return path
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{path}: neither a run folder (it would hold checkpoints/) nor a checkpoint")
+    if best:
+        record = checkpoint.read_best(folder)
+        if record is None:
+            raise UserError(
+                f"{path}: no best checkpoint is noted; set evaluation.every in training, or leave --best out"
+            )
+        chosen = folder / directory_name(record.step)
+        checkpoint.verify(chosen)
+        return chosen
+    newest = checkpoint.newest_valid(folder)
+    if newest is None:
+        raise UserError(f"{folder}: holds no valid checkpoint")
+    return newest
+
+
+def load_network(path: Path, name: str, network: nn.Module) -> None:
+    """Load one file of a checkpoint into a network. Raises UserError naming the tensor that does not fit."""
+    tensors = checkpoint.load_files(path, [name])[name]
+    _check_shapes(path, name, tensors, network.state_dict())
+    network.load_state_dict(tensors)
+
+
+def _check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise UserError, naming the tensor, unless both have the same names and shapes."""
+    for key in [*expected, *found]:
+        there = tuple(found[key].shape) if key in found else "missing"
+        here = tuple(expected[key].shape) if key in expected else "absent"
+        if there != here:
+            raise UserError(
+                f"{path}/{name}.safetensors: {key} is {there} there, but {here} in the network of this config; "
+                "resume with the config the run was started with (config.yaml in its folder), or choose another run_dir"
+            )

@@ -1,0 +1,260 @@
+"""The commands as a user runs them, one after the other, and what they say to mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from distgan.cli import main
+from tests.ranks import Job
+from tests.runs import recipe, rows, status, tensors
+
+ROOT = Path(__file__).parents[2]
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(arguments)
+    return capsys.readouterr().out
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a command says before it exits with 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("distgan: error: ")]
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """A finished conditional run of a few steps with everything on."""
+    folder = tmp_path_factory.mktemp("commands")
+    config = recipe(
+        folder, digits,
+        data={"labels": True, "mirror": True, "order": "lanes", "lanes": 3, "shuffle_block": 64},
+        training={"steps": 4, "batch_size": 16, "accumulation": 2, "mixed_precision": "bf16"},
+        monitoring={"every": 2, "samples_every": 2, "num_samples": 9, "tensorboard": True},
+        evaluation={"every": 4, "num_samples": 300, "cache_dir": str(folder / "cache")},
+    )  # fmt: skip
+    assert Job(2, ["train", str(config)]).wait() == [0, 0]
+    return folder / "run"
+
+
+def test_help_names_every_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "distgan", "--help"], capture_output=True, text=True, check=True)
+    for command in ("pack", "index", "train", "trace", "sample", "evaluate", "export", "stop", "schema"):
+        assert f"\n    {command} " in result.stdout
+        page = subprocess.run(
+            [sys.executable, "-m", "distgan", command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert len(page.stdout) > 150
+    heavy = "import sys, distgan.cli; distgan.cli._parser(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0
+
+
+def test_a_run_folder_holds_what_the_readme_says(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml", "metrics.jsonl", "tensorboard", "samples", "checkpoints", "status.json",
+    }  # fmt: skip
+    newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    assert newest.name == "step-00000004"
+    assert {path.name for path in newest.iterdir()} >= {
+        "generator.safetensors", "discriminator.safetensors", "generator_ema.safetensors",
+        "generator_optimizer.safetensors", "discriminator_optimizer.safetensors", "state.json", "manifest.json",
+    }  # fmt: skip
+    assert status(run)["outcome"] == "finished"
+    found = {row["step"]: row for row in rows(run)}
+    assert sorted(found) == [0, 2, 4]
+    assert found[4]["fid[classifier]"] > 0
+    assert {"loss/generator", "loss/discriminator", "gradient_norm/generator", "speed/images_per_second"} <= set(
+        found[2]
+    )
+    assert found[4]["images"] == 4 * 2 * 16
+    assert Image.open(run / "samples" / "step-00000004.png").size[0] >= 3 * 16
+
+
+def test_the_resolved_config_trains_the_same_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tensors(run, 4)
+    main(["train", str(run / "config.yaml")])
+    assert all(torch.equal(value, before[name]) for name, value in tensors(run, 4).items())
+    assert sorted(row["step"] for row in rows(run)) == [0, 2, 4]
+
+
+def test_trace_says_what_each_rank_reads(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(recipe(tmp_path, digits))
+    alone = [json.loads(line) for line in output(capsys, "trace", config, "--steps", "3:5").splitlines()]
+    shared = [
+        json.loads(line) for line in output(capsys, "trace", config, "--steps", "3:5", "--world-size", "4").splitlines()
+    ]
+    # Two updates of 16 a step; the first update of step 3 begins at 3 * 2 * 16.
+    assert [line["position"] for line in alone] == list(range(96, 96 + 64))
+    assert {(line["position"], line["key"]) for line in alone} == {(line["position"], line["key"]) for line in shared}
+    for step in (3, 4):
+        assert [sum(line["rank"] == rank for line in shared if line["step"] == step) for rank in range(4)] == [8] * 4
+    shard = alone[0]["shard"]
+    with tarfile.open(digits / shard) as tar:
+        assert any(name.split(".")[0] == alone[0]["key"] for name in tar.getnames())
+    assert "expected A:B" in mistake(capsys, "trace", config, "--steps", "5")
+
+
+def test_sample_from_run_checkpoint_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported = tmp_path / "exported"
+    assert output(capsys, "export", str(run), str(exported)).strip() == str(exported)
+    assert {path.name for path in exported.iterdir()} == {"config.json", "model.safetensors"}
+    pictures = []
+    for number, source in enumerate((run, run / "checkpoints" / "step-00000004", exported)):
+        out = tmp_path / f"{number}.png"
+        assert output(capsys, "sample", str(source), "--num", "6", "--seed", "3", "--out", str(out)).strip() == str(out)
+        pictures.append(np.asarray(Image.open(out)))
+    assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
+    folder = tmp_path / "folder"
+    output(
+        capsys, "sample", str(exported), "--num", "5", "--batch-size", "2", "--labels", "3", "7", "--out", str(folder)
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [f"{number:06d}.png" for number in range(5)]
+    assert "expected a number from 0 to 9" in mistake(
+        capsys, "sample", str(exported), "--labels", "ten", "--out", str(folder)
+    )
+
+
+def test_an_exported_generator_is_two_lines_away(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output(capsys, "export", str(run), str(tmp_path / "exported"))
+    code = (
+        "import distgan, sys\n"
+        f"generator = distgan.load_generator({str(tmp_path / 'exported')!r})\n"
+        "images = generator(generator.latents(4, seed=1), generator.labels(4, seed=1))\n"
+        "assert images.shape == (4, 1, 16, 16) and images.abs().max() <= 1\n"
+        "assert generator.class_names[3] == '3' and generator.num_classes == 10\n"
+        "assert 'accelerate' not in sys.modules and 'tensorboard' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    weights = safetensors.torch.load_file(tmp_path / "exported" / "model.safetensors")
+    average = safetensors.torch.load_file(run / "checkpoints" / "step-00000004" / "generator_ema.safetensors")
+    learned = [name for name in average if "running" not in name]
+    assert all(torch.equal(weights[name], average[name]) for name in learned)
+    assert (weights["layers.0.running_var"] != 1).any(), "batch-norm statistics belong to the export"
+
+
+def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logged = next(row["fid[classifier]"] for row in rows(run) if row["step"] == 4)
+    measured = json.loads(output(capsys, "evaluate", str(run)))
+    assert measured["fid[classifier]"] == pytest.approx(logged, rel=1e-4)
+    fewer = json.loads(output(capsys, "evaluate", str(run), "evaluation.num_samples=200"))
+    assert fewer["fid[classifier]"] != measured["fid[classifier]"]
+
+
+def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
+            for sample in range(3 + shard):
+                image = io.BytesIO()
+                Image.fromarray(np.full((16, 16), 40 * sample, np.uint8)).save(image, "PNG")
+                for name, content in ((f"{sample}.png", image.getvalue()), (f"{sample}.json", b"{}")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    said = output(capsys, "index", str(tmp_path / "train-{0..1}.tar"))
+    assert "7 samples, no labels in 2 shards" in said
+    config = recipe(tmp_path, tmp_path, training={"steps": 1, "batch_size": 4, "deterministic": False})
+    main(["train", str(config)])
+    assert status(tmp_path / "run")["outcome"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["data.path=/nowhere"], ["/nowhere"]),
+        (["training.batch_size=18", "training.accumulation=6", "data.path={digits}"], []),
+        (["data.labels=true", "data.path={unlabelled}"], ["data.labels", "no labels"]),
+        (["data.resolution=8"], ["data.resolution = 8", "16 to 256"]),
+        (["run_dir=/proc/nothing"], ["run_dir", "/proc/nothing"]),
+        (["--resume", "/nowhere"], ["/nowhere", "neither a run folder"]),
+        (["nonsense=1"], ["unknown key 'nonsense'"]),
+    ],
+)
+def test_mistakes_before_training(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str], changes: list[str], parts: list[str]
+) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 1, "batch_size": 16})
+    if any("{unlabelled}" in change for change in changes):
+        folder = tmp_path / "images"
+        folder.mkdir()
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "a.png")
+        output(capsys, "pack", str(folder), str(tmp_path / "unlabelled"))
+    changes = [
+        c.replace("{digits}", str(digits)).replace("{unlabelled}", str(tmp_path / "unlabelled")) for c in changes
+    ]
+    if not parts:
+        main(["train", str(config), *changes])
+        return
+    said = mistake(capsys, "train", str(config), *changes)
+    for part in parts:
+        assert part in said
+
+
+def test_a_mistake_is_printed_once_on_several_ranks(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits)
+    for change, part in (("training.stepz=1", "unknown key"), ("training.batch_size=18", "divide among 4"),
+                         ("data.path=/nowhere", "/nowhere")):  # fmt: skip
+        log = tmp_path / f"log-{part.split('/')[-1]}"
+        assert Job(4, ["train", str(config), change], log=log).wait() == [2] * 4
+        text = log.read_text()
+        assert text.count("distgan: error:") == 1, text
+        assert part in text
+        assert "Traceback" not in text
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_and_unharmed(
+    run: Path, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(run / "config.yaml")
+    before = tensors(run, 4)
+    other = tmp_path / "other"
+    output(capsys, "pack", "builtin:digits", str(other), "--resolution", "16", "--seed", "5")
+    for change, parts in {
+        "generator.width=8": ["generator.safetensors", "run_dir"],
+        f"data.path={other}": ["fingerprint", "--accept data"],
+        "seed=8": ["seed = 7", "--accept seed"],
+        "training.accumulation=1": ["batch statistics", "--accept statistics"],
+    }.items():
+        said = mistake(capsys, "train", config, change, "training.steps=6")
+        for part in parts:
+            assert part in said
+    after = tensors(run, 4)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_checkpoint_cannot_run_code(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pickle in place of weights is refused, and never loaded."""
+    import shutil
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    target = copy / "checkpoints" / "step-00000004" / "generator_ema.safetensors"
+    target.write_bytes(pickle.dumps(Bomb()))
+    for step in (copy / "checkpoints").glob("step-*"):
+        if step.name != "step-00000004":
+            shutil.rmtree(step)
+    assert "holds no valid checkpoint" in mistake(capsys, "sample", str(copy), "--out", str(tmp_path / "x.png"))
+    assert not (tmp_path / "exploded").exists()

@@ -1,0 +1,171 @@
+"""What happens when numbers, disks and shards go wrong in the middle of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distgan.config import load_config
+from distgan.data.index import load_index
+from distgan.data.order import make_order
+from distgan.training.loop import train
+from tests.ranks import Job, RankPool
+from tests.runs import losses, recipe, rows, status, tensors
+
+
+def test_non_finite_updates_in_a_row_stop_the_run(tmp_path: Path, digits: Path) -> None:
+    # A learning rate that throws the weights out of float32's range.
+    config = recipe(
+        tmp_path, digits, discriminator={"optimizer": {"learning_rate": 1e30}, "normalisation": "none"},
+        training={"steps": 200, "batch_size": 16, "max_skipped_updates": 5},
+        monitoring={"every": 5}, checkpoint={"every": 1, "keep": 2},
+    )  # fmt: skip
+    log = tmp_path / "log"
+    assert Job(2, ["train", str(config)], log=log).wait() == [2, 2]
+    text = log.read_text()
+    assert text.count("distgan: error:") == 1
+    said = next(line for line in text.splitlines() if "distgan: error:" in line)
+    assert "discriminator" in said or "generator" in said
+    assert "step " in said
+    assert "last good checkpoint" in said
+    assert status(tmp_path / "run")["outcome"] == "failed"
+
+
+def test_an_unreadable_shard_is_replaced_counted_and_survives_a_resume(tmp_path: Path, digits: Path) -> None:
+    import shutil
+
+    shards = tmp_path / "shards"
+    shutil.copytree(digits, shards)
+    index = load_index(str(shards))
+    config = recipe(tmp_path, shards, data={"max_failure_rate": 0.5, "retries": 0}, training={"steps": 20})
+    # Overwrite the image of the sample that comes first, and of one that comes in the second half.
+    order = make_order(load_config(config).data, 7, index)
+    import numpy as np
+
+    chosen = order.samples(np.array([0, 500]))
+    for sample in chosen.tolist():
+        shard, offset, size, *_ = index.entry(sample)
+        with open(index.shards[shard].url, "r+b") as file:
+            file.seek(offset)
+            file.write(b"\0" * size)
+    for world_size, name in ((1, "one"), (2, "two")):
+        folder = tmp_path / name
+        log = tmp_path / f"log-{name}"
+        command = ["train", str(config), f"run_dir={folder}"]
+        assert Job(world_size, command, log=log).wait() == [0] * world_size
+        state = json.loads((folder / "checkpoints" / "step-00000020" / "state.json").read_text())
+        assert {entry[0] for entry in state["substitutions"]} == set(chosen.tolist())
+        assert rows(folder)[-1]["data/replaced_samples"] == 2
+        assert log.read_text().count("unreadable sample replaced") == 2
+    # Resumed after the first and before the second failure, it ends as the undisturbed run does.
+    again = tmp_path / "again"
+    Job(1, ["train", str(config), f"run_dir={again}", "training.steps=6"]).wait()
+    Job(1, ["train", str(config), f"run_dir={again}"]).wait()
+    one, resumed = tensors(tmp_path / "one", 20), tensors(again, 20)
+    assert all(torch.equal(one[name], resumed[name]) for name in one)
+    assert losses(tmp_path / "two")[18] == pytest.approx(losses(tmp_path / "one")[18], rel=2e-3, abs=1e-4)
+
+
+def test_too_many_unreadable_samples_stop_the_run_with_their_names(tmp_path: Path, digits: Path) -> None:
+    import shutil
+
+    shards = tmp_path / "shards"
+    shutil.copytree(digits, shards)
+    victim = sorted(shards.glob("*.tar"))[1]
+    size = victim.stat().st_size
+    victim.write_bytes(b"\0" * size)
+    config = recipe(tmp_path, shards, data={"retries": 0}, training={"steps": 50})
+    log = tmp_path / "log"
+    assert Job(2, ["train", str(config)], log=log).wait() == [2, 2]
+    said = next(line for line in log.read_text().splitlines() if "distgan: error:" in line)
+    assert victim.name in said
+    assert "max_failure_rate" in said
+    assert status(tmp_path / "run")["outcome"] == "failed"
+
+
+def test_training_goes_on_when_checkpoints_cannot_be_written(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 6, "batch_size": 16})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    log = tmp_path / "log"
+    assert Job(1, ["train", str(config)], log=log).wait() == [0]
+    assert "checkpoint of step 2 failed" in log.read_text()
+    assert "training goes on" in log.read_text()
+    assert rows(tmp_path / "run")[-1]["checkpoint/failures"] >= 1
+    assert sorted(losses(tmp_path / "run")) == [3, 6]
+
+
+def batches(config_path: str, workers: int, steps: int) -> list[tuple[list[int], list[int]]]:
+    """Positions and pixel sums of what this rank reads."""
+    from distgan.data.stream import open_stream
+    from distgan.distributed.runtime import Runtime
+
+    config = load_config(config_path, [f"data.workers={workers}"])
+    runtime = Runtime()
+    stream = open_stream(
+        config.data, config.seed, load_index(config.data.path), start=32, micro_batch=16,
+        rank=runtime.rank, world_size=runtime.world_size,
+    )  # fmt: skip
+    found = []
+    for _ in range(steps):
+        batch = next(stream)
+        found.append((batch.positions.tolist(), batch.images.flatten(1).long().sum(1).tolist()))
+    stream.close()
+    return found
+
+
+@pytest.mark.parametrize("order", ["permutation", "lanes"])
+def test_ranks_and_workers_see_the_same_batches(tmp_path: Path, digits: Path, ranks: RankPool, order: str) -> None:
+    config = recipe(tmp_path, digits, data={"order": order, "lanes": 3, "shuffle_block": 50, "mirror": True})
+    expected = None
+    for world_size in (1, 2, 4):
+        for workers in (0, 1, 3):
+            by_rank = ranks.run(world_size, batches, str(config), workers, 5)
+            whole = []
+            for step in range(5):
+                pairs = [pair for rank in by_rank for pair in zip(*rank[step], strict=True)]
+                whole.append(sorted(pairs))
+            expected = expected or whole
+            assert whole == expected, (world_size, workers)
+    assert expected is not None
+    assert [position for step in expected for position, _ in step] == list(range(32, 32 + 5 * 16))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
+def test_each_sample_comes_once_an_epoch(digits: Path, seed: int, epoch: int) -> None:
+    import numpy as np
+
+    index = load_index(str(digits))
+    for order in ("permutation", "lanes"):
+        config = load_config_for(digits, order)
+        positions = np.arange(epoch * len(index), (epoch + 1) * len(index))
+        assert sorted(make_order(config, seed, index).samples(positions).tolist()) == list(range(len(index)))
+
+
+def load_config_for(shards: Path, order: str):  # type: ignore[no-untyped-def]
+    from distgan.config import DataConfig
+
+    return DataConfig.model_validate(
+        {"path": str(shards), "resolution": 16, "order": order, "lanes": 5, "shuffle_block": 100}
+    )
+
+
+def conditional_run(config_path: str) -> str:
+    return train(load_config(config_path))
+
+
+def test_plain_batch_norm_without_a_penalty_trains(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
+    config = recipe(
+        tmp_path, digits, generator={"normalisation": "batch"}, discriminator={"normalisation": "none"},
+        objective={"adversarial": "minimax", "r1": None}, training={"steps": 3, "batch_size": 16, "critic_steps": 1},
+    )  # fmt: skip
+    assert ranks.run(2, conditional_run, str(config)) == ["finished"] * 2
+    values = losses(tmp_path / "run")[3]
+    # Minimax: the generator's loss is E log(1 - D(G(z))), which is negative.
+    assert values["loss/generator"] < 0
