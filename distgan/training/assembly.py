@@ -25,8 +25,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
             network.to(memory_format=torch.channels_last)
-        if config.training.compile:
-            network.compile()
+    if config.training.compile:
+        generator.compile()
+        discriminator.compile()
     precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
     players = {
         "generator": GeneratorObjective(generator, discriminator, config.objective, precision),

@@ -64,7 +64,7 @@ class Feed:
         share = micro_batch // self.runtime.world_size
         for number in range(self.config.training.accumulation):
             first = step * self.config.training.batch_size + number * micro_batch + self.runtime.rank * share
-            yield self.latents.draw("generator latents", torch.arange(first, first + share))
+            yield self.latents.draw("generator latents", torch.arange(first, first + share, device=self.runtime.device))
 
     def share_failures(self) -> None:
         """Make what any rank could not read known to all, from the next position on. Every rank calls it.
