@@ -47,26 +47,33 @@ class Batch(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a loader process sends: as little as possible besides the pixels, which are shared, not copied."""
+    """Whose pixels were decoded."""
 
-    images: Tensor
     samples: NDArray[np.int64]
     failures: list[Failure]
 
-    def batch(self, index: Index, positions: NDArray[np.int64]) -> Batch:
-        """With labels, as the trainer sees it."""
-        labels = torch.from_numpy(index.labels[self.samples].astype(np.int64))
-        return Batch(self.images, labels, torch.from_numpy(positions), torch.from_numpy(self.samples), self.failures)
+
+def as_batch(index: Index, decoded: Decoded, pixels: Tensor, positions: NDArray[np.int64]) -> Batch:
+    """A batch from pixels of shape (n, resolution, resolution, channels)."""
+    labels = torch.from_numpy(index.labels[decoded.samples].astype(np.int64))
+    samples, places = torch.from_numpy(decoded.samples), torch.from_numpy(positions)
+    return Batch(pixels.permute(0, 3, 1, 2), labels, places, samples, decoded.failures)
 
 
 def read_samples(config: DataConfig, index: Index, samples: Sequence[int] | NDArray[np.int64] | Tensor) -> Batch:
     """Samples by number, for evaluation: decoded as for training, never mirrored. `positions` are the numbers."""
     numbers = np.array(samples, np.int64)
+    pixels = torch.empty(pixel_shape(config, len(numbers)), dtype=torch.uint8)
     reader = Reader(config, index, seed=0)
     try:
-        return reader.read(numbers).batch(index, numbers)
+        return as_batch(index, reader.read(numbers, pixels.numpy()), pixels, numbers)
     finally:
         reader.close()
+
+
+def pixel_shape(config: DataConfig, count: int) -> tuple[int, int, int, int]:
+    """Shape of the buffer that `count` samples are decoded into."""
+    return count, config.resolution, config.resolution, config.channels
 
 
 class Reader:
@@ -90,14 +97,16 @@ class Reader:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def read(self, samples: NDArray[np.int64], mirrored: NDArray[np.bool_] | None = None) -> Decoded:
-        """Read samples by number, flipping those `mirrored` left-right; both of shape (n,).
+    def read(self, samples: NDArray[np.int64], out: Pixels, mirrored: NDArray[np.bool_] | None = None) -> Decoded:
+        """Read samples by number into `out`, flipping those `mirrored` left-right.
 
-        Raises UserError when not even replacements can be read.
+        Args:
+            samples: int64 (n,); out: uint8 (n, resolution, resolution, channels); mirrored: bool (n,).
+
+        Raises:
+            UserError: not even replacements can be read.
         """
-        config, index = self._config, self._index
-        pixels = allocate(len(samples), config.resolution, config.channels)
-        out = pixels.numpy()
+        index = self._index
         read = samples.copy()
         failures = self._avoid_known(read)
         where = (index.shard_of(read), index.offsets[read], index.sizes[read], index.header_crcs[read])
@@ -114,7 +123,7 @@ class Reader:
             self.close()  # an evicted shard takes up room for as long as it is open
         if mirrored is not None and mirrored.any():
             out[mirrored] = out[mirrored, :, ::-1]
-        return Decoded(pixels.permute(0, 3, 1, 2), read, failures)
+        return Decoded(read, failures)
 
     def _avoid_known(self, read: NDArray[np.int64]) -> list[Failure]:
         """Replace what failed before, in place, so that a bad file is waited for only once."""
@@ -200,11 +209,6 @@ def replacements(seed: int, sample: int, length: int) -> list[int]:
     attempts = np.arange(_MAX_CANDIDATES, dtype=np.uint64) + np.uint64(key >> 1)
     candidates = (mix(attempts) % np.uint64(length)).astype(np.int64).tolist()
     return [candidate for candidate in dict.fromkeys(candidates) if candidate != sample]
-
-
-def allocate(count: int, resolution: int, channels: int) -> Tensor:
-    """An uninitialised uint8 buffer (n, resolution, resolution, channels)."""
-    return torch.empty((count, resolution, resolution, channels), dtype=torch.uint8)
 
 
 def _describe(error: Exception) -> str:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from distgan.config import DataConfig
+from distgan.data.buffers import PixelBuffers
 from distgan.data.cache import ShardCache
+from distgan.data.images import Pixels
 from distgan.data.index import Index
 from distgan.data.locations import is_remote
 from distgan.data.order import Integers, Order, make_order
 from distgan.data.prefetch import Prefetcher, check_capacity, processes_on_node
-from distgan.data.reader import Batch, Decoded, Reader, read_samples
+from distgan.data.reader import Batch, Decoded, Reader, as_batch, pixel_shape, read_samples
 from distgan.data.substitutions import Failure, Substitutions, check_failure_rate
 from distgan.data.workers import start_worker, start_worker_server
 from distgan.errors import UserError
@@ -44,21 +46,22 @@ _STOP_SECONDS = 2.0
 
 
 class Request(NamedTuple):
-    """What a batch is to hold, each of shape (n,)."""
+    """What a batch is to hold, each of shape (n,), and the slot of the shared buffers that its pixels go to."""
 
     samples: Integers
     mirrored: NDArray[np.bool_]
+    slot: int
 
 
 class ImageDataset(Dataset[Decoded]):
-    """Map-style over requests: the samples of a batch, and which of them to mirror (see `Request`).
+    """Map-style over requests; pixels are written to `buffers`, the rest is returned.
 
-    What the user must mend comes back as a UserError in place of a batch, since the loader would wrap an exception
-    in its worker's traceback.
+    What the user must mend comes back as a UserError, since the loader would wrap an exception in its worker's
+    traceback.
     """
 
-    def __init__(self, config: DataConfig, index: Index, seed: int) -> None:
-        self._config, self._index, self._seed = config, index, seed
+    def __init__(self, config: DataConfig, index: Index, seed: int, buffers: PixelBuffers) -> None:
+        self._config, self._index, self._seed, self._buffers = config, index, seed, buffers
         self._reader: Reader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,11 +72,15 @@ class ImageDataset(Dataset[Decoded]):
 
     def __getitems__(self, request: Request) -> Decoded | UserError:
         try:
-            if self._reader is None:
-                self._reader = Reader(self._config, self._index, self._seed)
-            return self._reader.read(*request)
+            return self.read(request.samples, self._buffers[request.slot], request.mirrored)
         except UserError as error:
             return error
+
+    def read(self, samples: Integers, out: Pixels, mirrored: NDArray[np.bool_]) -> Decoded:
+        """As `Reader.read`, with this process's reader."""
+        if self._reader is None:
+            self._reader = Reader(self._config, self._index, self._seed)
+        return self._reader.read(samples, out, mirrored)
 
     def close(self) -> None:
         """Close this process's files."""
@@ -106,7 +113,7 @@ def open_stream(
     check_capacity(config, index, world_size)
     return Stream(
         _Share(make_order(config, seed, index), start, micro_batch, rank, world_size, seed if config.mirror else None),
-        ImageDataset(config, index, seed),
+        seed,
         config,
         index,
         substitutions if substitutions is not None else Substitutions(),
@@ -133,6 +140,7 @@ class _Share:
         assert micro_batch % world_size == 0
         self._order, self._start, self._micro_batch = order, start, micro_batch
         self._rank, self._world_size, self._mirror_seed = rank, world_size, mirror_seed
+        self.batch_size = micro_batch // world_size
 
     def chunks(self) -> Iterator[_Chunk]:
         """The share from the start on, without end."""
@@ -154,6 +162,7 @@ class _Requested(NamedTuple):
     positions: Integers
     samples: Integers
     mirrored: NDArray[np.bool_]
+    slot: int
     known: int
 
 
@@ -163,13 +172,18 @@ class Stream(Iterator[Batch]):
     def __init__(
         self,
         share: _Share,
-        dataset: ImageDataset,
+        seed: int,
         config: DataConfig,
         index: Index,
         substitutions: Substitutions,
         pin_memory: bool,
     ) -> None:
-        self._share, self._dataset, self._index, self._substitutions = share, dataset, index, substitutions
+        self._share, self._index, self._substitutions, self._pin_memory = share, index, substitutions, pin_memory
+        context = start_worker_server() if config.workers else multiprocessing.get_context("forkserver")
+        # Requests on their way, and the batch being taken while the next request is already made.
+        slots = config.workers * config.prefetch + 1
+        self._buffers = PixelBuffers(context, slots, pixel_shape(config, share.batch_size))
+        self._dataset = ImageDataset(config, index, seed, self._buffers)
         self._requested: deque[_Requested] = deque()
         self._prefetcher: Prefetcher | None = None
         if any(is_remote(shard.url) for shard in index.shards):
@@ -178,13 +192,12 @@ class Stream(Iterator[Batch]):
             self._prefetcher = Prefetcher(ShardCache.of(config), index, chunks, budget)
         others = set(multiprocessing.active_children())
         loader: DataLoader[Any] = DataLoader(
-            dataset,
+            self._dataset,
             batch_sampler=self._requests(),  # type: ignore[arg-type]
             collate_fn=_as_it_is,
             num_workers=config.workers,
             prefetch_factor=config.prefetch if config.workers else None,
-            pin_memory=pin_memory,
-            multiprocessing_context=start_worker_server() if config.workers else None,
+            multiprocessing_context=context if config.workers else None,
             worker_init_fn=partial(start_worker, environment=dict(os.environ)),
             generator=torch.Generator(),  # else it would draw from torch's default generator
         )
@@ -199,12 +212,14 @@ class Stream(Iterator[Batch]):
         request = self._requested.popleft()
         if isinstance(decoded, UserError):
             raise decoded
+        written = torch.from_numpy(self._buffers[request.slot])
+        pixels = torch.empty(written.shape, dtype=torch.uint8, pin_memory=self._pin_memory).copy_(written)
         if request.known != len(self._substitutions):
-            decoded = self._bring_up_to_date(decoded, request)
+            decoded = self._bring_up_to_date(decoded, pixels.numpy(), request)
         if self._prefetcher is not None:
             self._prefetcher.advance(int(request.positions.max()))
         failures = [failure for failure in decoded.failures if failure.sample not in self._substitutions]
-        return decoded._replace(failures=failures).batch(self._index, request.positions)
+        return as_batch(self._index, decoded._replace(failures=failures), pixels, request.positions)
 
     def close(self) -> None:
         """End the loader processes and close all files."""
@@ -220,21 +235,22 @@ class Stream(Iterator[Batch]):
         self._dataset.close()
 
     def _requests(self) -> Iterator[Request]:
+        slots = itertools.cycle(range(self._buffers.slots))
         for chunk in self._share.chunks():
             for positions, samples, mirrored in zip(chunk.positions, chunk.samples, chunk.mirrored, strict=True):
-                self._requested.append(_Requested(positions, samples, mirrored, len(self._substitutions)))
-                yield Request(self._substitutions.apply(samples, positions), mirrored)
+                slot = next(slots)
+                self._requested.append(_Requested(positions, samples, mirrored, slot, len(self._substitutions)))
+                yield Request(self._substitutions.apply(samples, positions), mirrored, slot)
 
-    def _bring_up_to_date(self, decoded: Decoded, request: _Requested) -> Decoded:
+    def _bring_up_to_date(self, decoded: Decoded, pixels: Pixels, request: _Requested) -> Decoded:
         """Read again, in place, what has been given a replacement since this batch was requested."""
         wanted = self._substitutions.apply(request.samples, request.positions)
         stale = np.flatnonzero((wanted != request.samples) & (wanted != decoded.samples))
         if not len(stale):
             return decoded
-        fresh = self._dataset.__getitems__(Request(wanted[stale], request.mirrored[stale]))
-        if isinstance(fresh, UserError):
-            raise fresh
-        decoded.images[stale] = fresh.images
+        again = np.empty_like(pixels[stale])
+        fresh = self._dataset.read(wanted[stale], again, request.mirrored[stale])
+        pixels[stale] = again
         decoded.samples[stale] = fresh.samples
         return decoded._replace(failures=decoded.failures + fresh.failures)
 

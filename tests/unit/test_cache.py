@@ -29,7 +29,7 @@ from distgan.data.cache import ShardCache
 from distgan.data.index import Index, Shard, build_index, load_index, save_index
 from distgan.data.order import make_order
 from distgan.data.prefetch import Prefetcher, check_capacity
-from distgan.data.reader import Reader
+from distgan.data.reader import read_samples
 from distgan.data.stream import open_stream
 from distgan.errors import UserError
 from tests.servers import RangeServer, range_server
@@ -265,13 +265,13 @@ def test_a_download_that_never_ends_is_not_waited_for_for_ever(
 
 def test_a_reader_tries_again_and_then_replaces(index: Index, server: RangeServer) -> None:
     server.failures, server.failure = 2, "cut"
-    decoded = Reader(config(retries=2), index, 0).read(np.array([3, 35]))
-    assert decoded.samples.tolist() == [3, 35] == numbers_of(decoded.images.numpy())
-    assert decoded.failures == []
+    batch = read_samples(config(retries=2), index, [3, 35])
+    assert batch.samples.tolist() == [3, 35] == numbers_of(batch.images.numpy())
+    assert batch.failures == []
     (server.folder / "002.tar").unlink()
-    decoded = Reader(config(retries=2), index, 0).read(np.array([3, 52]))
-    assert [failure.sample for failure in decoded.failures] == [52]
-    assert decoded.failures[0].reason == "002.tar:0002: not found, or no answer"
+    (failure,) = read_samples(config(retries=2), index, [3, 52]).failures
+    assert failure.sample == 52
+    assert failure.reason == "002.tar:0002: not found, or no answer"
     assert server.gets.count("/002.tar") <= 2 * 3
 
 
@@ -417,7 +417,6 @@ def test_shards_behind_nginx(tmp_path: Path) -> None:
             loaded = load_index(f"http://127.0.0.1:{port}")
             assert loaded.fingerprint == local.fingerprint
             assert build_index(f"http://127.0.0.1:{port}/{{000..003}}.tar").fingerprint == local.fingerprint
-            decoded = Reader(config(), loaded, 0).read(np.arange(85))
-            assert numbers_of(decoded.images.numpy()) == list(range(85))
+            assert numbers_of(read_samples(config(), loaded, range(85)).images.numpy()) == list(range(85))
         finally:
             server.terminate()

@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,13 +19,28 @@ from distgan.config import DataConfig
 from distgan.data import reader as reader_module
 from distgan.data.images import DECODERS, UnreadableImageError, decode_into
 from distgan.data.index import EXTENSIONS, Index, build_index
-from distgan.data.reader import Reader, read_samples, replacements
+from distgan.data.reader import Reader, pixel_shape, read_samples, replacements
+from distgan.data.substitutions import Failure
 from distgan.errors import UserError
 from tests.shards import damage, numbered_index, numbered_png, numbers_of, write_tar
 
 
 def config(resolution: int = 8, **changes: Any) -> DataConfig:
     return DataConfig(path="unused", resolution=resolution, **changes)
+
+
+class Read(NamedTuple):
+    numbers: list[int]
+    samples: list[int]
+    failures: list[Failure]
+
+
+def read(index: Index, samples: list[int], *, seed: int = 0, **changes: Any) -> Read:
+    """What a new reader makes of samples, with the numbers that the images spell."""
+    settings = config(**changes)
+    out = np.zeros(pixel_shape(settings, len(samples)), np.uint8)
+    decoded = Reader(settings, index, seed).read(np.array(samples), out)
+    return Read(numbers_of(out.transpose(0, 3, 1, 2)), decoded.samples.tolist(), decoded.failures)
 
 
 def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -195,9 +210,10 @@ def test_a_batch_holds_the_samples_asked_for(index: Index) -> None:
 def test_mirrored_samples_are_flipped_left_right(tmp_path: Path) -> None:
     photo = photograph(16, 16)
     index = build_index(str(write_tar(tmp_path / "a.tar", {"0.png": encode(photo, "PNG")})))
-    images = Reader(config(16), index, 0).read(np.array([0, 0]), np.array([True, False])).images
-    assert torch.equal(images[1], torch.from_numpy(np.array(photo)).permute(2, 0, 1))
-    assert torch.equal(images[0], images[1].flip(-1))
+    out = np.zeros((2, 16, 16, 3), np.uint8)
+    Reader(config(16), index, 0).read(np.array([0, 0]), out, np.array([True, False]))
+    assert np.array_equal(out[1], np.array(photo))
+    assert np.array_equal(out[0], np.array(photo)[:, ::-1])
 
 
 def test_unlabelled_data_have_labels_of_minus_one(tmp_path: Path) -> None:
@@ -207,16 +223,18 @@ def test_unlabelled_data_have_labels_of_minus_one(tmp_path: Path) -> None:
 def test_an_unreadable_sample_is_replaced_by_one_that_a_hash_chooses(index: Index, slept: list[float]) -> None:
     first, second = replacements(5, 12, len(index))[:2]
     damage(index, 12)
-    one = Reader(config(), index, 5).read(np.array([3, 12, 4]))
-    assert one.samples.tolist() == [3, first, 4] == numbers_of(one.images.numpy())
+    one = read(index, [3, 12, 4], seed=5)
+    assert one.samples == [3, first, 4] == one.numbers
     (failure,) = one.failures
     assert (failure.sample, failure.replacement) == (12, first)
     assert failure.reason.startswith("001.tar:0002: ")
-    assert one.batch(index, np.arange(3)).labels.tolist() == [0, first % 3, 1]
+    batch = read_samples(config(), index, [12])
+    assert batch.labels.tolist() == [batch.samples[0] % 3]
+    assert numbers_of(batch.images.numpy()) == batch.samples.tolist() == [replacements(0, 12, len(index))[0]]
 
     damage(index, first)
-    other = Reader(config(), index, 5).read(np.array([12]))
-    assert other.samples.tolist() == [second] == numbers_of(other.images.numpy())
+    other = read(index, [12], seed=5)
+    assert other.samples == [second] == other.numbers
     assert slept == []  # waiting does not mend what cannot be decoded
 
 
@@ -232,29 +250,26 @@ def test_a_failed_read_is_tried_again_with_backoff(
         return pread(descriptor, length, offset)
 
     monkeypatch.setattr(reader_module.os, "pread", flaky)
-    decoded = Reader(config(retries=3), index, 0).read(np.array([7]))
-    assert decoded.samples.tolist() == [7] == numbers_of(decoded.images.numpy())
-    assert decoded.failures == []
+    assert read(index, [7], retries=3) == ([7], [7], [])
     assert slept == [0.5, 1.0, 2.0]
     assert len(set(reads)) == 1
 
 
 def test_a_lost_shard_is_waited_for_once(index: Index, slept: list[float]) -> None:
     os.unlink(index.shards[1].url)
-    reader = Reader(config(retries=2), index, 0)
-    decoded = reader.read(np.array([10, 11, 12, 10]))
+    found = read(index, [10, 11, 12, 10], retries=2)
     assert slept == [0.5, 1.0]
-    assert [failure.sample for failure in decoded.failures] == [10, 11, 12, 10]
-    assert all(not 10 <= sample < 15 for sample in decoded.samples)
-    assert decoded.samples[0] == decoded.samples[3]
-    assert "No such file" in decoded.failures[0].reason
+    assert [failure.sample for failure in found.failures] == [10, 11, 12, 10]
+    assert all(not 10 <= sample < 15 for sample in found.samples)
+    assert found.samples[0] == found.samples[3]
+    assert "No such file" in found.failures[0].reason
 
 
 def test_nothing_readable_at_all(index: Index, slept: list[float]) -> None:
     for shard in index.shards:
         os.unlink(shard.url)
     with pytest.raises(UserError, match="nor can any"):
-        Reader(config(retries=1), index, 0).read(np.array([10]))
+        read(index, [10], retries=1)
 
 
 def test_a_tar_that_changed_after_indexing(index: Index) -> None:
@@ -262,30 +277,32 @@ def test_a_tar_that_changed_after_indexing(index: Index) -> None:
     with open(index.shards[shard].url, "r+b") as file:
         file.seek(offset - 512)
         file.write(b"renamed.png\0")
-    decoded = Reader(config(), index, 0).read(np.array([3, 4]))
-    assert "not what was indexed" in decoded.failures[0].reason
-    assert decoded.samples[1] == 4
+    found = read(index, [3, 4])
+    assert "not what was indexed" in found.failures[0].reason
+    assert found.samples[1] == 4
     with open(index.shards[0].url, "r+b") as file:
         file.truncate(offset)
-    assert "not what was indexed" in Reader(config(), index, 0).read(np.array([4])).failures[0].reason
+    assert "not what was indexed" in read(index, [4]).failures[0].reason
 
 
 def test_caps_on_bytes_and_pixels(tmp_path: Path) -> None:
     members = {f"{i}.png": numbered_png(i) for i in range(5)}
-    members["5.png"] = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "PNG")
+    flat = np.zeros((64, 64, 3), np.uint8)
+    members["5.png"] = encode(Image.fromarray(flat), "PNG", compress_level=0)
     index = build_index(str(write_tar(tmp_path / "a.tar", members)))
-    assert "data.max_bytes=1,000" in Reader(config(max_bytes=1000), index, 0).read(np.array([5])).failures[0].reason
-    assert "data.max_pixels=4,095" in Reader(config(max_pixels=4095), index, 0).read(np.array([5])).failures[0].reason
-    assert Reader(config(max_pixels=4096), index, 0).read(np.array([5])).failures == []
+    assert "data.max_bytes=1,000" in read(index, [5], max_bytes=1000).failures[0].reason
+    assert "data.max_pixels=4,095" in read(index, [5], max_pixels=4095).failures[0].reason
+    assert read(index, [5], max_pixels=4096) == ([0], [5], [])
 
 
 def test_few_files_stay_open(tmp_path: Path) -> None:
     index = numbered_index(tmp_path, [1] * 200)
-    reader = Reader(config(), index, 0)
+    reader, out = Reader(config(), index, 0), np.zeros((200, 8, 8, 3), np.uint8)
     before = len(os.listdir("/proc/self/fd"))
     samples = np.random.default_rng(0).permutation(200)
-    assert numbers_of(reader.read(samples).images.numpy()) == samples.tolist()
-    assert len(os.listdir("/proc/self/fd")) - before <= 128
-    assert numbers_of(reader.read(samples[::-1].copy()).images.numpy()) == samples[::-1].tolist()
+    for order in (samples, samples[::-1].copy()):
+        reader.read(order, out)
+        assert numbers_of(out.transpose(0, 3, 1, 2)) == order.tolist()
+        assert len(os.listdir("/proc/self/fd")) - before <= 128
     reader.close()
     assert len(os.listdir("/proc/self/fd")) == before

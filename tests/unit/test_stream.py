@@ -193,6 +193,17 @@ def test_what_the_user_must_mend_arrives_as_one_line(index: Index, workers: int)
     assert "other samples" in str(error.value)
 
 
+def test_batches_stay_what_they_were(index: Index) -> None:
+    """Loaders write into shared slots; a batch that is kept must not change when they are used again."""
+    with streaming(config(workers=2, prefetch=1), SEED, index) as stream:
+        batches = []
+        for step in range(30):
+            time.sleep(0.02 if step % 7 == 0 else 0)
+            batches.append(next(stream))
+    for batch in batches:
+        assert numbers_of(batch.images.numpy()) == batch.samples.tolist()
+
+
 def test_closing_ends_the_loaders(index: Index) -> None:
     stream = open_stream(config(workers=2), SEED, index, start=0, micro_batch=12)
     next(stream)
