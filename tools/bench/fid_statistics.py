@@ -1,0 +1,155 @@
+"""FID from features in batches: distgan, torchmetrics and torch-fidelity's functions, cold and with the reals known.
+
+- cold: batches of real and of generated features in, one distance out.
+- reals known: batches of generated features in; of the real side each program has what it can keep between
+  evaluations: distgan the factor, torchmetrics its sums (`reset_real_features=False`), torch-fidelity its statistics.
+- distance alone: from the means and covariances of both sides (and the factor, for distgan).
+
+General eigensolvers take longer when standard deviations span decades, as those of a network's features do, so both
+kinds of spectrum are measured. Programs take turns; figures are medians over the rounds, ratios medians of the rounds'
+own ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
+
+from distgan.evaluation.frechet import FrechetDistance, frechet_distance, make_reference
+from distgan.evaluation.moments import Gaussian, Moments
+
+Batches = tuple[Tensor, ...]
+PROGRAMS = "distgan", "torchmetrics", "torch-fidelity"
+
+
+class _FeaturesAsTheyAre(nn.Module):
+    """What torchmetrics takes for a detector."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.num_features = dimension
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+@dataclass
+class Task:
+    """One thing that all programs do, and what each round measured of each."""
+
+    name: str
+    run: dict[str, Callable[[], float]]
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {program: [] for program in PROGRAMS})
+    found: dict[str, float] = field(default_factory=dict)
+
+    def measure(self) -> None:
+        for program, run in self.run.items():
+            start = time.perf_counter()
+            self.found[program] = run()
+            self.seconds[program].append(time.perf_counter() - start)
+
+    def row(self) -> str:
+        ours = self.seconds["distgan"]
+        cells = [f"{statistics.median(ours):.2f} s"]
+        for program in PROGRAMS[1:]:
+            theirs = self.seconds[program]
+            ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+            error = abs(self.found["distgan"] / self.found[program] - 1)
+            cells.append(f"{statistics.median(theirs):.2f} s, {ratio:.1f}x, {error:.0e}")
+        return f"| {self.name} | {' | '.join(cells)} |"
+
+
+def make_features(samples: int, dimension: int, decades: float, seed: int) -> Tensor:
+    """Correlated float32 features (samples, dimension) whose principal deviations span so many decades."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(0)))[0]
+    deviations = torch.logspace(0, -decades, dimension) * (1 + 0.1 * seed)
+    return torch.randn(samples, dimension, generator=generator) * deviations @ basis + 0.4
+
+
+def moments_of(batches: Batches) -> Gaussian:
+    moments = Moments(batches[0].shape[1])
+    for batch in batches:
+        moments.update(batch)
+    return moments.compute()
+
+
+def torchmetrics_of(real: Batches) -> FrechetInceptionDistance:
+    metric = FrechetInceptionDistance(feature=_FeaturesAsTheyAre(real[0].shape[1]), reset_real_features=False)
+    metric.set_dtype(torch.float64)
+    for batch in real:
+        metric.update(batch, real=True)
+    return metric
+
+
+def make_tasks(real: Batches, made: Batches, spectrum: str) -> list[Task]:
+    sides = moments_of(real), moments_of(made)
+    reference = make_reference(sides[0])
+    known = torchmetrics_of(real)
+    theirs = [fid_features_to_statistics(torch.cat(side).double()) for side in (real, made)]
+
+    def distgan(kept: bool) -> float:
+        metric = FrechetDistance(reference if kept else make_reference(moments_of(real)))
+        for batch in made:
+            metric.update(batch)
+        return float(metric.compute())
+
+    def torchmetrics(kept: bool) -> float:
+        metric = known if kept else torchmetrics_of(real)
+        metric.reset()  # of the generated side only
+        for batch in made:
+            metric.update(batch, real=False)
+        return float(metric.compute())
+
+    def torch_fidelity(kept: bool) -> float:
+        real_side = theirs[0] if kept else fid_features_to_statistics(torch.cat(real).double())
+        made_side = fid_features_to_statistics(torch.cat(made).double())
+        return float(fid_statistics_to_metric(real_side, made_side, verbose=False)["frechet_inception_distance"])
+
+    def from_features(kept: bool) -> dict[str, Callable[[], float]]:
+        programs = distgan, torchmetrics, torch_fidelity
+        return {name: lambda run=run: run(kept) for name, run in zip(PROGRAMS, programs, strict=True)}  # type: ignore[misc]
+
+    alone: dict[str, Callable[[], float]] = {
+        "distgan": lambda: float(frechet_distance(reference, sides[1])),
+        "torchmetrics": lambda: float(
+            _compute_fid(sides[0].mean, sides[0].covariance, sides[1].mean, sides[1].covariance)
+        ),
+        "torch-fidelity": lambda: fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"],
+    }
+    named = {"cold": from_features(False), "reals known": from_features(True), "distance alone": alone}
+    return [Task(f"{name}, {spectrum}", run) for name, run in named.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=10_000, help="features of each side (%(default)s)")
+    parser.add_argument("--dimension", type=int, default=2048, help="features of a sample (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="samples in a batch (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each program (%(default)s)")
+    arguments = parser.parse_args()
+    print(f"{arguments.samples} x {arguments.dimension} float32 a side, {torch.get_num_threads()} threads.")
+    print("Of the others: seconds, times distgan's, relative difference of the distance.\n")
+    print("| task | distgan | torchmetrics | torch-fidelity |\n| --- | --- | --- | --- |")
+    for spectrum, decades in (("equal deviations", 0.0), ("over two decades", 2.0)):
+        real, made = (
+            make_features(arguments.samples, arguments.dimension, decades, seed).split(arguments.batch_size)
+            for seed in (1, 2)
+        )
+        tasks = make_tasks(real, made, spectrum)
+        for _ in range(arguments.rounds):
+            for task in tasks:
+                task.measure()
+        print("\n".join(task.row() for task in tasks), flush=True)
+
+
+if __name__ == "__main__":
+    main()
