@@ -52,6 +52,9 @@ __all__ = [
 
 logger = logging.getLogger("distgan")
 
+_PATIENCE_SECONDS = 2.0
+"""How long a checkpoint waits for the one before it, before it is skipped."""
+
 
 class CheckpointWriter:
     """Writes checkpoints of a run from a background thread; for one process of a run.
@@ -92,11 +95,13 @@ class CheckpointWriter:
             files: tensors by name, by the name of the file that is to hold them (NAME.safetensors).
             state: JSON values; numbers must be finite.
             blocking: return when the checkpoint is on disk, waiting also for one still being written. Otherwise
-                that one goes first: this one is skipped with a warning.
+                that one is waited for two seconds at most, and then this one is skipped with a warning.
 
         Returns:
             Whether the checkpoint was taken on, or with `blocking` whether it is on disk.
         """
+        if not blocking and self._thread is not None:
+            self._thread.join(_PATIENCE_SECONDS)
         if not blocking and self._thread is not None and self._thread.is_alive():
             logger.warning(
                 "checkpoint of step %d skipped: the %s is still being written; "
