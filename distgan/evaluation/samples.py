@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distgan.config import DataConfig
 from distgan.data.index import Index
-from distgan.data.reader import Reader
+from distgan.data.reader import Reader, as_batch, pixel_shape
 
 
 class Reals(NamedTuple):
@@ -28,7 +28,8 @@ def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Ite
     """
     with closing(Reader(data, index, seed=0)) as reader:
         for samples in batches:
-            batch = reader.read(samples.numpy()).batch(index, samples.numpy())
+            pixels = torch.empty(pixel_shape(data, len(samples)), dtype=torch.uint8)
+            batch = as_batch(index, reader.read(samples.numpy(), pixels.numpy()), pixels, samples.numpy())
             kept = batch.samples == samples  # the others were replaced
             yield Reals(batch.images[kept], batch.labels[kept])
 
