@@ -1,8 +1,9 @@
 """Image files into pixels, by an allow-list of formats: whatever lies under an extension must be of that format.
 
 Conversions, the same for all formats: 16-bit grey keeps its high byte; palettes are looked up; colour to grey is luma
-(ITU-R BT.601; of a JPEG, its own luma plane); grey to colour repeats; transparency is dropped and EXIF orientation ignored, as by other readers of
-shards. An image of another size is cropped to its central square and resized, with antialiasing, by Pillow.
+(ITU-R BT.601; of a JPEG, its own luma plane); grey to colour repeats; transparency is dropped and EXIF orientation
+ignored, as by other readers of shards. An image of another size is cropped to its central square and resized, with
+antialiasing, by Pillow.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]
 Data = bytes | memoryview
-_MAX_ARRAY_BYTES = 2**31 - 1
+_MOST_PIXELS = 2**29  # beyond, decoders count bytes in 32 bits and overflow
 
 
 class UnreadableImageError(ValueError):
@@ -104,8 +105,9 @@ def _decode_with_pillow(out: Pixels, data: Data, max_pixels: int, kind: str) -> 
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels or 4 * width * height > _MAX_ARRAY_BYTES:
-        raise UnreadableImageError(f"{width} x {height} pixels, more than data.max_pixels={max_pixels:,}")
+    most = min(max_pixels, _MOST_PIXELS)
+    if width * height > most:
+        raise UnreadableImageError(f"{width} x {height} pixels; at most {most:,} are decoded (data.max_pixels)")
 
 
 def _put(out: Pixels, picture: Image.Image) -> None:

@@ -417,6 +417,14 @@ def test_a_strangers_index_is_refused(tmp_path: Path, change: Any) -> None:
     assert "index" in refusal(load_index, str(tmp_path))
 
 
+def test_a_shard_outside_the_folder_is_refused_even_if_it_fits(tmp_path: Path) -> None:
+    numbered_index(tmp_path, [3, 2])
+    numbered_index(tmp_path / "sub", [3, 2])
+    for name in ("../000.tar", "./000.tar", "a/../000.tar", str(tmp_path / "000.tar")):
+        rewrite(tmp_path / "sub" / INDEX_NAME, set_shard(0, name))
+        assert "is not a plain path inside its folder" in refusal(load_index, str(tmp_path / "sub"))
+
+
 def test_an_index_file_that_is_none(tmp_path: Path) -> None:
     numbered_index(tmp_path, [3])
     path = tmp_path / INDEX_NAME

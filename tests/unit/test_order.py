@@ -122,6 +122,16 @@ def test_lanes_are_contiguous_stretches_of_the_permuted_shards() -> None:
         assert {shard for lane in seen_shards for block in lane for shard in block} == {1, 2, 3, 4, 5}
 
 
+def test_residues_read_other_lanes_each_epoch() -> None:
+    """One shard of 43 in 4 lanes: 11, 11, 11 and 10 samples, so only the last residue always reads the same lane."""
+    order = lanes_over([43], 4, 5)
+    lanes = [[int(order.samples(np.array([43 * epoch + r]))[0]) // 11 for r in range(4)] for epoch in range(50)]
+    assert {lane[3] for lane in lanes} == {3}
+    assert len({tuple(lane) for lane in lanes}) == 6
+    even = lanes_over([40], 4, 5)
+    assert len({int(even.samples(np.array([40 * epoch]))[0]) // 10 for epoch in range(50)}) == 4
+
+
 def test_nodes_that_divide_the_lanes_read_each_shard_on_one_node() -> None:
     """16 lanes over 64 equal shards: each of 4 nodes (8 ranks) reads 16 shards of an epoch that no other reads."""
     order = lanes_over([64] * 64, 16, 32)

@@ -165,11 +165,12 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("make", [png_that_claims, jpeg_that_claims])
 def test_decompression_bombs_are_refused_by_their_header(make: Callable[[int, int], bytes]) -> None:
     extension = "png" if make is png_that_claims else "jpg"
-    for width, height in ((2000, 501), (65500, 65500), (65500, 32800)):
-        with pytest.raises(UnreadableImageError, match="pixels"):
+    for width, height in ((2000, 501), (10_000, 8_000)):
+        with pytest.raises(UnreadableImageError, match="at most 1,000,000 are decoded"):
             decode(make(width, height), extension, 8)
-    with pytest.raises(UnreadableImageError, match="pixels"):
-        decode(make(65500, 65500), extension, 8, max_pixels=2**40)
+    for most in (10**6, 2**40):  # decoders, and their own guards, count in 32 bits
+        with pytest.raises(UnreadableImageError, match=r"at most [\d,]+ are decoded|decompression bomb"):
+            decode(make(65500, 65500), extension, 8, max_pixels=most)
 
 
 def test_a_jpeg_whose_header_says_another_size_writes_nothing_outside_the_buffer() -> None:
@@ -291,7 +292,7 @@ def test_caps_on_bytes_and_pixels(tmp_path: Path) -> None:
     members["5.png"] = encode(Image.fromarray(flat), "PNG", compress_level=0)
     index = build_index(str(write_tar(tmp_path / "a.tar", members)))
     assert "data.max_bytes=1,000" in read(index, [5], max_bytes=1000).failures[0].reason
-    assert "data.max_pixels=4,095" in read(index, [5], max_pixels=4095).failures[0].reason
+    assert "at most 4,095 are decoded" in read(index, [5], max_pixels=4095).failures[0].reason
     assert read(index, [5], max_pixels=4096) == ([0], [5], [])
 
 
