@@ -1,0 +1,1 @@
+"""Metrics of generators: detectors, moments of their features, and distances between these."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from distgan.config import DataConfig
 from distgan.data.index import Index
-from distgan.data.reader import Reader, as_batch, pixel_shape
+from distgan.data.reader import read_samples
 
 
 class Reals(NamedTuple):
@@ -26,12 +25,10 @@ def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Ite
 
     Raises UserError when next to nothing can be read.
     """
-    with closing(Reader(data, index, seed=0)) as reader:
-        for samples in batches:
-            pixels = torch.empty(pixel_shape(data, len(samples)), dtype=torch.uint8)
-            batch = as_batch(index, reader.read(samples.numpy(), pixels.numpy()), pixels, samples.numpy())
-            kept = batch.samples == samples  # the others were replaced
-            yield Reals(batch.images[kept], batch.labels[kept])
+    for samples in batches:
+        batch = read_samples(data, index, samples)
+        kept = batch.samples == samples  # the others were replaced
+        yield Reals(batch.images[kept], batch.labels[kept])
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world_size: int) -> Iterator[Tensor]:
