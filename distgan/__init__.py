@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distgan.config import load_config
     from distgan.export import load_generator
-    from distgan.training.evaluation import evaluate
+    from distgan.training.evaluate_run import evaluate
     from distgan.training.loop import train
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load_config", "load_generator", "train"]
 
 _HOMES = {
-    "evaluate": "distgan.training.evaluation",
+    "evaluate": "distgan.training.evaluate_run",
     "load_config": "distgan.config",
     "load_generator": "distgan.export",
     "train": "distgan.training.loop",

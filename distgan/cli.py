@@ -305,7 +305,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from distgan.training.evaluation import evaluate
+    from distgan.training.evaluate_run import evaluate
 
     metrics = evaluate(options.source, options.overrides, best=options.best)
     if not int(os.environ.get("RANK") or 0):

@@ -27,7 +27,7 @@ def free_port() -> int:
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "accelerate", "distgan.training.loop", "distgan.training.evaluation"])
+    context.set_forkserver_preload(["torch", "accelerate", "distgan.training.loop", "distgan.training.evaluate_run"])
     return context
 
 

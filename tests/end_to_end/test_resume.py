@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,13 +26,25 @@ def wait_for(run: Path, step: int, job: Job) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def evaluation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Evaluations in the middle of training must not disturb it; the detector is trained once for all runs here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def make_recipe(folder: Path, shards: Path, **sections: Any) -> Path:
+    return recipe(folder, shards, evaluation={"every": 5, "num_samples": 64}, **sections)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, Path]:
     """The run folders of uninterrupted runs by world size."""
     runs = {}
     for world_size in (1, 2, 4):
         folder = tmp_path_factory.mktemp(f"undisturbed-{world_size}")
-        assert Job(world_size, ["train", str(recipe(folder, digits))]).wait() == [0] * world_size
+        assert Job(world_size, ["train", str(make_recipe(folder, digits))]).wait() == [0] * world_size
         assert status(folder / "run")["outcome"] == "finished"
         runs[world_size] = folder / "run"
     return runs
@@ -39,7 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[
 def test_killed_runs_end_bitwise_the_same(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path], world_size: int
 ) -> None:
-    config = recipe(tmp_path, digits, data={"workers": 1 if world_size == 2 else 0})
+    config = make_recipe(tmp_path, digits, data={"workers": 1 if world_size == 2 else 0})
     chance = random.Random(world_size)
     for after in (2, 6):
         job = Job(world_size, ["train", str(config)])
@@ -50,9 +65,30 @@ def test_killed_runs_end_bitwise_the_same(
     assert Job(world_size, ["train", str(config)]).wait() == [0] * world_size
     expected, found = tensors(undisturbed[world_size], STEPS), tensors(tmp_path / "run", STEPS)
     assert differing(found, expected) == []
-    assert losses(tmp_path / "run").keys() == {3, 6, 9, 12}
+    assert losses(tmp_path / "run").keys() == {0, 3, 5, 6, 9, 10, 12}
     for step, values in losses(undisturbed[world_size]).items():
         assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=1e-12, abs=1e-15)
+
+
+def test_stopped_in_the_middle_of_an_epoch_and_resumed(
+    tmp_path: Path, digits: Path, undisturbed: dict[int, Path]
+) -> None:
+    config = make_recipe(tmp_path, digits)
+    job = Job(2, ["train", str(config)])
+    wait_for(tmp_path / "run", 2, job)
+    job.signal(signal.SIGTERM)
+    assert job.wait() == [0, 0]
+    assert status(tmp_path / "run")["outcome"] == "preempted"
+    assert 2 <= status(tmp_path / "run")["step"] < STEPS
+    assert Job(2, ["train", str(config)]).wait() == [0, 0]
+    assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed[2], STEPS)) == []
+
+
+def test_resume_from_a_checkpoint_of_another_run(tmp_path: Path, digits: Path, undisturbed: dict[int, Path]) -> None:
+    config = make_recipe(tmp_path, digits)
+    source = undisturbed[1] / "checkpoints" / "step-00000006"
+    assert Job(1, ["train", str(config), "--resume", str(source)]).wait() == [0]
+    assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed[1], STEPS)) == []
 
 
 def test_losses_do_not_depend_on_the_ranks(undisturbed: dict[int, Path]) -> None:
@@ -67,7 +103,7 @@ def test_losses_do_not_depend_on_the_ranks(undisturbed: dict[int, Path]) -> None
 def test_resume_on_another_world_size(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path], before: int, after: int
 ) -> None:
-    config = recipe(tmp_path, digits)
+    config = make_recipe(tmp_path, digits)
     Job(before, ["train", str(config), "training.steps=6"]).wait()
     assert status(tmp_path / "run")["step"] == 6
     assert Job(after, ["train", str(config)]).wait() == [0] * after
@@ -78,7 +114,7 @@ def test_resume_on_another_world_size(
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path]
 ) -> None:
-    config = recipe(tmp_path, digits)
+    config = make_recipe(tmp_path, digits)
     shutil.copytree(undisturbed[1], tmp_path / "run")
     for step in (10, 12):
         with open(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "generator.safetensors", "r+b") as file:
@@ -92,8 +128,8 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
 
 
 def test_starting_over_loses_nothing(tmp_path: Path, digits: Path, undisturbed: dict[int, Path]) -> None:
-    config = recipe(tmp_path, digits)
+    config = make_recipe(tmp_path, digits)
     shutil.copytree(undisturbed[1], tmp_path / "run")
     assert Job(1, ["train", str(config), "--resume", "never", "training.steps=2"]).wait() == [0]
     assert differing(tensors(tmp_path / "run" / "previous-1", STEPS), tensors(undisturbed[1], STEPS)) == []
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000002"]
+    assert not (tmp_path / "run" / "checkpoints" / "step-00000012").exists()
