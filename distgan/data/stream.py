@@ -212,8 +212,10 @@ class Stream(Iterator[Batch]):
         request = self._requested.popleft()
         if isinstance(decoded, UserError):
             raise decoded
-        written = torch.from_numpy(self._buffers[request.slot])
-        pixels = torch.empty(written.shape, dtype=torch.uint8, pin_memory=self._pin_memory).copy_(written)
+        written = self._buffers[request.slot]
+        pixels = torch.empty(written.shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        # Not Tensor.copy_, whose threads spin when the cores are busy: 25 us a 32-pixel image against 0.25.
+        np.copyto(pixels.numpy(), written)
         if request.known != len(self._substitutions):
             decoded = self._bring_up_to_date(decoded, pixels.numpy(), request)
         if self._prefetcher is not None:
