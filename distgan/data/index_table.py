@@ -101,8 +101,9 @@ class Index:
         return locations.relative_name(self.shards[shard].url, self.folder)
 
     def name(self, sample: int) -> str:
-        """`shard:key`, for messages."""
-        return f"{self.shard_name(int(self.shard_of(np.asarray([sample]))[0]))}:{self.key(sample)}"
+        """`shard:key` in printable characters, for messages."""
+        shard = int(self.shard_of(np.asarray([sample]))[0])
+        return "".join(c if c.isprintable() else "?" for c in f"{self.shard_name(shard)}:{self.key(sample)}")
 
     def entry(self, sample: int) -> tuple[int, int, int, int, str]:
         """Shard number, byte offset of the data, its size, CRC-32 of its tar header, and extension."""

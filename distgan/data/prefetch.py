@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +52,7 @@ def check_capacity(config: DataConfig, index: Index, world_size: int) -> None:
 
 
 class Prefetcher:
-    """A thread that downloads the shards of this rank's next positions, in their order, as far as the cache allows.
+    """Downloads the shards of this rank's next positions, in their order, as far ahead as the cache allows.
 
     Args:
         chunks: endless (first position after the chunk, samples of the chunk), in stream order.
@@ -64,60 +63,61 @@ class Prefetcher:
         self, cache: ShardCache, index: Index, chunks: Iterator[tuple[int, NDArray[np.int64]]], budget: int
     ) -> None:
         self._cache, self._index, self._chunks, self._budget = cache, index, chunks, budget
-        self._position = 0
-        self._closed = False
+        self._window: deque[tuple[int, list[int]]] = deque()
+        self._uses: Counter[int] = Counter()
+        self._position, self._closed = 0, False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
-        self._thread.start()
+        self._upcoming = self._fresh_shards()
+        self._turn = threading.Lock()
+        for _ in range(_PARALLEL_DOWNLOADS):
+            # Daemons, so that no download holds up a process that wants to leave.
+            threading.Thread(target=self._run, name="shard-prefetch", daemon=True).start()
 
     def advance(self, position: int) -> None:
-        """Tell that the stream has passed all positions below this one."""
+        """Tell that the stream has come to this position."""
         with self._changed:
             self._position = position
-            self._changed.notify()
+            if self._window and self._window[0][0] <= position:
+                self._changed.notify()
 
     def close(self) -> None:
-        """Stop; a download in progress is given up by the process's end at the latest."""
+        """Begin no more downloads."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def _run(self) -> None:
-        window: deque[tuple[int, list[int]]] = deque()
-        uses: Counter[int] = Counter()
-        with ThreadPoolExecutor(_PARALLEL_DOWNLOADS, "shard-download") as pool:
-            while self._wait_for_room(window, uses):
-                end, samples = next(self._chunks)
-                shards = self._remote(samples)
-                fresh = [shard for shard in shards if not uses[shard]]
-                window.append((end, shards))
-                uses.update(shards)
-                for _ in pool.map(self._fetch, fresh):
-                    if self._closed:
-                        break
+        while True:
+            with self._turn:
+                shard = next(self._upcoming, None)
+            if shard is None:
+                return
+            try:
+                os.close(self._cache.open(self._index.shards[shard]))
+            except (OSError, UserError):
+                continue  # the reader meets the same and reports it with the sample's name
 
-    def _wait_for_room(self, window: deque[tuple[int, list[int]]], uses: Counter[int]) -> bool:
+    def _fresh_shards(self) -> Iterator[int]:
+        """Remote shards in the order of first use, each when it comes into the window; ends when closed."""
+        while self._wait_for_room():
+            end, samples = next(self._chunks)
+            used = dict.fromkeys(self._index.shard_of(samples.ravel()).tolist())
+            shards = [shard for shard in used if is_remote(self._index.shards[shard].url)]
+            fresh = [shard for shard in shards if not self._uses[shard]]
+            with self._changed:
+                self._window.append((end, shards))
+                self._uses.update(shards)
+            yield from fresh
+
+    def _wait_for_room(self) -> bool:
         """Until another chunk may be looked at; False once closed."""
         with self._changed:
             while not self._closed:
-                while window and window[0][0] <= self._position:
-                    uses.subtract(window.popleft()[1])
-                ahead = [shard for shard, count in uses.items() if count > 0]
-                self._cache.touch(self._index.shards[shard] for shard in ahead)
-                if not window or sum(self._index.shards[shard].size for shard in ahead) < self._budget:
+                while self._window and self._window[0][0] <= self._position:
+                    self._uses.subtract(self._window.popleft()[1])
+                ahead = [self._index.shards[shard] for shard, count in self._uses.items() if count > 0]
+                self._cache.touch(ahead)
+                if not self._window or sum(shard.size for shard in ahead) < self._budget:
                     return True
                 self._changed.wait()
             return False
-
-    def _remote(self, samples: NDArray[np.int64]) -> list[int]:
-        """The remote shards of samples, each once, in the order of first use."""
-        shards: Sequence[int] = dict.fromkeys(self._index.shard_of(samples.ravel()).tolist())  # type: ignore[assignment]
-        return [shard for shard in shards if is_remote(self._index.shards[shard].url)]
-
-    def _fetch(self, shard: int) -> None:
-        if self._closed:
-            return
-        try:
-            os.close(self._cache.open(self._index.shards[shard]))
-        except (OSError, UserError):
-            return  # the reader meets the same and reports it with the sample's name

@@ -320,6 +320,24 @@ def test_shards_are_fetched_ahead_in_the_order_of_use(tmp_path: Path) -> None:
             prefetcher.close()
 
 
+def test_a_download_does_not_hold_up_a_process_that_leaves(index: Index, server: RangeServer, tmp_path: Path) -> None:
+    server.delay = 30
+    script = f"""
+import time
+from distgan.config import DataConfig
+from distgan.data.index import load_index
+from distgan.data.stream import open_stream
+config = DataConfig(path="unused", resolution=8, workers=0, cache_dir={str(tmp_path / "slow")!r})
+stream = open_stream(config, 0, load_index({str(server.folder)!r}.replace("served", "named")), start=0, micro_batch=4)
+time.sleep(0.5)
+stream.close()
+"""
+    save_index(index, tmp_path / "named")
+    process = subprocess.Popen([sys.executable, "-c", script])
+    assert process.wait(25) == 0
+    assert server.gets
+
+
 def test_a_cache_that_is_too_small_is_noticed_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = numbered_index(tmp_path / "local", [10])
     check_capacity(config(cache_gigabytes=1e-9), local, 1)

@@ -172,6 +172,13 @@ def test_a_link_is_never_followed(tmp_path: Path) -> None:
     assert [index.key(i) for i in range(len(index))] == ["1"]
 
 
+def test_names_in_messages_are_printable(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"\x1b[2J\tä.png": PNG})
+    index = build_index(str(tmp_path))
+    assert index.key(0) == "\x1b[2J\tä"
+    assert index.name(0) == "a.tar:?[2J?ä"
+
+
 def test_wrong_tars(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
 

@@ -168,8 +168,9 @@ def test_decompression_bombs_are_refused_by_their_header(make: Callable[[int, in
     for width, height in ((2000, 501), (10_000, 8_000)):
         with pytest.raises(UnreadableImageError, match="at most 1,000,000 are decoded"):
             decode(make(width, height), extension, 8)
-    for most in (10**6, 2**40):  # decoders, and their own guards, count in 32 bits
-        with pytest.raises(UnreadableImageError, match=r"at most [\d,]+ are decoded|decompression bomb"):
+    said = r"at most [\d,]+ are decoded" if extension == "jpg" else "decompression bomb"
+    for most in (10**6, 2**40):  # simplejpeg counts in 32 bits; Pillow has a guard of its own
+        with pytest.raises(UnreadableImageError, match=said):
             decode(make(65500, 65500), extension, 8, max_pixels=most)
 
 

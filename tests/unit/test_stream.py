@@ -172,6 +172,23 @@ def test_failures_are_reported_until_they_are_recorded(index: Index) -> None:
         assert all(broken not in batch.samples.tolist() for batch in recorded)
 
 
+def test_what_a_loader_replaced_stays_so_while_other_news_arrives(index: Index) -> None:
+    place = make_order(config(), SEED, index).samples(np.arange(51)).tolist()
+    broken, other, stand_in = place[15], place[40], replacements(SEED, place[15], 51)[0]
+    shard = Path(index.shards[index.entry(broken)[0]].url)
+    intact = shard.read_bytes()
+    damage(index, broken)
+    substitutions = Substitutions()
+    with streaming(config(workers=1), SEED, index, substitutions=substitutions) as stream:
+        next(stream)
+        time.sleep(0.3)  # let the loader read on
+        shard.write_bytes(intact)
+        substitutions.add(Failure(other, place[41], "elsewhere"), 12)
+        batch = next(stream)
+    assert batch.samples[3] == stand_in
+    assert [failure.sample for failure in batch.failures] == [broken]
+
+
 def test_a_replacement_that_fails_too_is_replaced_in_turn(index: Index) -> None:
     order = make_order(config(), SEED, index)
     sample, stand_in = order.samples(np.array([5, 40])).tolist()
