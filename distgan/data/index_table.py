@@ -53,7 +53,8 @@ class Index:
     """All samples of a set of shards, numbered from 0 in shard order; immutable, and cheap to send to processes.
 
     Attributes:
-        shards, class_names (None when the classes have no names), num_classes (0 when there are no labels).
+        shards, class_names (None when the classes have no names), num_classes (0 when there are no labels), any_remote
+            (whether some shards are not on this machine), folder (the one that all shards share).
         shard_starts: int64 (len(shards) + 1,), the number of each shard's first sample.
         offsets, sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`; memory-mapped when loaded.
         fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes, header bytes and labels.
@@ -72,6 +73,7 @@ class Index:
         self.offsets, self.sizes = arrays["offsets"], arrays["sizes"]
         self.labels, self.header_crcs = arrays["labels"], arrays["header_crcs"]
         self.extensions, self.keys, self.key_ends = arrays["extensions"], arrays["keys"], arrays["key_ends"]
+        self.any_remote = any(locations.is_remote(shard.url) for shard in self.shards)
         self.folder = locations.common_folder([shard.url for shard in self.shards])
         self.fingerprint = _fingerprint(self.shards, self.folder)
         highest = int(self.labels.max()) if len(self.labels) else -1

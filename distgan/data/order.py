@@ -177,11 +177,12 @@ class Lanes:
         return self._shard_starts[epoch.shards[slots]] + laid_out - epoch.starts[slots]
 
     def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
-            while len(self._epochs) >= 2:
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = self._lay_out(derive_key(self._seed, f"data/lanes/{epoch}"))
-        return self._epochs[epoch]
+        found = self._epochs.get(epoch)
+        if found is None:
+            found = self._lay_out(derive_key(self._seed, f"data/lanes/{epoch}"))
+            # A new dictionary, since another thread may be looking ahead in this order.
+            self._epochs = dict(list(self._epochs.items())[-3:]) | {epoch: found}
+        return found
 
     def _lay_out(self, key: int) -> _Epoch:
         counts = np.diff(self._shard_starts)

@@ -87,8 +87,7 @@ class Reader:
     def __init__(self, config: DataConfig, index: Index, seed: int) -> None:
         self._config, self._index, self._seed = config, index, seed
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._any_remote = any(is_remote(shard.url) for shard in index.shards)
-        self._cache = ShardCache.of(config) if self._any_remote else None
+        self._cache = ShardCache.of(config) if index.any_remote else None
         self._failures: dict[int, Failure] = {}
         self._failed_at: dict[int, float] = {}
 
@@ -119,7 +118,7 @@ class Reader:
                 if failure is not None:
                     read[slot] = failure.replacement
                     failures.append(failure)
-        if self._any_remote:
+        if index.any_remote:
             self.close()  # an evicted shard takes up room for as long as it is open
         if mirrored is not None and mirrored.any():
             out[mirrored] = out[mirrored, :, ::-1]

@@ -21,7 +21,6 @@ from distgan.data.buffers import PixelBuffers
 from distgan.data.cache import ShardCache
 from distgan.data.images import Pixels
 from distgan.data.index import Index
-from distgan.data.locations import is_remote
 from distgan.data.order import Integers, Order, make_order
 from distgan.data.prefetch import Prefetcher, check_capacity, processes_on_node
 from distgan.data.reader import Batch, Decoded, Reader, as_batch, pixel_shape, read_samples
@@ -186,7 +185,7 @@ class Stream(Iterator[Batch]):
         self._dataset = ImageDataset(config, index, seed, self._buffers)
         self._requested: deque[_Requested] = deque()
         self._prefetcher: Prefetcher | None = None
-        if any(is_remote(shard.url) for shard in index.shards):
+        if index.any_remote:
             chunks = ((chunk.end, chunk.samples) for chunk in share.chunks())
             budget = int(config.cache_gigabytes * 1e9) // processes_on_node()
             self._prefetcher = Prefetcher(ShardCache.of(config), index, chunks, budget)

@@ -422,9 +422,12 @@ def test_shards_behind_nginx(tmp_path: Path) -> None:
         pytest.skip("needs nginx")
     local = numbered_index(tmp_path / "served", COUNTS, classes=3)
     port = free_port()
+    scratch = " ".join(
+        f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     (tmp_path / "nginx.conf").write_text(
         f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error; events {{}}\n"
-        f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {tmp_path}/served; }} }}\n"
+        f"http {{ access_log off; {scratch} server {{ listen 127.0.0.1:{port}; root {tmp_path}/served; }} }}\n"
     )
     tmp_path.chmod(0o755)
     (tmp_path / "served").chmod(0o755)
