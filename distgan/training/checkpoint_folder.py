@@ -68,7 +68,7 @@ def newest_valid(folder: Path) -> Path | None:
     Checkpoints up to `latest` come first; later ones belong to a future that the run has given up.
     """
     found = sorted(steps(folder), reverse=True)
-    latest = _latest(folder)
+    latest = latest_step(folder)
     if latest is not None:
         found.sort(key=lambda step: step > latest)
     for step in found:
@@ -134,6 +134,15 @@ def steps(folder: Path) -> list[int]:
     with os.scandir(folder) as entries:
         matches = [_COMPLETE.fullmatch(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
     return [int(match[1]) for match in matches if match]
+
+
+def latest_step(folder: Path) -> int | None:
+    """Step of the checkpoint written last, as `latest` has it; None if there is none."""
+    try:
+        match = _COMPLETE.fullmatch(read_bounded(folder / "latest", 100).decode(errors="replace").strip())
+    except UserError:
+        return None
+    return int(match[1]) if match else None
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
@@ -210,14 +219,6 @@ def _looks_whole(path: Path) -> bool:
         return all((path / name).stat().st_size == entry.bytes for name, entry in read_manifest(path).files.items())
     except (OSError, UserError):
         return False
-
-
-def _latest(folder: Path) -> int | None:
-    try:
-        match = _COMPLETE.fullmatch(read_bounded(folder / "latest", 100).decode(errors="replace").strip())
-    except UserError:
-        return None
-    return int(match[1]) if match else None
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)

@@ -88,6 +88,7 @@ def test_directory_is_as_documented(folder: Path) -> None:
         assert save(writer, 60)
     path = folder / "step-00000060"
     assert names(folder) == ["latest", "step-00000060"]
+    assert checkpoint_folder.latest_step(folder) == 60
     assert (folder / "latest").read_text() == "step-00000060\n"
     assert names(path) == ["counters.safetensors", "generator.safetensors", "manifest.json", "state.json"]
     manifest = json.loads((path / "manifest.json").read_text())
