@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from distgan.errors import UserError
 
-_BLOCK = 512
+_BLOCK = 256
 
 
 class Gaussian(NamedTuple):

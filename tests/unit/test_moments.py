@@ -37,7 +37,7 @@ def test_equal_to_numpy_however_batched(count: int, dimension: int, batch_size: 
 
 
 def test_more_dimensions_than_a_block() -> None:
-    features = features_of(90, 1100)
+    features = features_of(90, 600)
     found = moments_of(features)
     expected = np.cov(features.double().numpy(), rowvar=False)
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-12, atol=1e-9)

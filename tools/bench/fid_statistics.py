@@ -5,9 +5,9 @@
   evaluations: distgan the factor, torchmetrics its sums (`reset_real_features=False`), torch-fidelity its statistics.
 - distance alone: from the means and covariances of both sides (and the factor, for distgan).
 
-General eigensolvers take longer when standard deviations span decades, as those of a network's features do, so both
-kinds of spectrum are measured. Programs take turns; figures are medians over the rounds, ratios medians of the rounds'
-own ratios.
+The time of general eigensolvers depends on the spectrum, so two are measured: features of equal standard deviations,
+and of ones that span two decades. Programs take turns; figures are medians over the rounds, ratios medians of the
+rounds' own ratios.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Task:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {program: [] for program in PROGRAMS})
     found: dict[str, float] = field(default_factory=dict)
 
-    def measure(self) -> None:
+    def measure(self, clock: Callable[[], float]) -> None:
         for program, run in self.run.items():
-            start = time.perf_counter()
+            start = clock()
             self.found[program] = run()
-            self.seconds[program].append(time.perf_counter() - start)
+            self.seconds[program].append(clock() - start)
 
     def row(self) -> str:
         ours = self.seconds["distgan"]
@@ -135,9 +135,13 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=2048, help="features of a sample (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples in a batch (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each program (%(default)s)")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU seconds, on a machine that is shared")
     arguments = parser.parse_args()
-    print(f"{arguments.samples} x {arguments.dimension} float32 a side, {torch.get_num_threads()} threads.")
-    print("Of the others: seconds, times distgan's, relative difference of the distance.\n")
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
+    print(f"{arguments.samples} x {arguments.dimension} float32 a side in batches of {arguments.batch_size},", end=" ")
+    print(f"{torch.get_num_threads()} threads. Of the others: seconds, times distgan's, relative difference.\n")
     print("| task | distgan | torchmetrics | torch-fidelity |\n| --- | --- | --- | --- |")
     for spectrum, decades in (("equal deviations", 0.0), ("over two decades", 2.0)):
         real, made = (
@@ -147,7 +151,7 @@ def main() -> None:
         tasks = make_tasks(real, made, spectrum)
         for _ in range(arguments.rounds):
             for task in tasks:
-                task.measure()
+                task.measure(clock)
         print("\n".join(task.row() for task in tasks), flush=True)
 
 
