@@ -14,9 +14,12 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def free_port() -> int:
@@ -28,6 +31,11 @@ def free_port() -> int:
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "accelerate", "distgan.training.loop", "distgan.training.evaluate_run"])
+    # As distgan starts it for its loaders, because this process has one fork server for everything.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -77,6 +85,7 @@ def _command(arguments: list[str], rank: int, world_size: int, port: int, log: P
     from distgan.cli import main
 
     torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if world_size > 1:
         _set_rank(rank, world_size, port)
