@@ -54,7 +54,10 @@ class Evaluator:
             )  # fmt: skip
 
     def __call__(self, generate: Generate) -> dict[str, float]:
-        """Metrics by name, the same on every rank, such as `{"fid[classifier]": 12.3}`. Call it on all ranks."""
+        """Metrics by name, the same on every rank, such as `{"fid[classifier]": 12.3}`. Call it on all ranks.
+
+        Raises UserError for fewer than two images.
+        """
         settings = self.config.evaluation
         distance = FrechetDistance(self.reference, sync_on_compute=False).to(self.runtime.device)
         with torch.no_grad():
@@ -66,8 +69,9 @@ class Evaluator:
         distance.sync()
         # On one rank, because another machine's rounding could make the ranks disagree on which checkpoint is best.
         metrics = None
-        if self.runtime.is_main:
-            metrics = {f"fid[{self.detector.name}]": float(distance.compute())}
+        with self.runtime.together():
+            if self.runtime.is_main:
+                metrics = {f"fid[{self.detector.name}]": float(distance.compute())}
         found: dict[str, float] = self.runtime.broadcast_object(metrics)
         return found
 
@@ -93,7 +97,7 @@ def real_statistics(detector: Detector, config: Config, index: Index, runtime: R
     if entry is None:
         reference = make_reference(_real_moments(detector, config, index, runtime).compute())
     else:
-        mean, factor = (entry.tensors[name].to(runtime.device) for name in ("mean", "factor"))
+        mean, factor = (entry.tensors[side].to(runtime.device) for side in ("mean", "factor"))
         reference = Reference(int(entry.facts["samples"]), mean, factor)
     unreadable = len(index) - reference.samples
     if unreadable > data.max_failure_rate * len(index):

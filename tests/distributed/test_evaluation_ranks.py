@@ -105,6 +105,19 @@ def test_a_cache_is_shared_by_any_number_of_ranks(ranks: RankPool, shards: str, 
     assert other[0] == pytest.approx(one[0][0], rel=1e-9, abs=0)
 
 
+def single_image(shards: str, cache: Path) -> str:
+    with patch.object(classifier, "_FEWEST_STEPS", 3):
+        evaluator = Evaluator(evaluation_config(shards, cache, num_samples=1), build_index(shards), Runtime())
+    with pytest.raises(UserError) as caught:
+        evaluator(generate)
+    return str(caught.value)
+
+
+def test_no_rank_waits_for_a_distance_that_cannot_be(ranks: RankPool, shards: str, tmp_path: Path) -> None:
+    for message in ranks.run(2, single_image, shards, tmp_path):
+        assert "moments of 1 samples" in message
+
+
 def missing_weights(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_inception(str(folder / "missing.pth"), folder, Runtime())

@@ -102,7 +102,7 @@ class _Call:
 
 def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    for content in (pickle.dumps(_Call()), b"no weights", b""):
+    for content in (pickle.dumps(_Call(), protocol=2), b"no weights", b""):
         path.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as PyTorch weights") as caught:
             load_inception(str(path), tmp_path, Runtime())
