@@ -78,6 +78,7 @@ class _Images(torch.utils.data.Dataset[Tensor]):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_distance_is_torch_fidelitys(weights: str, tmp_path: Path) -> None:
     real, made = noise(8, 3, 32), noise(8, 3, 32, seed=1) // 2
     network, _ = load_inception(weights, tmp_path, Runtime())
