@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from distgan.data.cache import ShardCache
 from distgan.data.index import Index, Shard, build_index, load_index, save_index
+from distgan.errors import UserError
 
 
 def numbered_png(number: int, side: int = 8) -> bytes:
@@ -80,3 +82,16 @@ def read_whole_shards(folder: str, shards: tuple[Shard, ...], barrier: Any, resu
         sizes.append(len(os.pread(descriptor, shard.size + 1, 0)))
         os.close(descriptor)
     results.put(sizes)
+
+
+def refusal(action: Any, *arguments: Any) -> str:
+    """The one line with which a call is refused."""
+    with pytest.raises(UserError) as error:
+        action(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def entries(index: Index) -> list[tuple[int, int, int, int, str]]:
+    """All entries of an index."""
+    return [index.entry(sample) for sample in range(len(index))]
