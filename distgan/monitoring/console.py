@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import rich.console
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -40,6 +41,15 @@ def setup_logging(rank: int) -> None:
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
+class _Bar(Progress):
+    """A progress bar with a line of text below it."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["values"])
+
+
 class Console:
     """The progress of training. On ranks that are not `main` it shows nothing.
 
@@ -57,14 +67,13 @@ class Console:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if main and terminal.is_terminal and not terminal.is_dumb_terminal:
-            self._bar = Progress(
+            self._bar = _Bar(
                 TextColumn("training"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
                 console=terminal,
                 refresh_per_second=1 / _REFRESH_SECONDS,
                 speed_estimate_period=120,

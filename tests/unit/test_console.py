@@ -31,10 +31,12 @@ def quiet_afterwards() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
-def use_terminal(monkeypatch: pytest.MonkeyPatch, *, interactive: bool) -> io.StringIO:
+def use_terminal(monkeypatch: pytest.MonkeyPatch, *, interactive: bool, width: int = 200) -> io.StringIO:
     shown = io.StringIO()
     monkeypatch.setattr(
-        console, "terminal", rich.console.Console(file=shown, force_terminal=interactive, width=200, color_system=None)
+        console,
+        "terminal",
+        rich.console.Console(file=shown, force_terminal=interactive, width=width, color_system=None),
     )
     return shown
 
@@ -68,7 +70,7 @@ def test_long_lines_are_not_wrapped_and_markup_is_text(monkeypatch: pytest.Monke
 
 
 def test_on_a_terminal_a_bar_with_messages_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = use_terminal(monkeypatch, interactive=True)
+    shown = use_terminal(monkeypatch, interactive=True, width=80)
     setup_logging(0)
     progress = Console(total=1000, start=100, main=True)
     progress.update(200, ROW)
@@ -77,8 +79,8 @@ def test_on_a_terminal_a_bar_with_messages_above(monkeypatch: pytest.MonkeyPatch
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
     assert "training" in text
     assert "200/1000" in text
-    assert "generator 0.6931" in text
-    assert "2,048 img/s" in text
+    assert "generator 0.6931 discriminator 1.25 fid[classifier] 12.5 2,048 img/s 20 step/s" in " ".join(text.split())
+    assert "━━━━━━" in text
     message = text.index("a message")
     assert text.rindex("200/1000") > message, "the bar is drawn again below the message"
     assert "\x1b[?25h" in shown.getvalue(), "the cursor is given back"
