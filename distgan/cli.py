@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         "--accept",
         action="append",
         default=[],
-        choices=("data", "seed", "statistics"),
+        choices=("data", "seed", "batch", "statistics"),
         help="continue although this differs from the checkpoint; may be repeated",
     )
 

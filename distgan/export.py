@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from distgan.config import Config, GeneratorConfig, parse_config, parse_section
 from distgan.errors import UserError
 from distgan.files import read_bounded, sync_folder, write_atomically
-from distgan.latents import LatentSource, statistics_batches
+from distgan.generation import statistics_batches
+from distgan.latents import LatentSource
 from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import checkpoint

@@ -1,14 +1,12 @@
-"""What generators are fed, and what they make: addressed latents and labels in, 8-bit images out."""
+"""What generators are fed: addressed latents and labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distgan import randomness
-from distgan.config import Config, GeneratorConfig
+from distgan.config import GeneratorConfig
 
 
 class LatentSource:
@@ -45,32 +43,3 @@ def draw_latents(config: GeneratorConfig, seed: int, purpose: str, positions: Te
     if config.latent_distribution == "uniform":
         return 2.0 * randomness.uniform(seed, purpose, positions, shape) - 1.0
     return randomness.normal(seed, purpose, positions, shape)
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8 by rounding to the nearest level, as metrics and pictures expect."""
-    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_bytes(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
-
-
-def statistics_batches(
-    source: LatentSource, config: Config, *, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """This rank's share of the addressed batches from which batch-norm statistics are recomputed.
-
-    The batches are the same for any number of ranks.
-    """
-    samples, batch_size = config.ema.statistics_samples, config.evaluation.batch_size
-    for batch in range(rank, max(1, samples // batch_size), world_size):
-        yield source.draw("batch statistics", torch.arange(batch * batch_size, (batch + 1) * batch_size))
-
-
-@torch.no_grad()
-def generate(network: nn.Module, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
-    """Images (n, C, R, R), uint8, of a network in evaluation mode."""
-    latents, labels = source.draw(purpose, positions)
-    return to_bytes(network(latents, labels))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distgan.errors import UserError
 from distgan.export import Generator, load_generator
-from distgan.latents import to_bytes
+from distgan.generation import to_bytes
 from distgan.monitoring import pictures
 
 GRID_LIMIT = 4096

@@ -129,6 +129,8 @@ class ShardCache:
                             os.unlink(entry.path)
                         else:
                             used += int(reserved)
+        if used - sum(size for _, size, _ in finished) > self._max_bytes:
+            return False  # emptying the cache would not help
         for _, freed, name in sorted(finished):
             if used <= self._max_bytes:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from distgan.data.locations import is_remote
 from distgan.errors import UserError
 
 _PARALLEL_DOWNLOADS = 4
+_TOUCH_SECONDS = 5.0
 
 
 def processes_on_node() -> int:
@@ -66,6 +68,7 @@ class Prefetcher:
         self._window: deque[tuple[int, list[int]]] = deque()
         self._uses: Counter[int] = Counter()
         self._position, self._closed = 0, False
+        self._touched = -_TOUCH_SECONDS
         self._changed = threading.Condition()
         self._upcoming = self._fresh_shards()
         self._turn = threading.Lock()
@@ -116,8 +119,12 @@ class Prefetcher:
                 while self._window and self._window[0][0] <= self._position:
                     self._uses.subtract(self._window.popleft()[1])
                 ahead = [self._index.shards[shard] for shard, count in self._uses.items() if count > 0]
-                self._cache.touch(ahead)
-                if not self._window or sum(shard.size for shard in ahead) < self._budget:
+                if time.monotonic() - self._touched > _TOUCH_SECONDS:
+                    self._touched = time.monotonic()
+                    self._cache.touch(ahead)
+                # Beyond an epoch there is nothing new, however much room there is.
+                within_epoch = not self._window or self._window[-1][0] - self._window[0][0] < len(self._index)
+                if within_epoch and (not self._window or sum(shard.size for shard in ahead) < self._budget):
                     return True
                 self._changed.wait()
             return False

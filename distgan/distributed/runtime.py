@@ -8,21 +8,27 @@ neither waits for the device nor mixes with gradients.
 from __future__ import annotations
 
 import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distgan.errors import UserError
+
+Result = TypeVar("Result")
+_POLL_SECONDS = 0.1
+_KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class Runtime:
@@ -43,14 +49,23 @@ class Runtime:
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             ],
         )
+        if self.accelerator.distributed_type not in _KNOWN:
+            raise UserError(
+                f"the accelerate config asks for {self.accelerator.distributed_type.value}; distgan trains with DDP: "
+                "use --multi_gpu, or another --config_file",
+                everywhere=True,
+            )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0
         _check_world_size(self.world_size)
         self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
-        if self.device.type == "cuda" and not deterministic:
-            torch.backends.cudnn.benchmark = True
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = not deterministic
+            # What the recipe calls float32 is that: TF32 has 10 bits of mantissa, and bf16 is there for speed.
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
 
     def wrap(self, player: nn.Module) -> nn.Module:
         """Move a player to the device and make its backward average gradients over ranks."""
@@ -102,6 +117,23 @@ class Runtime:
         if self.world_size == 1:
             return Exchange(raised, None)
         return Exchange(raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
+
+    def main_works(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on rank 0, on every rank. The others wait for it however long it takes.
+
+        A user error of rank 0's becomes one of all ranks.
+        """
+        outcome: Future[Result] | None = None
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            if self.is_main:
+                outcome = pool.submit(work)
+            # Short exchanges, because one long wait would run into the collectives' time-out.
+            while self.exchange([outcome is not None and not outcome.done()]).result()[0]:
+                time.sleep(_POLL_SECONDS)
+        with self.together():
+            result = outcome.result() if outcome is not None else None
+        received: Result = self.broadcast_object(result)
+        return received
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -156,15 +188,9 @@ class Exchange:
         return [bool(flag) for flag in self._raised.tolist()]
 
 
-def launched_rank() -> int:
-    """The rank the launcher gave this process, before any process group exists; 0 alone."""
-    return int(os.environ.get("RANK", "0") or 0)
-
-
 def _use_deterministic_kernels() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 
 def _check_world_size(world_size: int) -> None:

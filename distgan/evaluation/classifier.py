@@ -85,17 +85,18 @@ def load_classifier(data: DataConfig, index: Index, folder: Path, runtime: Runti
             f"{'one class' if index.num_classes else 'no labels'}, and it is trained to tell classes apart; "
             "use evaluation.detector=inception, or pack with class subfolders"
         )
-    entry = None
-    with runtime.together():
-        if runtime.is_main:
-            name = cache.key(index.fingerprint, data.resolution, data.channels, _VERSION)
-            path = folder / f"classifier-{name}.safetensors"
-            entry = cache.read(path)
-            if entry is None:
-                entry = train_classifier(data, index, runtime.device)
-                cache.write(path, entry)
-            log.info("classifier for fid[classifier]: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
-    weights = runtime.broadcast_object(entry and entry.tensors)
+
+    def read_or_train() -> dict[str, Tensor]:
+        name = cache.key(index.fingerprint, data.resolution, data.channels, _VERSION)
+        path = folder / f"classifier-{name}.safetensors"
+        entry = cache.read(path)
+        if entry is None:
+            entry = train_classifier(data, index, runtime.device)
+            cache.write(path, entry)
+        log.info("classifier for fid[classifier]: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
+        return entry.tensors
+
+    weights = runtime.main_works(read_or_train)
     classifier = build_classifier(data, index.num_classes)
     classifier.load_state_dict(weights)
     return classifier, cache.digest(weights)

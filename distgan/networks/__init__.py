@@ -47,5 +47,5 @@ def _build(network: type[nn.Module], role: str, seed: int, *, resolution: int, *
             "choose one of these, the images are resized to it"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_key(seed, f"initial weights/{role}"))
+        torch.default_generator.manual_seed(derive_key(seed, f"initial weights/{role}"))
         return network(resolution=resolution, **arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index import Index
@@ -40,11 +40,6 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         wrapped["discriminator"].settle((reals, labels, latents, labels, False))
         wrapped["generator"].settle((latents, labels))
     return TrainingState(config, index, wrapped["generator"], wrapped["discriminator"], average, Progress())
-
-
-def build_average(config: Config, index: Index, device: torch.device) -> nn.Module:
-    """The network of a run's averaged generator, in evaluation mode, before its weights are loaded."""
-    return build_generator(config.generator, **_data_shape(config, index)).to(device).eval().requires_grad_(False)
 
 
 def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:

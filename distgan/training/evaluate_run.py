@@ -6,20 +6,18 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from distgan import latents as generation
+from distgan import generation
 from distgan.config import parse_config
 from distgan.data.index import load_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation import suite
+from distgan.export import load_generator
+from distgan.latents import LatentSource
 from distgan.monitoring.console import setup_logging
-from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import checkpoint
-from distgan.training.assembly import build_average, latent_source
-from distgan.training.restore import find_checkpoint, load_network
+from distgan.training.restore import find_checkpoint
 
 
 def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, best: bool = False) -> dict[str, float]:
@@ -33,6 +31,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     Raises:
         UserError: nothing to evaluate there, or data and checkpoint do not belong together.
     """
+    overrides = list(overrides)
     runtime = Runtime()
     setup_logging(runtime.rank)
     with runtime.together():
@@ -40,20 +39,19 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
         state = checkpoint.load_state(found)
         config = parse_config(state["config"], overrides, source=f"{found}/state.json")
         index = load_index(config.data.path)
-        if index.fingerprint != state["data"]["fingerprint"] and not any(o.startswith("data.path") for o in overrides):
+        if index.fingerprint != state["data"]["fingerprint"] and not any(o.startswith("data.path=") for o in overrides):
             raise UserError(
                 f"data.path = {config.data.path}: its fingerprint is {index.fingerprint[:12]}, but the run was trained "
                 f"on {state['data']['fingerprint'][:12]}; restore the data, or name other data with data.path=..."
             )
-        network = build_average(config, index, runtime.device)
-        load_network(found, "generator_ema", network)
+        generator = load_generator(found).to(runtime.device)
     runtime.check_equal("the checkpoint", str(found), "give every node the same run folder")
-    source = latent_source(config, index, runtime.device)
-    batches = generation.statistics_batches(source, config, rank=runtime.rank, world_size=runtime.world_size)
-    recompute_statistics(network, batches)
+    counts = generator.description["class_counts"]
+    source = LatentSource(config.generator, config.seed, class_counts=counts, device=runtime.device)
 
     def generate(samples: Tensor) -> Tensor:
-        return generation.generate(network, source, "evaluation", samples)
+        return generation.generate(generator.network, source, "evaluation", samples)
 
-    with torch.no_grad():
-        return suite.evaluate(generate, config, index, runtime)
+    from distgan.evaluation import suite  # late, because it takes seconds, and a mistake should be told before
+
+    return suite.evaluate(generate, config, index, runtime)

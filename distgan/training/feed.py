@@ -12,7 +12,7 @@ from torch import Tensor
 from distgan.data.stream import open_stream
 from distgan.data.substitutions import Failure, check_failure_rate
 from distgan.distributed.runtime import Runtime
-from distgan.latents import from_bytes
+from distgan.generation import from_bytes
 from distgan.training.assembly import latent_source, uses_channels_last
 from distgan.training.state import TrainingState
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 
@@ -10,6 +11,7 @@ import torch
 from distgan.config import Config, dump_config
 from distgan.data.index import load_index
 from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
 from distgan.monitoring.console import setup_logging
 from distgan.randomness import derive_key
 from distgan.training import run_folder
@@ -20,6 +22,8 @@ from distgan.training.observer import Observer
 from distgan.training.preemption import StopRequest
 from distgan.training.schedule import discriminator_updates, ema_decay, learning_rate
 from distgan.training.state import TrainingState
+
+logger = logging.getLogger("distgan")
 
 
 def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -> str:
@@ -47,8 +51,9 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         state = assemble(config, index, runtime)
         with ExitStack() as held:
             with runtime.together():
-                run_folder.prepare(config, state, runtime, resume, frozenset(accept))
+                # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
+                run_folder.prepare(config, state, runtime, resume, frozenset(accept))
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
@@ -93,10 +98,12 @@ def run(
         news = runtime.exchange([stop.requested, bool(feed.failures)])
         if unreadable:
             feed.share_failures()
-        is_best = observer.after_step()
+        if progress.step % config.monitoring.every == 0:
+            give_up_if_stuck(state, writer, runtime)
+        is_best = observer.after_step(evaluate=not leaving)
         last = leaving or progress.step == steps
         if last or is_best or progress.step % config.checkpoint.every == 0:
-            save(state, feed, observer, writer, runtime, blocking=last, is_best=is_best)
+            save(state, feed, observer, writer, runtime, last=last, is_best=is_best)
     news.result()
     return "finished" if progress.step >= steps else "preempted"
 
@@ -108,19 +115,50 @@ def save(
     writer: CheckpointWriter | None,
     runtime: Runtime,
     *,
-    blocking: bool = False,
+    last: bool = False,
     is_best: bool = False,
 ) -> None:
-    """A checkpoint of this moment; the loop goes on while it is written, unless `blocking`."""
+    """A checkpoint of this moment. The loop goes on while it is written, unless it is the last or the best.
+
+    Raises:
+        UserError: the last checkpoint of a run cannot be written.
+    """
     feed.share_failures()
-    description = state.description(runtime)
-    if writer is None:
-        return
     progress = state.progress
-    writer.save(progress.step, state.tensors(), description, blocking=blocking)
-    observer.checkpoint_failures = writer.failures
-    if is_best and progress.best is not None:
-        writer.mark_best(**progress.best)
+    if not last and max(player.skipped_in_a_row.item() for player in state.players) > 1:
+        logger.warning("step %d: no checkpoint while updates are being skipped", progress.step)
+        return
+    description = state.description(runtime)
+    with runtime.together():
+        if writer is None:
+            return
+        tensors, blocking = state.tensors(), last or is_best
+        saved = writer.save(progress.step, tensors, description, blocking=blocking)
+        if last and not saved and not writer.save(progress.step, tensors, description, blocking=True):
+            raise UserError(
+                f"{writer.folder}: the checkpoint of step {progress.step}, where the run ends, cannot be written (see "
+                f"above); the last good one is {writer.last_good or 'of an earlier start'}; mend that, and the same "
+                "command continues from there"
+            )
+        observer.checkpoint_failures = writer.failures
+        if is_best and progress.best is not None:
+            writer.mark_best(**progress.best)
+
+
+def give_up_if_stuck(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime) -> None:
+    """Raise UserError when a player has skipped too many updates in a row since it was last looked at."""
+    limit, step = state.config.training.max_skipped_updates, state.progress.step
+    for player in state.players:
+        streak = int(player.longest_streak.item())
+        player.longest_streak.copy_(player.skipped_in_a_row)
+        if streak >= limit:
+            good = runtime.broadcast_object(str(writer.last_good) if writer is not None else None)
+            raise UserError(
+                f"step {step}: {streak} updates of the {player.role} in a row had a loss or gradient that is not "
+                f"finite and were skipped; last good checkpoint: {good}; lower the learning rates, add a gradient "
+                "penalty, or set training.mixed_precision=no",
+                everywhere=True,
+            )
 
 
 def seed_default_generator(seed: int, update: int, rank: int) -> None:

@@ -6,24 +6,26 @@ import logging
 import resource
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from distgan import latents as generation
+from distgan import generation
 from distgan.config import dump_config, flatten
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
-from distgan.evaluation.suite import Evaluator
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
-from distgan.training import run_folder, schedule
+from distgan.training import schedule
 from distgan.training.feed import Feed
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from distgan.evaluation.suite import Evaluator
 
 logger = logging.getLogger("distgan")
 
@@ -55,14 +57,14 @@ class Observer:
         self.checkpoint_failures = 0
         self._start_interval()
 
-    def after_step(self) -> bool:
+    def after_step(self, *, evaluate: bool = True) -> bool:
         """Write down what is due after a step. Returns whether this is the best average so far."""
         progress, config = self.state.progress, self.config
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
             row = self._measure()
-        evaluated = config.evaluation.every > 0 and progress.step % config.evaluation.every == 0
+        evaluated = evaluate and config.evaluation.every > 0 and progress.step % config.evaluation.every == 0
         pictured = progress.step % config.monitoring.samples_every == 0
         if evaluated or pictured:
             self._fit_statistics()
@@ -100,19 +102,10 @@ class Observer:
             row |= player.statistics.reduce(self.runtime)
             row[f"learning_rate/{player.role}"] = player.optimizer.param_groups[0]["lr"]
             row[f"skipped_updates/{player.role}"] = player.skipped.item()
-            in_a_row = int(player.skipped_in_a_row.item())
-            if in_a_row >= config.training.max_skipped_updates:
-                raise UserError(
-                    f"step {progress.step}: the last {in_a_row} updates of the {player.role} had a loss or gradient "
-                    f"that is not finite and were skipped; last good checkpoint: "
-                    f"{run_folder.newest_name(self.run_dir)}; lower the learning rates, add a gradient penalty, or set "
-                    "training.mixed_precision=no",
-                    everywhere=True,
-                )
         seconds = time.perf_counter() - self._started
         steps = max(1, progress.step - self._first_step)
         images_per_step = config.training.critic_steps * config.training.batch_size
-        row["ema/decay"] = schedule.ema_decay(config.ema, progress.position, images_per_step)
+        row["ema/decay"] = schedule.ema_decay(config.ema, progress.position - images_per_step, images_per_step)
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
@@ -133,6 +126,8 @@ class Observer:
 
     def _evaluate(self) -> dict[str, float]:
         """All metrics of the average; none if the run was asked to stop meanwhile, as that cannot wait."""
+        from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
+
         if self._evaluator is None:
             self._evaluator = Evaluator(self.config, self.state.index, self.runtime)
         runtime, settings = self.runtime, self.config.evaluation

@@ -109,6 +109,7 @@ class Player:
         device = runtime.device
         self.skipped = torch.zeros((), device=device)
         self.skipped_in_a_row = torch.zeros((), device=device)
+        self.longest_streak = torch.zeros((), device=device)
         self.statistics = Statistics()
 
     def update(self, micro_batches: list[tuple[object, ...]], learning_rate: float) -> Tensor:
@@ -138,6 +139,7 @@ class Player:
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += 1.0 - applied
         self.skipped_in_a_row = (self.skipped_in_a_row + 1.0) * (1.0 - applied)
+        self.longest_streak = torch.maximum(self.longest_streak, self.skipped_in_a_row)
         for values in parts:
             self.statistics.add({**values, f"gradient_norm/{self.role}": norm}, applied)
         return applied
@@ -167,7 +169,12 @@ class Player:
         parameters = dict(self.network.named_parameters())
         for key, tensor in tensors.items():
             name, _, quantity = key.rpartition("/")
-            self.optimizer.state[parameters[name]][quantity] = tensor.to(self.runtime.device)
+            state = self.optimizer.state[parameters[name]]
+            if tensor.dim():
+                # Fused kernels walk memory as it lies, so moments must lie as their parameter does.
+                state[quantity] = torch.empty_like(parameters[name], requires_grad=False).copy_(tensor)
+            else:
+                state[quantity] = tensor.to(self.runtime.device)
 
 
 class Statistics:
@@ -181,7 +188,8 @@ class Statistics:
         """Add one micro-batch's 0-d values; those of a skipped update (`applied` 0) do not count."""
         names = tuple(values)
         row = torch.stack([*(value.double() for value in values.values()), applied.double()])
-        row = torch.where(applied > 0, row, 0.0)
+        # An applied update can still report an infinite logit, where its loss is flat.
+        row = torch.where(applied > 0, row.nan_to_num(), 0.0)
         if names in self._sums:
             self._sums[names] += row
         else:

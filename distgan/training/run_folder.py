@@ -127,9 +127,17 @@ def newest_step(folder: Path) -> int | None:
 def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
     """The checkpoint to start from; an error is returned rather than raised, for all ranks to raise."""
     try:
-        if resume in ("auto", "never"):
-            return checkpoint.newest_valid(folder / "checkpoints") if resume == "auto" else None
-        return find_checkpoint(Path(resume))
+        if resume == "never":
+            return None
+        if resume != "auto":
+            return find_checkpoint(Path(resume))
+        newest = checkpoint.newest_valid(folder / "checkpoints")
+        if newest is None and newest_step(folder) is not None:
+            raise UserError(
+                f"{folder / 'checkpoints'}: none of the checkpoints there is valid; restore one, or start over with "
+                "--resume never, which sets them aside"
+            )
+        return newest
     except UserError as error:
         return error
 

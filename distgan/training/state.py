@@ -22,7 +22,7 @@ from distgan.training.ema import AveragedGenerator
 from distgan.training.player import Player
 from distgan.training.restore import load_network
 
-ACCEPTABLE = ("data", "seed", "statistics")
+ACCEPTABLE = ("data", "seed", "batch", "statistics")
 """Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
 
 
@@ -126,6 +126,13 @@ class TrainingState:
             raise UserError(
                 f"{path}: saved with seed = {then['seed']}, but the config has {now.seed}, which is another order of "
                 f"the data and other noise; set seed={then['seed']}, or change it all the same with --accept seed"
+            )
+        per_step = then["training"]["batch_size"] * then["training"]["critic_steps"]
+        if per_step != now.training.batch_size * now.training.critic_steps and "batch" not in accept:
+            raise UserError(
+                f"{path}: a step was {per_step} real images (batch_size * critic_steps), now it would be "
+                f"{now.training.batch_size * now.training.critic_steps}, and `distgan trace` would no longer tell "
+                "which samples a step had; restore the two (accumulation is free to change), or use --accept batch"
             )
         batch = then["training"]["batch_size"] // then["training"]["accumulation"]
         if batch != now.micro_batch and now.uses_batch_statistics and "statistics" not in accept:

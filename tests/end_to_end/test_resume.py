@@ -84,6 +84,31 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed(
     assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed[2], STEPS)) == []
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_colour_and_channels_last_resume_bitwise(tmp_path: Path, digits: Path, world_size: int) -> None:
+    """Moments lie in memory as their weights do, which a checkpoint does not say."""
+    config = str(make_recipe(tmp_path, digits, data={"channels": 3}))
+    changes = ["training.channels_last=true", "training.mixed_precision=bf16", "training.steps=6"]
+    assert Job(world_size, ["train", config, *changes, f"run_dir={tmp_path / 'whole'}"]).wait() == [0] * world_size
+    for steps in ("2", "6"):
+        arguments = ["train", config, *changes[:2], f"training.steps={steps}", f"run_dir={tmp_path / 'parts'}"]
+        assert Job(world_size, arguments).wait() == [0] * world_size
+    assert differing(tensors(tmp_path / "parts", 6), tensors(tmp_path / "whole", 6)) == []
+
+
+def test_without_a_valid_checkpoint_nothing_is_thrown_away(
+    tmp_path: Path, digits: Path, undisturbed: dict[int, Path]
+) -> None:
+    config = make_recipe(tmp_path, digits)
+    shutil.copytree(undisturbed[1], tmp_path / "run")
+    for manifest in (tmp_path / "run" / "checkpoints").glob("*/manifest.json"):
+        manifest.write_text("{}")
+    log = tmp_path / "log"
+    assert Job(1, ["train", str(config)], log=log).wait() == [2]
+    assert "none of the checkpoints there is valid" in log.read_text()
+    assert losses(tmp_path / "run") == losses(undisturbed[1])
+
+
 def test_resume_from_a_checkpoint_of_another_run(tmp_path: Path, digits: Path, undisturbed: dict[int, Path]) -> None:
     config = make_recipe(tmp_path, digits)
     source = undisturbed[1] / "checkpoints" / "step-00000006"

@@ -93,7 +93,11 @@ def test_training_goes_on_when_checkpoints_cannot_be_written(tmp_path: Path, dig
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     log = tmp_path / "log"
-    assert Job(1, ["train", str(config)], log=log).wait() == [0]
+    # To the last step, where leaving without any weights on disk is no success.
+    assert Job(2, ["train", str(config)], log=log).wait() == [2, 2]
+    assert status(tmp_path / "run")["outcome"] == "failed"
+    assert "the checkpoint of step 6, where the run ends, cannot be written" in log.read_text()
+    assert log.read_text().count("distgan: error:") == 1
     assert "checkpoint of step 2 failed" in log.read_text()
     assert "training goes on" in log.read_text()
     assert rows(tmp_path / "run")[-1]["checkpoint/failures"] >= 1

@@ -1,0 +1,40 @@
+"""From a generator to images: 8-bit pixels, and the batch-norm statistics it needs first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from distgan.config import Config
+from distgan.latents import LatentSource
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8 by rounding to the nearest level, as metrics and pictures expect."""
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def statistics_batches(
+    source: LatentSource, config: Config, *, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """This rank's share of the addressed batches from which batch-norm statistics are recomputed.
+
+    They are as large as the batches that training normalises over, and the same for any number of ranks.
+    """
+    batch_size = config.micro_batch
+    for batch in range(rank, max(1, config.ema.statistics_samples // batch_size), world_size):
+        yield source.draw("batch statistics", torch.arange(batch * batch_size, (batch + 1) * batch_size))
+
+
+@torch.no_grad()
+def generate(network: nn.Module, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
+    """Images (n, C, R, R), uint8, of a network in evaluation mode."""
+    latents, labels = source.draw(purpose, positions)
+    return to_bytes(network(latents, labels))
