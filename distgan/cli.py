@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command(options)
     except UserError as error:
-        if not (error.everywhere and int(os.environ.get("RANK") or 0)):
+        if not error.everywhere or _is_first("RANK"):
             print(f"distgan: error: {error}", file=sys.stderr, flush=True)
         _leave(2)
     except KeyboardInterrupt:
@@ -63,6 +63,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def _is_first(rank: str) -> bool:
+    """Whether the launcher made this the first process, of all (`RANK`) or of its machine (`LOCAL_RANK`)."""
+    return os.environ.get(rank, "0") in ("", "0")
 
 
 def _leave(status: int) -> None:
@@ -308,7 +313,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from distgan.training.evaluate_run import evaluate
 
     metrics = evaluate(options.source, options.overrides, best=options.best)
-    if not int(os.environ.get("RANK") or 0):
+    if _is_first("RANK"):
         print(json.dumps(metrics), flush=True)
 
 
@@ -336,5 +341,8 @@ def _load_config(options: argparse.Namespace) -> Any:
 
     try:
         return load_config(options.config, options.overrides)
-    except UserError as error:
-        raise UserError(str(error), everywhere=True) from None
+    except UserError:
+        # The ranks of one machine read the same file; another machine may lack it.
+        if _is_first("LOCAL_RANK"):
+            raise
+        raise SystemExit(2) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zlib
@@ -62,13 +63,8 @@ def as_batch(index: Index, decoded: Decoded, pixels: Tensor, positions: NDArray[
 
 def read_samples(config: DataConfig, index: Index, samples: Sequence[int] | NDArray[np.int64] | Tensor) -> Batch:
     """Samples by number, for evaluation: decoded as for training, never mirrored. `positions` are the numbers."""
-    numbers = np.array(samples, np.int64)
-    pixels = torch.empty(pixel_shape(config, len(numbers)), dtype=torch.uint8)
-    reader = Reader(config, index, seed=0)
-    try:
-        return as_batch(index, reader.read(numbers, pixels.numpy()), pixels, numbers)
-    finally:
-        reader.close()
+    with contextlib.closing(Reader(config, index, seed=0)) as reader:
+        return reader.read_batch(np.array(samples, np.int64))
 
 
 def pixel_shape(config: DataConfig, count: int) -> tuple[int, int, int, int]:
@@ -123,6 +119,11 @@ class Reader:
         if mirrored is not None and mirrored.any():
             out[mirrored] = out[mirrored, :, ::-1]
         return Decoded(read, failures)
+
+    def read_batch(self, samples: NDArray[np.int64]) -> Batch:
+        """Read samples by number, int64 (n,), into a new batch whose `positions` are the numbers."""
+        pixels = torch.empty(pixel_shape(self._config, len(samples)), dtype=torch.uint8)
+        return as_batch(self._index, self.read(samples, pixels.numpy()), pixels, samples)
 
     def _avoid_known(self, read: NDArray[np.int64]) -> list[Failure]:
         """Replace what failed before, in place, so that a bad file is waited for only once."""

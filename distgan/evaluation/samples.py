@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from distgan.config import DataConfig
 from distgan.data.index import Index
-from distgan.data.reader import read_samples
+from distgan.data.reader import Reader
 
 
 class Reals(NamedTuple):
@@ -25,10 +26,11 @@ def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Ite
 
     Raises UserError when next to nothing can be read.
     """
-    for samples in batches:
-        batch = read_samples(data, index, samples)
-        kept = batch.samples == samples  # the others were replaced
-        yield Reals(batch.images[kept], batch.labels[kept])
+    with closing(Reader(data, index, seed=0)) as reader:
+        for samples in batches:
+            batch = reader.read_batch(samples.numpy())
+            kept = batch.samples == samples  # the others were replaced
+            yield Reals(batch.images[kept], batch.labels[kept])
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world_size: int) -> Iterator[Tensor]:

@@ -120,9 +120,9 @@ def _real_moments(detector: Detector, config: Config, index: Index, runtime: Run
     moments = Moments(detector.dimension).to(runtime.device)
     size = config.evaluation.batch_size
     with runtime.together():
-        for images, _ in read_reals(
-            config.data, index, rank_batches(len(index), size, runtime.rank, runtime.world_size)
-        ):
+        # A range of its own for each rank, so that a remote shard is fetched by one of them.
+        mine = torch.arange(len(index)).tensor_split(runtime.world_size)[runtime.rank]
+        for images, _ in read_reals(config.data, index, mine.split(size) if len(mine) else ()):
             if len(images):
                 moments.update(detector(fill(images, size).to(runtime.device)).features[: len(images)])
     return moments

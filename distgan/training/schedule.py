@@ -13,7 +13,6 @@ from distgan.config import Config, EMAConfig, OptimizerConfig
 class Update:
     """One discriminator update of a step: the stream positions [start, start + batch_size) in micro-batches."""
 
-    step: int
     index: int
     """Number of this discriminator update since the start of training."""
     start: int
@@ -26,7 +25,7 @@ def discriminator_updates(config: Config, step: int, position: int) -> Iterator[
     batch = config.training.batch_size
     for number in range(config.training.critic_steps):
         index = step * config.training.critic_steps + number
-        yield Update(step, index, position + number * batch, batch, config.micro_batch)
+        yield Update(index, position + number * batch, batch, config.micro_batch)
 
 
 def position_after(config: Config, steps: int) -> int:
