@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -21,7 +22,7 @@ from distgan.config import DataConfig
 from distgan.data import reader as reader_module
 from distgan.data.cache import ShardCache
 from distgan.data.index import Index, Shard, build_index, load_index, save_index
-from distgan.data.order import make_order
+from distgan.data.order import Integers, make_order
 from distgan.data.prefetch import Prefetcher, check_capacity
 from distgan.data.reader import read_samples
 from distgan.data.stream import open_stream
@@ -150,6 +151,28 @@ def test_shards_are_fetched_ahead_in_the_order_of_use(tmp_path: Path) -> None:
             assert {f"/{shard:03d}.tar" for shard in used[: len(later)]} == set(later)
         finally:
             prefetcher.close()
+
+
+def test_looking_ahead_ends_after_an_epoch(index: Index, server: RangeServer, tmp_path: Path) -> None:
+    looked: list[int] = []
+
+    def chunks() -> Iterator[tuple[int, Integers]]:
+        for first in itertools.count(0, 5):
+            looked.append(first)
+            yield first + 5, np.arange(first, first + 5) % len(index)
+
+    prefetcher = Prefetcher(ShardCache(tmp_path / "c", 10**9), index, chunks(), 10**9)
+    try:
+        while len(server.gets) < 4:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert looked[-1] <= len(index) + 5
+        prefetcher.advance(len(index))
+        time.sleep(0.3)
+        assert len(index) + 5 < looked[-1] <= 2 * len(index) + 10
+    finally:
+        prefetcher.close()
+    assert len(server.gets) == 4
 
 
 def test_a_download_does_not_hold_up_a_process_that_leaves(index: Index, server: RangeServer, tmp_path: Path) -> None:
