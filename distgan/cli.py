@@ -283,6 +283,10 @@ def _index(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     config = _load_config(options)
+    if config.data.workers:
+        from distgan.data.workers import start_worker_server
+
+        start_worker_server()  # it imports torch while this process does
     from distgan.training.loop import train
 
     train(config, resume=options.resume, accept=options.accept)
