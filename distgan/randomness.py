@@ -29,19 +29,24 @@ def derive_key(seed: int, purpose: str) -> int:
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 of a 128-bit counter, given and returned as four broadcastable int64 tensors of 32-bit words."""
-    x0, x1, x2, x3 = counter
+    # Words 0 and 2 are treated alike, and so are 1 and 3: stacked, they take half as many small operations.
+    even, odd = (
+        torch.stack(torch.broadcast_tensors(counter[2], counter[0])),
+        torch.stack(torch.broadcast_tensors(counter[1], counter[3])),
+    )
+    shape = (2, *(1,) * (even.dim() - 1))
+    multipliers = even.new_tensor(_MULTIPLIERS[::-1]).view(shape)
     k0, k1 = key & _MASK, key >> 32
+    keys = []
     for _ in range(_ROUNDS):
-        # The product of two 32-bit words wraps in int64, but its 64 bits are the right ones.
-        p0, p1 = x0 * _MULTIPLIERS[0], x2 * _MULTIPLIERS[1]
-        x0, x1, x2, x3 = (
-            ((p1 >> 32) & _MASK) ^ x1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ x3 ^ k1,
-            p0 & _MASK,
-        )
+        keys.append((k0, k1))
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return x0, x1, x2, x3
+    for round_keys in even.new_tensor(keys).view(_ROUNDS, *shape):
+        # The product of two 32-bit words wraps in int64, but its 64 bits are the right ones. Stored as (2, 0), the
+        # even words are multiplied in the order in which the next odd words need them.
+        product = even * multipliers
+        odd, even = product & _MASK, (((product >> 32) & _MASK) ^ odd ^ round_keys).flip(0)
+    return even[1], odd[0], even[0], odd[1]
 
 
 def words(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:

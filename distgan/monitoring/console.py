@@ -27,9 +27,16 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICA
 _SHOWN = ("loss/", "fid")
 _REFRESH_SECONDS = 0.25
 
+
+class _Terminal(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the messages is gone; that is no reason to end a run, as rich would."""
+        self.quiet = True
+
+
 # One for bar and messages, because rich prints above a bar only what goes through the bar's own console. Standard
 # error, because standard output is for what a command is asked for.
-terminal = rich.console.Console(stderr=True)
+terminal = _Terminal(stderr=True)
 
 
 def setup_logging(rank: int) -> None:

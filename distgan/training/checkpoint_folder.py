@@ -110,11 +110,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_best(folder: Path) -> Best | None:
-    """The checkpoint marked as the best of a folder; None if there is none."""
-    try:
-        return _read_record(folder / "best.json", Best)
-    except UserError:
-        return None
+    """The checkpoint marked as the best of a folder; None if there is none. Raises UserError if that is damaged."""
+    return _read_record(folder / "best.json", Best) if (folder / "best.json").exists() else None
 
 
 def write_best(folder: Path, best: Best) -> None:
@@ -174,7 +171,11 @@ def prune(folder: Path, newest: int, keep: int) -> None:
 
     Damaged ones neither count nor go: they may be worth a look, and must not push out a good one.
     """
-    best = read_best(folder)
+    try:
+        best = read_best(folder)
+    except UserError as error:
+        logger.error("old checkpoints are all kept, because which is the best is not known: %s", error)
+        return
     whole = [step for step in steps(folder) if _looks_whole(folder / directory_name(step))]
     kept = set(sorted(step for step in whole if step <= newest)[-keep:]) | ({best.step} if best else set())
     for step in set(whole) - kept:

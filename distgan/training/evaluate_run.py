@@ -16,7 +16,7 @@ from distgan.errors import UserError
 from distgan.export import load_generator
 from distgan.latents import LatentSource
 from distgan.monitoring.console import setup_logging
-from distgan.training import checkpoint
+from distgan.training.description import load_description
 from distgan.training.restore import find_checkpoint
 
 
@@ -36,13 +36,13 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     setup_logging(runtime.rank)
     with runtime.together():
         found = find_checkpoint(Path(path), best=best)
-        state = checkpoint.load_state(found)
-        config = parse_config(state["config"], overrides, source=f"{found}/state.json")
+        state = load_description(found)
+        config = parse_config(state.config, overrides, source=f"{found}/state.json")
         index = load_index(config.data.path)
-        if index.fingerprint != state["data"]["fingerprint"] and not any(o.startswith("data.path=") for o in overrides):
+        if index.fingerprint != state.data.fingerprint and not any(o.startswith("data.path=") for o in overrides):
             raise UserError(
                 f"data.path = {config.data.path}: its fingerprint is {index.fingerprint[:12]}, but the run was trained "
-                f"on {state['data']['fingerprint'][:12]}; restore the data, or name other data with data.path=..."
+                f"on {state.data.fingerprint[:12]}; restore the data, or name other data with data.path=..."
             )
         generator = load_generator(found).to(runtime.device)
     runtime.check_equal("the checkpoint", str(found), "give every node the same run folder")

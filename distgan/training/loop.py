@@ -57,7 +57,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
-        outcome(result)
+        outcome(result, state.progress.step, stop.reason)
         return result
 
 

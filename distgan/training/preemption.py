@@ -28,7 +28,7 @@ from distgan.files import read_bounded, write_atomically
 
 logger = logging.getLogger("distgan")
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 SAME_PRESS_SECONDS = 2.0
 """A Ctrl-C reaches a rank from the terminal and once more from its launcher; so close together they are one."""
 POLL_SECONDS = 1.0
@@ -136,6 +136,8 @@ def request_stop(run_dir: str | Path) -> None:
         raise UserError(f"{run_dir}: no status.json there; give the folder of a run (its run_dir)")
     if status.outcome != "running":
         raise UserError(f"{run_dir}: nothing to stop: the run is {status.outcome} since {status.time}")
+    if status.host == socket.gethostname() and not Path(f"/proc/{status.pid}").exists() and Path("/proc").is_dir():
+        raise UserError(f"{run_dir}: nothing to stop: its process {status.pid} has gone without a word")
     asked = f"{_now()} by process {os.getpid()} on {socket.gethostname()}\n"
     try:
         write_atomically(_request_file(run_dir), asked.encode())

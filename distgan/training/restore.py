@@ -49,8 +49,8 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
 def _check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise UserError, naming the tensor, unless both have the same names and shapes."""
     for key in [*expected, *found]:
-        there = tuple(found[key].shape) if key in found else "missing"
-        here = tuple(expected[key].shape) if key in expected else "absent"
+        there = f"{found[key].dtype} {tuple(found[key].shape)}" if key in found else "missing"
+        here = f"{expected[key].dtype} {tuple(expected[key].shape)}" if key in expected else "absent"
         if there != here:
             raise UserError(
                 f"{path}/{name}.safetensors: {key} is {there} there, but {here} in the network of this config; "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
 from distgan.training import checkpoint, preemption
-from distgan.training.checkpoint_folder import directory_name
+from distgan.training.checkpoint_folder import directory_name, steps
 from distgan.training.restore import find_checkpoint
 from distgan.training.state import TrainingState
 
@@ -40,10 +42,15 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         raise path
     if path is not None:
         then = state.load(path, accept)
+        if runtime.is_main and resume != "auto":
+            if folder.resolve() not in path.resolve().parents:
+                set_aside(folder)
+            else:
+                set_aside_later(folder, then.step)
         if runtime.is_main:
-            world = "" if then["world_size"] == runtime.world_size else f" (saved on {then['world_size']} ranks)"
+            world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
             logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
-            for change in _changes(parse_config(then["config"], source=f"{path}/state.json"), config):
+            for change in _changes(parse_config(then.config, source=f"{path}/state.json"), config):
                 logger.info("changed since that checkpoint: %s", change)
     if runtime.is_main:
         write_atomically(folder / "config.yaml", dump_config(config).encode())
@@ -52,16 +59,37 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
 def set_aside(folder: Path) -> None:
     """Move an earlier course of training into `previous-N`; nothing is deleted."""
     found = [folder / name for name in HISTORY if (folder / name).exists()]
-    if not found:
-        return
+    if found:
+        aside = _previous(folder)
+        for path in found:
+            path.rename(aside / path.name)
+        logger.info("starting over; what was in %s is now in %s", folder, aside)
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Move the checkpoints after `step`, with a copy of the curves, into `previous-N`: the run goes on from there."""
+    checkpoints = folder / "checkpoints"
+    later = [number for number in steps(checkpoints) if number > step]
+    if later:
+        aside = _previous(folder)
+        (aside / "checkpoints").mkdir()
+        for number in later:
+            (checkpoints / directory_name(number)).rename(aside / "checkpoints" / directory_name(number))
+        best = checkpoint.read_best(checkpoints)
+        if best is not None and best.step > step:
+            (checkpoints / "best.json").rename(aside / "checkpoints" / "best.json")
+        if (folder / "metrics.jsonl").exists():
+            shutil.copy2(folder / "metrics.jsonl", aside)
+        logger.info("going back to step %d; the later checkpoints of %s are now in %s", step, folder, aside)
+
+
+def _previous(folder: Path) -> Path:
     number = 1
     while (folder / f"previous-{number}").exists():
         number += 1
     aside = folder / f"previous-{number}"
     aside.mkdir()
-    for path in found:
-        path.rename(aside / path.name)
-    logger.info("starting over; what was in %s is now in %s", folder, aside)
+    return aside
 
 
 def open_writer(config: Config) -> checkpoint.CheckpointWriter:
@@ -70,58 +98,70 @@ def open_writer(config: Config) -> checkpoint.CheckpointWriter:
 
 
 @contextmanager
-def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result], None]]:
+def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int, str | None], None]]:
     """Keeps status.json true: `running` inside, then what the yielded function is told, or `failed` with the reason.
 
-    A rank that fails leaves the process group without waiting: its peers notice by the broken connection.
+    That function takes the result, the step, and the reason of a stop. A rank that fails leaves the process group
+    without waiting: its peers notice by the broken connection.
+
+    Raises:
+        UserError: the folder cannot be written to, or another job trains in it.
     """
     folder = Path(config.run_dir)
 
-    def finish(result: Result) -> None:
-        runtime.barrier()
+    def finish(result: Result, step: int, reason: str | None) -> None:
+        reasons = [known for known in runtime.gather_objects(reason) if known]
         if runtime.is_main:
-            preemption.write_status(folder, result, world_size=runtime.world_size, step=newest_step(folder))
+            why = reasons[0] if reasons and result == "preempted" else None
+            preemption.write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
         runtime.barrier()
         runtime.close()
 
-    with runtime.together():
+    with ExitStack() as held:
+        with runtime.together():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if runtime.is_main:
+                    held.enter_context(_alone_in(folder))
+                    preemption.write_status(folder, "running", world_size=runtime.world_size)
+            except OSError as error:
+                raise UserError(
+                    f"run_dir = {config.run_dir}: cannot write there: {error.strerror}; choose a writable folder"
+                ) from None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if runtime.is_main:
-                preemption.write_status(folder, "running", world_size=runtime.world_size)
-        except OSError as error:
-            raise UserError(
-                f"run_dir = {config.run_dir}: cannot write there: {error.strerror}; choose a writable folder"
-            ) from None
-    try:
-        yield finish
-    except KeyboardInterrupt:
-        preemption.write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
-        raise
-    except UserError as error:
-        preemption.write_failure(folder, runtime.rank, str(error))
-        raise
-    except Exception as error:
-        if runtime.lost_contact(error):
-            # The rank that failed knows why, and should be the one to say it.
-            time.sleep(1.0)
-            lost = LostRankError(f"rank {runtime.rank} lost contact with another rank: {str(error).splitlines()[0]}")
-            preemption.write_failure(folder, runtime.rank, str(lost))
-            raise lost from error
-        preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
-        raise
+            yield finish
+        except KeyboardInterrupt:
+            preemption.write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
+            raise
+        except UserError as error:
+            preemption.write_failure(folder, runtime.rank, str(error))
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception) and runtime.lost_contact(error):
+                # The rank that failed knows why, and should be the one to say it.
+                time.sleep(1.0)
+                lost = LostRankError(
+                    f"rank {runtime.rank} lost contact with another rank: {str(error).splitlines()[0]}"
+                )
+                preemption.write_failure(folder, runtime.rank, str(lost))
+                raise lost from error
+            preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
+            raise
 
 
-def newest_name(folder: Path) -> str:
-    """Name of the newest checkpoint of a run folder, for messages."""
-    step = newest_step(folder)
-    return "none" if step is None else str(folder / "checkpoints" / directory_name(step))
-
-
-def newest_step(folder: Path) -> int | None:
-    """Step of the newest checkpoint of a run folder, not verified; None without one."""
-    steps = [int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-    return max(steps, default=None)
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the run folder, as far as its file system has locks. Raises UserError if another job holds it."""
+    with open(folder / ".run.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            status = preemption.read_status(folder)
+            who = f" (process {status.pid} on {status.host})" if status else ""
+            raise UserError(f"run_dir = {folder}: another job is training there{who}; choose another run_dir") from None
+        except OSError:
+            logger.warning("%s: its file system has no locks; take care that no other job trains there", folder)
+        yield
 
 
 def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
@@ -132,7 +172,7 @@ def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
         if resume != "auto":
             return find_checkpoint(Path(resume))
         newest = checkpoint.newest_valid(folder / "checkpoints")
-        if newest is None and newest_step(folder) is not None:
+        if newest is None and steps(folder / "checkpoints"):
             raise UserError(
                 f"{folder / 'checkpoints'}: none of the checkpoints there is valid; restore one, or start over with "
                 "--resume never, which sets them aside"

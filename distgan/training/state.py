@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 import distgan
-from distgan.config import Config
+from distgan.config import Config, parse_config
 from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.training import checkpoint
+from distgan.training.description import Description, load_description
 from distgan.training.ema import AveragedGenerator
 from distgan.training.player import Player
 from distgan.training.restore import load_network
@@ -68,7 +69,7 @@ class TrainingState:
         }
 
     def description(self, runtime: Runtime) -> dict[str, Any]:
-        """The rest of a checkpoint, as JSON. Every rank calls it."""
+        """The rest of a checkpoint, as JSON (see `Description`). Every rank calls it."""
         return {
             "step": self.progress.step,
             "position": self.progress.position,
@@ -78,19 +79,18 @@ class TrainingState:
             "data": {"fingerprint": self.index.fingerprint, "samples": len(self.index)},
             "classes": class_description(self.config, self.index),
             "world_size": runtime.world_size,
-            # Totals of the logging interval under way, so that its row is the same after a resume.
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "config": self.config.model_dump(mode="json"),
             "versions": {"distgan": distgan.__version__, "torch": torch.__version__},
         }
 
-    def load(self, path: Path, accept: frozenset[str]) -> dict[str, Any]:
+    def load(self, path: Path, accept: frozenset[str]) -> Description:
         """Become what a checkpoint holds. Returns its description.
 
         Raises:
             UserError: the checkpoint is of another data set, seed, statistics batch or architecture.
         """
-        description = checkpoint.load_state(path)
+        description = load_description(path)
         self._check_fits(path, description, accept)
         networks = {
             "generator": self.generator.network,
@@ -101,40 +101,45 @@ class TrainingState:
             load_network(path, name, network)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "counters"])
         for player in self.players:
-            player.statistics.carry(description["statistics"][player.role])
+            player.statistics.carry(description.statistics.get(player.role, {}))
             moments = files[f"{player.role}_optimizer"]
             _check_optimizer(path, player, moments)
             player.load_optimizer_state(moments)
-            player.skipped.copy_(files["counters"][f"{player.role}/skipped"])
-            player.skipped_in_a_row.copy_(files["counters"][f"{player.role}/skipped_in_a_row"])
-        self.progress.step = int(description["step"])
-        self.progress.position = int(description["position"])
-        self.progress.best = description["best"]
-        self.progress.substitutions = Substitutions.from_json(description["substitutions"], len(self.index))
+            for name, counter in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row)):
+                saved = files["counters"].get(f"{player.role}/{name}")
+                if saved is None or saved.dim():
+                    raise UserError(
+                        f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint"
+                    )
+                counter.copy_(saved)
+        self.progress.step = description.step
+        self.progress.position = description.position
+        self.progress.best = description.best.model_dump() if description.best else None
+        self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
-    def _check_fits(self, path: Path, description: Mapping[str, Any], accept: frozenset[str]) -> None:
-        then, now = description["config"], self.config
-        found = description["data"]["fingerprint"]
+    def _check_fits(self, path: Path, description: Description, accept: frozenset[str]) -> None:
+        then, now = parse_config(description.config, source=f"{path}/state.json"), self.config
+        found = description.data.fingerprint
         if found != self.index.fingerprint and "data" not in accept:
             raise UserError(
                 f"{path}: saved from data with fingerprint {found[:12]}, but data.path has "
                 f"{self.index.fingerprint[:12]}; restore the data, start another run_dir, or continue on "
                 "the new data with --accept data"
             )
-        if then["seed"] != now.seed and "seed" not in accept:
+        if then.seed != now.seed and "seed" not in accept:
             raise UserError(
-                f"{path}: saved with seed = {then['seed']}, but the config has {now.seed}, which is another order of "
-                f"the data and other noise; set seed={then['seed']}, or change it all the same with --accept seed"
+                f"{path}: saved with seed = {then.seed}, but the config has {now.seed}, which is another order of "
+                f"the data and other noise; set seed={then.seed}, or change it all the same with --accept seed"
             )
-        per_step = then["training"]["batch_size"] * then["training"]["critic_steps"]
+        per_step = then.training.batch_size * then.training.critic_steps
         if per_step != now.training.batch_size * now.training.critic_steps and "batch" not in accept:
             raise UserError(
                 f"{path}: a step was {per_step} real images (batch_size * critic_steps), now it would be "
                 f"{now.training.batch_size * now.training.critic_steps}, and `distgan trace` would no longer tell "
                 "which samples a step had; restore the two (accumulation is free to change), or use --accept batch"
             )
-        batch = then["training"]["batch_size"] // then["training"]["accumulation"]
+        batch = then.micro_batch
         if batch != now.micro_batch and now.uses_batch_statistics and "statistics" not in accept:
             raise UserError(
                 f"{path}: its batch statistics were over {batch} samples (batch_size / accumulation), "
@@ -157,11 +162,18 @@ def class_counts(index: Index) -> list[int]:
 
 
 def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
-    shapes = {name: tuple(parameter.shape) for name, parameter in player.network.named_parameters()}
+    """Raise UserError unless there are Adam's three quantities for each parameter, or none at all."""
+    file = f"{path}/{player.role}_optimizer.safetensors"
+    parameters = dict(player.network.named_parameters())
+    expected = {f"{name}/{quantity}" for name in parameters for quantity in ("step", "exp_avg", "exp_avg_sq")}
+    if moments and expected != moments.keys():
+        odd = min(expected ^ moments.keys())
+        raise UserError(f"{file}: {odd} is {'missing' if odd in expected else 'unknown'}; take another checkpoint")
     for key, tensor in moments.items():
-        name = key.rpartition("/")[0]
-        if name not in shapes or (tensor.dim() > 0 and tuple(tensor.shape) != shapes[name]):
+        name, _, quantity = key.rpartition("/")
+        like = player.skipped if quantity == "step" else parameters[name]
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
             raise UserError(
-                f"{path}/{player.role}_optimizer.safetensors: {key} of shape {tuple(tensor.shape)} fits no parameter; "
-                "the checkpoint is damaged or of another architecture"
+                f"{file}: {key} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {like.dtype} of shape "
+                f"{tuple(like.shape)}; the checkpoint is damaged or of another architecture"
             )

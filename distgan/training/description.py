@@ -1,0 +1,67 @@
+"""What state.json of a checkpoint says, checked: it may come from a stranger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distgan.errors import UserError
+from distgan.training import checkpoint
+
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Record):
+    """The data that was trained on."""
+
+    fingerprint: Annotated[str, Field(max_length=200)]
+    samples: Count
+
+
+class Classes(_Record):
+    """The classes of a conditional run."""
+
+    names: list[str] | None
+    counts: Annotated[list[Count], Field(min_length=1)]
+
+
+class BestSoFar(_Record):
+    """The lowest value of a metric, and the step that had it."""
+
+    metric: str
+    value: float
+    step: Count
+
+
+class Description(_Record):
+    """All of a checkpoint that is not a tensor."""
+
+    step: Count
+    position: Count
+    """Stream position, and the number of real images seen."""
+    images: Count
+    best: BestSoFar | None
+    substitutions: list[Any]
+    data: Data
+    classes: Classes | None
+    world_size: Annotated[int, Field(ge=1)]
+    statistics: dict[str, dict[str, tuple[float, float]]]
+    """Per player: totals and counts of the logging interval under way, so that its row is the same after a resume."""
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+
+def load_description(path: Path) -> Description:
+    """The description of a checkpoint. Raises UserError naming the file and key that is wrong."""
+    try:
+        return Description.model_validate(checkpoint.load_state(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path / 'state.json'}: {key}: {first['msg'].lower()}; take another checkpoint") from None
