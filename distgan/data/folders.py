@@ -79,7 +79,10 @@ def _entries(folder: str, shown: Path) -> list[os.DirEntry[str]]:
 
 
 def _stays_inside(link: os.DirEntry[str], root: str) -> bool:
-    return os.path.realpath(link.path).startswith(root.rstrip("/") + "/") and link.is_file()
+    try:
+        return os.path.realpath(link.path).startswith(root.rstrip("/") + "/") and link.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def _dataset_json(root: str, shown: Path) -> bytes | None:

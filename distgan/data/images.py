@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 Data = bytes | memoryview
@@ -98,7 +98,11 @@ def _decode_webp(out: Pixels, data: Data, max_pixels: int) -> None:
 def _decode_with_pillow(out: Pixels, data: Data, max_pixels: int, kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=(kind,)) as picture:
+        try:
+            picture = Image.open(io.BytesIO(data), formats=(kind,))
+        except UnidentifiedImageError:  # whose message is an address in memory
+            raise UnreadableImageError(f"is not a {kind} image") from None
+        with picture:
             _check_pixels(picture.width, picture.height, max_pixels)
             picture.load()
             _put(out, to_channels(picture, out.shape[2]))

@@ -209,16 +209,18 @@ def _array(mapped: mmap.mmap, base: int, entry: dict[str, Any], kind: np.dtype[A
 
 def _find_problem(shards: list[Shard], class_names: list[str] | None, arrays: dict[str, NDArray[Any]]) -> str | None:
     """What is wrong with an index, if anything: nothing in it may point outside its shard."""
-    counts = np.array([shard.count for shard in shards], np.int64)
     total = sum(shard.count for shard in shards)
     if not shards or total > _MAX_SAMPLES:
         return "it lists no shards" if not shards else f"more than {_MAX_SAMPLES:,} samples"
     if any(shard.size >= 1 << 60 for shard in shards):
         return "a shard's size is out of range"
+    if len({shard.url for shard in shards}) < len(shards):
+        return "it lists a shard twice"
     for name, array in arrays.items():
         if name != "keys" and len(array) != total:
             return f"{name!r} has {len(array):,} entries for {total:,} samples"
     offsets, sizes, labels, key_ends = (arrays[name] for name in ("offsets", "sizes", "labels", "key_ends"))
+    counts = np.array([shard.count for shard in shards], np.int64)
     limits = np.repeat(np.array([shard.size for shard in shards], np.int64), counts)
     if (offsets < BLOCK).any() or (offsets % BLOCK).any() or (sizes < 0).any() or (offsets > limits - sizes).any():
         return "a sample lies outside its shard"
@@ -284,9 +286,11 @@ def _stored_name(shard: Shard, path: str) -> str:
 def _resolve(name: str, part: _Part) -> str:
     if locations.is_remote(name) or name.lower().startswith("pipe:"):
         try:
-            return locations.normalise(name)
+            url = locations.normalise(name)
         except UserError as error:
             raise UserError(f"{part.name}: this index names {error}") from None
-    if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or not name.isprintable():
-        raise UserError(f"{part.name}: the shard name {name!r} is not a plain path inside its folder and is refused")
-    return locations.join(part.folder, name)
+        if locations.is_remote(url) and url.isprintable():
+            return url
+    elif not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and name.isprintable():
+        return locations.join(part.folder, name)
+    raise UserError(f"{part.name}: the shard name {name!r} is not a plain path inside its folder and is refused")

@@ -105,13 +105,18 @@ class Index:
     def name(self, sample: int) -> str:
         """`shard:key` in printable characters, for messages."""
         shard = int(self.shard_of(np.asarray([sample]))[0])
-        return "".join(c if c.isprintable() else "?" for c in f"{self.shard_name(shard)}:{self.key(sample)}")
+        return plain(f"{self.shard_name(shard)}:{self.key(sample)}")
 
     def entry(self, sample: int) -> tuple[int, int, int, int, str]:
         """Shard number, byte offset of the data, its size, CRC-32 of its tar header, and extension."""
         shard = int(self.shard_of(np.asarray([sample]))[0])
         where = int(self.offsets[sample]), int(self.sizes[sample]), int(self.header_crcs[sample])
         return shard, *where, EXTENSIONS[self.extensions[sample]]
+
+
+def plain(text: str) -> str:
+    """A stranger's text as it goes into a message: one line without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

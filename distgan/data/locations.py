@@ -31,6 +31,7 @@ PROTOCOLS = frozenset(
 )
 _MAX_SHARDS = 1_000_000
 _CONNECT_SECONDS, _READ_SECONDS = 30.0, 60.0
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -117,6 +118,10 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
         if shard in seen:
             raise UserError(f"{public_name(shard)}: named twice; a shard counts once")
         seen.add(shard)
+    folder = common_folder(shards)
+    for shard in shards:
+        if not relative_name(shard, folder).isprintable():
+            raise UserError(f"{shard!a}: a name that cannot be printed, which an index does not hold; rename it")
     return shards
 
 
@@ -129,12 +134,18 @@ def _each(patterns: str | Sequence[str]) -> Iterator[str]:
             yield pattern
             continue
         try:
-            expanded = list(itertools.islice(_braces(pattern), _MAX_SHARDS + 1))
+            # A range is a list in full before its first name comes out.
+            fits = all(_range_length(*match.groups()) <= _MAX_SHARDS for match in _RANGE.finditer(pattern))
+            expanded = list(itertools.islice(_braces(pattern), _MAX_SHARDS + 1)) if fits else []
         except ValueError as error:
             raise UserError(f"{pattern}: not a valid brace expansion: {error}") from None
-        if len(expanded) > _MAX_SHARDS:
+        if not fits or len(expanded) > _MAX_SHARDS:
             raise UserError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
         yield from expanded
+
+
+def _range_length(first: str, last: str, step: str | None) -> int:
+    return abs(int(last) - int(first)) // max(abs(int(step or 1)), 1) + 1
 
 
 def _braces(pattern: str) -> Iterable[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.data.conversion import Conversion, ImageFormat
-from distgan.data.index import build_index, save_index
+from distgan.data.index import INDEX_NAME, build_index, save_index
 from distgan.data.layout import BadImage, Source, printable
 from distgan.data.parallel import Converted, available_cores, convert_all
 from distgan.data.shard_writer import ShardSize, ShardWriter
@@ -29,6 +30,7 @@ from distgan.errors import UserError
 
 MAX_RESOLUTION = 4096
 _KEY_DIGITS = 8
+_OWN_NAME = re.compile(rf"shard-[0-9]{{6,}}\.tar|{re.escape(INDEX_NAME)}(\.[0-9]+-[0-9a-f]+\.tmp)?")
 
 Progress = Callable[[int, int], None]
 
@@ -81,7 +83,8 @@ def pack(
         shuffle: pack in a random order that depends on `seed` alone; else in the source's order.
         on_error: "fail" stops at an image that cannot be read, "skip" leaves it out and reports it.
         workers: processes; None is one per available core, 1 is this process.
-        overwrite: replace a folder of shards; any other folder that is not empty is left alone.
+        overwrite: replace a folder of shards and their index that `pack` wrote; any other folder that is not
+            empty is left alone.
         progress: called with (images done, images in total).
 
     Raises:
@@ -183,19 +186,17 @@ def _check_dest(folder: Path, overwrite: bool) -> None:
         if not overwrite:
             raise UserError(f"{folder}: is not empty; name another folder, or replace its shards with --overwrite")
         _check_only_shards(folder)
+        if not (folder / INDEX_NAME).is_file():
+            raise UserError(f"{folder}: has no {INDEX_NAME}, so it is not replaced; remove it, or name another folder")
 
 
 def _check_only_shards(folder: Path) -> None:
     """Only folders that hold nothing but what `pack` writes are ever removed."""
     for path in sorted(folder.iterdir()):
-        if path.is_symlink() or not path.is_file() or not _is_ours(path.name):
+        if path.is_symlink() or not path.is_file() or not _OWN_NAME.fullmatch(path.name):
             raise UserError(
-                f"{folder}: holds {printable(path.name)}, which is no shard, and is not removed; move it away"
+                f"{folder}: holds {printable(path.name)}, which pack did not write, and is not removed; move it away"
             )
-
-
-def _is_ours(name: str) -> bool:
-    return name.endswith(".tar") or name.startswith(("index.safetensors", ".index.safetensors"))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from distgan.config import DataConfig
 from distgan.data.cache import ShardCache
 from distgan.data.images import Pixels, UnreadableImageError, decode_into
 from distgan.data.index import EXTENSIONS, Index
+from distgan.data.index_table import plain
 from distgan.data.locations import is_remote
 from distgan.data.order import mix
 from distgan.data.substitutions import Failure
@@ -214,4 +215,4 @@ def replacements(seed: int, sample: int, length: int) -> list[int]:
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return plain(" ".join(str(error).split())) or type(error).__name__

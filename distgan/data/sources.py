@@ -30,6 +30,8 @@ def open_source(source: str | os.PathLike[str]) -> Source[Any]:
         return open_folder(path)
     if "://" in text:
         raise UserError(f"{text}: a URL; copy the images to a local disk first. {_ACCEPTED}")
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for its writer
+        raise UserError(f"{text}: neither a file nor a folder; {_ACCEPTED}")
     try:
         with path.open("rb") as file:
             head = file.read(4)

@@ -8,6 +8,7 @@ data, so `offset - 512` is always that header.
 from __future__ import annotations
 
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
@@ -54,8 +55,12 @@ class WindowReader:
             self._remote = locations.RemoteFile(url)
             self.size = self._remote.size
         else:
-            self._descriptor = os.open(url, os.O_RDONLY | os.O_CLOEXEC)
-            self.size = os.fstat(self._descriptor).st_size
+            self._descriptor = os.open(url, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would be waited for
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                os.close(self._descriptor)
+                raise OSError("not a regular file")
+            self.size = status.st_size
         self._window, self._start, self._data = _SMALL_WINDOW, 0, b""
 
     def __enter__(self) -> Self:

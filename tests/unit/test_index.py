@@ -96,7 +96,8 @@ def test_what_is_never_followed(tmp_path: Path) -> None:
         refusal(build_index, path)
         refusal(build_index, [path])
     assert "secret" not in refusal(load_index, "ftp://user:secret@host/a.tar?token=secret")
-    assert "1,000,000" in refusal(build_index, str(tmp_path / "{0..99}{0..99}{0..999}.tar"))
+    for many in ("{0..99}{0..99}{0..999}", "{0..9999999999}", "{-1..1000000..-1}", "{a,{1..9999999999..2}}"):
+        assert "1,000,000" in refusal(build_index, str(tmp_path / f"{many}.tar"))
 
 
 def rewrite(path: Path, change: Any) -> None:
@@ -155,6 +156,7 @@ def set_header(name: str, field: str, value: Any) -> Any:
         set_shard(0, "ssh://host/000.tar"),
         set_shard(0, ""),
         set_shard(0, "\x1b[2J.tar"),
+        set_shard(0, "http://host/\x1b[2J.tar"),
         set_shard(1, -1),
         set_shard(1, 10),
         set_shard(1, 2**70),
@@ -162,6 +164,7 @@ def set_header(name: str, field: str, value: Any) -> Any:
         set_shard(2, 2),
         set_shard(2, 4),
         set_shard(2, 2**62),
+        set_shard(2, 10**30),
         set_shard(2, "3"),
         set_header("labels", "dtype", "F32"),
         set_header("labels", "shape", [3, 2]),
@@ -189,9 +192,22 @@ def test_a_strangers_index_is_refused(tmp_path: Path, change: Any) -> None:
 def test_a_shard_outside_the_folder_is_refused_even_if_it_fits(tmp_path: Path) -> None:
     numbered_index(tmp_path, [3, 2])
     numbered_index(tmp_path / "sub", [3, 2])
-    for name in ("../000.tar", "./000.tar", "a/../000.tar", str(tmp_path / "000.tar")):
+    for name in (
+        "../000.tar",
+        "./000.tar",
+        "a/../000.tar",
+        str(tmp_path / "000.tar"),
+        f"file://{tmp_path}/000.tar",
+        f"FILE://{tmp_path}/000.tar",
+    ):
         rewrite(tmp_path / "sub" / INDEX_NAME, set_shard(0, name))
         assert "is not a plain path inside its folder" in refusal(load_index, str(tmp_path / "sub"))
+
+
+def test_a_shard_listed_twice_is_refused_even_if_it_fits(tmp_path: Path) -> None:
+    numbered_index(tmp_path, [3, 3])
+    rewrite(tmp_path / INDEX_NAME, set_shard(0, "001.tar"))
+    assert "lists a shard twice" in refusal(load_index, str(tmp_path))
 
 
 def test_an_index_file_that_is_none(tmp_path: Path) -> None:

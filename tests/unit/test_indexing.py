@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import tarfile
 import zlib
 from pathlib import Path
@@ -153,6 +154,21 @@ def test_names_in_messages_are_printable(tmp_path: Path) -> None:
     index = build_index(str(tmp_path))
     assert index.key(0) == "\x1b[2J\tä"
     assert index.name(0) == "a.tar:?[2J?ä"
+
+
+@pytest.mark.parametrize("name", [b"\xff.tar", b"\x1b[2J.tar"])
+def test_a_shard_whose_name_cannot_be_printed(tmp_path: Path, name: bytes) -> None:
+    path = os.fsencode(tmp_path) + b"/" + name
+    os.rename(write_tar(tmp_path / "a.tar", {"a.png": PNG}), path)
+    for shards in (str(tmp_path), os.fsdecode(path)):
+        message = refusal(build_index, shards)
+        assert "a name that cannot be printed" in message
+        assert message.isprintable()
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    assert "not a regular file" in refusal(build_index, str(tmp_path / "a.tar"))
 
 
 def test_wrong_tars(tmp_path: Path) -> None:

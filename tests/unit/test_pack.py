@@ -270,7 +270,7 @@ def test_a_folder_that_is_not_empty(images: Path, tmp_path: Path) -> None:
     out = write_tree(tmp_path / "out", {"precious.txt": b"-"})
     with pytest.raises(UserError, match="is not empty"):
         pack(images, out, workers=1)
-    with pytest.raises(UserError, match=r"holds precious\.txt, which is no shard"):
+    with pytest.raises(UserError, match=r"holds precious\.txt, which pack did not write"):
         pack(images, out, workers=1, overwrite=True)
     assert digests(out).keys() == {"precious.txt"}
 
@@ -285,9 +285,27 @@ def test_overwriting_shards(images: Path, tmp_path: Path) -> None:
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("stranger", ["train.tar", "shard-0.tar", "index.safetensors.old", ".index.safetensors"])
+def test_only_what_pack_wrote_is_removed(images: Path, tmp_path: Path, stranger: str) -> None:
+    pack(images, tmp_path / "out", workers=1)
+    write_tree(tmp_path / "out", {stranger: b"-"})
+    with pytest.raises(UserError, match=r"which pack did not write"):
+        pack(images, tmp_path / "out", workers=1, overwrite=True)
+    write_tree(tmp_path / "new.partial", {stranger: b"-"})
+    with pytest.raises(UserError, match=r"which pack did not write"):
+        pack(images, tmp_path / "new", workers=1)
+    assert digests(tmp_path / "new.partial").keys() == {stranger}
+
+
+def test_shards_without_an_index_are_not_overwritten(images: Path, tmp_path: Path) -> None:
+    out = write_tree(tmp_path / "out", {"shard-000000.tar": b"-"})
+    with pytest.raises(UserError, match=r"has no index\.safetensors"):
+        pack(images, out, workers=1, overwrite=True)
+    assert digests(out).keys() == {"shard-000000.tar"}
+
+
 def test_overwriting_begins_with_the_index(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(images, tmp_path / "out", shard_size=10, workers=1)
-    (tmp_path / "out" / "a.tar").write_bytes(b"")
 
     def killed(path: Path) -> None:
         os.unlink(path)

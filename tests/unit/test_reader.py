@@ -135,6 +135,13 @@ def test_what_an_extension_does_not_say_is_refused() -> None:
                 decode(data, extension, 8)
             assert str(error.value)
             assert "\n" not in str(error.value)
+            assert " at 0x" not in str(error.value)
+
+
+def test_reasons_are_printable(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("\x1b[2J.png", b"no image"), ("b.png", numbered_png(1))])
+    (failure,) = read(build_index(str(tmp_path)), [0]).failures
+    assert failure.reason == "a.tar:?[2J: is not a PNG image"
 
 
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])

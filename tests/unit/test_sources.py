@@ -402,3 +402,18 @@ def test_files_that_are_no_sources(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as error:
             open_source(tmp_path / name)
         one_line(error)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "images")
+    with pytest.raises(UserError, match="neither a file nor a folder") as error:
+        open_source(tmp_path / "images")
+    one_line(error)
+
+
+def test_a_link_to_itself_counts_as_a_link(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "images", {"a.png": png(1)})
+    (root / "loop.png").symlink_to("loop.png")
+    source = open_source(root)
+    assert source.names == ["a.png"]
+    assert any("1 links" in note for note in source.notes)
