@@ -29,12 +29,20 @@ from images to a generator:
 """
 
 
+class _OutputError(Exception):
+    """The standard output cannot be written."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exits with 0, with 2 for a mistake of the user's, with 1 for anything else."""
     options = _parse(arguments)
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
+    except _OutputError as error:
+        _discard_output()
+        print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+        _leave(1)
     except UserError as error:
         if not error.everywhere or _is_first("RANK"):
             print(f"distgan: error: {error}", file=sys.stderr, flush=True)
@@ -46,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"distgan: error: {error}", file=sys.stderr, flush=True)
         _leave(1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         raise SystemExit(1) from None
     except Exception:
         traceback.print_exc()
@@ -67,7 +75,51 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _is_first(rank: str) -> bool:
     """Whether the launcher made this the first process, of all (`RANK`) or of its machine (`LOCAL_RANK`)."""
-    return os.environ.get(rank, "0") in ("", "0")
+    alone = _natural("WORLD_SIZE") in (None, 0, 1)
+    return alone or os.environ.get(rank, "0") in ("", "0")
+
+
+def _natural(variable: str) -> int | None:
+    """A whole number in the environment; None for anything else."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
+def _check_launch() -> None:
+    """Refuse an environment that promises other processes without saying how to find them. Raises UserError."""
+    if "WORLD_SIZE" not in os.environ:
+        return
+    fix = "unset it, or start with `accelerate launch` or `torchrun`"
+    world_size = _natural("WORLD_SIZE")
+    if not world_size:
+        found = os.environ["WORLD_SIZE"][:80]
+        raise UserError(f"WORLD_SIZE={found!r} in the environment: expected a number of processes; {fix}")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if world_size > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={world_size} in the environment, but no {', '.join(missing)}; {fix}", everywhere=True
+        )
+    rank = _natural("RANK")
+    if world_size > 1 and (rank is None or rank >= world_size):
+        raise UserError(
+            f"RANK={os.environ['RANK'][:80]!r} in the environment: expected a number below WORLD_SIZE={world_size}; "
+            + fix
+        )
+
+
+def _print(text: object) -> None:
+    """A line of a command's result."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _OutputError(f"cannot write to the standard output: {error.strerror or error}") from None
+
+
+def _discard_output() -> None:
+    """Let what is buffered go nowhere, or the interpreter would fail on it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(status: int) -> None:
@@ -248,6 +300,8 @@ def _add_best(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
+    if not options.source or not options.dest:
+        raise UserError("pack: SOURCE or DEST is empty; name what to pack and the folder to make")
     from distgan.data.pack import pack
     from distgan.monitoring.console import progress_bar
 
@@ -260,7 +314,7 @@ def _pack(options: argparse.Namespace) -> None:
     for note in (*report.notes, *(f"left out: {name}" for name in report.skipped)):
         print(f"distgan: {note}", file=sys.stderr)
     classes = f" of {report.num_classes} classes" if report.num_classes else ", no labels"
-    print(f"{report.dest}: {report.samples} samples{classes} in {report.shards} shards, {report.size / 1e6:.1f} MB")
+    _print(f"{report.dest}: {report.samples} samples{classes} in {report.shards} shards, {report.size / 1e6:.1f} MB")
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -278,10 +332,11 @@ def _index(options: argparse.Namespace) -> None:
         index = build_index(options.shards, verify=options.verify, progress=progress)
     path = save_index(index, destination)
     classes = f" of {index.num_classes} classes" if index.num_classes else ", no labels"
-    print(f"{path}: {len(index)} samples{classes} in {len(index.shards)} shards, fingerprint {index.fingerprint[:12]}")
+    _print(f"{path}: {len(index)} samples{classes} in {len(index.shards)} shards, fingerprint {index.fingerprint[:12]}")
 
 
 def _train(options: argparse.Namespace) -> None:
+    _check_launch()
     config = _load_config(options)
     if config.data.workers:
         from distgan.data.workers import start_worker_server
@@ -297,10 +352,10 @@ def _trace(options: argparse.Namespace) -> None:
     from distgan.training.trace import trace
 
     first, colon, last = options.steps.partition(":")
-    if not colon or not first.isdigit() or not last.isdigit() or int(first) >= int(last):
-        raise UserError(f"--steps {options.steps}: expected A:B with A < B, such as 0:10")
+    if not colon or not all(step.isdecimal() and len(step) <= 18 for step in (first, last)):
+        raise UserError(f"--steps {options.steps[:80]}: expected A:B with A < B < 2**40, such as 0:10")
     for line in trace(config, int(first), int(last), options.world_size):
-        print(json.dumps(line))
+        _print(json.dumps(line))
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -310,34 +365,35 @@ def _sample(options: argparse.Namespace) -> None:
         options.source, options.out, number=options.num, seed=options.seed, labels=options.labels,
         batch_size=options.batch_size, best=options.best,
     )  # fmt: skip
-    print(path)
+    _print(path)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    _check_launch()
     from distgan.training.evaluate_run import evaluate
 
     metrics = evaluate(options.source, options.overrides, best=options.best)
     if _is_first("RANK"):
-        print(json.dumps(metrics), flush=True)
+        _print(json.dumps(metrics))
 
 
 def _export(options: argparse.Namespace) -> None:
     from distgan.export import export
 
-    print(export(options.source, options.dest, best=options.best))
+    _print(export(options.source, options.dest, best=options.best))
 
 
 def _stop(options: argparse.Namespace) -> None:
     from distgan.training.preemption import request_stop
 
     request_stop(options.run)
-    print(f"{options.run}: asked to stop; status.json there will say `preempted` when it has")
+    _print(f"{options.run}: asked to stop; status.json there will say `preempted` when it has")
 
 
 def _schema(_: argparse.Namespace) -> None:
     from distgan.config import json_schema
 
-    print(json.dumps(json_schema(), indent=1))
+    _print(json.dumps(json_schema(), indent=1))
 
 
 def _load_config(options: argparse.Namespace) -> Any:

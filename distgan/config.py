@@ -6,19 +6,17 @@ Every field is documented by the string under it; the same strings become the JS
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
 import os
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from distgan.errors import UserError
+from distgan.recipe import apply_override, read_recipe, to_plain
+from distgan.validation import explain
 
 
 def _whole_number(value: Any) -> Any:
@@ -27,8 +25,19 @@ def _whole_number(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_whole_number), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
+def _folder(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError(f"{value[:80]!r} is not the path of a folder; give one such as runs/first")
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~"):
+        raise ValueError(f"{value[:80]!r}: there is no such home folder; write the path out")
+    return expanded
+
+
+# The bounds keep products of a few of these inside 64 bits, and are far from what any run needs.
+Count = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=2**40)]
+CountOrZero = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=2**40)]
+Size = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=2**24)]
 Real = Annotated[float, BeforeValidator(_whole_number), Field(allow_inf_nan=False)]
 
 
@@ -43,7 +52,7 @@ class DataConfig(Section):
 
     path: str | list[str]
     """A folder of shards, a glob, a brace expansion, a URL that fsspec understands, or a list of these."""
-    resolution: Count
+    resolution: Annotated[Size, Field(le=2**16)]
     """Images are centre-cropped to a square and resized to this many pixels a side (a power of two)."""
     channels: Literal[1, 3] = 3
     """1 for greyscale, 3 for RGB; images are converted when they differ."""
@@ -53,19 +62,19 @@ class DataConfig(Section):
     """Flip each image left-right with probability 1/2, as a function of seed and stream position."""
     order: Literal["permutation", "lanes"] = "permutation"
     """`permutation`: uniform over all samples, for local data; `lanes`: few shards at a time, for object stores."""
-    lanes: Count = 16
+    lanes: Annotated[Count, Field(le=2**20)] = 16
     """Lanes of the `lanes` order: about the largest number of nodes the run will ever use."""
     shuffle_block: Count = 4096
     """Samples of a lane that are shuffled together in the `lanes` order."""
-    workers: CountOrZero = 2
+    workers: Annotated[CountOrZero, Field(le=1024)] = 2
     """Loader processes per rank; 0 reads in the training process. The data does not depend on it."""
-    prefetch: Count = 2
+    prefetch: Annotated[Count, Field(le=1024)] = 2
     """Batches each loader process keeps ready."""
     cache_dir: str | None = None
     """Node-local folder for remote shards. Default: `$DISTGAN_CACHE` or `~/.cache/distgan`."""
-    cache_gigabytes: Annotated[Real, Field(gt=0)] = 50.0
+    cache_gigabytes: Annotated[Real, Field(gt=0, le=1e9)] = 50.0
     """Upper bound of that folder, in 1e9 bytes."""
-    retries: CountOrZero = 3
+    retries: Annotated[CountOrZero, Field(le=1000)] = 3
     """How often a failed read is tried again, with backoff, before the sample is replaced."""
     max_failure_rate: Annotated[Real, Field(ge=0, le=1)] = 0.01
     """The run stops when more than this share of the samples read could not be read."""
@@ -115,13 +124,13 @@ class GeneratorConfig(Section):
 
     architecture: Literal["dcgan"] = "dcgan"
     """Which network."""
-    latent_size: Count = 100
+    latent_size: Size = 100
     """Numbers in a latent vector."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
     """`uniform` is U(-1, 1), `normal` is N(0, 1)."""
-    width: Count = 64
+    width: Size = 64
     """Channels of the last hidden layer; they double towards the latents, up to `max_width`."""
-    max_width: Count = 1024
+    max_width: Size = 1024
     """Upper bound of the channels of a layer."""
     normalisation: Normalisation = "synchronized"
     """Batch norm over all ranks, over each rank alone, or none."""
@@ -133,9 +142,9 @@ class DiscriminatorConfig(Section):
 
     architecture: Literal["dcgan"] = "dcgan"
     """Which network."""
-    width: Count = 64
+    width: Size = 64
     """Channels of the first layer; they double towards the output, up to `max_width`."""
-    max_width: Count = 1024
+    max_width: Size = 1024
     """Upper bound of the channels of a layer."""
     normalisation: Normalisation = "synchronized"
     """Batch norm over all ranks, over each rank alone, or none."""
@@ -165,11 +174,11 @@ class TrainingConfig(Section):
 
     steps: Count
     """Steps of the run; a step is one generator update with its discriminator updates."""
-    batch_size: Count
+    batch_size: Size
     """Global batch: over all ranks and all accumulation."""
-    accumulation: Count = 1
+    accumulation: Size = 1
     """Micro-batches per update. Batch statistics are over one micro-batch of all ranks."""
-    critic_steps: Count = 1
+    critic_steps: Size = 1
     """Discriminator updates in a step, before the generator's."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16` runs the networks under bfloat16 autocast; losses and penalties stay in float32."""
@@ -181,7 +190,7 @@ class TrainingConfig(Section):
     """Memory format of convolutions. `auto`: where it was measured to pay."""
     max_skipped_updates: Count = 20
     """This many non-finite updates of one player in a row stop the run."""
-    timeout_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 10.0
     """A rank that waits longer than this for another in a collective gives up."""
 
     @model_validator(mode="before")
@@ -201,17 +210,19 @@ class TrainingConfig(Section):
                 f"batch_size: {self.batch_size} does not divide into training.accumulation={self.accumulation} "
                 "micro-batches; change one of them"
             )
+        if self.steps * self.critic_steps * self.batch_size >= 2**62:
+            raise ValueError("steps: times critic_steps times batch_size is 2**62 images or more; lower one of them")
         return self
 
 
 class EMAConfig(Section):
     """The exponential moving average of the generator's weights, which is what is evaluated and exported."""
 
-    half_life_kimg: Annotated[Real, Field(ge=0)] = 10.0
+    half_life_kimg: Annotated[Real, Field(ge=0, le=1e12)] = 10.0
     """Half-life in thousands of images; 0 makes the average equal the live weights."""
     rampup: Annotated[Real, Field(gt=0)] | None = 0.05
     """Early on the half-life is at most this share of the images seen so far; null switches the ramp off."""
-    statistics_samples: Count = 2048
+    statistics_samples: Size = 2048
     """Addressed latents from which batch-norm statistics are recomputed before evaluation, sampling and export."""
 
 
@@ -231,7 +242,7 @@ class MonitoringConfig(Section):
     """Steps between rows of metrics.jsonl and TensorBoard scalars."""
     samples_every: Count = 500
     """Steps between sample grids."""
-    num_samples: Count = 64
+    num_samples: Annotated[Count, Field(le=4096)] = 64
     """Images in a sample grid."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
@@ -244,7 +255,7 @@ class EvaluationConfig(Section):
     """Steps between evaluations; 0 evaluates only when asked with `distgan evaluate`."""
     num_samples: Count = 10_000
     """Generated images per evaluation."""
-    batch_size: Count = 64
+    batch_size: Size = 64
     """Images per forward pass of an evaluation on one rank."""
     detector: Literal["classifier", "inception"] = "classifier"
     """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
@@ -257,9 +268,9 @@ class EvaluationConfig(Section):
 class Config(Section):
     """A run, whole."""
 
-    run_dir: str
+    run_dir: Annotated[str, AfterValidator(_folder)]
     """The folder that everything of this run is written to."""
-    seed: Annotated[int, BeforeValidator(_whole_number), Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=2**63 - 1)] = 0
     """All randomness is a function of this number and of what it is drawn for."""
     data: DataConfig
     generator: GeneratorConfig = GeneratorConfig()
@@ -288,16 +299,15 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     Raises:
         UserError: one line naming the file and key, what was found and what is accepted.
     """
-    text = _read_text(Path(path))
-    return parse_config(_parse_yaml(text, str(path)), overrides, source=str(path))
+    return parse_config(read_recipe(path), overrides, source=str(path))
 
 
 def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
     """Check plain values (as YAML or JSON give them) against the schema. Raises UserError."""
-    values = json.loads(json.dumps(values, default=str))
+    plain = to_plain(values, source)
     for override in overrides:
-        _apply_override(values, override)
-    return parse_section(Config, values, source=source)
+        apply_override(plain, override)
+    return parse_section(Config, plain, source=source)
 
 
 def parse_section(section: type[AnySection], values: Any, *, source: str) -> AnySection:
@@ -305,7 +315,7 @@ def parse_section(section: type[AnySection], values: Any, *, source: str) -> Any
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error, section)}") from None
+        raise UserError(f"{source}: {explain(error, section)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -332,104 +342,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def cache_folder(configured: str | None) -> Path:
-    """The node-local cache: as configured, else ``$DISTGAN_CACHE``, else ``~/.cache/distgan``."""
-    return Path(configured or os.environ.get("DISTGAN_CACHE") or Path.home() / ".cache" / "distgan").expanduser()
+    """The node-local cache: as configured, else ``$DISTGAN_CACHE``, else ``~/.cache/distgan``.
 
-
-def _read_text(path: Path) -> str:
+    Raises:
+        UserError: it lies in a home folder, and this user has none.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{path}: cannot read the config: {reason}; give the path of a YAML recipe") from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a recipe with two `steps` is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, TypeError) as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{source}: a recipe is a mapping of sections, found {type(values).__name__}")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise UserError(f"override {override!r}: expected section.key=value, for example training.steps=1000")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
-    section = values
-    for part in parts[:-1]:
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
-            raise UserError(f"override {override!r}: {part!r} is not a section")
-    section[parts[-1]] = value
-
-
-def _explain(error: ValidationError, root: type[Section]) -> str:
-    """One line for the first mistake; how many more there are, if any."""
-    errors = error.errors(include_url=False)
-    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "is-instance"))]
-    key = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        line = f"unknown key {key!r}; {_nearest(location, root)}"
-    elif first["type"] == "missing":
-        line = f"{key!r} is missing; every run needs it"
-    elif first["type"] == "value_error":
-        # Checks of a whole section name the field themselves.
-        line = f"{key}{'.' if isinstance(first['input'], (dict, Section)) and key else ': '}{first['ctx']['error']}"
-    else:
-        found = first["input"]
-        shown = "nan" if isinstance(found, float) and math.isnan(found) else repr(found)
-        line = f"{key} = {shown[:80]}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return line if len(errors) == 1 else f"{line} (and {len(errors) - 1} more)"
-
-
-def _nearest(location: list[str], root: type[Section]) -> str:
-    """The valid name nearest to an unknown one: in its own section first, then anywhere."""
-    section: Any = root
-    for part in location[:-1]:
-        section = _section_of(section.model_fields[part].annotation) if part in section.model_fields else section
-    names = list(section.model_fields)
-    close = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {'.'.join([*location[:-1], close[0]])!r}?"
-    elsewhere = {name.rpartition(".")[2]: name for name in _all_keys(root)}
-    close = difflib.get_close_matches(location[-1], list(elsewhere), n=1, cutoff=0.8)
-    if close:
-        return f"did you mean {elsewhere[close[0]]!r}?"
-    return f"accepted here: {', '.join(names)}"
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    candidates = (annotation, *typing.get_args(annotation))
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-
-
-def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        inner = _section_of(field.annotation)
-        if inner is not None:
-            keys += _all_keys(inner, f"{prefix}{name}.")
-    return keys
+        return Path(configured or os.environ.get("DISTGAN_CACHE") or Path.home() / ".cache" / "distgan").expanduser()
+    except RuntimeError:
+        raise UserError(
+            "the cache folder lies in a home folder, and this user has none; set DISTGAN_CACHE to a writable folder"
+        ) from None

@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from distgan.config import Config, GeneratorConfig, parse_config, parse_section
+from distgan.config import Config, GeneratorConfig, parse_config
 from distgan.errors import UserError
 from distgan.files import read_bounded, sync_folder, write_atomically
 from distgan.generation import statistics_batches
@@ -22,8 +23,40 @@ from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import checkpoint
 from distgan.training.restore import find_checkpoint
+from distgan.validation import explain
 
 _FORMAT = "distgan generator"
+_MAX_DESCRIPTION = 16 << 20
+_FILES = {"config.json", "model.safetensors"}
+_Number = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class _Description(BaseModel):
+    """What config.json says; it may come from a stranger."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    format: Literal["distgan generator"]
+    version: Literal[1]
+    generator: GeneratorConfig
+    resolution: Annotated[int, Field(ge=4, le=2**16)]
+    channels: Literal[1, 3]
+    class_names: list[str] | None
+    class_counts: Annotated[list[_Number], Field(min_length=1)] | None
+    step: _Number
+    images: _Number
+    data_fingerprint: str
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _check(self) -> _Description:
+        if self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution: {self.resolution} is not a power of two")
+        if self.class_counts is not None and not 0 < sum(self.class_counts) < 2**62:
+            raise ValueError("class_counts: their sum is not in [1, 2**62)")
+        if self.class_names is not None and len(self.class_names) != len(self.class_counts or []):
+            raise ValueError("class_names: not as many as class_counts")
+        return self
 
 
 class Generator(nn.Module):
@@ -97,12 +130,17 @@ def load_generator(path: str | os.PathLike[str], *, best: bool = False) -> Gener
 def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], *, best: bool = False) -> Path:
     """Write the averaged generator of a run or checkpoint as `config.json` and `model.safetensors`.
 
-    An earlier export at `destination` is replaced; anything else there is refused.
+    An earlier export at `destination` is replaced; anything else there is refused. A crash leaves the new export, the
+    earlier one, or the earlier one beside it under a hidden name.
+
+    Raises:
+        UserError: nothing to export, or `destination` is taken or cannot be written.
     """
-    target = Path(destination)
-    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    if target.exists() and not (target.is_dir() and names <= {"config.json", "model.safetensors"}):
-        raise UserError(f"{target}: exists and is not an export; choose an empty or new folder")
+    if not os.fspath(destination):
+        raise UserError("the destination of the export is empty; name a folder")
+    target = Path(os.path.realpath(destination))
+    if os.path.lexists(target) and not _is_free(target):
+        raise UserError(f"{destination}: exists and is not an export; choose an empty or new folder")
     generator = load_generator(source, best=best)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -111,36 +149,74 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
         safetensors.torch.save_file(tensors, temporary / "model.safetensors")
         write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
         sync_folder(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        _publish(temporary, target)
     except OSError as error:
-        raise UserError(f"{target}: cannot write the export: {error.strerror or error}") from None
+        raise UserError(f"{destination}: cannot write the export: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return Path(destination)
+
+
+def _is_free(target: Path) -> bool:
+    """Whether what is there may be replaced: an empty folder or an earlier export, not somebody else's model."""
+    try:
+        names = {path.name for path in target.iterdir()}
+        if names and names <= _FILES:
+            description = json.loads(read_bounded(target / "config.json", _MAX_DESCRIPTION))
+            return isinstance(description, dict) and description.get("format") == _FORMAT
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not names
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename a complete folder to its place; an earlier one there is set aside first, and removed last."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    there = target.exists()
+    if there:
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if there:
+            aside.rename(target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _load_export(folder: Path) -> Generator:
     file = folder / "config.json"
+    content = read_bounded(file, _MAX_DESCRIPTION)
     try:
-        description = json.loads(read_bounded(file, 16 << 20))
-        if description["format"] != _FORMAT or description["version"] != 1:
-            raise KeyError("format")
-        config = parse_section(GeneratorConfig, description["generator"], source=str(file))
-        generator = Generator(description, config)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file}: not the description of an exported generator; make one with distgan export") from None
+        description = _Description.model_validate_json(content)
+        with torch.device("meta"):  # no memory is spent on sizes that the weights may not have
+            generator = Generator(description.model_dump(mode="json"), description.generator)
+    except ValidationError as error:
+        raise UserError(
+            f"{file}: not the description of an exported generator: {explain(error, _Description)}; "
+            "make one with distgan export"
+        ) from None
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
     weights = folder / "model.safetensors"
     try:
+        if not weights.is_file():
+            raise OSError("no such file" if not os.path.lexists(weights) else "not a regular file")
         tensors = safetensors.torch.load_file(weights)
-        generator.network.load_state_dict(tensors)
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{weights}: does not hold this generator's weights: {reason}; export it again") from None
+        for name, value in generator.network.state_dict().items():
+            if name in tensors:
+                tensors[name] = tensors[name].to(value.dtype)
+        generator.network.load_state_dict(tensors, assign=True)
+    except (OSError, safetensors.SafetensorError, RuntimeError, MemoryError) as error:
+        raise UserError(
+            f"{weights}: does not hold this generator's weights: {_reason(error)}; export it again"
+        ) from None
     return generator
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _load_checkpoint(path: Path) -> Generator:
@@ -165,8 +241,9 @@ def _load_checkpoint(path: Path) -> Generator:
     try:
         generator.network.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}/generator_ema.safetensors: does not fit the config in state.json: {reason}") from None
+        raise UserError(
+            f"{path}/generator_ema.safetensors: does not fit the config in state.json: {_reason(error)}"
+        ) from None
     source = LatentSource(config.generator, config.seed, class_counts=description["class_counts"])
     recompute_statistics(generator.network, statistics_batches(source, config))
     return generator

@@ -35,9 +35,15 @@ def sample(
     Raises:
         UserError: nothing to load, unknown classes, or `out` cannot be written.
     """
+    if not os.fspath(out):
+        raise UserError("--out is empty; name a file ending in .png, or a folder")
     target = Path(out)
-    if number < 1 or batch_size < 1:
-        raise UserError(f"--num {number} --batch-size {batch_size}: both must be at least 1")
+    if not (1 <= number <= 2**40 and 1 <= batch_size <= 2**24):
+        raise UserError(
+            f"--num {number} --batch-size {batch_size}: expected at least 1, and at most 2**40 images, 2**24 at a time"
+        )
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed}: expected a number from 0 to 2**63 - 1")
     as_grid = target.suffix.lower() == ".png"
     if as_grid and number > GRID_LIMIT:
         raise UserError(f"--num {number}: a grid holds at most {GRID_LIMIT} images; name a folder in --out")
@@ -77,7 +83,7 @@ def _class_number(generator: Generator, label: str) -> int:
         raise UserError(f"--labels {label}: this generator is unconditional; leave --labels out")
     if label in names:
         return names.index(label)
-    if label.isdigit() and int(label) < generator.num_classes:
+    if label.isdecimal() and len(label) <= 18 and int(label) < generator.num_classes:
         return int(label)
     known = f" or one of {', '.join(names[:20])}" if names else ""
-    raise UserError(f"--labels {label}: expected a number from 0 to {generator.num_classes - 1}{known}")
+    raise UserError(f"--labels {label[:80]}: expected a number from 0 to {generator.num_classes - 1}{known}")

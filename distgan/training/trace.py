@@ -10,15 +10,25 @@ import numpy as np
 from distgan.config import Config
 from distgan.data import order as orders
 from distgan.data.index import load_index
+from distgan.errors import UserError
 from distgan.training import schedule
 from distgan.training.assembly import check_fits
+
+MAX_STEPS = 2**40
 
 
 def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterator[dict[str, Any]]:
     """For steps `first` to `last` - 1: one record a sample, by update, micro-batch and rank.
 
     Samples that were found unreadable during training and replaced are traced as the order has them.
+
+    Raises:
+        UserError: the steps or the world size are out of range, or the batch does not divide among the ranks.
     """
+    if not 0 <= first < last < MAX_STEPS:
+        raise UserError(f"--steps {first}:{last}: expected A:B with 0 <= A < B < 2**40, such as 0:10")
+    if world_size < 1:
+        raise UserError(f"--world-size {world_size}: expected a number of ranks, 1 or more")
     index = load_index(config.data.path)
     check_fits(config, index, world_size)
     order = orders.make_order(config.data, config.seed, index)

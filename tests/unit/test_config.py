@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import dump_config, json_schema, load_config, parse_config
+from distgan.config import cache_folder, dump_config, json_schema, load_config, parse_config
 from distgan.errors import UserError
 
 MINIMAL: dict[str, Any] = {
@@ -46,6 +47,28 @@ def write(folder: Path, text: str) -> Path:
         ("seed.x=3", ["'seed' is not a section"]),
         ("training.steps", ["expected section.key=value"]),
         ("training.steps=[", ["not a YAML value"]),
+        ("training.steps=100000000000000000000000", ["training.steps", "less than or equal to 2**40"]),
+        ("training.batch_size=1000000000000", ["training.batch_size", "2**24"]),
+        ("generator.latent_size=1000000000000", ["generator.latent_size", "2**24"]),
+        ("data.lanes=1000000000000", ["data.lanes", "2**20"]),
+        ("monitoring.num_samples=1000000000000", ["monitoring.num_samples", "4096"]),
+        ("training.timeout_minutes=1e300", ["training.timeout_minutes", "less than or equal to 1000000"]),
+        ("data.cache_gigabytes=1.0e+300", ["data.cache_gigabytes"]),
+        ("training={steps: 1000000000000, batch_size: 16777216}", ["training.steps", "2**62"]),
+        ("seed=9223372036854775808", ["seed = 9223372036854775808", "less than or equal to 2**63 - 1"]),
+        ("seed=2024-99-99", ["seed = '2024-99-99'", "integer"]),
+        ("seed=" + "9" * 5000, ["override 'seed=999", "not a YAML value"]),
+        ("seed=0x" + "f" * 5000, ["override 'seed=0x", "20000 bits"]),
+        ("seed=" + "[" * 5000, ["not a YAML value"]),
+        ("seed=" + "[" * 50 + "]" * 50, ["nested more than 32 deep"]),
+        ("training=", ["training is empty; it needs: steps, batch_size"]),
+        ("generator=null", ["generator is empty; give it a key, or leave it out"]),
+        ("data.path=null", ["data.path = None: input should be a valid string"]),
+        ("training.channels_last=7", ["training.channels_last = 7"]),
+        ("run_dir=", ["run_dir = None"]),
+        ("run_dir=' '", ["run_dir: ' ' is not the path"]),
+        ('run_dir="a\\0b"', ["run_dir: 'a\\x00b' is not the path"]),
+        ("run_dir=~nobody-of-this-name/x", ["run_dir", "no such home folder"]),
     ],
 )
 def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str, parts: list[str]) -> None:
@@ -67,13 +90,86 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
         ("", "mapping of sections, found NoneType"),
         ("!!python/object/apply:os.system [true]", "not valid YAML"),
         ("run_dir: r", "missing"),
+        ("run_dir: !!timestamp nonsense", "not valid YAML"),
+        ("run_dir: !!int ''", "not valid YAML"),
+        ("2024-01-02: 3", "unknown key '2024-01-02'"),
+        ("2024-13-45: 3", "unknown key '2024-13-45'"),
+        ("[a, b]: 3", "a key is not a word"),
+        ("seed: " + "[" * 5000, "nested too deeply"),
+        ("seed: " + "1" * 5000, "not valid YAML"),
+        ("foo: &a [*a]", "an alias that contains itself"),
+        ("foo: &a {b: *a}", "an alias that contains itself"),
+        ("foo: &a {<<: *a, b: 1}", "unknown key 'foo'"),
+        ("<<: 3", "merges mappings only"),
+        ("x: &x {a: 1, a: 2}\ny: {<<: *x}", "the key 'a' is given twice"),
+        ("# " + "x" * (1 << 20), "larger than the 1048576 bytes"),
     ],
+    ids=lambda value: value[:30],
 )
 def test_bad_files(tmp_path: Path, text: str, part: str) -> None:
-    with pytest.raises(UserError, match=part) as caught:
+    with pytest.raises(UserError, match=re.escape(part)) as caught:
         load_config(write(tmp_path, text))
     assert "recipe.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("first", "line", "part"),
+    [
+        ("a0: &a0 [1, 2, 3]", "a{n}: &a{n} [{aliases}]", "more than 100000 values"),
+        ("a0: &a0 {k: 1, l: 2}", "a{n}: &a{n} {{k{n}: 1, <<: [{aliases}]}}", "too many merged keys"),
+    ],
+)
+def test_aliases_that_unfold_into_billions_of_values(tmp_path: Path, first: str, line: str, part: str) -> None:
+    lines = [first]
+    lines += [line.format(n=n, aliases=", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 10)]
+    with pytest.raises(UserError, match=part):
+        load_config(write(tmp_path, "\n".join(lines)))
+
+
+def test_merge_keys(tmp_path: Path) -> None:
+    text = """
+        run_dir: r
+        data: {path: d, resolution: 32}
+        generator: &player
+          <<: {width: 32, max_width: 128}
+          width: 16
+        discriminator: {<<: [*player, {normalisation: none, width: 1}], max_width: 64}
+        training: {batch_size: 8, <<: {steps: 5, batch_size: 4}}
+    """
+    config = load_config(write(tmp_path, text))
+    assert (config.generator.width, config.generator.max_width) == (16, 128)
+    # Own keys win, then those of the earlier base: https://yaml.org/type/merge.html
+    assert (config.discriminator.width, config.discriminator.max_width) == (16, 64)
+    assert config.discriminator.normalisation == "none"
+    assert (config.training.steps, config.training.batch_size) == (5, 8)
+
+
+@pytest.mark.parametrize("path", ["*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"])
+def test_paths_in_overrides_need_no_quotes(tmp_path: Path, path: str) -> None:
+    assert load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [f"data.path={path}"]).data.path == path
+
+
+def test_folders_that_look_like_dates_or_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of-mine")
+    path = write(tmp_path, yaml.safe_dump(MINIMAL))
+    for text, folder in {"2024-13-45": "2024-13-45", "2024-01-02": "2024-01-02", "runs/x": "runs/x",
+                         "~/x": "/home/of-mine/x"}.items():  # fmt: skip
+        assert load_config(path, [f"run_dir={text}"]).run_dir == folder
+
+
+def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(_: object = None) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DISTGAN_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(Path, "expanduser", lambda path: no_home() if str(path).startswith("~") else path)
+    for configured in (None, "~/cache"):
+        with pytest.raises(UserError, match="set DISTGAN_CACHE to a writable folder"):
+            cache_folder(configured)
+    assert cache_folder("/cache") == Path("/cache")
 
 
 def test_missing_file_and_binary_file(tmp_path: Path) -> None:

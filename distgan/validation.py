@@ -1,0 +1,100 @@
+"""What is wrong with a configuration, in one line that names the key and what is accepted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line for the first mistake; how many more keys are wrong, if any."""
+    errors = error.errors(include_url=False)
+    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
+    location = _location(first["loc"], root)
+    key = ".".join(location)
+    found = first["input"]
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        line = f"unknown key {key[:200]!r}; {_nearest(location, root)}"
+    elif kind == "missing":
+        line = f"{key!r} is missing; every run needs it"
+    elif kind == "value_error":
+        # Checks of a whole section name the field themselves.
+        line = f"{key}{'.' if isinstance(found, (dict, BaseModel)) and key else ': '}{first['ctx']['error']}"
+    elif kind == "model_type" and found is None:
+        line = f"{key} is empty; {_needs(_section_at(location, root))}"
+    else:
+        shown = "nan" if isinstance(found, float) and math.isnan(found) else repr(found)
+        line = f"{key} = {shown[:80]}: {_message(first)}"
+    others = len({tuple(_location(e["loc"], root)) for e in errors}) - 1
+    return line if not others else f"{line} (and {others} more)"
+
+
+def _location(parts: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    """The key alone: pydantic also names the member of a union (`str`) and the validator that refused."""
+    section: Any = root
+    location = []
+    for part in parts:
+        if isinstance(part, int):
+            location.append(str(part))
+        elif section is not None:
+            location.append(part)
+            field = section.model_fields.get(part)
+            section = _section_of(field.annotation) if field else None
+    return location
+
+
+def _message(error: Any) -> str:
+    message: str = error["msg"]
+    limit = error.get("ctx", {}).get("le")
+    # 19 digits are hard to read.
+    for bound, shown in ((1, " - 1"), (0, "")):
+        if isinstance(limit, int) and limit >= 1 << 20 and (limit + bound).bit_count() == 1:
+            message = message.replace(str(limit), f"2**{(limit + bound).bit_length() - 1}{shown}")
+    return message[0].lower() + message[1:]
+
+
+def _needs(section: type[BaseModel] | None) -> str:
+    required = [name for name, field in section.model_fields.items() if field.is_required()] if section else []
+    return f"it needs: {', '.join(required)}" if required else "give it a key, or leave it out"
+
+
+def _nearest(location: list[str], root: type[BaseModel]) -> str:
+    """The valid name nearest to an unknown one: in its own section first, then anywhere."""
+    section: Any = _section_at(location[:-1], root) or root
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(location[-1][:100], names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {'.'.join([*location[:-1], close[0]])!r}?"
+    elsewhere = {name.rpartition(".")[2]: name for name in _all_keys(root)}
+    close = difflib.get_close_matches(location[-1][:100], list(elsewhere), n=1, cutoff=0.8)
+    if close:
+        return f"did you mean {elsewhere[close[0]]!r}?"
+    return f"accepted here: {', '.join(names)}"
+
+
+def _section_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = root
+    for part in location:
+        field = section.model_fields.get(part) if section else None
+        section = _section_of(field.annotation) if field else None
+    return section
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = (annotation, *typing.get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            keys += _all_keys(inner, f"{prefix}{name}.")
+    return keys

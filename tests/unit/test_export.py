@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from distgan import export as exports
+from distgan.config import GeneratorConfig
+from distgan.errors import UserError
+from distgan.export import Generator, export, load_generator
+from distgan.sample import sample
+
+DESCRIPTION: dict[str, Any] = {
+    "format": "distgan generator",
+    "version": 1,
+    "generator": {"width": 4, "latent_size": 8},
+    "resolution": 16,
+    "channels": 1,
+    "class_names": ["a", "b"],
+    "class_counts": [3, 0],
+    "step": 5,
+    "images": 80,
+    "data_fingerprint": "f",
+    "versions": {"torch": "2"},
+}
+
+
+def write(folder: Path, description: Any = DESCRIPTION) -> Path:
+    folder.mkdir()
+    text = description if isinstance(description, str) else json.dumps(description)
+    (folder / "config.json").write_text(text)
+    network = Generator(DESCRIPTION, GeneratorConfig(**DESCRIPTION["generator"])).network
+    safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_export_reads_back_and_is_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "source")
+    generator = load_generator(source)
+    assert (generator.num_classes, generator.class_names, generator.step) == (2, ["a", "b"], 5)
+    images = generator(generator.latents(2), generator.labels(2))
+    assert images.shape == (2, 1, 16, 16)
+    assert not images.requires_grad
+    target = tmp_path / "here" / "out"
+    target.mkdir(parents=True)
+    monkeypatch.chdir(target)
+    for _ in range(2):
+        assert export(source, ".") == Path(".")
+        os.chdir(target)
+        assert torch.equal(load_generator(target)(generator.latents(2), generator.labels(2)), images)
+        assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("config", ['{"format": "other"}', '{"model_type": "gpt2"}', "[" * 100_000, "[]", "{", None])
+def test_a_folder_of_somebody_elses_model_is_left_alone(tmp_path: Path, config: str | None) -> None:
+    source = write(tmp_path / "source")
+    foreign = write(tmp_path / "foreign", config or "")
+    if config is None:
+        (foreign / "config.json").unlink()
+    before = content(foreign)
+    with pytest.raises(UserError, match="foreign: exists and is not an export"):
+        export(source, foreign)
+    assert content(foreign) == before
+
+
+def test_an_export_that_cannot_be_published_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write(tmp_path / "source"), write(tmp_path / "target", {**DESCRIPTION, "step": 1})
+    before = content(target)
+    rename = Path.rename
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(UserError, match="target: cannot write the export: No space left"):
+            export(source, target)
+    assert content(target) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+    # The earlier one is removed only when the new one is in place.
+    monkeypatch.setattr(exports.shutil, "rmtree", lambda path, ignore_errors: None)  # type: ignore[attr-defined]
+    export(source, target)
+    assert content(next(tmp_path.glob(".target.*.old"))) == before
+    assert load_generator(target).step == 5
+
+
+def test_an_empty_destination(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="empty"):
+        export(tmp_path, "")
+    with pytest.raises(UserError, match="--out is empty"):
+        sample(tmp_path, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"resolution": 16.0}, "resolution = 16.0"),
+        ({"resolution": 17}, "17 is not a power of two"),
+        ({"resolution": 4}, "16 to 256"),
+        ({"resolution": "16"}, "resolution = '16'"),
+        ({"resolution": 10**5000}, "not the description"),
+        ({"channels": -1}, "channels = -1"),
+        ({"generator": {"latent_size": 10**12}}, "generator.latent_size"),
+        ({"generator": {"latent_size": 2**24, "width": 2**24, "max_width": 2**24}}, "weights"),
+        ({"generator": {"widht": 4}}, "did you mean 'generator.width'"),
+        ({"generator": 5}, "generator = 5"),
+        ({"class_names": 5}, "class_names = 5"),
+        ({"class_names": ["a"]}, "not as many as class_counts"),
+        ({"class_names": ["a", 2]}, "class_names.1 = 2"),
+        ({"class_counts": [3, -1]}, "class_counts.1 = -1"),
+        ({"class_counts": [0, 0]}, "sum is not in"),
+        ({"class_counts": []}, "class_counts"),
+        ({"class_counts": None, "class_names": None}, "weights"),
+        ({"step": -1}, "step = -1"),
+        ({"versions": []}, "versions"),
+        ({"version": 2}, "version = 2"),
+        ({"format": "other"}, "format = 'other'"),
+        ({"more": 1}, "unknown key 'more'"),
+        ("[" * 100_000, "not the description"),
+        ("{}", "is missing"),
+        ("", "not the description"),
+    ],
+    ids=lambda value: str(value)[:40] if not isinstance(value, dict) else str(list(value)),
+)
+def test_descriptions_of_strangers(tmp_path: Path, change: Any, part: str) -> None:
+    if isinstance(change, dict) and change.get("resolution") == 10**5000:
+        text = json.dumps(DESCRIPTION).replace('"resolution": 16', '"resolution": 1' + "0" * 5000)
+    else:
+        text = change if isinstance(change, str) else json.dumps({**DESCRIPTION, **change})
+    with pytest.raises(UserError) as caught:
+        load_generator(write(tmp_path / "export", text))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_regular_file(tmp_path: Path) -> None:
+    weights = write(tmp_path / "export") / "model.safetensors"
+    weights.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load_generator(tmp_path / "export")
+    os.mkfifo(weights)
+    with pytest.raises(UserError, match="not a regular file"):
+        load_generator(tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"seed": -1}, "--seed -1: expected a number from 0 to"),
+        ({"seed": 2**63}, "2\\*\\*63 - 1"),
+        ({"number": 0}, "--num 0"),
+        ({"number": 10**20}, "--num 1"),
+        ({"batch_size": 10**20}, "--batch-size 1"),
+        ({"labels": ["²"]}, "--labels ²: expected a number"),
+        ({"labels": ["9" * 5000]}, "--labels 9"),
+    ],
+    ids=str,
+)
+def test_impossible_samples(tmp_path: Path, arguments: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        sample(write(tmp_path / "export"), tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
