@@ -22,6 +22,7 @@ from distgan.latents import LatentSource
 from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import checkpoint
+from distgan.training.description import load_description
 from distgan.training.restore import find_checkpoint
 from distgan.validation import explain
 
@@ -220,21 +221,21 @@ def _reason(error: BaseException) -> str:
 
 
 def _load_checkpoint(path: Path) -> Generator:
-    state = checkpoint.load_state(path)
-    config: Config = parse_config(state["config"], source=f"{path}/state.json")
-    classes = state["classes"]
+    state = load_description(path)
+    config: Config = parse_config(state.config, source=f"{path}/state.json")
+    classes = state.classes
     description = {
         "format": _FORMAT,
         "version": 1,
         "generator": config.generator.model_dump(mode="json"),
         "resolution": config.data.resolution,
         "channels": config.data.channels,
-        "class_names": classes["names"] if classes else None,
-        "class_counts": classes["counts"] if classes else None,
-        "step": state["step"],
-        "images": state["images"],
-        "data_fingerprint": state["data"]["fingerprint"],
-        "versions": state["versions"],
+        "class_names": classes.names if classes else None,
+        "class_counts": classes.counts if classes else None,
+        "step": state.step,
+        "images": state.images,
+        "data_fingerprint": state.data.fingerprint,
+        "versions": state.versions,
     }
     generator = Generator(description, config.generator)
     tensors = checkpoint.load_files(path, ["generator_ema"])["generator_ema"]
@@ -244,6 +245,6 @@ def _load_checkpoint(path: Path) -> Generator:
         raise UserError(
             f"{path}/generator_ema.safetensors: does not fit the config in state.json: {_reason(error)}"
         ) from None
-    source = LatentSource(config.generator, config.seed, class_counts=description["class_counts"])
+    source = LatentSource(config.generator, config.seed, class_counts=classes.counts if classes else None)
     recompute_statistics(generator.network, statistics_batches(source, config))
     return generator

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -173,3 +178,72 @@ def test_plain_batch_norm_without_a_penalty_trains(tmp_path: Path, digits: Path,
     values = losses(tmp_path / "run")[3]
     # Minimax: the generator's loss is E log(1 - D(G(z))), which is negative.
     assert values["loss/generator"] < 0
+
+
+def test_a_second_job_in_the_same_folder_is_refused(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 1_000_000})
+    first = Job(1, ["train", str(config)], log=tmp_path / "first")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert Job(1, ["train", str(config), "--resume", "never"], log=tmp_path / "second").wait() == [2]
+    assert f"another job is training there (process {first.processes[0].pid}" in (tmp_path / "second").read_text()
+    assert status(tmp_path / "run")["outcome"] == "running"
+    first.signal(signal.SIGTERM)
+    assert first.wait(30) == [0]
+    assert status(tmp_path / "run") | {"outcome": "preempted", "reason": "SIGTERM"} == status(tmp_path / "run")
+
+
+def test_training_goes_on_when_nobody_reads_its_messages(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits, monitoring={"every": 1})
+    command = [sys.executable, "-m", "distgan", "train", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.stderr.close()
+        assert process.wait(60) == 0
+    assert status(tmp_path / "run")["outcome"] == "finished"
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
+
+
+def test_going_back_sets_the_later_course_aside(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 8})
+    run = tmp_path / "run"
+    assert Job(1, ["train", str(config)]).wait() == [0]
+    before = tensors(run, 8)
+    back = ["train", str(config), "--resume", str(run / "checkpoints" / "step-00000004")]
+    assert Job(1, [*back, "training.steps=6", "generator.optimizer.learning_rate=1e-3"]).wait() == [0]
+    kept = tensors(run / "previous-1", 8)
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    assert json.loads((run / "previous-1" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
+    assert not (run / "checkpoints" / "step-00000008").exists()
+    assert sorted(losses(run)) == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "many"),
+        ("step", -5),
+        ("position", 10**30),
+        ("data", 5),
+        ("config", {}),
+        ("statistics", {"generator": 5}),
+    ],
+)
+def test_a_description_that_is_wrong_is_one_line(tmp_path: Path, digits: Path, key: str, value: object) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 2})
+    assert Job(1, ["train", str(config)]).wait() == [0]
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    content = json.dumps(json.loads((checkpoint / "state.json").read_text()) | {key: value}).encode()
+    (checkpoint / "state.json").write_bytes(content)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    for command in (["train", str(config)], ["sample", str(tmp_path / "run"), "--out", str(tmp_path / "x.png")]):
+        log = tmp_path / command[0]
+        assert Job(1, command, log=log).wait() == [2]
+        assert log.read_text().count("distgan: error:") == 1
+        assert "state.json" in log.read_text()
+        assert "Traceback" not in log.read_text()

@@ -124,7 +124,7 @@ def without(training: Training, files: Files, folder: Path, checkpoints: int, st
 
 
 def quartiles(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, middle, high = statistics.quantiles(values if len(values) > 1 else values * 2, n=4, method="inclusive")
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 

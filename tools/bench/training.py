@@ -137,9 +137,8 @@ def bare(config) -> list[float]:  # type: ignore[no-untyped-def]
         latents = 2 * torch.rand(share, config.generator.latent_size, device=device) - 1
         with torch.no_grad():
             fakes = generator(latents)
-        # One call of the wrapped module per backward is all that DDP allows.
-        logits = ddp_discriminator(torch.cat((reals, fakes)))
-        loss = F.softplus(-logits[:share]).mean() + F.softplus(logits[share:]).mean()
+        # Reals and fakes apart, each normalised by its own statistics, as distgan and the DCGAN papers' code do.
+        loss = F.softplus(-ddp_discriminator(reals)).mean() + F.softplus(ddp_discriminator(fakes)).mean()
         loss.backward()
         optimizers[1].step()
         optimizers[1].zero_grad()
