@@ -5,6 +5,7 @@ background write competes with it for cores and memory. `torch.save` writes to o
 and once followed by an fsync, which distgan always does. Variants alternate; medians with quartiles are printed.
 
     python tools/bench/checkpoint_stall.py --rounds 5
+    OMP_NUM_THREADS=1 python tools/bench/checkpoint_stall.py --rounds 5     # a core left over for the writer
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def main() -> None:
             totals[name].append(total)
     print(
         f"{size / 1e6:.0f} MB of state on {device}, {arguments.checkpoints} checkpoints, {steps} steps between them, "
-        f"{arguments.rounds} rounds, {os.cpu_count()} cores, torch {torch.__version__}. Median (quartiles), seconds.\n"
+        f"{arguments.rounds} rounds, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}. Median (quartiles), seconds.\n"
     )
     print("| | stall of a checkpoint | ratio | total | ratio |\n| --- | --- | --- | --- | --- |")
     reference_stall, reference_total = statistics.median(stalls["torch.save"]), statistics.median(totals["torch.save"])
