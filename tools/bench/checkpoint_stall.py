@@ -161,7 +161,8 @@ def main() -> None:
             totals[name].append(total)
     print(
         f"{size / 1e6:.0f} MB of state on {device}, {arguments.checkpoints} checkpoints, {steps} steps between them, "
-        f"{arguments.rounds} rounds, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}. Median (quartiles), seconds.\n"
+        f"{arguments.rounds} rounds, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}. Median (quartiles), seconds.\n"
     )
     print("| | stall of a checkpoint | ratio | total | ratio |\n| --- | --- | --- | --- | --- |")
     reference_stall, reference_total = statistics.median(stalls["torch.save"]), statistics.median(totals["torch.save"])
