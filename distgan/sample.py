@@ -57,11 +57,8 @@ def sample(
             pictures.save_png(target, pictures.grid(torch.cat(list(batches))))
         else:
             target.mkdir(parents=True, exist_ok=True)
-            done = 0
-            for images in batches:
-                for image in images:
-                    pictures.save_png(target / f"{done:06d}.png", image)
-                    done += 1
+            for start, images in zip(range(0, number, batch_size), batches, strict=True):
+                pictures.save_folder(target, images, start=start)
     except OSError as error:
         raise UserError(f"{target}: cannot write there: {error.strerror or error}") from None
     return target

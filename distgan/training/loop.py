@@ -125,7 +125,8 @@ def save(
     """
     feed.share_failures()
     progress = state.progress
-    if not last and max(player.skipped_in_a_row.item() for player in state.players) > 1:
+    # A best average is worth keeping all the same: it has just been measured, and skipped updates did not change it.
+    if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
         logger.warning("step %d: no checkpoint while updates are being skipped", progress.step)
         return
     description = state.description(runtime)

@@ -95,7 +95,7 @@ class Observer:
         self.feed.seconds_waited = 0.0
 
     def _measure(self) -> dict[str, float]:
-        """What the players reported since the last time, with rates and sizes; the only host sync of an interval."""
+        """What the players reported since the last time, with rates and sizes. It waits for the device."""
         state, progress, config = self.state, self.state.progress, self.config
         row: dict[str, float] = {}
         for player in state.players:
