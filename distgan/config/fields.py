@@ -1,0 +1,41 @@
+"""The types that fields of the schema are made of."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, found a boolean")
+    return value
+
+
+def folder(value: str) -> str:
+    """A folder's path with its home expanded. Raises ValueError for one that cannot be."""
+    if not value.strip() or not value.isprintable():
+        raise ValueError(f"{value[:80]!r} is not the path of a folder; give one such as runs/first")
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~"):
+        raise ValueError(f"{value[:80]!r}: there is no such home folder; write the path out")
+    return expanded
+
+
+# The bounds keep products of a few of these inside 64 bits, and are far from what any run needs.
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**40)]
+CountOrZero = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**40)]
+Size = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]
+Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**63 - 1)]
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0)]
+NotNegative = Annotated[Real, Field(ge=0)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, documented by attribute docstrings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

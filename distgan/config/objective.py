@@ -1,0 +1,149 @@
+"""What the players minimise."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from distgan.config.fields import Count, NotNegative, Positive, Real, Section, Share
+
+
+class ZeroCentredPenaltyConfig(Section):
+    """A penalty on the squared norm of the discriminator's gradient at its inputs."""
+
+    gamma: Positive
+    """The penalty is gamma/2 times the mean squared norm of the gradient of the logit."""
+    every: Count = 1
+    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization)."""
+
+
+class GradientPenaltyConfig(Section):
+    """A penalty on how far the norm of the discriminator's gradient is from a target."""
+
+    weight: Positive = 10.0
+    """Lambda."""
+    points: Literal["interpolated", "gaussian", "uniform"] = "interpolated"
+    """Where the gradient is taken: between a real and a fake sample (WGAN-GP); around real ones, with noise from
+    N(0, perturbation) (DRAGAN's paper) or from the batch's spread as in DRAGAN's released code."""
+    target: NotNegative = 1.0
+    """The norm aimed at; 0 is the zero-centred penalty."""
+    one_sided: bool = False
+    """Penalise only norms above the target."""
+    perturbation: Positive = 10.0
+    """Variance of `gaussian` noise."""
+    every: Count = 1
+    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization)."""
+
+
+class WeightClippingConfig(Section):
+    """Weight clipping of Arjovsky et al. 2017, algorithm 1, after each discriminator update."""
+
+    limit: Positive = 0.01
+    """Parameters are clamped to [-limit, limit]."""
+    normalisation: bool = True
+    """Clamp the scales and offsets of normalisation layers too, as the released code does."""
+
+
+Target = Share | tuple[Real, Real]
+
+
+class TargetsConfig(Section):
+    """Soft and noisy labels for the discriminator's cross-entropy."""
+
+    real: Target = 1.0
+    """The target for real samples, or the range [low, high] that each sample's is drawn from."""
+    fake: Target = 0.0
+    """The same for generated samples. Above 0 the optimal discriminator no longer vanishes off the data."""
+    flip: Share = 0.0
+    """Probability that a sample's target is that of the other side."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TargetsConfig:
+        for name in ("real", "fake"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name}: {list(value)} is no range [low, high]")
+        return self
+
+
+class InstanceNoiseConfig(Section):
+    """Gaussian noise on all of the discriminator's inputs (Sonderby et al. 2017; Arjovsky and Bottou 2017)."""
+
+    sigma: Positive = 0.1
+    """Its standard deviation at the start; inputs are in [-1, 1]."""
+    steps: Count | None = None
+    """It falls linearly to 0 over so many steps; null keeps it."""
+
+
+class FeatureMatchingConfig(Section):
+    """Salimans et al. 2016, section 3.1, as a term of the generator's loss."""
+
+    weight: Positive = 1.0
+    """Its factor."""
+    layer: str | None = None
+    """Name of a layer inside the discriminator; null: its last features before the logit."""
+    distance: Literal["squared_l2", "l1"] = "squared_l2"
+    """Of the batch means: `squared_l2` is the paper's, `l1` (mean absolute difference) the released code's."""
+    adversarial: bool = False
+    """Keep the generator's adversarial term beside it."""
+
+
+class HistoricalAveragingConfig(Section):
+    """Salimans et al. 2016, section 3.3: |theta - mean over time of theta|^2 in a player's loss, times a weight."""
+
+    generator: NotNegative = 0.0
+    """The generator's weight of it; 0 leaves it out."""
+    discriminator: NotNegative = 0.0
+    """The discriminator's weight of it; 0 leaves it out."""
+
+
+Family = Literal[
+    "non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic_paired",
+    "relativistic_average", "relativistic_average_least_squares", "relativistic_average_hinge",
+]  # fmt: skip
+CROSS_ENTROPY = ("non_saturating", "minimax")
+
+
+class ObjectiveConfig(Section):
+    """What the players minimise."""
+
+    adversarial: Family = "non_saturating"
+    """The family of losses; `minimax` is Goodfellow's value function itself, `non_saturating` the -log D(G(z)) one."""
+    targets: TargetsConfig | None = None
+    """Smoothed or noisy labels, for `minimax` and `non_saturating`."""
+    r1: ZeroCentredPenaltyConfig | None = None
+    """Gradient penalty on real samples (Mescheder et al. 2018, eq. 9)."""
+    r2: ZeroCentredPenaltyConfig | None = None
+    """Gradient penalty on generated samples (Mescheder et al. 2018, section 4.1)."""
+    gradient_penalty: GradientPenaltyConfig | None = None
+    """WGAN-GP (Gulrajani et al. 2017), DRAGAN (Kodali et al. 2017), and GAN-GP (Fedus et al. 2018)."""
+    drift: NotNegative = 0.0
+    """Factor of E[D(x)^2] over real samples, holding a critic near 0 (Karras et al. 2018, appendix A.1)."""
+    weight_clipping: WeightClippingConfig | None = None
+    """Clamp the discriminator's parameters after each of its updates."""
+    instance_noise: InstanceNoiseConfig | None = None
+    """Noise on the discriminator's inputs."""
+    feature_matching: FeatureMatchingConfig | None = None
+    """Match the batch means of the discriminator's features."""
+    historical_averaging: HistoricalAveragingConfig = HistoricalAveragingConfig()
+    """Hold a player near the average of its past parameters."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveConfig:
+        if self.targets is not None and self.adversarial not in CROSS_ENTROPY:
+            raise ValueError(
+                f"targets: the labels of a cross-entropy, which {self.adversarial} has not; "
+                f"use adversarial: {' or '.join(CROSS_ENTROPY)}, or leave targets out"
+            )
+        return self
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether a loss depends on how a batch is cut into micro-batches."""
+        return self.feature_matching is not None or self.adversarial.startswith("relativistic_average")
+
+    @property
+    def generator_needs_reals(self) -> bool:
+        """Whether the generator's loss looks at real samples."""
+        return self.feature_matching is not None or self.adversarial.startswith("relativistic")

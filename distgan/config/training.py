@@ -1,0 +1,113 @@
+"""How a run goes: how long, in which numbers, what is kept of it and what is seen of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distgan.config.fields import Count, CountOrZero, Real, Section, Size
+
+
+class ExtraCriticStepsConfig(Section):
+    """Steps in which the discriminator is trained longer (Arjovsky et al. 2017, released code only)."""
+
+    updates: Size = 100
+    """Discriminator updates in such a step."""
+    first: CountOrZero = 25
+    """The first so many steps are such."""
+    every: Count | None = 500
+    """So is each k-th after them; null: none."""
+
+
+class TrainingConfig(Section):
+    """How long, how large, and in which numbers."""
+
+    steps: Count
+    """Steps of the run; a step is one generator update with its discriminator updates."""
+    batch_size: Size
+    """Global batch: over all ranks and all accumulation."""
+    accumulation: Size = 1
+    """Micro-batches per update. Batch statistics are over one micro-batch of all ranks."""
+    critic_steps: Size = 1
+    """Discriminator updates in a step, before the generator's."""
+    extra_critic_steps: ExtraCriticStepsConfig | None = None
+    """Steps with more discriminator updates than that."""
+    warm_start: CountOrZero = 0
+    """Discriminator updates before the first step, so that the generator meets a trained one. They count to step 0."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` runs the networks under bfloat16 autocast; losses and penalties stay in float32."""
+    deterministic: bool = False
+    """Deterministic kernels and gradient buckets: resume at the same world size is then bitwise."""
+    compile: bool = False
+    """Compile the networks with torch.compile (not the gradient-penalty path, which has no double backward)."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Memory format of convolutions. `auto`: where it was measured to pay."""
+    max_skipped_updates: Count = 20
+    """This many non-finite updates of one player in a row stop the run."""
+    timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 10.0
+    """A rank that waits longer than this for another in a collective gives up."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_fp16(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mixed_precision") in ("fp16", "float16", "half"):
+            raise ValueError(
+                "mixed_precision: fp16 is refused, because gradient penalties and BN statistics overflow its range "
+                "and loss scaling would skip updates of one player only; use bf16 or no"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size: {self.batch_size} does not divide into training.accumulation={self.accumulation} "
+                "micro-batches; change one of them"
+            )
+        most = max(self.critic_steps, self.extra_critic_steps.updates if self.extra_critic_steps else 0)
+        if self.steps * most * self.batch_size >= 2**62:
+            raise ValueError("steps: times critic_steps times batch_size is 2**62 images or more; lower one of them")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    every: Count = 1000
+    """Steps between checkpoints; one is also written at the end and before leaving on a signal."""
+    keep: Count = 3
+    """How many of the newest checkpoints are kept, besides the best one."""
+
+
+class MonitoringConfig(Section):
+    """What is written down while training."""
+
+    every: Count = 50
+    """Steps between rows of metrics.jsonl and TensorBoard scalars."""
+    samples_every: Count = 500
+    """Steps between sample grids."""
+    num_samples: Annotated[Count, Field(le=4096)] = 64
+    """Images in a sample grid."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+
+class EvaluationConfig(Section):
+    """Metrics of the averaged generator."""
+
+    every: CountOrZero = 0
+    """Steps between evaluations; 0 evaluates only when asked with `distgan evaluate`."""
+    num_samples: Count = 10_000
+    """Generated images per evaluation."""
+    batch_size: Size = 64
+    """Images per forward pass of an evaluation on one rank."""
+    metrics: list[Literal["fid", "inception_score", "kid", "classes", "modes", "ngram_js"]] | None = None
+    """What is measured; the first decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
+    `modes` for points."""
+    detector: Literal["classifier", "inception"] = "classifier"
+    """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
+    inception_weights: str | None = None
+    """Path of torch-fidelity's pt_inception-2015-12-05 weights; null downloads them."""
+    cache_dir: str | None = None
+    """Folder of real statistics and detectors. Default: `$DISTGAN_CACHE` or `~/.cache/distgan`."""
