@@ -21,6 +21,7 @@ from distgan.generation import statistics_batches
 from distgan.latents import LatentSource
 from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
+from distgan.networks.shape import SampleShape
 from distgan.training import checkpoint
 from distgan.training.description import load_description
 from distgan.training.restore import find_checkpoint
@@ -83,9 +84,8 @@ class Generator(nn.Module):
         self.step: int = description["step"]
         self.images: int = description["images"]
         self.config = config
-        self.network = build_generator(
-            config, resolution=self.resolution, channels=self.channels, num_classes=self.num_classes
-        )
+        shape = SampleShape(resolution=self.resolution, channels=self.channels, num_classes=self.num_classes)
+        self.network = build_generator(config, shape)
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -12,7 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.errors import UserError
 from distgan.networks.layers.normalisation import build_normalisation
+from distgan.networks.shape import SampleShape
 
 
 def hidden_widths(resolution: int, width: int, max_width: int) -> list[int]:
@@ -27,12 +30,11 @@ class DCGANGenerator(nn.Module):
     Labels enter as a learned vector concatenated to the latents (Mirza and Osindero 2014).
     """
 
-    def __init__(
-        self, *, resolution: int, channels: int, num_classes: int, latent_size: int, width: int, max_width: int,
-        normalisation: str,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
         super().__init__()
-        widths = hidden_widths(resolution, width, max_width)[::-1]
+        _check_resolution("generator", shape)
+        widths = hidden_widths(shape.resolution, config.width, config.max_width)[::-1]
+        normalisation, latent_size, num_classes = config.normalisation, config.latent_size, shape.num_classes
         bias = normalisation == "none"
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
         self.projection = nn.Linear(latent_size * (2 if num_classes else 1), widths[0] * 16, bias=bias)
@@ -43,7 +45,7 @@ class DCGANGenerator(nn.Module):
                 build_normalisation(normalisation, after),
                 nn.ReLU(inplace=True),
             ]
-        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
+        layers += [nn.ConvTranspose2d(widths[-1], shape.channels, 4, stride=2, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
         self.apply(initialise)
 
@@ -61,16 +63,18 @@ class DCGANDiscriminator(nn.Module):
     Labels enter as a learned plane, one more channel of the input.
     """
 
-    def __init__(
-        self, *, resolution: int, channels: int, num_classes: int, width: int, max_width: int, normalisation: str
-    ) -> None:
+    feature_layer = "layers"
+
+    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
         super().__init__()
-        widths = hidden_widths(resolution, width, max_width)
+        _check_resolution("discriminator", shape)
+        widths = hidden_widths(shape.resolution, config.width, config.max_width)
+        normalisation, num_classes = config.normalisation, shape.num_classes
         bias = normalisation == "none"
-        self.resolution = resolution
-        self.embedding = nn.Embedding(num_classes, resolution * resolution) if num_classes else None
+        self.resolution = shape.resolution
+        self.embedding = nn.Embedding(num_classes, shape.resolution * shape.resolution) if num_classes else None
         layers: list[nn.Module] = [
-            nn.Conv2d(channels + bool(num_classes), widths[0], 4, stride=2, padding=1),
+            nn.Conv2d(shape.channels + bool(num_classes), widths[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         for before, after in pairwise(widths):
@@ -98,3 +102,11 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _check_resolution(role: str, shape: SampleShape) -> None:
+    if not 16 <= shape.resolution <= 256:
+        raise UserError(
+            f"data.resolution = {shape.resolution}: the dcgan {role} takes powers of two from 16 to 256; "
+            "choose one of these, the images are resized to it"
+        )

@@ -11,6 +11,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
+from distgan.networks.shape import sample_shape
 from distgan.training.ema import AveragedGenerator
 from distgan.training.player import DiscriminatorObjective, GeneratorObjective, Player
 from distgan.training.state import Progress, TrainingState, class_counts
@@ -18,9 +19,9 @@ from distgan.training.state import Progress, TrainingState, class_counts
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     """Networks with weights from the seed, players, and the average, at step 0."""
-    shape = _data_shape(config, index)
-    generator = build_generator(config.generator, **shape, seed=config.seed).to(runtime.device)
-    discriminator = build_discriminator(config.discriminator, **shape, seed=config.seed).to(runtime.device)
+    shape = sample_shape(config.data, num_classes=index.num_classes)
+    generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
+    discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
     average = AveragedGenerator(generator)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
@@ -78,8 +79,3 @@ def _blank_inputs(config: Config, index: Index, runtime: Runtime) -> tuple[Tenso
     latents = torch.zeros(share, config.generator.latent_size, device=device)
     labels = torch.zeros(share, dtype=torch.int64, device=device) if config.data.labels else None
     return reals, latents, labels
-
-
-def _data_shape(config: Config, index: Index) -> dict[str, int]:
-    num_classes = index.num_classes if config.data.labels else 0
-    return {"resolution": config.data.resolution, "channels": config.data.channels, "num_classes": num_classes}

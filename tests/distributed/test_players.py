@@ -11,6 +11,7 @@ from distgan.config import parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
+from distgan.networks.shape import SampleShape
 from distgan.training.ema import AveragedGenerator
 from distgan.training.player import DiscriminatorObjective, GeneratorObjective, Player
 from tests.ranks import RankPool
@@ -32,9 +33,9 @@ def small_config(**training: Any) -> Any:
 
 
 def build(config: Any, runtime: Runtime) -> tuple[Player, Player, AveragedGenerator, LatentSource]:
-    shape = {"resolution": 16, "channels": 1}
-    generator = build_generator(config.generator, **shape).double()
-    discriminator = build_discriminator(config.discriminator, **shape).double()
+    shape = SampleShape(resolution=16, channels=1)
+    generator = build_generator(config.generator, shape).double()
+    discriminator = build_discriminator(config.discriminator, shape).double()
     average = AveragedGenerator(generator)
     players = (
         Player("generator", GeneratorObjective(generator, discriminator, config.objective, None),

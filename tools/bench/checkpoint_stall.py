@@ -22,6 +22,7 @@ import torch
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.networks import build_discriminator, build_generator
+from distgan.networks.shape import SampleShape
 from distgan.training.checkpoint import CheckpointWriter
 
 Files = dict[str, dict[str, torch.Tensor]]
@@ -29,9 +30,10 @@ Files = dict[str, dict[str, torch.Tensor]]
 
 def make_state(width: int, device: str) -> Files:
     """What a run of the 64-pixel DCGAN keeps: both networks, the average of one, and two Adam moments of each."""
+    shape = SampleShape(resolution=64, channels=3)
     built = {
-        "generator": build_generator(GeneratorConfig(width=width), resolution=64, channels=3),
-        "discriminator": build_discriminator(DiscriminatorConfig(width=width), resolution=64, channels=3),
+        "generator": build_generator(GeneratorConfig(width=width), shape),
+        "discriminator": build_discriminator(DiscriminatorConfig(width=width), shape),
     }
     generator, discriminator = (
         {name: tensor.detach().clone().to(device) for name, tensor in network.state_dict().items()}

@@ -111,14 +111,15 @@ def bare(config) -> list[float]:  # type: ignore[no-untyped-def]
     from distgan.data.index import load_index
     from distgan.data.stream import open_stream
     from distgan.networks import build_discriminator, build_generator
+    from distgan.networks.shape import sample_shape
 
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    shape = {"resolution": config.data.resolution, "channels": config.data.channels}
-    generator = build_generator(config.generator, **shape).to(device)
-    discriminator = build_discriminator(config.discriminator, **shape).to(device)
+    shape = sample_shape(config.data)
+    generator = build_generator(config.generator, shape).to(device)
+    discriminator = build_discriminator(config.discriminator, shape).to(device)
     ddp_generator = DistributedDataParallel(generator, broadcast_buffers=False)
     ddp_discriminator = DistributedDataParallel(discriminator, broadcast_buffers=False)
     rates = config.generator.optimizer, config.discriminator.optimizer

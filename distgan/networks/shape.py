@@ -1,0 +1,42 @@
+"""What a sample is to a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distgan.config import DataConfig
+
+
+@dataclass(frozen=True)
+class SampleShape:
+    """The kind and the sizes of samples; those that a kind does not have are 0."""
+
+    kind: str = "images"
+    """`images` (n, channels, resolution, resolution) in [-1, 1], `text` (n, vocabulary, length), each position a
+    distribution over characters, or `points` (n, dimensions)."""
+    resolution: int = 0
+    channels: int = 0
+    length: int = 0
+    vocabulary: int = 0
+    dimensions: int = 0
+    num_classes: int = 0
+    """0 for an unconditional run."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Shape of one sample, float, as the networks see it."""
+        return {
+            "images": (self.channels, self.resolution, self.resolution),
+            "text": (self.vocabulary, self.length),
+            "points": (self.dimensions,),
+        }[self.kind]
+
+
+def sample_shape(data: DataConfig, *, num_classes: int = 0, vocabulary: int = 0) -> SampleShape:
+    """The samples of a data section. num_classes: of the shards, used if `data.labels`; vocabulary: of the shards."""
+    classes = num_classes if data.labels else 0
+    if data.kind == "text":
+        return SampleShape("text", length=data.length, vocabulary=vocabulary, num_classes=classes)
+    if data.kind == "points":
+        return SampleShape("points", dimensions=data.dimensions, num_classes=classes)
+    return SampleShape("images", resolution=data.resolution, channels=data.channels, num_classes=classes)
