@@ -48,7 +48,7 @@ class VirtualBatchNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, activations: Tensor) -> Tensor:
         reference = _REFERENCE.get(self)
         assert reference is not None, "a network with virtual batch norm runs inside `reference_moments`"
@@ -81,6 +81,14 @@ def add_reference(network: nn.Module, sizes: tuple[int, ...], *, labelled: bool)
     network.register_buffer("reference_labels", torch.zeros(sizes[0], dtype=torch.int64) if labelled else None)
 
 
+def set_reference(network: nn.Module, samples: Tensor, labels: Tensor | None) -> None:
+    """Fix the reference batch, of the sizes that `add_reference` was told."""
+    with torch.no_grad():
+        network.get_buffer("reference").copy_(samples)
+        if labels is not None:
+            network.get_buffer("reference_labels").copy_(labels)
+
+
 def uses_reference(network: nn.Module) -> bool:
     """Whether a network has virtual batch norm, and so a reference batch."""
     return any(isinstance(module, VirtualBatchNorm) for module in network.modules())
@@ -97,14 +105,14 @@ def reference_moments(network: nn.Module) -> Iterator[None]:
     if not layers or layers[0] in _REFERENCE:
         yield
         return
-    samples, labels = network.reference, network.reference_labels
-    assert isinstance(samples, Tensor)
+    samples = network.get_buffer("reference")
+    labels = network.get_buffer("reference_labels") if network.reference_labels is not None else None
     world_size = reduce.world_size()
     synchronized = network.training and world_size > 1 and len(samples) % world_size == 0
     collect = _Collect(len(samples), synchronized)
     if synchronized:
         samples = samples.chunk(world_size)[reduce.rank()]
-        labels = labels.chunk(world_size)[reduce.rank()] if isinstance(labels, Tensor) else None
+        labels = labels.chunk(world_size)[reduce.rank()] if labels is not None else None
     try:
         _REFERENCE.update(dict.fromkeys(layers, collect))
         network.forward(samples, labels)
