@@ -33,6 +33,7 @@ from distgan.config.players import (
     GrowthConfig,
     MinibatchDiscriminationConfig,
     MinibatchStddevConfig,
+    NetworkConfig,
     OptimizerConfig,
 )
 from distgan.config.training import (
@@ -63,6 +64,7 @@ __all__ = [
     "MinibatchDiscriminationConfig",
     "MinibatchStddevConfig",
     "MonitoringConfig",
+    "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "Section",
@@ -117,6 +119,15 @@ class Config(Section):
         normalisations = {self.generator.normalisation, self.discriminator.normalisation}
         batch_norm = bool(normalisations & {"synchronized", "batch"})
         return batch_norm or comparing is not None or self.objective.uses_batch_statistics
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Config:
+        for role in ("generator", "discriminator"):
+            network: NetworkConfig = getattr(self, role)
+            if network.normalisation == "virtual" and network.reference_size is None:
+                sized = network.model_copy(update={"reference_size": self.micro_batch})
+                object.__setattr__(self, role, sized)  # sections are frozen for everybody else
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Config:

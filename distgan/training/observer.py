@@ -19,7 +19,6 @@ from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
-from distgan.training import schedule
 from distgan.training.feed import Feed
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
@@ -96,7 +95,7 @@ class Observer:
 
     def _measure(self) -> dict[str, float]:
         """What the players reported since the last time, with rates and sizes. It waits for the device."""
-        state, progress, config = self.state, self.state.progress, self.config
+        state, progress = self.state, self.state.progress
         row: dict[str, float] = {}
         for player in state.players:
             row |= player.statistics.reduce(self.runtime)
@@ -104,8 +103,7 @@ class Observer:
             row[f"skipped_updates/{player.role}"] = player.skipped.item()
         seconds = time.perf_counter() - self._started
         steps = max(1, progress.step - self._first_step)
-        images_per_step = config.training.critic_steps * config.training.batch_size
-        row["ema/decay"] = schedule.ema_decay(config.ema, progress.position - images_per_step, images_per_step)
+        row["ema/decay"] = state.average.decay
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps

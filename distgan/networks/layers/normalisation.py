@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.distributed import reduce
+from distgan.networks.layers.virtual import VirtualBatchNorm
 
 
 class BatchNorm(nn.Module):
@@ -100,4 +101,12 @@ def build_normalisation(kind: str, channels: int) -> nn.Module:
     """`synchronized` or `batch` batch norm, or nothing (`none`)."""
     if kind == "none":
         return nn.Identity()
+    if kind == "virtual":
+        return VirtualBatchNorm(channels)
     return BatchNorm(channels, synchronized=kind == "synchronized")
+
+
+def normalisation_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The scales and offsets of all normalisation layers."""
+    kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm)
+    return [parameter for layer in network.modules() if isinstance(layer, kinds) for parameter in layer.parameters()]
