@@ -154,7 +154,7 @@ class Config(Section):
 
 
 ARCHITECTURES = {
-    "images": ("dcgan", "resnet", "progressive"),
+    "images": ("dcgan", "resnet", "progressive", "r3gan"),
     "text": ("characters",),
     "points": ("mlp",),
 }

@@ -14,6 +14,8 @@ class ZeroCentredPenaltyConfig(Section):
 
     gamma: Positive
     """The penalty is gamma/2 times the mean squared norm of the gradient of the logit."""
+    final_gamma: Positive | None = None
+    """Gamma goes along half a cosine to this value at the last step, as R3GAN's does; null keeps it."""
     every: Count = 1
     """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization)."""
 

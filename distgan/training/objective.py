@@ -27,6 +27,7 @@ from distgan.objectives.adversarial import (
     targeted_cross_entropy,
 )
 from distgan.objectives.auxiliary import HistoricalAverage, feature_matching, noise_sigma
+from distgan.training.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCentredPenaltyConfig, GradientPenaltyConfig)
 Outcome = tuple[Tensor, dict[str, Tensor]]
@@ -60,6 +61,7 @@ class Objective(nn.Module):
         self._opponent = (opponent,)
         self.config = config.objective
         self.seed = config.seed
+        self.steps = config.training.steps
         self.autocast_dtype = autocast_dtype
         self.family = ADVERSARIAL[config.objective.adversarial]
         self.history_weight: float = getattr(config.objective.historical_averaging, self.role)
@@ -122,10 +124,10 @@ class DiscriminatorObjective(Objective):
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | _opinions(config.adversarial, real_logits, fake_logits)
             if r1 is not None:
-                parts["loss/r1"] = penalties.zero_centred(real_logits, reals, r1.gamma)
+                parts["loss/r1"] = penalties.zero_centred(real_logits, reals, penalty_gamma(r1, step, self.steps))
                 loss = loss + r1.every * parts["loss/r1"]
             if r2 is not None:
-                parts["loss/r2"] = penalties.zero_centred(fake_logits, fakes, r2.gamma)
+                parts["loss/r2"] = penalties.zero_centred(fake_logits, fakes, penalty_gamma(r2, step, self.steps))
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalised_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import Config, EMAConfig, OptimizerConfig
+from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
 from distgan.training import schedule
 
 
@@ -45,6 +45,13 @@ def test_learning_rates(kind: str, at_half: float, at_end: float) -> None:
     assert schedule.learning_rate(optimizer, 100, 100) == pytest.approx(0.2 * at_end)
     quarter = {"constant": 1.0, "linear": 0.75, "cosine": (1 + math.cos(math.pi / 4)) / 2}[kind]
     assert schedule.learning_rate(optimizer, 25, 100) == pytest.approx(0.2 * quarter)
+
+
+def test_gamma_goes_along_half_a_cosine() -> None:
+    config = ZeroCentredPenaltyConfig(gamma=2.0, final_gamma=0.2)
+    gammas = [schedule.penalty_gamma(config, step, 100) for step in (0, 50, 100, 200)]
+    assert gammas == pytest.approx([2.0, 1.1, 0.2, 0.2])
+    assert schedule.penalty_gamma(ZeroCentredPenaltyConfig(gamma=2.0), 77, 100) == pytest.approx(2.0)
 
 
 def test_warm_up_rises_linearly_and_never_starts_at_zero() -> None:
