@@ -1,4 +1,4 @@
-"""What can go wrong that is not a defect: a mistake of the user's, and the loss of another rank."""
+"""What can go wrong that is not a defect: a mistake of the user's, the loss of another rank, being asked to stop."""
 
 
 class UserError(ValueError):
@@ -17,3 +17,7 @@ class UserError(ValueError):
 
 class LostRankError(RuntimeError):
     """Another rank ended or did not answer in time, so that this one cannot go on. Its own status tells why."""
+
+
+class Interrupted(Exception):
+    """Work was left undone, by all ranks at the same place, because one of them was asked to stop."""

@@ -40,6 +40,7 @@ from distgan.config.training import (
     CheckpointConfig,
     EvaluationConfig,
     ExtraCriticStepsConfig,
+    MetricName,
     MonitoringConfig,
     TrainingConfig,
 )
@@ -113,6 +114,11 @@ class Config(Section):
         return self.training.batch_size // self.training.accumulation
 
     @property
+    def metrics(self) -> list[MetricName]:
+        """What evaluations measure: as configured, else what suits the kind of data."""
+        return self.evaluation.metrics or METRICS[self.data.kind][:1]
+
+    @property
     def uses_batch_statistics(self) -> bool:
         """Whether the objective depends on how a batch is cut into micro-batches."""
         comparing = self.discriminator.minibatch_discrimination or self.discriminator.minibatch_stddev
@@ -138,6 +144,12 @@ class Config(Section):
                     f"{role}.architecture: {architecture} does not make {self.data.kind} (data.kind); "
                     f"for these choose {' or '.join(ARCHITECTURES[self.data.kind])}"
                 )
+        for metric in self.metrics:
+            if metric not in METRICS[self.data.kind]:
+                raise ValueError(
+                    f"evaluation.metrics: {metric} does not measure {self.data.kind} (data.kind); "
+                    f"for these choose from {', '.join(METRICS[self.data.kind])}"
+                )
         if self.generator.architecture == "progressive" and self.discriminator.architecture != "progressive":
             raise ValueError("discriminator.architecture: must be progressive as the generator's is")
         if self.discriminator.architecture == "progressive" and self.generator.architecture != "progressive":
@@ -159,6 +171,12 @@ ARCHITECTURES = {
     "points": ("mlp",),
 }
 """Which networks are for which kind of data."""
+METRICS: dict[str, list[MetricName]] = {
+    "images": ["fid", "inception_score", "kid", "classes"],
+    "text": ["ngram_js"],
+    "points": ["modes"],
+}
+"""Which metrics are for which kind of data; the first is the default."""
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
