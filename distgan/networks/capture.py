@@ -13,7 +13,7 @@ from distgan.errors import UserError
 
 def find_layer(network: nn.Module, name: str) -> nn.Module:
     """The submodule of that name, as in `named_modules`. Raises UserError naming the nearest ones."""
-    layers = {
+    layers: dict[str, nn.Module] = {
         known: layer
         for known, layer in network.named_modules()
         # Parametrizations make a layer's weights, and are no layers.
