@@ -126,6 +126,26 @@ class Config(Section):
         batch_norm = bool(normalisations & {"synchronized", "batch"})
         return batch_norm or comparing is not None or self.objective.uses_batch_statistics
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the run will do as told, though its user may not want it; one line each."""
+        found = []
+        targets, objective = self.objective.targets, self.objective
+        if targets is not None and targets.fake not in (0.0, (0.0, 0.0)):
+            found.append(
+                f"objective.targets.fake = {targets.fake}: with targets above 0 for generated samples the optimal "
+                "discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so that the "
+                "generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
+            )
+        held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
+        if objective.adversarial == "wasserstein" and not held and not self.discriminator.spectral_norm:
+            found.append(
+                "objective.adversarial = wasserstein: nothing bounds the critic's slope, so that its loss has no "
+                "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
+                "discriminator.spectral_norm=true"
+            )
+        return tuple(found)
+
     @model_validator(mode="after")
     def _fill_in(self) -> Config:
         for role in ("generator", "discriminator"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import Config, GradientPenaltyConfig, ZeroCentredPenaltyConfig
-from distgan.networks.capture import captured
+from distgan.networks.capture import captured, find_layer
 from distgan.networks.layers.virtual import reference_moments
 from distgan.objectives import penalties
 from distgan.objectives.adversarial import (
@@ -165,7 +165,11 @@ class DiscriminatorObjective(Objective):
 
 
 class GeneratorObjective(Objective):
-    """The generator's loss. The discriminator's parameters are constants in it."""
+    """The generator's loss. The discriminator's parameters are constants in it.
+
+    Raises:
+        UserError: the discriminator has no layer of the name that features are matched at.
+    """
 
     role = "generator"
 
@@ -175,6 +179,8 @@ class GeneratorObjective(Objective):
         super().__init__(network, opponent, config, autocast_dtype)
         matching = config.objective.feature_matching
         self._layer = (matching.layer or str(opponent.feature_layer)) if matching is not None else None
+        if self._layer is not None:
+            find_layer(opponent, self._layer)
 
     def forward(self, batch: MicroBatch, step: int) -> Outcome:
         """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""

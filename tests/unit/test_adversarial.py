@@ -156,9 +156,9 @@ def test_the_optimal_discriminator_of_smoothed_targets(alpha: float, beta: float
 
 
 def test_drawn_targets() -> None:
-    config = TargetsConfig(real=(0.7, 1.2), fake=0.1, flip=0.25)
+    config = TargetsConfig(real=(0.7, 1.0), fake=0.1, flip=0.25)
     uniforms = torch.tensor([[0.0, 0.5, 0.9, 0.9], [0.5, 0.5, 0.1, 0.9], [0.5, 0.5, 0.9, 0.2]])
     real, fake = draw_targets(config, uniforms)
     # The second sample's real target is flipped to the fake one, the third's fake target to the real one.
-    assert real.tolist() == pytest.approx([0.7, 0.1, 0.95])
-    assert fake.tolist() == pytest.approx([0.1, 0.1, 0.95])
+    assert real.tolist() == pytest.approx([0.7, 0.1, 0.85])
+    assert fake.tolist() == pytest.approx([0.1, 0.1, 0.85])
