@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distgan.config import MinibatchDiscriminationConfig
 from distgan.distributed import reduce
 
 
@@ -45,6 +46,17 @@ class MinibatchDiscrimination(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernels={self.kernels}, synchronized={self.synchronized}"
+
+
+def build_minibatch_discrimination(
+    config: MinibatchDiscriminationConfig | None, features: int
+) -> tuple[nn.Module, int]:
+    """The layer as configured, or one that changes nothing; and the features that it gives out."""
+    if config is None:
+        return nn.Identity(), features
+    synchronized = config.over == "global"
+    layer = MinibatchDiscrimination(features, config.kernels, config.dimensions, synchronized=synchronized)
+    return layer, features + config.kernels
 
 
 class MinibatchStddev(nn.Module):
