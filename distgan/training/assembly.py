@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index import Index
+from distgan.data.samples import sample_format
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.latents import LatentSource
@@ -19,7 +20,7 @@ from distgan.training.state import Progress, TrainingState, class_counts
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     """Networks with weights from the seed, players, and the average, at step 0."""
-    shape = sample_shape(config.data, num_classes=index.num_classes)
+    shape = sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
     generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
     discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
     average = AveragedGenerator(generator)
@@ -60,6 +61,7 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 
 def check_fits(config: Config, index: Index, world_size: int) -> None:
     """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
+    sample_format(config.data, index)
     batch, accumulation = config.training.batch_size, config.training.accumulation
     if config.micro_batch % world_size:
         raise UserError(

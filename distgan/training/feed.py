@@ -52,7 +52,7 @@ class Feed:
             batch = next(self._stream)
             self.seconds_waited += time.perf_counter() - started
             self.failures += batch.failures
-            reals = from_bytes(batch.images.to(device, non_blocking=True))
+            reals = from_bytes(batch.values.to(device, non_blocking=True))
             reals = reals.contiguous(memory_format=self._memory_format)
             latents, labels = self.latents.draw("discriminator latents", batch.positions.to(device, non_blocking=True))
             real_labels = batch.labels.to(device, non_blocking=True) if labels is not None else None
