@@ -1,4 +1,4 @@
-"""What can go wrong that is not a defect: a mistake of the user's, the loss of another rank, being asked to stop."""
+"""What can go wrong that is not a defect: a mistake of the user's, a bad sample, a lost rank, a request to stop."""
 
 
 class UserError(ValueError):
@@ -13,6 +13,10 @@ class UserError(ValueError):
     def __init__(self, message: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+
+
+class UnreadableSampleError(ValueError):
+    """The bytes of one sample cannot be decoded; the message is one line."""
 
 
 class LostRankError(RuntimeError):

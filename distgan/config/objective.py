@@ -54,8 +54,8 @@ class TargetsConfig(Section):
     """Soft and noisy labels for the discriminator's cross-entropy."""
 
     real: Target = 1.0
-    """The target for real samples, or the range [low, high] that each sample's is drawn from. Above 1 the loss would have
-    no minimum."""
+    """The target for real samples, or the range [low, high] that each sample's is drawn from. Above 1 the loss would
+    have no minimum."""
     fake: Target = 0.0
     """The same for generated samples. Above 0 the optimal discriminator no longer vanishes off the data."""
     flip: Share = 0.0

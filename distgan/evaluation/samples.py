@@ -46,7 +46,7 @@ def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Ite
         for samples in batches:
             batch = reader.read_batch(samples.numpy())
             kept = batch.samples == samples  # the others were replaced
-            yield Reals(batch.samples[kept], batch.images[kept], batch.labels[kept])
+            yield Reals(batch.samples[kept], batch.values[kept], batch.labels[kept])
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world_size: int) -> Iterator[Tensor]:
