@@ -30,6 +30,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
             "instance_noise": {"sigma": 0.2, "steps": 6},
         },
     },
+    "spectral norm, comparisons of samples, relativistic averages and labels": {
+        "data": {"labels": True},
+        "generator": {"spectral_norm": True},
+        "discriminator": {
+            "normalisation": "none",
+            "spectral_norm": True,
+            "minibatch_discrimination": {"kernels": 5, "dimensions": 2},
+            "minibatch_stddev": {"group_size": 4},
+        },
+        "objective": {"adversarial": "relativistic_average", "r2": {"gamma": 1.0, "every": 2}},
+    },
 }
 
 
