@@ -12,16 +12,19 @@ from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from distgan.networks.layers.virtual import add_reference, uses_reference
 from distgan.networks.progressive import ProgressiveDiscriminator, ProgressiveGenerator
+from distgan.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from distgan.networks.shape import SampleShape
 from distgan.randomness import derive_key
 
 GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {
     "dcgan": DCGANGenerator,
     "progressive": ProgressiveGenerator,
+    "r3gan": R3GANGenerator,
 }
 DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {
     "dcgan": DCGANDiscriminator,
     "progressive": ProgressiveDiscriminator,
+    "r3gan": R3GANDiscriminator,
 }
 
 

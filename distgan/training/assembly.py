@@ -10,6 +10,7 @@ from distgan.config import Config
 from distgan.data.index import Index
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
+from distgan.data.samples import sample_format
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.generation import from_bytes
@@ -31,7 +32,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     Raises:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
-    shape = sample_shape(config.data, num_classes=index.num_classes)
+    shape = sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
     generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
     discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
     _fill_references(generator, discriminator, config, index)
@@ -78,6 +79,7 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 
 def check_fits(config: Config, index: Index, world_size: int) -> None:
     """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
+    sample_format(config.data, index)
     accumulation = config.training.accumulation
     batches = {"training.batch_size": config.training.batch_size}
     if config.growth is not None:
@@ -103,4 +105,4 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
     if uses_reference(discriminator):
         places = np.arange(len(discriminator.get_buffer("reference")))
         batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
-        set_reference(discriminator, from_bytes(batch.images), batch.labels if config.data.labels else None)
+        set_reference(discriminator, from_bytes(batch.values), batch.labels if config.data.labels else None)

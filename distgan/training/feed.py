@@ -109,7 +109,7 @@ class Feed:
         batch = next(self._stream)
         self.seconds_waited += time.perf_counter() - started
         self.failures += batch.failures
-        pixels = batch.images.to(device, non_blocking=True)
+        pixels = batch.values.to(device, non_blocking=True)
         if self.config.data.dequantize:
             places = batch.positions.to(device, non_blocking=True)
             noise = randomness.uniform(self.config.seed, "data/dequantize", places, pixels.shape[1:])

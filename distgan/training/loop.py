@@ -49,6 +49,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
+        for doubt in config.doubts if runtime.is_main else ():
+            logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
         with ExitStack() as held:
             with runtime.together():

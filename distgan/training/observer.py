@@ -14,6 +14,8 @@ from torch import Tensor
 from distgan import generation
 from distgan.config import dump_config, flatten
 from distgan.distributed.runtime import Runtime
+from distgan.errors import Interrupted
+from distgan.evaluation.names import criterion, value_name
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
@@ -29,10 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distgan")
 
 
-class _Interrupted(Exception):
-    """The run was asked to stop in the middle of an evaluation."""
-
-
 class Observer:
     """Measures, evaluates and pictures the run. Every rank calls it alike; rank 0 writes."""
 
@@ -42,7 +40,7 @@ class Observer:
         self.config = state.config
         self.latents: LatentSource = feed.latents
         self.run_dir = Path(state.config.run_dir)
-        self._fid = f"fid[{self.config.evaluation.detector}]"
+        self._criterion = criterion(self.config)
         step = state.progress.step
         self.tracker = open_tracker(
             self.run_dir,
@@ -52,7 +50,8 @@ class Observer:
         )
         self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
-        self.tracker.hyperparameters(flatten(self.config), [self._fid])
+        values = [value_name(metric, self.config) for metric in self.config.metrics]
+        self.tracker.hyperparameters(flatten(self.config), values)
         self.checkpoint_failures = 0
         self._start_interval()
 
@@ -130,38 +129,25 @@ class Observer:
         """All metrics of the average; none if the run was asked to stop meanwhile, as that cannot wait."""
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self.config, self.state.index, self.runtime)
-        runtime, settings = self.runtime, self.config.evaluation
-        # Ranks may differ by one batch in how many they generate; only what all of them do can be agreed upon.
-        common = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
-        asked = runtime.exchange([False])
-
         def generate(samples: Tensor) -> Tensor:
-            nonlocal asked, common
-            if common > 0:
-                common -= 1
-                if asked.result()[0]:
-                    raise _Interrupted
-                asked = runtime.exchange([self.stop.requested])
             return generation.generate(self.state.average.network, self.latents, "evaluation", samples)
 
         try:
+            if self._evaluator is None:
+                self._evaluator = Evaluator(self.config, self.state.index, self.runtime, lambda: self.stop.requested)
             return self._evaluator(generate)
-        except _Interrupted:
+        except Interrupted:
             logger.warning(
                 "step %d: evaluation left undone, because the run was asked to stop", self.state.progress.step
             )
             return {}
-        finally:
-            asked.result()
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
-        """Whether this is the lowest FID so far; if so, it is remembered."""
-        name, step, best = self._fid, self.state.progress.step, self.state.progress.best
+        """Whether the first metric is better than ever before; if so, it is remembered."""
+        name, step, best = self._criterion.name, self.state.progress.step, self.state.progress.best
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-        if best is not None and best["metric"] == name and best["value"] <= metrics[name]:
+        if best is not None and best["metric"] == name and not self._criterion.better(metrics[name], best["value"]):
             return False
         self.state.progress.best = {"metric": name, "value": metrics[name], "step": step}
         return True

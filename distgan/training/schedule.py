@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from distgan.config import Config, EMAConfig, OptimizerConfig
+from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,13 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[config.schedule]
     return config.learning_rate * warmup * decay
+
+
+def penalty_gamma(config: ZeroCentredPenaltyConfig, step: int, steps: int) -> float:
+    """The factor of a zero-centred penalty at step `step` (0-based) of `steps` (R3GAN: Huang et al. 2024, appendix)."""
+    final = config.gamma if config.final_gamma is None else config.final_gamma
+    share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
+    return final + (config.gamma - final) * share
 
 
 def ema_decay(config: EMAConfig, images: int, images_per_step: int) -> float:
