@@ -99,7 +99,8 @@ class GeneratorBlock(nn.Module):
         residual = self.first(_enlarge(F.relu(self.first_norm(activations, *labels))))
         residual = self.second(F.relu(self.second_norm(residual, *labels)))
         # A 1x1 convolution gives the same before enlarging as after, for a quarter of the work.
-        return residual + _enlarge(self.shortcut(activations))
+        out: Tensor = residual + _enlarge(self.shortcut(activations))
+        return out
 
 
 class ResNetDiscriminator(nn.Module):
@@ -206,7 +207,7 @@ def _glorot(layer: Weighted, gain: float = 1.0) -> Weighted:
 
 def _normalisation(kind: str, channels: int, num_classes: int = 0) -> nn.Module:
     layer = build_normalisation(kind, channels, num_classes=num_classes)
-    if isinstance(layer, (BatchNorm, VirtualBatchNorm)):
+    if isinstance(layer, (BatchNorm, VirtualBatchNorm)) and layer.weight is not None:
         nn.init.ones_(layer.weight)
     return layer
 
