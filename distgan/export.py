@@ -21,6 +21,7 @@ from distgan.generation import statistics_batches
 from distgan.latents import LatentSource
 from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
+from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.shape import SampleShape
 from distgan.training import checkpoint
 from distgan.training.description import load_description
@@ -54,6 +55,8 @@ class _Description(BaseModel):
     def _check(self) -> _Description:
         if self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution: {self.resolution} is not a power of two")
+        if self.generator.normalisation == "virtual" and self.generator.reference_size is None:
+            raise ValueError("generator.reference_size: virtual batch norm has a reference batch; give its size")
         if self.class_counts is not None and not 0 < sum(self.class_counts) < 2**62:
             raise ValueError("class_counts: their sum is not in [1, 2**62)")
         if self.class_names is not None and len(self.class_names) != len(self.class_counts or []):
@@ -96,7 +99,8 @@ class Generator(nn.Module):
         """
         if self.num_classes and labels is None:
             raise UserError(f"this generator is conditional: give labels, integers in [0, {self.num_classes})")
-        images: Tensor = self.network(latents, labels)
+        with reference_moments(self.network):
+            images: Tensor = self.network(latents, labels)
         return images
 
     def latents(self, number: int, *, seed: int = 0) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distgan.config import Config
 from distgan.latents import LatentSource
+from distgan.networks.layers.virtual import reference_moments
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -19,6 +20,14 @@ def to_bytes(images: Tensor) -> Tensor:
 def from_bytes(images: Tensor) -> Tensor:
     """uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1.0
+
+
+def dequantize(images: Tensor, noise: Tensor) -> Tensor:
+    """uint8 images to 2 (x/256 - 1/2) + u, given noise in [0, 1) that becomes u from U[0, 1/128).
+
+    As the released code of WGAN-GP's CIFAR-10 ResNet has it, and that of SNGAN.
+    """
+    return images.float() / 128.0 - 1.0 + noise / 128.0
 
 
 def statistics_batches(
@@ -37,4 +46,5 @@ def statistics_batches(
 def generate(network: nn.Module, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
     """Images (n, C, R, R), uint8, of a network in evaluation mode."""
     latents, labels = source.draw(purpose, positions)
-    return to_bytes(network(latents, labels))
+    with reference_moments(network):
+        return to_bytes(network(latents, labels))

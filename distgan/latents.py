@@ -21,15 +21,15 @@ class LatentSource:
         """class_counts: samples of each class, or None for an unconditional generator."""
         self._config = config
         self._seed = seed
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._boundaries = None
         if class_counts is not None:
-            self._boundaries = torch.tensor(class_counts, dtype=torch.int64, device=self._device).cumsum(0)
+            self._boundaries = torch.tensor(class_counts, dtype=torch.int64, device=self.device).cumsum(0)
             self._total = sum(class_counts)
 
     def draw(self, purpose: str, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Latents (n, latent_size) float32 and labels (n,) int64 or None, for int64 positions (n,)."""
-        positions = positions.to(self._device)
+        positions = positions.to(self.device)
         latents = draw_latents(self._config, self._seed, purpose, positions)
         if self._boundaries is None:
             return latents, None

@@ -33,12 +33,14 @@ from distgan.config.players import (
     GrowthConfig,
     MinibatchDiscriminationConfig,
     MinibatchStddevConfig,
+    NetworkConfig,
     OptimizerConfig,
 )
 from distgan.config.training import (
     CheckpointConfig,
     EvaluationConfig,
     ExtraCriticStepsConfig,
+    MetricName,
     MonitoringConfig,
     TrainingConfig,
 )
@@ -63,6 +65,7 @@ __all__ = [
     "MinibatchDiscriminationConfig",
     "MinibatchStddevConfig",
     "MonitoringConfig",
+    "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "Section",
@@ -111,12 +114,46 @@ class Config(Section):
         return self.training.batch_size // self.training.accumulation
 
     @property
+    def metrics(self) -> list[MetricName]:
+        """What evaluations measure: as configured, else what suits the kind of data."""
+        return self.evaluation.metrics or METRICS[self.data.kind][:1]
+
+    @property
     def uses_batch_statistics(self) -> bool:
         """Whether the objective depends on how a batch is cut into micro-batches."""
         comparing = self.discriminator.minibatch_discrimination or self.discriminator.minibatch_stddev
         normalisations = {self.generator.normalisation, self.discriminator.normalisation}
         batch_norm = bool(normalisations & {"synchronized", "batch"})
         return batch_norm or comparing is not None or self.objective.uses_batch_statistics
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the run will do as told, though its user may not want it; one line each."""
+        found = []
+        targets, objective = self.objective.targets, self.objective
+        if targets is not None and targets.fake not in (0.0, (0.0, 0.0)):
+            found.append(
+                f"objective.targets.fake = {targets.fake}: with targets above 0 for generated samples the optimal "
+                "discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so that the "
+                "generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
+            )
+        held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
+        if objective.adversarial == "wasserstein" and not held and not self.discriminator.spectral_norm:
+            found.append(
+                "objective.adversarial = wasserstein: nothing bounds the critic's slope, so that its loss has no "
+                "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
+                "discriminator.spectral_norm=true"
+            )
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Config:
+        for role in ("generator", "discriminator"):
+            network: NetworkConfig = getattr(self, role)
+            if network.normalisation == "virtual" and network.reference_size is None:
+                sized = network.model_copy(update={"reference_size": self.micro_batch})
+                object.__setattr__(self, role, sized)  # sections are frozen for everybody else
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -126,6 +163,12 @@ class Config(Section):
                 raise ValueError(
                     f"{role}.architecture: {architecture} does not make {self.data.kind} (data.kind); "
                     f"for these choose {' or '.join(ARCHITECTURES[self.data.kind])}"
+                )
+        for metric in self.metrics:
+            if metric not in METRICS[self.data.kind]:
+                raise ValueError(
+                    f"evaluation.metrics: {metric} does not measure {self.data.kind} (data.kind); "
+                    f"for these choose from {', '.join(METRICS[self.data.kind])}"
                 )
         if self.generator.architecture == "progressive" and self.discriminator.architecture != "progressive":
             raise ValueError("discriminator.architecture: must be progressive as the generator's is")
@@ -143,11 +186,17 @@ class Config(Section):
 
 
 ARCHITECTURES = {
-    "images": ("dcgan", "resnet", "progressive"),
+    "images": ("dcgan", "resnet", "progressive", "r3gan"),
     "text": ("characters",),
     "points": ("mlp",),
 }
 """Which networks are for which kind of data."""
+METRICS: dict[str, list[MetricName]] = {
+    "images": ["fid", "inception_score", "kid", "classes"],
+    "text": ["ngram_js"],
+    "points": ["modes"],
+}
+"""Which metrics are for which kind of data; the first is the default."""
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:

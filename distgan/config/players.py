@@ -59,15 +59,15 @@ Normalisation = Literal["synchronized", "batch", "layer", "virtual", "none"]
 class NetworkConfig(Section):
     """What both networks have."""
 
-    architecture: Literal["dcgan", "resnet", "progressive", "characters", "mlp"] = "dcgan"
-    """Which network: `dcgan`, `resnet`, `progressive` for images, `characters` for text, `mlp` for points."""
+    architecture: Literal["dcgan", "resnet", "progressive", "r3gan", "characters", "mlp"] = "dcgan"
+    """Which network: `dcgan`, `resnet`, `progressive`, `r3gan` for images, `characters` for text, `mlp` for points."""
     width: Size = 64
     """Channels of the layer next to the images; they double towards the latents (or the logit), up to `max_width`.
     The `characters` and `mlp` networks are this wide throughout, `resnet` multiplies it by its own table."""
     max_width: Size = 1024
     """Upper bound of the channels of a layer."""
     depth: Annotated[Size, Field(le=1024)] | None = None
-    """Residual blocks of `characters` (default 5), hidden layers of `mlp` (default 3)."""
+    """Residual blocks of `characters` (default 5) and of a stage of `r3gan` (2), hidden layers of `mlp` (3)."""
     normalisation: Normalisation = "synchronized"
     """Batch norm over all ranks, over each rank alone, layer norm, virtual batch norm, or none."""
     reference_size: Size | None = None

@@ -8,13 +8,21 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from distgan.networks.layers.virtual import add_reference, uses_reference
+from distgan.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from distgan.networks.shape import SampleShape
 from distgan.randomness import derive_key
 
-GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {"dcgan": DCGANGenerator}
-DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {"dcgan": DCGANDiscriminator}
+GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {
+    "dcgan": DCGANGenerator,
+    "r3gan": R3GANGenerator,
+}
+DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {
+    "dcgan": DCGANDiscriminator,
+    "r3gan": R3GANDiscriminator,
+}
 
 
 def build_generator(config: GeneratorConfig, shape: SampleShape, *, seed: int = 0) -> nn.Module:
@@ -26,7 +34,8 @@ def build_generator(config: GeneratorConfig, shape: SampleShape, *, seed: int = 
         UserError: the architecture does not make samples of this shape.
     """
     with _seeded(seed, "generator"):
-        return GENERATORS[config.architecture](config, shape)
+        network = GENERATORS[config.architecture](config, shape)
+    return _with_reference(network, config, (config.latent_size,), shape)
 
 
 def build_discriminator(config: DiscriminatorConfig, shape: SampleShape, *, seed: int = 0) -> nn.Module:
@@ -35,7 +44,16 @@ def build_discriminator(config: DiscriminatorConfig, shape: SampleShape, *, seed
     Its attribute `feature_layer` names the submodule whose output is its last features before the logit.
     """
     with _seeded(seed, "discriminator"):
-        return DISCRIMINATORS[config.architecture](config, shape)
+        network = DISCRIMINATORS[config.architecture](config, shape)
+    return _with_reference(network, config, shape.sizes, shape)
+
+
+def _with_reference(network: nn.Module, config: NetworkConfig, sizes: tuple[int, ...], shape: SampleShape) -> nn.Module:
+    """With room for the reference batch of virtual batch norm, where there is any."""
+    if uses_reference(network):
+        assert config.reference_size is not None, "the whole config fills it in"
+        add_reference(network, (config.reference_size, *sizes), labelled=shape.num_classes > 0)
+    return network
 
 
 @contextmanager

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from distgan.config import Config
 from distgan.data.index import Index
+from distgan.data.order import make_order
+from distgan.data.reader import read_samples
 from distgan.data.samples import sample_format
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.generation import from_bytes
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.shape import sample_shape
+from distgan.networks.layers.virtual import set_reference, uses_reference
+from distgan.networks.shape import SampleShape, sample_shape
 from distgan.training.ema import AveragedGenerator
-from distgan.training.player import DiscriminatorObjective, GeneratorObjective, Player
+from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+from distgan.training.player import Player
 from distgan.training.state import Progress, TrainingState, class_counts
 
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
-    """Networks with weights from the seed, players, and the average, at step 0."""
+    """Networks with weights from the seed, players, and the average, at step 0.
+
+    Raises:
+        UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
+    """
     shape = sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
     generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
     discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
+    _fill_references(generator, discriminator, config, index)
     average = AveragedGenerator(generator)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
@@ -32,16 +43,22 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         discriminator.compile()
     precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
     players = {
-        "generator": GeneratorObjective(generator, discriminator, config.objective, precision),
-        "discriminator": DiscriminatorObjective(discriminator, generator, config.objective, precision),
+        "generator": Player(
+            GeneratorObjective(generator, discriminator, config, precision), config.generator.optimizer, runtime
+        ),
+        "discriminator": Player(
+            DiscriminatorObjective(discriminator, generator, config, precision),
+            config.discriminator.optimizer,
+            runtime,
+            clipping=config.objective.weight_clipping,
+        ),
     }
-    optimizers = {"generator": config.generator.optimizer, "discriminator": config.discriminator.optimizer}
-    wrapped = {role: Player(role, objective, optimizers[role], runtime) for role, objective in players.items()}
     if runtime.world_size > 1:
-        reals, latents, labels = _blank_inputs(config, index, runtime)
-        wrapped["discriminator"].settle((reals, labels, latents, labels, False))
-        wrapped["generator"].settle((latents, labels))
-    return TrainingState(config, index, wrapped["generator"], wrapped["discriminator"], average, Progress())
+        blank = _blank_inputs(config, shape, runtime)
+        # Discriminator updates that no lazy penalty is due in have the number 1.
+        players["discriminator"].settle((blank, 0, 1))
+        players["generator"].settle((blank, 0))
+    return TrainingState(config, index, players["generator"], players["discriminator"], average, Progress())
 
 
 def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:
@@ -74,10 +91,26 @@ def check_fits(config: Config, index: Index, world_size: int) -> None:
         )
 
 
-def _blank_inputs(config: Config, index: Index, runtime: Runtime) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Zeros in the shape of a rank's micro-batch: reals, latents, and labels if there are classes."""
-    share, side, device = config.micro_batch // runtime.world_size, config.data.resolution, runtime.device
-    reals = torch.zeros(share, config.data.channels, side, side, device=device)
-    latents = torch.zeros(share, config.generator.latent_size, device=device)
-    labels = torch.zeros(share, dtype=torch.int64, device=device) if config.data.labels else None
-    return reals, latents, labels
+def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:
+    """The reference batches of virtual batch norm: addressed latents, and the first real samples of the stream."""
+    if uses_reference(generator):
+        count = len(generator.get_buffer("reference"))
+        source = latent_source(config, index, generator.get_buffer("reference").device)
+        set_reference(generator, *source.draw("reference batch", torch.arange(count)))
+    if uses_reference(discriminator):
+        places = np.arange(len(discriminator.get_buffer("reference")))
+        batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
+        set_reference(discriminator, from_bytes(batch.values), batch.labels if config.data.labels else None)
+
+
+def _blank_inputs(config: Config, shape: SampleShape, runtime: Runtime) -> MicroBatch:
+    """Zeros in the shape of a rank's micro-batch."""
+    share, device = config.micro_batch // runtime.world_size, runtime.device
+    labels = torch.zeros(share, dtype=torch.int64, device=device) if shape.num_classes else None
+    return MicroBatch(
+        torch.zeros(share, dtype=torch.int64, device=device),
+        torch.zeros(share, config.generator.latent_size, device=device),
+        labels,
+        torch.zeros(share, *shape.sizes, device=device),
+        labels,
+    )

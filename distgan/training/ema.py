@@ -7,21 +7,31 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from distgan.networks.layers.spectral import power_iteration_vectors
+
 
 class AveragedGenerator:
     """A copy of the generator whose parameters follow the live ones. It is what is evaluated, sampled and exported.
 
-    Buffers are not averaged: batch-norm statistics are recomputed from addressed latents before each use.
+    Buffers are not averaged: batch-norm statistics are recomputed from addressed latents before each use, and the
+    vectors of spectral norm are the live generator's.
     """
 
     def __init__(self, generator: nn.Module) -> None:
         self.network = copy.deepcopy(generator).eval().requires_grad_(False)
         self._averages: list[Tensor] = list(self.network.parameters())
         self._live: list[Tensor] = list(generator.parameters())
+        self.decay = 0.0
+        """Of the last update."""
+        self._vectors = power_iteration_vectors(self.network), power_iteration_vectors(generator)
 
     @torch.no_grad()
     def update(self, decay: float, applied: Tensor) -> None:
         """average += (1 - decay) * applied * (live - average), where `applied` is 1, or 0 for a skipped update."""
+        self.decay = decay
+        averages, live = self._vectors
+        if averages:
+            torch._foreach_copy_(averages, live)
         if decay == 0.0:
             torch._foreach_copy_(self._averages, self._live)
             return

@@ -1,4 +1,4 @@
-"""What the players are fed: reals from the stream, latents and labels by address."""
+"""What the players are fed: reals from the stream, latents, labels and addresses by number."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from distgan import randomness
 from distgan.data.stream import open_stream
 from distgan.data.substitutions import Failure, check_failure_rate
 from distgan.distributed.runtime import Runtime
-from distgan.generation import from_bytes
+from distgan.generation import dequantize, from_bytes
+from distgan.latents import LatentSource
 from distgan.training.assembly import latent_source, uses_channels_last
+from distgan.training.objective import MicroBatch
+from distgan.training.schedule import Update, generator_slot
 from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
 
-Reals = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
+_DRAWN_AT_ONCE = 1024
 
 
 class Feed:
@@ -30,8 +34,14 @@ class Feed:
         self.failures: list[Failure] = []
         """Samples this rank could not read and the others do not know of."""
         self.seconds_waited = 0.0
+        self.share = state.config.micro_batch // runtime.world_size
         channels_last = uses_channels_last(state.config, runtime.device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._draws = {
+            role: _DrawnAhead(self.latents, f"{role} latents", self.share, state.config.micro_batch)
+            for role in ("discriminator", "generator")
+        }
+        self._last_reals: list[tuple[Tensor, Tensor | None]] = []
         self._stream = open_stream(
             state.config.data,
             state.config.seed,
@@ -44,27 +54,22 @@ class Feed:
             pin_memory=runtime.device.type == "cuda",
         )
 
-    def discriminator_inputs(self) -> Iterator[Reals]:
-        """The micro-batches of a discriminator update: reals and their labels, latents and labels for fakes."""
-        device = self.runtime.device
-        for _ in range(self.config.training.accumulation):
-            started = time.perf_counter()
-            batch = next(self._stream)
-            self.seconds_waited += time.perf_counter() - started
-            self.failures += batch.failures
-            reals = from_bytes(batch.values.to(device, non_blocking=True))
-            reals = reals.contiguous(memory_format=self._memory_format)
-            latents, labels = self.latents.draw("discriminator latents", batch.positions.to(device, non_blocking=True))
-            real_labels = batch.labels.to(device, non_blocking=True) if labels is not None else None
-            yield reals, real_labels, latents, labels
+    def discriminator_inputs(self, update: Update) -> Iterator[MicroBatch]:
+        """The micro-batches of a discriminator update: reals of the stream, latents and labels for fakes."""
+        self._last_reals.clear()
+        for start in range(update.start, update.start + update.batch_size, update.micro_batch):
+            reals = self._next_reals()
+            if self.config.objective.generator_needs_reals:
+                self._last_reals.append(reals)
+            yield MicroBatch(*self._draws["discriminator"].take(start + self.runtime.rank * self.share), *reals)
 
-    def generator_inputs(self, step: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The micro-batches of a generator update: latents and labels."""
-        micro_batch = self.config.micro_batch
-        share = micro_batch // self.runtime.world_size
+    def generator_inputs(self, step: int) -> Iterator[MicroBatch]:
+        """The micro-batches of a generator update, with the reals of the step's last discriminator update if the
+        objective looks at any."""
         for number in range(self.config.training.accumulation):
-            first = step * self.config.training.batch_size + number * micro_batch + self.runtime.rank * share
-            yield self.latents.draw("generator latents", torch.arange(first, first + share, device=self.runtime.device))
+            first = generator_slot(self.config, step) + number * self.config.micro_batch
+            reals = self._last_reals[number] if self._last_reals else (None, None)
+            yield MicroBatch(*self._draws["generator"].take(first + self.runtime.rank * self.share), *reals)
 
     def share_failures(self) -> None:
         """Make what any rank could not read known to all, from the next position on. Every rank calls it.
@@ -85,3 +90,44 @@ class Feed:
     def close(self) -> None:
         """Stop the loader's processes."""
         self._stream.close()
+
+    def _next_reals(self) -> tuple[Tensor, Tensor | None]:
+        device = self.runtime.device
+        started = time.perf_counter()
+        batch = next(self._stream)
+        self.seconds_waited += time.perf_counter() - started
+        self.failures += batch.failures
+        pixels = batch.values.to(device, non_blocking=True)
+        if self.config.data.dequantize:
+            places = batch.positions.to(device, non_blocking=True)
+            noise = randomness.uniform(self.config.seed, "data/dequantize", places, pixels.shape[1:])
+            reals = dequantize(pixels, noise)
+        else:
+            reals = from_bytes(pixels)
+        labels = batch.labels.to(device, non_blocking=True) if self.config.data.labels else None
+        return reals.contiguous(memory_format=self._memory_format), labels
+
+
+class _DrawnAhead:
+    """Addresses, latents and labels for micro-batches that begin `stride` apart, many of them in one draw: it is some
+    hundred small operations, and costs hardly more for a thousand rows than for one."""
+
+    def __init__(self, source: LatentSource, purpose: str, share: int, stride: int) -> None:
+        self._source, self._purpose, self._share, self._stride = source, purpose, share, stride
+        self._drawn: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def take(self, first: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Those numbered from `first` on: (share,) int64, (share, latent_size), and (share,) int64 or None."""
+        if first not in self._drawn:
+            starts = [first + ahead * self._stride for ahead in range(max(1, _DRAWN_AT_ONCE // self._share))]
+            addresses = torch.tensor(starts)[:, None] + torch.arange(self._share)
+            addresses = addresses.to(self._source.device)
+            latents, labels = self._source.draw(self._purpose, addresses.flatten())
+            rows = zip(
+                addresses,
+                latents.split(self._share),
+                labels.split(self._share) if labels is not None else [None] * len(starts),
+                strict=True,
+            )
+            self._drawn = dict(zip(starts, rows, strict=True))
+        return self._drawn.pop(first)

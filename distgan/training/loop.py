@@ -48,6 +48,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
+        for doubt in config.doubts if runtime.is_main else ():
+            logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
         with ExitStack() as held:
             with runtime.together():
@@ -71,7 +73,7 @@ def run(
 ) -> run_folder.Result:
     """All remaining steps. Returns `preempted` if a stop was asked for before the last of them."""
     config, progress = state.config, state.progress
-    steps, penalty = config.training.steps, config.objective.r1
+    steps = config.training.steps
     generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
     if progress.step == 0 and observer.after_step():
         save(state, feed, observer, writer, runtime, is_best=True)
@@ -81,14 +83,14 @@ def run(
         before = progress.position
         for update in discriminator_updates(config, progress.step, progress.position):
             seed_default_generator(config.seed, update.index, runtime.rank)
-            penalised = penalty is not None and update.index % penalty.every == 0
             state.discriminator.update(
-                [(*inputs, penalised) for inputs in feed.discriminator_inputs()],
+                [(batch, progress.step, update.index) for batch in feed.discriminator_inputs(update)],
                 learning_rate(discriminator, progress.step, steps),
             )
             progress.position += update.batch_size
         applied = state.generator.update(
-            list(feed.generator_inputs(progress.step)), learning_rate(generator, progress.step, steps)
+            [(batch, progress.step) for batch in feed.generator_inputs(progress.step)],
+            learning_rate(generator, progress.step, steps),
         )
         state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1

@@ -14,12 +14,13 @@ from torch import Tensor
 from distgan import generation
 from distgan.config import dump_config, flatten
 from distgan.distributed.runtime import Runtime
+from distgan.errors import Interrupted
+from distgan.evaluation.names import criterion, value_name
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
-from distgan.training import schedule
 from distgan.training.feed import Feed
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from distgan.evaluation.suite import Evaluator
 
 logger = logging.getLogger("distgan")
-
-
-class _Interrupted(Exception):
-    """The run was asked to stop in the middle of an evaluation."""
 
 
 class Observer:
@@ -43,7 +40,7 @@ class Observer:
         self.config = state.config
         self.latents: LatentSource = feed.latents
         self.run_dir = Path(state.config.run_dir)
-        self._fid = f"fid[{self.config.evaluation.detector}]"
+        self._criterion = criterion(self.config)
         step = state.progress.step
         self.tracker = open_tracker(
             self.run_dir,
@@ -53,7 +50,8 @@ class Observer:
         )
         self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
-        self.tracker.hyperparameters(flatten(self.config), [self._fid])
+        values = [value_name(metric, self.config) for metric in self.config.metrics]
+        self.tracker.hyperparameters(flatten(self.config), values)
         self.checkpoint_failures = 0
         self._start_interval()
 
@@ -96,7 +94,7 @@ class Observer:
 
     def _measure(self) -> dict[str, float]:
         """What the players reported since the last time, with rates and sizes. It waits for the device."""
-        state, progress, config = self.state, self.state.progress, self.config
+        state, progress = self.state, self.state.progress
         row: dict[str, float] = {}
         for player in state.players:
             row |= player.statistics.reduce(self.runtime)
@@ -104,8 +102,7 @@ class Observer:
             row[f"skipped_updates/{player.role}"] = player.skipped.item()
         seconds = time.perf_counter() - self._started
         steps = max(1, progress.step - self._first_step)
-        images_per_step = config.training.critic_steps * config.training.batch_size
-        row["ema/decay"] = schedule.ema_decay(config.ema, progress.position - images_per_step, images_per_step)
+        row["ema/decay"] = state.average.decay
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
@@ -128,38 +125,25 @@ class Observer:
         """All metrics of the average; none if the run was asked to stop meanwhile, as that cannot wait."""
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self.config, self.state.index, self.runtime)
-        runtime, settings = self.runtime, self.config.evaluation
-        # Ranks may differ by one batch in how many they generate; only what all of them do can be agreed upon.
-        common = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
-        asked = runtime.exchange([False])
-
         def generate(samples: Tensor) -> Tensor:
-            nonlocal asked, common
-            if common > 0:
-                common -= 1
-                if asked.result()[0]:
-                    raise _Interrupted
-                asked = runtime.exchange([self.stop.requested])
             return generation.generate(self.state.average.network, self.latents, "evaluation", samples)
 
         try:
+            if self._evaluator is None:
+                self._evaluator = Evaluator(self.config, self.state.index, self.runtime, lambda: self.stop.requested)
             return self._evaluator(generate)
-        except _Interrupted:
+        except Interrupted:
             logger.warning(
                 "step %d: evaluation left undone, because the run was asked to stop", self.state.progress.step
             )
             return {}
-        finally:
-            asked.result()
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
-        """Whether this is the lowest FID so far; if so, it is remembered."""
-        name, step, best = self._fid, self.state.progress.step, self.state.progress.best
+        """Whether the first metric is better than ever before; if so, it is remembered."""
+        name, step, best = self._criterion.name, self.state.progress.step, self.state.progress.best
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-        if best is not None and best["metric"] == name and best["value"] <= metrics[name]:
+        if best is not None and best["metric"] == name and not self._criterion.better(metrics[name], best["value"]):
             return False
         self.state.progress.best = {"metric": name, "value": metrics[name], "step": step}
         return True

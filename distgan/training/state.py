@@ -17,7 +17,8 @@ from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.training import checkpoint
+from distgan.objectives.auxiliary import HistoricalAverage
+from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
 from distgan.training.ema import AveragedGenerator
 from distgan.training.player import Player
@@ -61,6 +62,12 @@ class TrainingState:
             "generator_ema": self.average.network.state_dict(),
             "generator_optimizer": self.generator.optimizer_state(),
             "discriminator_optimizer": self.discriminator.optimizer_state(),
+            "history": {
+                f"{player.role}/{name}": value
+                for player in self.players
+                if player.history is not None
+                for name, value in player.history.state().items()
+            },
             "counters": {
                 f"{player.role}/{name}": value
                 for player in self.players
@@ -99,12 +106,14 @@ class TrainingState:
         }
         for name, network in networks.items():
             load_network(path, name, network)
-        files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "counters"])
+        files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
             moments = files[f"{player.role}_optimizer"]
             _check_optimizer(path, player, moments)
             player.load_optimizer_state(moments)
+            if player.history is not None:
+                _load_history(path, player, player.history, files["history"])
             for name, counter in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row)):
                 saved = files["counters"].get(f"{player.role}/{name}")
                 if saved is None or saved.dim():
@@ -132,12 +141,16 @@ class TrainingState:
                 f"{path}: saved with seed = {then.seed}, but the config has {now.seed}, which is another order of "
                 f"the data and other noise; set seed={then.seed}, or change it all the same with --accept seed"
             )
-        per_step = then.training.batch_size * then.training.critic_steps
-        if per_step != now.training.batch_size * now.training.critic_steps and "batch" not in accept:
+        images = [
+            [schedule.position_after(config, step) for step in (description.step, description.step + 1)]
+            for config in (then, now)
+        ]
+        if images[0] != images[1] and "batch" not in accept:
             raise UserError(
-                f"{path}: a step was {per_step} real images (batch_size * critic_steps), now it would be "
-                f"{now.training.batch_size * now.training.critic_steps}, and `distgan trace` would no longer tell "
-                "which samples a step had; restore the two (accumulation is free to change), or use --accept batch"
+                f"{path}: its next step would see the real images {images[0][0]} to {images[0][1]}, with this config "
+                f"{images[1][0]} to {images[1][1]} (batch_size, critic_steps, warm_start, growth), and `distgan trace` "
+                "would no longer tell which samples a step had; restore them (accumulation is free to change), or use "
+                "--accept batch"
             )
         batch = then.micro_batch
         if batch != now.micro_batch and now.uses_batch_statistics and "statistics" not in accept:
@@ -161,14 +174,33 @@ def class_counts(index: Index) -> list[int]:
     return counts
 
 
+def _load_history(path: Path, player: Player, history: HistoricalAverage, saved: Mapping[str, Tensor]) -> None:
+    """Take a saved average over time, or begin one at the weights now if none was kept then."""
+    own = {name.removeprefix(f"{player.role}/"): value for name, value in saved.items() if name.startswith(player.role)}
+    if not own:
+        history.restart()
+        return
+    for name, tensor in history.state().items():
+        found = own.get(name)
+        if found is None or found.shape != tensor.shape:
+            raise UserError(
+                f"{path}/history.safetensors: {player.role}/{name} is missing or of another shape; "
+                "take another checkpoint, or leave objective.historical_averaging out"
+            )
+        tensor.copy_(found)
+
+
 def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless there are Adam's three quantities for each parameter, or none at all."""
+    """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all."""
     file = f"{path}/{player.role}_optimizer.safetensors"
     parameters = dict(player.network.named_parameters())
-    expected = {f"{name}/{quantity}" for name in parameters for quantity in ("step", "exp_avg", "exp_avg_sq")}
+    expected = {f"{name}/{quantity}" for name in parameters for quantity in player.quantities}
     if moments and expected != moments.keys():
         odd = min(expected ^ moments.keys())
-        raise UserError(f"{file}: {odd} is {'missing' if odd in expected else 'unknown'}; take another checkpoint")
+        raise UserError(
+            f"{file}: {odd} is {'missing' if odd in expected else 'unknown'}; resume with the optimizer the run was "
+            "started with (config.yaml in its folder), or take another checkpoint"
+        )
     for key, tensor in moments.items():
         name, _, quantity = key.rpartition("/")
         like = player.skipped if quantity == "step" else parameters[name]

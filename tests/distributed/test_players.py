@@ -7,90 +7,142 @@ from typing import Any
 import pytest
 import torch
 
-from distgan.config import parse_config
+from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.shape import SampleShape
+from distgan.networks.layers.virtual import set_reference, uses_reference
+from distgan.networks.shape import sample_shape
 from distgan.training.ema import AveragedGenerator
-from distgan.training.player import DiscriminatorObjective, GeneratorObjective, Player
+from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch, Objective
+from distgan.training.player import Player
 from tests.ranks import RankPool
 
 BATCH = 8
+CLASSES = 3
 
 
-def small_config(**training: Any) -> Any:
-    return parse_config(
-        {
-            "run_dir": "unused",
-            "data": {"path": "unused", "resolution": 16, "channels": 1},
-            "generator": {"width": 4, "latent_size": 8},
-            "discriminator": {"width": 4},
-            "objective": {"adversarial": training.pop("adversarial", "non_saturating"), "r1": {"gamma": 2.0}},
-            "training": {"steps": 10, "batch_size": BATCH, **training},
-        }
-    )
+def small_config(**sections: Any) -> Config:
+    values: dict[str, Any] = {
+        "run_dir": "unused",
+        "data": {"path": "unused", "resolution": 16, "channels": 1},
+        "generator": {"width": 4, "latent_size": 8},
+        "discriminator": {"width": 4},
+        "objective": {"r1": {"gamma": 2.0, "every": 2}},
+        "training": {"steps": 10, "batch_size": BATCH},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return parse_config(values)
 
 
-def build(config: Any, runtime: Runtime) -> tuple[Player, Player, AveragedGenerator, LatentSource]:
-    shape = SampleShape(resolution=16, channels=1)
+def build(config: Config, runtime: Runtime) -> tuple[Player, Player, AveragedGenerator, LatentSource]:
+    shape = sample_shape(config.data, num_classes=CLASSES)
     generator = build_generator(config.generator, shape).double()
     discriminator = build_discriminator(config.discriminator, shape).double()
+    fixed = torch.Generator().manual_seed(11)
+    for network in (generator, discriminator):
+        if uses_reference(network):
+            samples = torch.rand(network.get_buffer("reference").shape, generator=fixed, dtype=torch.float64)
+            set_reference(network, samples, torch.arange(len(samples)) % CLASSES if config.data.labels else None)
     average = AveragedGenerator(generator)
     players = (
-        Player("generator", GeneratorObjective(generator, discriminator, config.objective, None),
-               config.generator.optimizer, runtime),
-        Player("discriminator", DiscriminatorObjective(discriminator, generator, config.objective, None),
-               config.discriminator.optimizer, runtime),
-    )  # fmt: skip
-    return *players, average, LatentSource(config.generator, 0, class_counts=None)
+        Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
+        Player(
+            DiscriminatorObjective(discriminator, generator, config, None),
+            config.discriminator.optimizer,
+            runtime,
+            clipping=config.objective.weight_clipping,
+        ),
+    )
+    return *players, average, LatentSource(config.generator, 0, class_counts=[1] * CLASSES)
 
 
-def train_steps(steps: int, accumulation: int, nan_at: int | None = None, **training: Any) -> dict[str, Any]:
-    config = small_config(accumulation=accumulation, **training)
+def train_steps(steps: int, nan_at: int | None = None, **sections: Any) -> dict[str, Any]:
+    config = small_config(**sections)
     runtime = Runtime()
     generator, discriminator, average, source = build(config, runtime)
     everything = torch.rand(steps * BATCH, 1, 16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    micro = BATCH // accumulation
+    micro = config.micro_batch
     share = micro // runtime.world_size
     snapshots, losses = [], []
     for step in range(steps):
-        d_batches, g_batches = [], []
-        for number in range(accumulation):
+        batches: dict[str, list[MicroBatch]] = {"discriminator": [], "generator": []}
+        for number in range(config.training.accumulation):
             first = step * BATCH + number * micro + runtime.rank * share
             places = torch.arange(first, first + share)
             reals = 2 * everything[places] - 1
             if nan_at == step and runtime.rank == runtime.world_size - 1:
                 reals = reals * torch.nan
-            latents, _ = source.draw("discriminator latents", places)
-            d_batches.append((reals, None, latents.double(), None, step % 2 == 0))
-            latents, _ = source.draw("generator latents", places)
-            g_batches.append((latents.double(), None))
-        discriminator.update(d_batches, 1e-3)
-        applied = generator.update(g_batches, 1e-3)
+            for role, micro_batches in batches.items():
+                latents, labels = source.draw(f"{role} latents", places)
+                labels = labels if config.data.labels else None
+                real_labels = places % CLASSES if config.data.labels else None
+                micro_batches.append(MicroBatch(places, latents.double(), labels, reals, real_labels))
+        discriminator.update([(batch, step, step) for batch in batches["discriminator"]], 1e-3)
+        applied = generator.update([(batch, step) for batch in batches["generator"]], 1e-3)
         average.update(0.9, applied.double())
         snapshots.append({k: v.clone() for k, v in discriminator.network.state_dict().items()})
         losses.append(discriminator.statistics.reduce(runtime) | generator.statistics.reduce(runtime))
     state = {f"{name}/{key}": value for name, module in
              (("g", generator.network), ("d", discriminator.network), ("ema", average.network))
              for key, value in module.state_dict().items()}  # fmt: skip
+    for player in (generator, discriminator):
+        if player.history is not None:
+            state |= {f"{player.role}/{name}": value.clone() for name, value in player.history.state().items()}
     return {
         "state": state, "losses": losses, "snapshots": snapshots, "skipped": discriminator.skipped.item(),
         "moments": discriminator.optimizer_state(),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("adversarial", ["non_saturating", "minimax"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_ranks_do_not_matter(ranks: RankPool, accumulation: int, adversarial: str) -> None:
-    alone, *_ = ranks.run(1, train_steps, 5, accumulation, adversarial=adversarial)
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "non-saturating": {},
+    "minimax, accumulated": {"objective": {"adversarial": "minimax"}, "training": {"accumulation": 2}},
+    "relativistic average": {"objective": {"adversarial": "relativistic_average"}},
+    "relativistic paired, R1 and R2": {
+        "objective": {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}}
+    },
+    "WGAN with clipping": {
+        "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {"limit": 0.01}},
+        "generator": {"optimizer": {"name": "rmsprop"}},
+        "discriminator": {"optimizer": {"name": "rmsprop"}},
+    },
+    "WGAN-GP": {
+        "objective": {"adversarial": "wasserstein", "r1": None, "gradient_penalty": {}, "drift": 0.01},
+        "discriminator": {"normalisation": "none"},
+    },
+    "DRAGAN": {
+        "objective": {"r1": None, "gradient_penalty": {"points": "uniform"}},
+        "discriminator": {"normalisation": "none"},
+    },
+    "noisy targets, instance noise": {
+        "objective": {
+            "targets": {"real": [0.7, 1.0], "flip": 0.2}, "instance_noise": {"sigma": 0.3, "steps": 6}
+        }
+    },
+    "feature matching": {"objective": {"feature_matching": {"adversarial": True}}},
+    "historical averaging": {"objective": {"historical_averaging": {"generator": 0.1, "discriminator": 0.1}}},
+    "virtual batch norm": {
+        "generator": {"normalisation": "virtual"}, "discriminator": {"normalisation": "virtual"}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_ranks_do_not_matter(ranks: RankPool, technique: str) -> None:
+    sections = TECHNIQUES[technique]
+    alone, *_ = ranks.run(1, train_steps, 5, **sections)
     for world_size in (2, 4):
-        for found in ranks.run(world_size, train_steps, 5, accumulation, adversarial=adversarial):
+        for found in ranks.run(world_size, train_steps, 5, **sections):
             for key, value in alone["state"].items():
                 torch.testing.assert_close(found["state"][key], value, rtol=1e-8, atol=1e-10, msg=key)
             for step, losses in enumerate(alone["losses"]):
                 # The statistics are kept in float32.
-                assert found["losses"][step] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+                # One sample has no neighbour that it could differ from.
+                alike = {name: value for name, value in losses.items() if name in found["losses"][step]}
+                assert losses.keys() - alike.keys() <= {"generator/diversity"}
+                assert found["losses"][step] == pytest.approx(alike, rel=1e-5, abs=1e-6)
 
 
 def test_gradient_accumulation_reduces_once(ranks: RankPool) -> None:
@@ -102,16 +154,15 @@ def count_reductions(accumulation: int) -> int:
     runtime = Runtime()
     network = torch.nn.Linear(3, 3)
 
-    class Objective(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
+    class Square(Objective):
+        role = "generator"
 
         def forward(self, x: torch.Tensor) -> Any:
             loss = self.network(x).square().mean()
             return loss, {"loss": loss.detach()}
 
-    player = Player("generator", Objective(), small_config().generator.optimizer, runtime)
+    config = small_config()
+    player = Player(Square(network, torch.nn.Identity(), config, None), config.generator.optimizer, runtime)
     calls = 0
 
     def hook(_, bucket):  # type: ignore[no-untyped-def]
@@ -128,7 +179,7 @@ def count_reductions(accumulation: int) -> int:
 
 def test_a_skipped_update_leaves_nothing_behind(ranks: RankPool) -> None:
     """One NaN sample on one rank: no rank's discriminator moves in that step, and both stay equal afterwards."""
-    first, second = ranks.run(2, train_steps, 4, 1, nan_at=2)
+    first, second = ranks.run(2, train_steps, 4, nan_at=2)
     for found in (first, second):
         assert found["skipped"] == 1
         assert all(torch.isfinite(value).all() for value in found["state"].values())

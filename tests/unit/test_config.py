@@ -44,6 +44,14 @@ def write(folder: Path, text: str) -> Path:
         ("generator.optimizer.betas=[0.5, 1.5]", ["generator.optimizer.betas", "1.5 is not in [0, 1)"]),
         ("objective.adversarial=wgann", ["objective.adversarial = 'wgann'", "'non_saturating'"]),
         ("data=3", ["data = 3"]),
+        ("objective.targets={real: 2.0}", ["objective.targets.real"]),
+        ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
+        ("objective={adversarial: hinge, targets: {}}", ["objective", "targets", "hinge has not", "non_saturating"]),
+        ("objective.gradient_penalty={}", ["discriminator.normalisation", "use layer or none"]),
+        ("generator.architecture=mlp", ["generator.architecture", "mlp does not make images", "dcgan"]),
+        ("generator.architecture=progressive", ["discriminator.architecture", "must be progressive"]),
+        ("growth={}", ["growth", "progressive"]),
+        ("data.kind=points", ["data", "points has no resolution"]),
         ("seed.x=3", ["'seed' is not a section"]),
         ("training.steps", ["expected section.key=value"]),
         ("training.steps=[", ["not a YAML value"]),
@@ -79,6 +87,30 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+
+
+def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch(tmp_path: Path) -> None:
+    path = write(tmp_path, yaml.safe_dump(MINIMAL))
+    changes = ["generator.normalisation=virtual", "training.batch_size=24", "training.accumulation=2"]
+    config = load_config(path, changes)
+    assert config.generator.reference_size == 12
+    assert config.discriminator.reference_size is None
+    assert load_config(path, [*changes, "generator.reference_size=5"]).generator.reference_size == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "doubts"),
+    [
+        ("objective.targets={real: 0.9}", []),
+        ("objective.targets={real: 0.9, fake: 0.1}", ["no longer vanishes where there is no data"]),
+        ("objective.adversarial=wasserstein", ["nothing bounds the critic's slope"]),
+        ("objective={adversarial: wasserstein, weight_clipping: {}}", []),
+    ],
+)
+def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
+    found = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [override]).doubts
+    assert len(found) == len(doubts)
+    assert all(part in line for part, line in zip(doubts, found, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import Config, EMAConfig, OptimizerConfig
+from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
 from distgan.training import schedule
 
 
@@ -47,6 +47,13 @@ def test_learning_rates(kind: str, at_half: float, at_end: float) -> None:
     assert schedule.learning_rate(optimizer, 25, 100) == pytest.approx(0.2 * quarter)
 
 
+def test_gamma_goes_along_half_a_cosine() -> None:
+    config = ZeroCentredPenaltyConfig(gamma=2.0, final_gamma=0.2)
+    gammas = [schedule.penalty_gamma(config, step, 100) for step in (0, 50, 100, 200)]
+    assert gammas == pytest.approx([2.0, 1.1, 0.2, 0.2])
+    assert schedule.penalty_gamma(ZeroCentredPenaltyConfig(gamma=2.0), 77, 100) == pytest.approx(2.0)
+
+
 def test_warm_up_rises_linearly_and_never_starts_at_zero() -> None:
     optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=4)
     rates = [schedule.learning_rate(optimizer, step, 100) for step in range(6)]
@@ -66,3 +73,30 @@ def test_ema_ramp() -> None:
     # After 20,000 images the half-life is 1,000; after 200,000 it has reached 10,000 and stays.
     assert schedule.ema_decay(ema, 20_000, 500) == pytest.approx(0.5**0.5)
     assert schedule.ema_decay(ema, 10**7, 5_000) == pytest.approx(0.5**0.5)
+
+
+def wgan(**training: object) -> Config:
+    values = {"steps": 2000, "batch_size": 64, "critic_steps": 5, "extra_critic_steps": {}, **training}
+    return Config.model_validate({"run_dir": "r", "data": {"path": "d", "resolution": 32}, "training": values})
+
+
+def test_wgans_long_critic_steps() -> None:
+    """100 critic steps in the first 25 generator steps and in each 500th (Arjovsky et al. 2017, released code)."""
+    long = [step for step in range(1200) if schedule.critic_steps(wgan(), step) == 100]
+    assert long == [*range(25), 500, 1000]
+    assert schedule.critic_steps(wgan(), 30) == 5
+
+
+@given(st.integers(0, 60), st.integers(1, 7), st.integers(0, 12), st.none() | st.integers(1, 9), st.integers(0, 3))
+def test_updates_before_a_step_are_those_of_all_earlier_steps(
+    step: int, usual: int, first: int, every: int | None, warm_start: int
+) -> None:
+    extra = {"updates": 11, "first": first, "every": every}
+    config = wgan(critic_steps=usual, extra_critic_steps=extra, warm_start=warm_start)
+    assert schedule.updates_before(config, step) == sum(schedule.critic_steps(config, s) for s in range(step))
+    assert schedule.position_after(config, step) == 64 * schedule.updates_before(config, step)
+
+
+def test_a_warm_start_belongs_to_the_first_step() -> None:
+    config = wgan(extra_critic_steps=None, warm_start=7)
+    assert [schedule.critic_steps(config, step) for step in range(3)] == [12, 5, 5]

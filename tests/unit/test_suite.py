@@ -19,8 +19,9 @@ from distgan.config import Config
 from distgan.data.index import Index, build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation import classifier, suite
+from distgan.evaluation import classifier, reals
 from distgan.evaluation.features import Detector
+from distgan.evaluation.measures import Setting, make_collectors
 from distgan.evaluation.samples import fill, rank_batches
 from distgan.evaluation.suite import Evaluator, evaluate
 from tests.labelled_shards import evaluation_config, pictures, write_shards
@@ -60,6 +61,7 @@ def test_equal_to_the_textbook_and_to_itself_in_other_batches(shards: str, tmp_p
     evaluator = Evaluator(config, index, Runtime())
     found = evaluator(generate)
     assert list(found) == ["fid[classifier]"]
+    assert evaluator.detector is not None
     expected = distance_of(evaluator.detector(generate(torch.arange(149))).features, evaluator.detector(REALS).features)
     assert found["fid[classifier]"] == pytest.approx(expected, rel=1e-5)
     other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 50})})
@@ -77,7 +79,7 @@ def test_reals_are_read_once(
     config, index = evaluation_config(shards, tmp_path / "cache"), build_index(shards)
     found = evaluate(generate, config, index, Runtime())
     with monkeypatch.context() as patch:
-        patch.setattr(suite, "read_reals", lambda *_: pytest.fail("read again"))
+        patch.setattr(reals, "read_reals", lambda *_: pytest.fail("read again"))
         assert evaluate(generate, config, index, Runtime()) == found
     (statistics,) = (tmp_path / "cache").rglob("real-*.safetensors")
     statistics.write_bytes(statistics.read_bytes()[:-1])
@@ -105,20 +107,25 @@ class _Brightness(nn.Module):
 @pytest.mark.parametrize("what", ["data", "resolution", "channels", "detector"])
 def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path, what: str) -> None:
     config, index, runtime = evaluation_config(shards, tmp_path), build_index(shards), Runtime()
-    detector = Detector("classifier", 2, "brightness", _Brightness())
-    first = suite.real_statistics(detector, config, index, runtime)
+    detector = Detector("classifier", 2, 2, "brightness", _Brightness())
+
+    def statistics(config: Config, index: Index) -> dict[str, Tensor]:
+        collectors = make_collectors(Setting(config, index, runtime, detector))
+        return reals.real_statistics(collectors, detector, config, index, runtime)["fid"].tensors
+
+    first = statistics(config, index)
     pixels = REALS.float().flatten(1)
-    np.testing.assert_allclose(first.mean, torch.stack((pixels.mean(1), pixels.std(1))).double().mean(1), rtol=1e-6)
+    np.testing.assert_allclose(first["mean"], torch.stack((pixels.mean(1), pixels.std(1))).double().mean(1), rtol=1e-6)
     if what == "detector":
         detector = replace(detector, hash="another")
-    suite.real_statistics(detector, *changed(config, index, what), runtime)
+    statistics(*changed(config, index, what))
     assert len(list(tmp_path.rglob("real-*.safetensors"))) == 2
 
 
 def test_unreadable_reals_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = write_shards(tmp_path / "broken", REALS, broken=frozenset({7, 149}))
     config = evaluation_config(broken, tmp_path / "cache")
-    with pytest.raises(UserError, match="2 of 150 images cannot be read"):
+    with pytest.raises(UserError, match="2 of 150 samples cannot be read"):
         Evaluator(config, build_index(broken), Runtime())
     assert not list((tmp_path / "cache").rglob("real-*.safetensors"))
     tolerant = config.model_copy(update={"data": config.data.model_copy(update={"max_failure_rate": 0.1})})
@@ -127,9 +134,10 @@ def test_unreadable_reals_are_left_out(tmp_path: Path, caplog: pytest.LogCapture
         evaluator = Evaluator(tolerant, build_index(broken), Runtime())
         assert "leave out 2 of 150" in caplog.text
     kept = [i for i in range(150) if i not in (7, 149)]
+    assert evaluator.detector is not None
     features = evaluator.detector(REALS[kept]).features
-    assert evaluator.reference.samples == 148
-    np.testing.assert_allclose(evaluator.reference.mean, features.double().mean(0), atol=1e-5)
+    assert evaluator.reals["fid"].facts["samples"] == 148
+    np.testing.assert_allclose(evaluator.reals["fid"].tensors["mean"], features.double().mean(0), atol=1e-5)
 
 
 def test_too_few_samples_are_one_warning(shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

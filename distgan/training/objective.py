@@ -1,0 +1,268 @@
+"""What each player minimises on one micro-batch, as one module with one forward.
+
+A wrapper (DDP, DeepSpeed) then sees one forward and one backward per micro-batch, whatever happens inside: several
+passes through the network, gradient penalties with their own backward, collectives of batch statistics. The opponent
+is referenced, not registered, so that a wrapper sees one network's parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from distgan import randomness
+from distgan.config import Config, GradientPenaltyConfig, ZeroCentredPenaltyConfig
+from distgan.networks.capture import captured, find_layer
+from distgan.networks.layers.virtual import reference_moments
+from distgan.objectives import penalties
+from distgan.objectives.adversarial import (
+    ADVERSARIAL,
+    discriminator_cross_entropy,
+    draw_targets,
+    targeted_cross_entropy,
+)
+from distgan.objectives.auxiliary import HistoricalAverage, feature_matching, noise_sigma
+from distgan.training.schedule import penalty_gamma
+
+AnyPenalty = TypeVar("AnyPenalty", ZeroCentredPenaltyConfig, GradientPenaltyConfig)
+Outcome = tuple[Tensor, dict[str, Tensor]]
+
+
+class MicroBatch(NamedTuple):
+    """One rank's share of a micro-batch. Samples are as networks see them: floats of shape (n, *sizes)."""
+
+    addresses: Tensor
+    """(n,) int64: where the draws of each sample are addressed, the same for any number of ranks."""
+    latents: Tensor
+    """(n, latent_size)"""
+    labels: Tensor | None
+    """(n,) int64, of the samples to be generated."""
+    reals: Tensor | None
+    """(n, *sizes); None where the objective does not look at any."""
+    real_labels: Tensor | None
+    """(n,) int64"""
+
+
+class Objective(nn.Module):
+    """What both players' objectives have in common."""
+
+    role: str
+
+    def __init__(
+        self, network: nn.Module, opponent: nn.Module, config: Config, autocast_dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._opponent = (opponent,)
+        self.config = config.objective
+        self.seed = config.seed
+        self.steps = config.training.steps
+        self.autocast_dtype = autocast_dtype
+        self.family = ADVERSARIAL[config.objective.adversarial]
+        self.history_weight: float = getattr(config.objective.historical_averaging, self.role)
+        self.history: HistoricalAverage | None = None
+        """The average over time of this player's parameters, if it is held near it."""
+        if self.history_weight:
+            self.history = HistoricalAverage(dict(network.named_parameters()))
+
+    @property
+    def opponent(self) -> nn.Module:
+        """The other player's network."""
+        return self._opponent[0]
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        """Networks run in bf16 inside, if the run says so; losses and penalties are float32."""
+        dtype = self.autocast_dtype
+        return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, step: int) -> Tensor:
+        """Instance noise on the discriminator's inputs, if the run has it at this step."""
+        noise = self.config.instance_noise
+        sigma = noise_sigma(noise, step) if noise is not None else 0.0
+        return samples + sigma * self._normal(f"instance noise/{kind}", batch, samples) if sigma else samples
+
+    def _normal(self, purpose: str, batch: MicroBatch, like: Tensor) -> Tensor:
+        """Addressed N(0, 1) in the shape of some samples."""
+        drawn = randomness.normal(self.seed, f"{self.role}/{purpose}", batch.addresses, like.shape[1:])
+        return drawn.to(like.dtype)
+
+    def _uniform(self, purpose: str, batch: MicroBatch, like: Tensor, *shape: int) -> Tensor:
+        """Addressed U[0, 1) of shape (n, *shape)."""
+        return randomness.uniform(self.seed, f"{self.role}/{purpose}", batch.addresses, shape).to(like.dtype)
+
+    def _outcome(self, loss: Tensor, parts: dict[str, Tensor]) -> Outcome:
+        """The loss with the historical-averaging term, and its parts cut from the graph."""
+        if self.history is not None:
+            distance = self.history.penalty()
+            parts[f"loss/{self.role}_history"] = distance
+            loss = loss + self.history_weight * distance
+        return loss, {name: part.detach() for name, part in parts.items()}
+
+
+class DiscriminatorObjective(Objective):
+    """The discriminator's loss. A whole pass whose input gradient is penalised is float32."""
+
+    role = "discriminator"
+
+    def forward(self, batch: MicroBatch, step: int, update: int) -> Outcome:
+        """`update` numbers the discriminator's updates, which decides on lazy penalties."""
+        config = self.config
+        assert batch.reals is not None
+        with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
+            fakes = self.opponent(batch.latents, batch.labels)
+        reals = self._with_noise(batch.reals, "real", batch, step)
+        fakes = self._with_noise(fakes.to(reals.dtype), "fake", batch, step)
+        r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
+        with reference_moments(self.network):
+            reals, real_logits = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
+            fakes, fake_logits = self._judge(fakes, batch.labels, differentiable=r2 is not None)
+            loss = self._adversarial(real_logits, fake_logits, batch)
+            parts = {"loss/discriminator": loss} | _opinions(config.adversarial, real_logits, fake_logits)
+            if r1 is not None:
+                parts["loss/r1"] = penalties.zero_centred(real_logits, reals, penalty_gamma(r1, step, self.steps))
+                loss = loss + r1.every * parts["loss/r1"]
+            if r2 is not None:
+                parts["loss/r2"] = penalties.zero_centred(fake_logits, fakes, penalty_gamma(r2, step, self.steps))
+                loss = loss + r2.every * parts["loss/r2"]
+            if gp is not None:
+                points = self._penalised_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
+                points, logits = self._judge(points, batch.real_labels, differentiable=True)
+                parts["loss/gradient_penalty"] = penalties.gradient_penalty(logits, points, gp)
+                loss = loss + gp.every * parts["loss/gradient_penalty"]
+        if config.drift:
+            parts["loss/drift"] = config.drift * penalties.drift(real_logits)
+            loss = loss + parts["loss/drift"]
+        return self._outcome(loss, parts)
+
+    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        """The samples, and their logits in float32; with `differentiable`, those can be differentiated twice."""
+        if differentiable:
+            samples = samples.detach().requires_grad_(True)
+            # A compiled network has no second derivative; its forward method is the eager one.
+            return samples, _wide(self.network.forward(samples, labels))
+        with self._autocast(samples):
+            return samples, _wide(self.network(samples, labels))
+
+    def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
+        if self.config.targets is None:
+            return self.family.discriminator(real_logits, fake_logits)
+        targets = draw_targets(self.config.targets, self._uniform("targets", batch, real_logits, 4))
+        return targeted_cross_entropy(real_logits, fake_logits, *targets)
+
+    def _penalised_points(self, kind: str, variance: float, reals: Tensor, fakes: Tensor, batch: MicroBatch) -> Tensor:
+        if kind == "gaussian":
+            return penalties.perturb_gaussian(reals, self._normal("perturbation", batch, reals), variance)
+        fractions = self._uniform("interpolation", batch, reals)
+        if kind == "uniform":
+            noise = self._uniform("perturbation", batch, reals, *reals.shape[1:])
+            return penalties.perturb_uniform(reals, noise, fractions)
+        return penalties.interpolate(reals, fakes, fractions)
+
+
+class GeneratorObjective(Objective):
+    """The generator's loss. The discriminator's parameters are constants in it.
+
+    Raises:
+        UserError: the discriminator has no layer of the name that features are matched at.
+    """
+
+    role = "generator"
+
+    def __init__(
+        self, network: nn.Module, opponent: nn.Module, config: Config, autocast_dtype: torch.dtype | None
+    ) -> None:
+        super().__init__(network, opponent, config, autocast_dtype)
+        matching = config.objective.feature_matching
+        self._layer = (matching.layer or str(opponent.feature_layer)) if matching is not None else None
+        if self._layer is not None:
+            find_layer(opponent, self._layer)
+
+    def forward(self, batch: MicroBatch, step: int) -> Outcome:
+        """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""
+        config, discriminator = self.config, self.opponent
+        with _frozen(discriminator), self._autocast(batch.latents):
+            with reference_moments(self.network):
+                fakes = self.network(batch.latents, batch.labels)
+            with reference_moments(discriminator):
+                noisy = self._with_noise(fakes, "fake", batch, step)
+                fake_logits, fake_features = self._judge(noisy, batch.labels)
+                real_logits, real_features = fake_logits, fake_features
+                if config.generator_needs_reals:
+                    assert batch.reals is not None
+                    with torch.no_grad():
+                        reals = self._with_noise(batch.reals, "real", batch, step)
+                        real_logits, real_features = self._judge(reals, batch.real_labels)
+        parts: dict[str, Tensor] = {}
+        matching = config.feature_matching
+        loss = fake_logits.new_zeros(())
+        if matching is None or matching.adversarial:
+            loss = self.family.generator(real_logits, fake_logits)
+        if matching is not None:
+            assert real_features is not None
+            assert fake_features is not None
+            parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
+            loss = loss + matching.weight * parts["loss/feature_matching"]
+        return self._outcome(loss, {"loss/generator": loss, **_diversity(fakes), **parts})
+
+    def _judge(self, samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits of the discriminator and, where they are matched, its features; both float32."""
+        if self._layer is None:
+            return _wide(self.opponent(samples, labels)), None
+        with captured(self.opponent, self._layer) as outputs:
+            # The forward method is the eager one, whose layers can be looked into.
+            logits = self.opponent.forward(samples, labels)
+        return _wide(logits), _wide(outputs[-1])
+
+
+def _due(penalty: AnyPenalty | None, update: int) -> AnyPenalty | None:
+    """The penalty, in those updates that it is computed in."""
+    return penalty if penalty is not None and update % penalty.every == 0 else None
+
+
+def _opinions(family: str, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+    """What the discriminator says of both kinds, and its estimate of the divergence that the family stands for.
+
+    The Jensen-Shannon divergence is (V + 2 log 2) / 2 of the minimax value V, in nats (Goodfellow et al. 2014,
+    theorem 1); the Wasserstein distance, up to the critic's Lipschitz constant, is E f(x) - E f(G(z)).
+    """
+    opinions = {"discriminator/real_logit": real_logits.mean(), "discriminator/fake_logit": fake_logits.mean()}
+    if family == "wasserstein":
+        return opinions | {"divergence/wasserstein": real_logits.mean() - fake_logits.mean()}
+    opinions["discriminator/real_probability"] = real_logits.sigmoid().mean()
+    opinions["discriminator/fake_probability"] = fake_logits.sigmoid().mean()
+    if family in ("minimax", "non_saturating"):
+        value = -discriminator_cross_entropy(real_logits, fake_logits)
+        opinions["divergence/jensen_shannon"] = 0.5 * value + math.log(2.0)
+    return opinions
+
+
+@torch.no_grad()
+def _diversity(fakes: Tensor) -> dict[str, Tensor]:
+    """Mean absolute difference between neighbours in the batch, 0 when all are alike; of pairs, so that even shares of
+    any number of ranks compare the same."""
+    pairs = len(fakes) // 2
+    if not pairs:
+        return {}
+    return {"generator/diversity": (fakes[0 : 2 * pairs : 2] - fakes[1 : 2 * pairs : 2]).abs().float().mean()}
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """The network's parameters take no gradient from a forward inside; its input does."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

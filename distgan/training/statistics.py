@@ -1,0 +1,55 @@
+"""Means of what players report, over micro-batches, updates and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from distgan.distributed.runtime import Runtime
+
+Totals = dict[str, tuple[float, float]]
+
+
+class Statistics:
+    """Means over micro-batches and ranks of what a player reports, summed on the device until asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._carried: Totals = {}
+
+    def add(self, values: Mapping[str, Tensor], applied: Tensor) -> None:
+        """Add one micro-batch's 0-d values; those of a skipped update (`applied` 0) do not count."""
+        names = tuple(values)
+        row = torch.stack([*values.values(), applied]).double()
+        # An applied update can still report an infinite logit, where its loss is flat.
+        row = torch.where(applied > 0, row.nan_to_num(), 0.0)
+        if names in self._sums:
+            self._sums[names] += row
+        else:
+            self._sums[names] = row
+
+    def totals(self, runtime: Runtime) -> Totals:
+        """Sum and count of each value over all ranks; one all-reduce, and a wait for the device."""
+        totals = dict(self._carried)
+        if not self._sums:
+            return totals
+        flat = runtime.all_reduce_sum(torch.cat(list(self._sums.values()))).tolist()
+        for names in self._sums:
+            row, flat = flat[: len(names) + 1], flat[len(names) + 1 :]
+            for name, value in zip(names, row, strict=False):
+                total, count = totals.get(name, (0.0, 0.0))
+                totals[name] = total + value, count + row[-1]
+        return totals
+
+    def reduce(self, runtime: Runtime) -> dict[str, float]:
+        """Means since the last call, over all ranks."""
+        totals = self.totals(runtime)
+        self.carry({})
+        return {name: total / count for name, (total, count) in totals.items() if count}
+
+    def carry(self, totals: Mapping[str, Sequence[float]]) -> None:
+        """Forget what was added, and go on from the totals of an interval that was interrupted."""
+        self._sums.clear()
+        self._carried = {name: (total, count) for name, (total, count) in totals.items()}
