@@ -79,7 +79,7 @@ class NetworkConfig(Section):
 
     @model_validator(mode="after")
     def _check_depth(self) -> NetworkConfig:
-        if self.depth is not None and self.architecture not in ("characters", "mlp"):
+        if self.depth is not None and self.architecture not in ("characters", "mlp", "r3gan"):
             raise ValueError(f"depth: that of a {self.architecture} network follows from data.resolution; leave it out")
         return self
 
