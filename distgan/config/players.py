@@ -133,12 +133,22 @@ class GrowthConfig(Section):
 
     first_resolution: Size = 4
     """The resolution of the first level, a power of two."""
-    stable_kimg: NotNegative = 600.0
+    stable_kimg: Annotated[NotNegative, Field(le=1e9)] = 600.0
     """Each level trains as it is for so long."""
-    fade_kimg: NotNegative = 600.0
+    fade_kimg: Annotated[NotNegative, Field(le=1e9)] = 600.0
     """Before that, each level but the first is faded in linearly for so long."""
     batch_sizes: dict[Count, Size] = Field(default_factory=dict)
     """Global batch sizes by resolution, for levels where it is not `training.batch_size`; they apply to that
     resolution and the higher ones."""
     reset_optimizers: bool = True
     """Forget the optimizers' moments at the start and at the end of each fade, as the released code does."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GrowthConfig:
+        for key, sides in (("first_resolution", [self.first_resolution]), ("batch_sizes", self.batch_sizes)):
+            for side in sides:
+                if side < 4 or side & (side - 1):
+                    raise ValueError(f"{key}: {side} is not a power of two from 4 up")
+        if self.stable_kimg + self.fade_kimg < 0.001:
+            raise ValueError("stable_kimg: it and fade_kimg are 0, so that nothing would grow; leave growth out")
+        return self

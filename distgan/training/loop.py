@@ -18,6 +18,7 @@ from distgan.training import run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.feed import Feed
+from distgan.training.growth import grow
 from distgan.training.observer import Observer
 from distgan.training.preemption import StopRequest
 from distgan.training.schedule import discriminator_updates, ema_decay, learning_rate
@@ -56,6 +57,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
                 run_folder.prepare(config, state, runtime, resume, frozenset(accept))
+                grow(state, resumed=True)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
@@ -95,6 +97,7 @@ def run(
         )
         state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
+        grow(state)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()

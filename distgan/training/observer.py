@@ -132,6 +132,10 @@ class Observer:
         row["data/replaced_samples"] = len(progress.substitutions)
         row["checkpoint/failures"] = self.checkpoint_failures
         row["progress/kimg"] = progress.position / 1000
+        if state.growth is not None:
+            row["growth/level"] = state.growth.level
+            row["growth/fade"] = state.growth.fade
+            row["growth/resolution"] = state.growth.resolution
         return row
 
     def _fit_statistics(self) -> None:

@@ -43,6 +43,10 @@ def write(folder: Path, text: str) -> Path:
         ("seed=-1", ["seed = -1"]),
         ("generator.optimizer.betas=[0.5, 1.5]", ["generator.optimizer.betas", "1.5 is not in [0, 1)"]),
         ("objective.adversarial=wgann", ["objective.adversarial = 'wgann'", "'non_saturating'"]),
+        ("growth={}", ["growth", "only networks of architecture progressive grow"]),
+        ("growth={first_resolution: 6}", ["growth.first_resolution", "6 is not a power of two from 4 up"]),
+        ("growth={batch_sizes: {3: 8}}", ["growth.batch_sizes", "3 is not a power of two"]),
+        ("growth={stable_kimg: 0, fade_kimg: 0}", ["growth.stable_kimg", "nothing would grow"]),
         ("data=3", ["data = 3"]),
         ("objective.targets={real: 2.0}", ["objective.targets.real"]),
         ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
@@ -287,3 +291,29 @@ def test_every_key_is_documented_in_the_schema() -> None:
 def test_recipes_are_valid_and_named_after_their_file() -> None:
     for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"):
         assert load_config(path).run_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize(
+    ("growth", "message"),
+    [
+        ("{first_resolution: 64}", "growth.first_resolution: 64 is above data.resolution = 32"),
+        ("{batch_sizes: {16: 8, 64: 4}}", "growth.batch_sizes: 64 is above data.resolution = 32"),
+        ("{batch_sizes: {16: 7}}", "7 at 16 does not divide into training.accumulation=2 micro-batches"),
+    ],
+)
+def test_growth_that_does_not_fit(growth: str, message: str) -> None:
+    network = "{architecture: progressive, normalisation: none}"
+    both = [f"generator={network}", f"discriminator={network}", "training.accumulation=2"]
+    with pytest.raises(UserError, match=message):
+        parse_config(MINIMAL, [*both, f"growth={growth}"])
+    config = parse_config(MINIMAL, [*both, "growth={batch_sizes: {16: 6}}"])
+    assert config.growth is not None
+    assert config.growth.batch_sizes == {16: 6}
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_networks_grow_together() -> None:
+    network = "{architecture: progressive, normalisation: none}"
+    for role in ("generator", "discriminator"):
+        with pytest.raises(UserError, match="must be progressive as the"):
+            parse_config(MINIMAL, [f"{role}={network}"])
