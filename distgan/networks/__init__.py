@@ -11,11 +11,21 @@ from torch import nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from distgan.networks.layers.virtual import add_reference, uses_reference
+from distgan.networks.mlp import MLPDiscriminator, MLPGenerator
+from distgan.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from distgan.networks.shape import SampleShape
 from distgan.randomness import derive_key
 
-GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {"dcgan": DCGANGenerator}
-DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {"dcgan": DCGANDiscriminator}
+GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {
+    "dcgan": DCGANGenerator,
+    "resnet": ResNetGenerator,
+    "mlp": MLPGenerator,
+}
+DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {
+    "dcgan": DCGANDiscriminator,
+    "resnet": ResNetDiscriminator,
+    "mlp": MLPDiscriminator,
+}
 
 
 def build_generator(config: GeneratorConfig, shape: SampleShape, *, seed: int = 0) -> nn.Module:
