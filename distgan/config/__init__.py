@@ -184,7 +184,27 @@ class Config(Section):
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
             )
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        """Groups of the minibatch standard deviation are equally large in each batch that the layer sees."""
+        if self.discriminator.minibatch_stddev is None:
+            return
+        size = self.discriminator.minibatch_stddev.group_size
+        sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
+        for batch in sorted(batch_size // self.training.accumulation for batch_size in sizes):
+            if batch > size and batch % size:
+                raise ValueError(
+                    f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
+                    "samples (training.batch_size / training.accumulation); change one of them"
+                )
+        reference = self.discriminator.reference_size or self.micro_batch
+        if self.discriminator.normalisation == "virtual" and reference != self.micro_batch and reference % size:
+            raise ValueError(
+                f"discriminator.reference_size: {reference} is neither a multiple of minibatch_stddev.group_size="
+                f"{size} nor the micro-batch of {self.micro_batch}; change one of them"
+            )
 
     def _check_growth(self, growth: GrowthConfig) -> None:
         for key, side in (

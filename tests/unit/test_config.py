@@ -81,6 +81,26 @@ def write(folder: Path, text: str) -> Path:
         ("run_dir=' '", ["run_dir: ' ' is not the path"]),
         ('run_dir="a\\0b"', ["run_dir: 'a\\x00b' is not the path"]),
         ("run_dir=~nobody-of-this-name/x", ["run_dir", "no such home folder"]),
+        (
+            "generator.depth=3",
+            ["generator.depth", "that of a dcgan network follows from data.resolution; leave it out"],
+        ),
+        (
+            "discriminator={architecture: resnet, minibatch_discrimination: {}}",
+            ["discriminator.minibatch_discrimination", "resnet networks do not have it", "architecture: dcgan or mlp"],
+        ),
+        (
+            "discriminator={architecture: mlp, minibatch_stddev: {}}",
+            ["discriminator.minibatch_stddev", "mlp networks do not have it", "architecture: dcgan or progressive"],
+        ),
+        (
+            "discriminator.minibatch_stddev={group_size: 3}",
+            ["discriminator.minibatch_stddev.group_size", "3 does not divide the micro-batch of 8 samples"],
+        ),
+        (
+            "discriminator={minibatch_stddev: {}, normalisation: virtual, reference_size: 6}",
+            ["discriminator.reference_size: 6", "multiple of minibatch_stddev.group_size=4", "micro-batch of 8"],
+        ),
     ],
 )
 def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str, parts: list[str]) -> None:
@@ -238,6 +258,20 @@ def test_the_resolved_config_reads_back_equal(
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    "discriminator",
+    [
+        {"minibatch_stddev": {"group_size": 4}},
+        {"minibatch_stddev": {"group_size": 16}},
+        {"minibatch_stddev": {"group_size": 16}, "normalisation": "virtual"},
+        {"minibatch_stddev": {"group_size": 4}, "normalisation": "virtual", "reference_size": 12},
+        {"minibatch_discrimination": {"over": "rank"}},
+    ],
+)
+def test_comparisons_that_fit_the_batch(discriminator: dict[str, Any]) -> None:
+    assert parse_config({**MINIMAL, "discriminator": discriminator}).discriminator.architecture == "dcgan"
 
 
 def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
