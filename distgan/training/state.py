@@ -63,9 +63,9 @@ class TrainingState:
         """Let the wrappers of both players arrange themselves (see `Player.settle`). Every rank calls it."""
         config, runtime, position = self.config, self.generator.runtime, self.progress.position
         if runtime.world_size > 1:
-            shape = sample_shape(config.data, num_classes=self.index.num_classes)
+            index, share = self.index, schedule.micro_batch(config, position) // runtime.world_size
+            shape = sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
             shape = replace(shape, resolution=schedule.resolution(config, position))
-            share = schedule.micro_batch(config, position) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
             # Discriminator updates that no lazy penalty is due in have the number 1.
             self.discriminator.settle((blank, 0, 1))
