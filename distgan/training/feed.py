@@ -13,12 +13,12 @@ from distgan import randomness
 from distgan.data.stream import open_stream
 from distgan.data.substitutions import Failure, check_failure_rate
 from distgan.distributed.runtime import Runtime
-from distgan.generation import dequantize, from_bytes
+from distgan.generation import dequantize, to_network
 from distgan.latents import LatentSource
 from distgan.training.assembly import latent_source, uses_channels_last
 from distgan.training.objective import MicroBatch
 from distgan.training.schedule import Update, generator_slot
-from distgan.training.state import TrainingState
+from distgan.training.state import TrainingState, run_shape
 
 logger = logging.getLogger("distgan")
 
@@ -30,6 +30,7 @@ class Feed:
 
     def __init__(self, state: TrainingState, runtime: Runtime) -> None:
         self.config, self.index, self.progress, self.runtime = state.config, state.index, state.progress, runtime
+        self.shape = run_shape(state.config, state.index)
         self.latents = latent_source(state.config, state.index, runtime.device)
         self.failures: list[Failure] = []
         """Samples this rank could not read and the others do not know of."""
@@ -97,13 +98,13 @@ class Feed:
         batch = next(self._stream)
         self.seconds_waited += time.perf_counter() - started
         self.failures += batch.failures
-        pixels = batch.values.to(device, non_blocking=True)
+        values = batch.values.to(device, non_blocking=True)
         if self.config.data.dequantize:
             places = batch.positions.to(device, non_blocking=True)
-            noise = randomness.uniform(self.config.seed, "data/dequantize", places, pixels.shape[1:])
-            reals = dequantize(pixels, noise)
+            noise = randomness.uniform(self.config.seed, "data/dequantize", places, values.shape[1:])
+            reals = dequantize(values, noise)
         else:
-            reals = from_bytes(pixels)
+            reals = to_network(self.shape, values)
         labels = batch.labels.to(device, non_blocking=True) if self.config.data.labels else None
         return reals.contiguous(memory_format=self._memory_format), labels
 
