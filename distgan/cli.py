@@ -314,7 +314,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--best", action="store_true", help="of a run, the checkpoint with the lowest FID; default: the newest"
+        "--best", action="store_true", help="of a run, the checkpoint with the best evaluation; default: the newest"
     )
 
 

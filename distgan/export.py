@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,8 +26,9 @@ from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.shape import SampleShape, sample_shape
-from distgan.training import checkpoint
+from distgan.training import checkpoint, schedule
 from distgan.training.description import Vocabulary, load_description
+from distgan.training.growth import set_growth
 from distgan.training.restore import find_checkpoint
 from distgan.validation import explain
 
@@ -36,6 +38,15 @@ _FILES = {"config.json", "model.safetensors"}
 _Number = Annotated[int, Field(ge=0, lt=2**62)]
 _Size = Annotated[int, Field(ge=0, le=2**16)]
 _SIZES = {"images": ("resolution", "channels"), "text": ("length", "vocabulary"), "points": ("dimensions",)}
+
+
+class _Growth(BaseModel):
+    """How far a generator of architecture progressive had grown."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    level: Annotated[int, Field(ge=0, le=14)]
+    fade: Annotated[float, Field(gt=0, le=1)]
 
 
 class _Description(BaseModel):
@@ -54,6 +65,7 @@ class _Description(BaseModel):
     dimensions: _Size = 0
     class_names: list[str] | None
     class_counts: Annotated[list[_Number], Field(min_length=1)] | None
+    growth: _Growth | None = None
     step: _Number
     images: _Number
     data_fingerprint: str
@@ -72,6 +84,11 @@ class _Description(BaseModel):
             raise ValueError("class_counts: their sum is not in [1, 2**62)")
         if self.class_names is not None and len(self.class_names) != len(self.class_counts or []):
             raise ValueError("class_names: not as many as class_counts")
+        if self.growth is not None:
+            if self.generator.architecture != "progressive":
+                raise ValueError(f"growth: a generator of architecture {self.generator.architecture} does not grow")
+            if 4 << self.growth.level > self.resolution:
+                raise ValueError(f"growth: level {self.growth.level} is above the resolution")
         return self
 
 
@@ -92,16 +109,22 @@ class Generator(nn.Module):
         super().__init__()
         self.description = description
         self.latent_size = config.latent_size
-        self.vocabulary: list[str] | None = description["vocabulary"]
+        self.vocabulary: list[str] | None = description.get("vocabulary")
         self.num_classes = len(description["class_counts"] or ())
         self.class_names: list[str] | None = description["class_names"]
         self.step: int = description["step"]
         self.images: int = description["images"]
         self.config = config
-        sizes = {name: description[name] for name in ("kind", "resolution", "channels", "length", "dimensions")}
-        self.shape = SampleShape(**sizes, vocabulary=len(self.vocabulary or ()), num_classes=self.num_classes)
+        sizes = ("kind", "resolution", "channels", "length", "dimensions")
+        self.shape = SampleShape(
+            **{name: description[name] for name in sizes if name in description},
+            vocabulary=len(self.vocabulary or ()),
+            num_classes=self.num_classes,
+        )
         self.resolution, self.channels = self.shape.resolution, self.shape.channels
         self.network = build_generator(config, self.shape)
+        if description.get("growth"):
+            set_growth([self.network], schedule.Growth(**description["growth"]))
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -253,7 +276,7 @@ def _reason(error: BaseException) -> str:
 def _load_checkpoint(path: Path) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
-    classes, vocabulary = state.classes, state.vocabulary
+    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
     if (vocabulary is not None) != (config.data.kind == "text"):
         raise UserError(f"{path}/state.json: text has a vocabulary, and nothing else has; take another checkpoint")
     shape = sample_shape(config.data, vocabulary=len(vocabulary or ()))
@@ -267,6 +290,7 @@ def _load_checkpoint(path: Path) -> Generator:
         "length": shape.length,
         "vocabulary": vocabulary,
         "dimensions": shape.dimensions,
+        "growth": asdict(growth) if growth else None,
         "class_names": classes.names if classes else None,
         "class_counts": classes.counts if classes else None,
         "step": state.step,

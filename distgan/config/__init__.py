@@ -109,7 +109,7 @@ class Config(Section):
     def micro_batch(self) -> int:
         """Samples that one forward pass of all ranks together sees: the batch that batch statistics are over.
 
-        With progressive growing, levels listed in `growth.batch_sizes` have another: see `schedule.batch_size`.
+        With progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
         """
         return self.training.batch_size // self.training.accumulation
 
@@ -176,13 +176,49 @@ class Config(Section):
             raise ValueError("generator.architecture: must be progressive as the discriminator's is")
         if self.growth is not None and self.generator.architecture != "progressive":
             raise ValueError("growth: only networks of architecture progressive grow; set both to it, or leave it out")
+        if self.growth is not None:
+            self._check_growth(self.growth)
         if self.objective.gradient_penalty and self.discriminator.normalisation in ("synchronized", "batch"):
             raise ValueError(
                 "discriminator.normalisation: batch norm makes a critic's output depend on the whole batch, so that "
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
             )
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        """Groups of the minibatch standard deviation are equally large in each batch that the layer sees."""
+        if self.discriminator.minibatch_stddev is None:
+            return
+        size = self.discriminator.minibatch_stddev.group_size
+        sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
+        for batch in sorted(batch_size // self.training.accumulation for batch_size in sizes):
+            if batch > size and batch % size:
+                raise ValueError(
+                    f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
+                    "samples (training.batch_size / training.accumulation); change one of them"
+                )
+        reference = self.discriminator.reference_size or self.micro_batch
+        if self.discriminator.normalisation == "virtual" and reference != self.micro_batch and reference % size:
+            raise ValueError(
+                f"discriminator.reference_size: {reference} is neither a multiple of minibatch_stddev.group_size="
+                f"{size} nor the micro-batch of {self.micro_batch}; change one of them"
+            )
+
+    def _check_growth(self, growth: GrowthConfig) -> None:
+        for key, side in (
+            ("first_resolution", growth.first_resolution),
+            ("batch_sizes", max(growth.batch_sizes, default=0)),
+        ):
+            if side > self.data.resolution:
+                raise ValueError(f"growth.{key}: {side} is above data.resolution = {self.data.resolution}")
+        for side, batch in growth.batch_sizes.items():
+            if batch % self.training.accumulation:
+                raise ValueError(
+                    f"growth.batch_sizes: {batch} at {side} does not divide into training.accumulation="
+                    f"{self.training.accumulation} micro-batches; change one of them"
+                )
 
 
 ARCHITECTURES = {

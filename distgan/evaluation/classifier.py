@@ -95,9 +95,10 @@ def load_classifier(
         path = folder / f"classifier-{name}.safetensors"
         entry = cache.read(path)
         if entry is None:
+            log.info("training the classifier that evaluation compares by")
             entry = train_classifier(data, index, runtime.device, check)
             cache.write(path, entry)
-        log.info("classifier for fid[classifier]: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
+        log.info("evaluation.detector = classifier: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
         return entry.tensors
 
     weights = runtime.main_works(read_or_train, asked)

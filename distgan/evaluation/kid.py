@@ -50,7 +50,7 @@ class KernelDistance(Metric):
         """
         super().__init__(**settings)
         self.register_buffer("reals", reals, persistent=False)
-        size = min(SUBSET_SIZE, num_samples, len(reals))
+        size = subset_size(num_samples, len(reals))
         self.real_subsets = draw_subsets(len(reals), size, "kid/real subsets")
         self.subsets = draw_subsets(num_samples, size, "kid/generated subsets")
         self._kept = self.subsets.unique()
@@ -75,6 +75,12 @@ class KernelDistance(Metric):
         place = torch.empty(int(self._kept[-1]) + 1, dtype=torch.int64)
         place[numbers] = torch.arange(len(numbers))
         return subset_distance(_joined(self.features), self.reals, place[self.subsets], self.real_subsets)
+
+
+def subset_size(generated: int, real: int) -> int:
+    """1,000, or where there are fewer samples half of them, so that subsets differ."""
+    fewer = min(generated, real)
+    return SUBSET_SIZE if fewer >= SUBSET_SIZE else fewer // 2
 
 
 def subset_distance(features: Tensor, reals: Tensor, subsets: Tensor, real_subsets: Tensor) -> Distance:

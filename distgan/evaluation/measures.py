@@ -21,7 +21,7 @@ from distgan.evaluation.classes import ClassSpread, Spread
 from distgan.evaluation.features import Detector
 from distgan.evaluation.frechet import FrechetDistance, Reference, make_reference
 from distgan.evaluation.inception_score import InceptionScore
-from distgan.evaluation.kid import SUBSET_SIZE, KernelDistance
+from distgan.evaluation.kid import SUBSET_SIZE, KernelDistance, subset_size
 from distgan.evaluation.modes import Coverage, MixtureMoments, ModeCoverage, Modes
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.names import value_name
@@ -137,9 +137,12 @@ class _Pool:
 def _kid(setting: Setting, reals: cache.Entry | None) -> Measure:
     assert reals is not None
     features, generated = reals.tensors["features"], setting.config.evaluation.num_samples
-    size = min(generated, len(features))
+    size = subset_size(generated, len(features))
     if size < 2:
-        raise UserError(f"{value_name('kid', setting.config)} of {size} samples: it needs at least 2; evaluate more")
+        raise UserError(
+            f"{value_name('kid', setting.config)} of {generated} generated and {len(features)} real images: it needs "
+            "at least 4 of each; evaluate more samples, or leave kid out of evaluation.metrics"
+        )
     if size < SUBSET_SIZE and setting.runtime.is_main:
         log.warning(
             "%s of %d generated and %d real images is of subsets of %d, where the protocol has %d: its noise is larger",

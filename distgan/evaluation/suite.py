@@ -7,6 +7,7 @@ of samples does not depend on W; nor do the metrics, beyond the rounding of sums
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,8 +61,7 @@ class Evaluator:
             Interrupted: some rank was asked to stop.
         """
         runtime, settings = self.runtime, self.config.evaluation
-        for measure in self._measures.values():
-            measure.metric.reset()
+        self._forget()  # what an interrupted evaluation has left
         rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
         with torch.no_grad(), heeding(runtime, self._asked, rounds) as check:
             for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
@@ -70,19 +70,23 @@ class Evaluator:
                 seen = see(self.detector, numbers, samples, torch.full_like(numbers, -1))
                 for measure in self._measures.values():
                     measure.metric.update(*measure.take(seen))
-        for measure in self._measures.values():
-            measure.metric.sync()
-        # On one rank, because another machine's rounding could make the ranks disagree on which checkpoint is best.
         values: dict[str, float] = {}
-        with runtime.together():
-            if runtime.is_main:
-                for name, measure in self._measures.items():
-                    for suffix, value in measure.values(measure.metric.compute()).items():
-                        values[value_name(name, self.config, suffix)] = value
-        for measure in self._measures.values():
-            measure.metric.reset()
+        with ExitStack() as synchronized:
+            for measure in self._measures.values():
+                synchronized.enter_context(measure.metric.sync_context())
+            # On one rank, because another machine's rounding could make them disagree on which checkpoint is best.
+            with runtime.together():
+                if runtime.is_main:
+                    for name, measure in self._measures.items():
+                        for suffix, value in measure.values(measure.metric.compute()).items():
+                            values[value_name(name, self.config, suffix)] = value
+        self._forget()
         found: dict[str, float] = runtime.broadcast_object(values)
         return found
+
+    def _forget(self) -> None:
+        for measure in self._measures.values():
+            measure.metric.reset()
 
 
 def evaluate(generate: Generate, config: Config, index: Index, runtime: Runtime) -> dict[str, float]:

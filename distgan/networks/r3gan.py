@@ -146,10 +146,12 @@ def _binomial(images: Tensor, scale: float) -> Tensor:
 
 def _stage_widths(role: str, config: NetworkConfig, shape: SampleShape) -> list[int]:
     """Channels at R, R/2, ..., 4."""
-    if shape.resolution < 8 or config.normalisation != "none":
+    if shape.resolution < 8:
+        raise UserError(f"data.resolution = {shape.resolution}: the r3gan {role} takes powers of two from 8 up")
+    if config.normalisation != "none" or config.spectral_norm:
         raise UserError(
-            f"data.resolution = {shape.resolution}, {role}.normalisation = {config.normalisation}: the r3gan {role} "
-            "takes powers of two from 8 up and has no normalisation; set it to none"
+            f"{role}.normalisation = {config.normalisation}, {role}.spectral_norm = {config.spectral_norm}: the r3gan "
+            f"{role} has neither; set {role}.normalisation=none and leave spectral_norm out"
         )
     widths = [min(config.width << stage, config.max_width) for stage in range(shape.resolution.bit_length() - 2)]
     if any(width * _EXPANSION % _GROUP for width in widths):

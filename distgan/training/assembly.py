@@ -17,9 +17,10 @@ from distgan.generation import to_network
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual import set_reference, uses_reference
-from distgan.networks.shape import SampleShape
+from distgan.training import schedule
 from distgan.training.ema import AveragedGenerator
-from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+from distgan.training.growth import set_growth
+from distgan.training.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.training.player import Player
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 
@@ -34,6 +35,8 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
     discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
     _fill_references(generator, discriminator, config, index)
+    growth = schedule.growth(config, 0)
+    set_growth((generator, discriminator), growth)
     average = AveragedGenerator(generator)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
@@ -53,12 +56,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             clipping=config.objective.weight_clipping,
         ),
     }
-    if runtime.world_size > 1:
-        blank = _blank_inputs(config, shape, runtime)
-        # Discriminator updates that no lazy penalty is due in have the number 1.
-        players["discriminator"].settle((blank, 0, 1))
-        players["generator"].settle((blank, 0))
-    return TrainingState(config, index, players["generator"], players["discriminator"], average, Progress())
+    state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
+    state.settle()
+    return state
 
 
 def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:
@@ -81,12 +81,16 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 def check_fits(config: Config, index: Index, world_size: int) -> None:
     """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
     sample_format(config.data, index)
-    batch, accumulation = config.training.batch_size, config.training.accumulation
-    if config.micro_batch % world_size:
-        raise UserError(
-            f"training.batch_size = {batch} with training.accumulation = {accumulation} does not divide among "
-            f"{world_size} processes; choose a batch size that is a multiple of {world_size * accumulation}"
-        )
+    accumulation = config.training.accumulation
+    batches = {"training.batch_size": config.training.batch_size}
+    if config.growth is not None:
+        batches |= {f"growth.batch_sizes: {side}": batch for side, batch in config.growth.batch_sizes.items()}
+    for key, batch in batches.items():
+        if batch // accumulation % world_size:
+            raise UserError(
+                f"{key} = {batch} with training.accumulation = {accumulation} does not divide among "
+                f"{world_size} processes; choose a batch size that is a multiple of {world_size * accumulation}"
+            )
     if config.data.labels and not index.num_classes:
         raise UserError(
             "data.labels = true, but the shards hold no labels; pack from class folders, or set data.labels=false"
@@ -104,16 +108,3 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
         batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
         reals = to_network(run_shape(config, index), batch.values)
         set_reference(discriminator, reals, batch.labels if config.data.labels else None)
-
-
-def _blank_inputs(config: Config, shape: SampleShape, runtime: Runtime) -> MicroBatch:
-    """Zeros in the shape of a rank's micro-batch."""
-    share, device = config.micro_batch // runtime.world_size, runtime.device
-    labels = torch.zeros(share, dtype=torch.int64, device=device) if shape.num_classes else None
-    return MicroBatch(
-        torch.zeros(share, dtype=torch.int64, device=device),
-        torch.zeros(share, config.generator.latent_size, device=device),
-        labels,
-        torch.zeros(share, *shape.sizes, device=device),
-        labels,
-    )

@@ -19,6 +19,7 @@ from distgan import randomness
 from distgan.config import Config, GradientPenaltyConfig, ZeroCentredPenaltyConfig
 from distgan.networks.capture import captured, find_layer
 from distgan.networks.layers.virtual import reference_moments
+from distgan.networks.shape import SampleShape
 from distgan.objectives import penalties
 from distgan.objectives.adversarial import (
     ADVERSARIAL,
@@ -46,6 +47,14 @@ class MicroBatch(NamedTuple):
     """(n, *sizes); None where the objective does not look at any."""
     real_labels: Tensor | None
     """(n,) int64"""
+
+
+def blank_batch(share: int, latent_size: int, shape: SampleShape, device: torch.device) -> MicroBatch:
+    """Zeros in the shape of a rank's share of a micro-batch."""
+    numbers = torch.zeros(share, dtype=torch.int64, device=device)
+    labels = numbers if shape.num_classes else None
+    latents = torch.zeros(share, latent_size, device=device)
+    return MicroBatch(numbers, latents, labels, torch.zeros(share, *shape.sizes, device=device), labels)
 
 
 class Objective(nn.Module):

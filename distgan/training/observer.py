@@ -53,29 +53,49 @@ class Observer:
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
         self.checkpoint_failures = 0
+        self.left_undone = False
+        """Whether this step has an evaluation that a stop has left undone. All ranks agree."""
         self._start_interval()
 
+    def before_first_step(self) -> bool:
+        """Write down what is due before this process's first step. Returns whether this is the best average so far.
+
+        That is all of step 0, and of a later step an evaluation that an earlier process was asked to leave undone.
+        """
+        step = self.state.progress.step
+        if step == 0:
+            return self.after_step()
+        recorded = self.runtime.broadcast_object(self.tracker.recorded(step))
+        if not self._is_evaluation_due() or self._criterion.name in recorded:
+            return False
+        self._fit_statistics()
+        metrics, is_best = self._evaluate()
+        self._write(metrics)
+        self._start_interval()
+        return is_best
+
     def after_step(self, *, evaluate: bool = True) -> bool:
-        """Write down what is due after a step. Returns whether this is the best average so far."""
+        """Write down what is due after a step. Returns whether this is the best average so far.
+
+        Args:
+            evaluate: False leaves an evaluation undone, as a stop does.
+        """
         progress, config = self.state.progress, self.config
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
             row = self._measure()
-        evaluated = evaluate and config.evaluation.every > 0 and progress.step % config.evaluation.every == 0
+        self.left_undone = due = self._is_evaluation_due()
         pictured = progress.step % config.monitoring.samples_every == 0
-        if evaluated or pictured:
+        if (due and evaluate) or pictured:
             self._fit_statistics()
         is_best = False
-        if evaluated:
-            metrics = self._evaluate()
-            is_best = bool(metrics) and self._note_best(metrics)
-            row = {**row, **metrics}
+        if due and evaluate:
+            metrics, is_best = self._evaluate()
+            row |= metrics
         if pictured and self.runtime.is_main:
             self._draw_samples()
-        if row:
-            self.tracker.scalars(progress.step, progress.position, row)
-            self.console.update(progress.step, row)
+        self._write(row)
         if row or pictured:
             self._start_interval()
         return is_best
@@ -112,6 +132,10 @@ class Observer:
         row["data/replaced_samples"] = len(progress.substitutions)
         row["checkpoint/failures"] = self.checkpoint_failures
         row["progress/kimg"] = progress.position / 1000
+        if state.growth is not None:
+            row["growth/level"] = state.growth.level
+            row["growth/fade"] = state.growth.fade
+            row["growth/resolution"] = state.growth.resolution
         return row
 
     def _fit_statistics(self) -> None:
@@ -121,22 +145,42 @@ class Observer:
         )
         recompute_statistics(self.state.average.network, batches)
 
-    def _evaluate(self) -> dict[str, float]:
-        """All metrics of the average; none if the run was asked to stop meanwhile, as that cannot wait."""
+    def _is_evaluation_due(self) -> bool:
+        every = self.config.evaluation.every
+        return every > 0 and self.state.progress.step % every == 0
+
+    def _write(self, row: dict[str, float]) -> None:
+        if row:
+            self.tracker.scalars(self.state.progress.step, self.state.progress.position, row)
+            self.console.update(self.state.progress.step, row)
+
+    def _evaluate(self) -> tuple[dict[str, float], bool]:
+        """All metrics of the average, and whether it is the best so far.
+
+        There are none if the run was asked to stop meanwhile, as that cannot wait.
+        """
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
         def generate(samples: Tensor) -> Tensor:
-            return generation.generate(self.state.average.network, self.feed.shape, self.latents, "evaluation", samples)
+            return generation.generate(
+                self.state.average.network, self.state.shape, self.latents, "evaluation", samples
+            )
 
         try:
             if self._evaluator is None:
                 self._evaluator = Evaluator(self.config, self.state.index, self.runtime, lambda: self.stop.requested)
-            return self._evaluator(generate)
+            if self.runtime.is_main:
+                count, step = self.config.evaluation.num_samples, self.state.progress.step
+                logger.info("step %d: evaluating %d generated samples", step, count)
+            metrics = self._evaluator(generate)
         except Interrupted:
-            logger.warning(
-                "step %d: evaluation left undone, because the run was asked to stop", self.state.progress.step
-            )
-            return {}
+            self.left_undone = True
+            if self.runtime.is_main:
+                step = self.state.progress.step
+                logger.warning("step %d: evaluation left for after the resume, as the run was asked to stop", step)
+            return {}, False
+        self.left_undone = False
+        return metrics, self._note_best(metrics)
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Whether the first metric is better than ever before; if so, it is remembered."""
@@ -152,7 +196,7 @@ class Observer:
         """A grid of the same latents every time, on disk and in TensorBoard."""
         step = self.state.progress.step
         numbers = torch.arange(self.config.monitoring.num_samples)
-        images = generation.generate(self.state.average.network, self.feed.shape, self.latents, "sample grid", numbers)
+        images = generation.generate(self.state.average.network, self.state.shape, self.latents, "sample grid", numbers)
         grid = pictures.grid(images.cpu())
         self.tracker.image(step, "samples", grid)
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig, WeightClippingConfig
 from distgan.distributed.runtime import Runtime
 from distgan.networks.layers.normalisation import normalisation_parameters
 from distgan.networks.layers.spectral import power_iteration_vectors
+from distgan.networks.progressive import GrowingNetwork
 from distgan.training.objective import Objective
 from distgan.training.optimizers import QUANTITIES, build_optimizer
 from distgan.training.statistics import Statistics
@@ -31,8 +32,9 @@ class Player:
         self.network = objective.network
         self.history = objective.history
         self.runtime = runtime
-        self.engine = runtime.wrap(objective)
-        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.parameters = list(self.network.parameters())
+        self.objective = objective
+        self.wrap()
         self.optimizer = build_optimizer(config, self.parameters)
         self.quantities = QUANTITIES[config.name]
         self.clipping = clipping
@@ -46,6 +48,16 @@ class Player:
         self.skipped_in_a_row = torch.zeros((), device=device)
         self.longest_streak = torch.zeros((), device=device)
         self.statistics = Statistics()
+
+    def wrap(self) -> None:
+        """Wrap the objective for all ranks, for those parameters that take part now. Every rank calls it."""
+        growing = self.network if isinstance(self.network, GrowingNetwork) else None
+        active = {id(parameter) for parameter in (growing.active_parameters() if growing else self.parameters)}
+        for parameter in self.parameters:
+            parameter.requires_grad_(id(parameter) in active)
+        # The last wrapper lets go of the parameters when it is gone.
+        self.engine: nn.Module = self.objective
+        self.engine = self.runtime.wrap(self.objective)
 
     def update(self, micro_batches: Sequence[tuple[object, ...]], learning_rate: float) -> Tensor:
         """One optimizer step on the mean loss of some micro-batches, each the arguments of the objective's forward.
@@ -110,6 +122,10 @@ class Player:
             self.optimizer.zero_grad(set_to_none=True)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(before)
+
+    def forget_moments(self) -> None:
+        """Start the optimizer anew."""
+        self.optimizer.state.clear()
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's tensors as `PARAMETER/QUANTITY`; none for parameters that it has not met."""

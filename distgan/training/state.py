@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.networks.progressive import GrowingNetwork
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.objectives.auxiliary import HistoricalAverage
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
 from distgan.training.ema import AveragedGenerator
+from distgan.training.objective import blank_batch
 from distgan.training.player import Player
 from distgan.training.restore import load_network
 
@@ -49,11 +51,29 @@ class TrainingState:
     discriminator: Player
     average: AveragedGenerator
     progress: Progress
+    growth: schedule.Growth | None
+    """Level and fade of the networks, where they grow."""
 
     @property
     def players(self) -> tuple[Player, Player]:
         """Both players."""
         return self.generator, self.discriminator
+
+    @property
+    def shape(self) -> SampleShape:
+        """What samples are to the networks."""
+        return run_shape(self.config, self.index)
+
+    def settle(self) -> None:
+        """Let the wrappers of both players arrange themselves (see `Player.settle`). Every rank calls it."""
+        config, runtime, position = self.config, self.generator.runtime, self.progress.position
+        if runtime.world_size > 1:
+            shape = replace(self.shape, resolution=schedule.resolution(config, position))
+            share = schedule.micro_batch(config, position) // runtime.world_size
+            blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
+            # Discriminator updates that no lazy penalty is due in have the number 1.
+            self.discriminator.settle((blank, 0, 1))
+            self.generator.settle((blank, 0))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """File name -> tensors, as a checkpoint stores them."""
@@ -159,11 +179,11 @@ class TrainingState:
                 "would no longer tell which samples a step had; restore them (accumulation is free to change), or use "
                 "--accept batch"
             )
-        batch = then.micro_batch
-        if batch != now.micro_batch and now.uses_batch_statistics and "statistics" not in accept:
+        batches = [schedule.micro_batch(config, description.position) for config in (then, now)]
+        if batches[0] != batches[1] and now.uses_batch_statistics and "statistics" not in accept:
             raise UserError(
-                f"{path}: its batch statistics were over {batch} samples (batch_size / accumulation), "
-                f"but now they would be over {now.micro_batch}, which changes the objective; restore the two, or use "
+                f"{path}: its batch statistics were over {batches[0]} samples (batch_size / accumulation), "
+                f"but now they would be over {batches[1]}, which changes the objective; restore the two, or use "
                 "--accept statistics"
             )
 
@@ -203,10 +223,16 @@ def _load_history(path: Path, player: Player, history: HistoricalAverage, saved:
 
 
 def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all."""
+    """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all.
+
+    A network that grows has some for those parameters only that the optimizer has met.
+    """
     file = f"{path}/{player.role}_optimizer.safetensors"
     parameters = dict(player.network.named_parameters())
-    expected = {f"{name}/{quantity}" for name in parameters for quantity in player.quantities}
+    met = set(parameters)
+    if isinstance(player.network, GrowingNetwork):
+        met &= {key.rpartition("/")[0] for key in moments}
+    expected = {f"{name}/{quantity}" for name in met for quantity in player.quantities}
     if moments and expected != moments.keys():
         odd = min(expected ^ moments.keys())
         raise UserError(

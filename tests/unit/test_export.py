@@ -30,6 +30,8 @@ DESCRIPTION: dict[str, Any] = {
     "versions": {"torch": "2"},
 }
 
+PROGRESSIVE = {"architecture": "progressive", "normalisation": "none"}
+
 
 def write(folder: Path, description: Any = DESCRIPTION) -> Path:
     folder.mkdir()
@@ -143,6 +145,11 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"class_counts": [0, 0]}, "sum is not in"),
         ({"class_counts": []}, "class_counts"),
         ({"class_counts": None, "class_names": None}, "weights"),
+        ({"growth": {"level": 2, "fade": 1.0}}, "architecture dcgan does not grow"),
+        ({"generator": PROGRESSIVE, "growth": {"level": 3, "fade": 1.0}}, "level 3 is above the resolution"),
+        ({"generator": PROGRESSIVE, "growth": {"level": -1, "fade": 1.0}}, "growth.level = -1"),
+        ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": 0}}, "growth.fade = 0"),
+        ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": float("nan")}}, "growth.fade"),
         ({"step": -1}, "step = -1"),
         ({"versions": []}, "versions"),
         ({"version": 2}, "version = 2"),

@@ -71,7 +71,7 @@ def test_penalties_can_be_differentiated() -> None:
     assert discriminator.logit.weight.grad is not None
 
 
-@pytest.mark.parametrize("changes", [{"normalisation": "batch"}, {"width": 12}])
+@pytest.mark.parametrize("changes", [{"normalisation": "batch"}, {"spectral_norm": True}, {"width": 12}])
 def test_what_it_does_not_take_is_refused(changes: dict[str, object]) -> None:
     config = GeneratorConfig.model_validate({**SETTINGS, "width": 8, **changes})
     with pytest.raises(UserError, match="r3gan generator"):

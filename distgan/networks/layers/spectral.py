@@ -17,10 +17,10 @@ _WARM_UP = 15
 class SpectralNorm(nn.Module):
     """Divides a weight, as a matrix of (outputs, everything else), by its largest singular value (eq. 8).
 
-    Each forward pass in training mode does one step of the power iteration for the singular vectors u and v
-    (algorithm 1); they are constants in the gradient, and sigma = u^T W v (eq. 9). They start from N(0, 1) with a few
-    steps, so that a network is usable in evaluation mode from the start. They follow from the weights alone, and so
-    are the same on all ranks.
+    Each forward pass in training mode does one step of the power iteration for the singular vectors u and v; they are
+    constants in the gradient, and sigma = u^T W v (appendix A). They start from N(0, 1) with a few steps, so that a
+    network is usable in evaluation mode from the start. They follow from the weights and the number of forward passes,
+    and so are the same on all ranks.
 
     This is `torch.nn.utils.parametrizations.spectral_norm`, but in float32 under autocast, where sigma would have the
     three digits of bfloat16.
