@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from distgan import interpolation
 from distgan.config import Config
 from distgan.latents import LatentSource
 from distgan.networks.layers.virtual import reference_moments
@@ -46,5 +47,13 @@ def statistics_batches(
 def generate(network: nn.Module, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
     """Images (n, C, R, R), uint8, of a network in evaluation mode."""
     latents, labels = source.draw(purpose, positions)
+    with reference_moments(network):
+        return to_bytes(network(latents, labels))
+
+
+@torch.no_grad()
+def interpolate(network: nn.Module, source: LatentSource, purpose: str, paths: int, steps: int) -> Tensor:
+    """Images (paths * steps, C, R, R), uint8, along arcs between neighbouring latents, path by path."""
+    latents, labels = interpolation.interpolate(*source.draw(purpose, torch.arange(2 * paths)), steps)
     with reference_moments(network):
         return to_bytes(network(latents, labels))
