@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distgan")
 
+INTERPOLATION = 4, 8
+"""Paths between latents beside each sample grid, and the images of each."""
+
 
 class Observer:
     """Measures, evaluates and pictures the run. Every rank calls it alike; rank 0 writes."""
@@ -199,6 +202,10 @@ class Observer:
         images = generation.generate(self.state.average.network, self.state.shape, self.latents, "sample grid", numbers)
         grid = pictures.grid(images.cpu())
         self.tracker.image(step, "samples", grid)
+        paths = generation.interpolate(
+            self.state.average.network, self.state.shape, self.latents, "interpolation", *INTERPOLATION
+        )
+        self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))
         try:
             pictures.save_png(self.run_dir / "samples" / f"step-{step:08d}.png", grid)
         except OSError as error:
