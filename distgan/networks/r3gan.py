@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig
-from distgan.config.players import NetworkConfig
+from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
 from distgan.networks.shape import SampleShape
 

@@ -1,4 +1,4 @@
-"""Virtual batch normalisation (Salimans et al. 2016, section 3.4).
+"""Virtual batch normalisation (Salimans et al. 2016, section 3.5).
 
 Each sample is normalised by the moments of a reference batch that is fixed at the start, mixed with a small share of
 its own, so that what comes out for a sample does not depend on the others it came with. The reference batch lies on
