@@ -155,7 +155,7 @@ def test_points_without_labels_have_no_modes(shards: str, tmp_path: Path) -> Non
     values["generator"]["architecture"] = values["discriminator"]["architecture"] = "mlp"
     index = build_index(shards)
     index.num_classes = 0
-    with pytest.raises(UserError, match="modes: the points of .* have no labels"):
+    with pytest.raises(UserError, match=r"modes: the points of .* have no labels"):
         Evaluator(parse_config(values), index, Runtime())
 
 
