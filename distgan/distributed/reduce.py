@@ -62,12 +62,17 @@ def all_gather(local: Tensor) -> Tensor:
     return all_reduce_sum(F.pad(local, (*(0, 0) * (local.dim() - 1), before, after)))
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, in which statistics and losses are made; float64 stays as it is."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def batch_moments(activations: Tensor, dims: tuple[int, ...], *, synchronized: bool = True) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over `dims` and, if `synchronized`, over all ranks (whose batches are equally large).
 
     Returns two float32 (float64 for float64 input) tensors of the remaining dimensions.
     """
-    wide = activations if activations.dtype == torch.float64 else activations.float()
+    wide = at_least_float32(activations)
     variance, mean = torch.var_mean(wide, dims, correction=0)
     if not synchronized or world_size() == 1:
         return mean, variance

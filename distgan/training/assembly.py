@@ -32,9 +32,10 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
     shape = run_shape(config, index)
-    generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
-    discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
-    _fill_references(generator, discriminator, config, index)
+    with runtime.together():
+        generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
+        discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
+        _fill_references(generator, discriminator, config, index)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
     average = AveragedGenerator(generator)
