@@ -147,12 +147,16 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     pack = command(
-        "pack", _pack, "turn images into WebDataset shards with an index",
+        "pack", _pack, "turn images, text or points into WebDataset shards with an index",
         "SOURCE is one of\n"
         "  a folder of images; class subfolders become integer labels, in sorted order\n"
         "  a zip of the same, with or without StyleGAN's dataset.json\n"
         "  an idx images file (MNIST's format, .gz or not); its labels file is found beside it\n"
-        "  builtin:digits, 1,797 scanned digits that come with scikit-learn\n\n"
+        "  a .txt file in UTF-8; each line that is not blank is a sample\n"
+        "  an .npy file of points, float of shape (n, dimensions)\n"
+        "  builtin:digits, 1,797 scanned digits that come with scikit-learn\n"
+        "  builtin:text, lines of Python's own documentation, of at most 32 characters\n"
+        "  builtin:ring or builtin:grid, points of 8 or 25 normal distributions, whose numbers are the labels\n\n"
         "The shards do not depend on --workers. A pack that is interrupted leaves nothing that looks finished.",
     )  # fmt: skip
     pack.add_argument("source", metavar="SOURCE", help="what to pack, see below")
@@ -189,12 +193,25 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="keep the source's order (default: a random order given by --seed)",
     )
-    pack.add_argument("--seed", type=int, default=0, help="of the shuffle; default %(default)s")
+    pack.add_argument(
+        "--seed", type=int, default=0, help="of the shuffle, of what is held out and of built-in points; %(default)s"
+    )
+    pack.add_argument(
+        "--held-out",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="put this share of the lines of text into DEST/held-out, for metrics to compare with; equal lines stay "
+        "together; default: none",
+    )
+    pack.add_argument(
+        "--points", type=int, default=100_000, metavar="N", help="of a built-in mixture; default %(default)s"
+    )
     pack.add_argument(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
-        help="an unreadable image ends the pack, or is left out and reported; default %(default)s",
+        help="an unreadable sample ends the pack, or is left out and reported; default %(default)s",
     )
     pack.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
     pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards that is already there")
@@ -202,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     index = command(
         "index", _index, "index tars that others wrote, so that they can be trained on",
         "SHARDS is a folder, a glob, a brace expansion such as s3://bucket/shard-{000000..000127}.tar, or a URL.\n"
-        "Only headers and labels are read. The index is written beside local shards; elsewhere, name it with --out.",
+        "A sample is a member named KEY.jpg, .png or .webp, KEY.npy, or KEY.txt, its label one named KEY.cls; texts\n"
+        "and arrays beside images are passed over. Of images only headers and labels are read.\n"
+        "The index is written beside local shards; elsewhere, name it with --out.",
     )  # fmt: skip
     index.add_argument("shards", metavar="SHARDS", nargs="+", help="the tars, see below")
     index.add_argument("--out", metavar="PATH", help="folder or file for the index; default: beside the shards")
@@ -295,7 +314,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--best", action="store_true", help="of a run, the checkpoint with the lowest FID; default: the newest"
+        "--best", action="store_true", help="of a run, the checkpoint with the best evaluation; default: the newest"
     )
 
 
@@ -309,12 +328,15 @@ def _pack(options: argparse.Namespace) -> None:
         report = pack(
             options.source, options.dest, shard_size=options.shard_size, resolution=options.resolution,
             image_format=options.image_format, quality=options.quality, shuffle=options.shuffle, seed=options.seed,
-            on_error=options.on_error, workers=options.workers, overwrite=options.overwrite, progress=progress,
+            held_out=options.held_out, points=options.points, on_error=options.on_error, workers=options.workers,
+            overwrite=options.overwrite, progress=progress,
         )  # fmt: skip
     for note in (*report.notes, *(f"left out: {name}" for name in report.skipped)):
         print(f"distgan: {note}", file=sys.stderr)
     classes = f" of {report.num_classes} classes" if report.num_classes else ", no labels"
-    _print(f"{report.dest}: {report.samples} samples{classes} in {report.shards} shards, {report.size / 1e6:.1f} MB")
+    held_out = f"; {report.held_out} more in held-out" if report.held_out else ""
+    size = f"{report.shards} shards, {report.size / 1e6:.1f} MB"
+    _print(f"{report.dest}: {report.samples} samples{classes} in {size}{held_out}")
 
 
 def _index(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong that is not a defect: a mistake of the user's, and the loss of another rank."""
+"""What can go wrong that is not a defect: a mistake of the user's, a bad sample, a lost rank, a request to stop."""
 
 
 class UserError(ValueError):
@@ -15,5 +15,13 @@ class UserError(ValueError):
         self.everywhere = everywhere
 
 
+class UnreadableSampleError(ValueError):
+    """The bytes of one sample cannot be decoded; the message is one line."""
+
+
 class LostRankError(RuntimeError):
     """Another rank ended or did not answer in time, so that this one cannot go on. Its own status tells why."""
+
+
+class Interrupted(Exception):
+    """Work was left undone, by all ranks at the same place, because one of them was asked to stop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,9 +22,11 @@ from distgan.generation import statistics_batches
 from distgan.latents import LatentSource
 from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
+from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.shape import SampleShape
-from distgan.training import checkpoint
+from distgan.training import checkpoint, schedule
 from distgan.training.description import load_description
+from distgan.training.growth import set_growth
 from distgan.training.restore import find_checkpoint
 from distgan.validation import explain
 
@@ -31,6 +34,15 @@ _FORMAT = "distgan generator"
 _MAX_DESCRIPTION = 16 << 20
 _FILES = {"config.json", "model.safetensors"}
 _Number = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class _Growth(BaseModel):
+    """How far a generator of architecture progressive had grown."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    level: Annotated[int, Field(ge=0, le=14)]
+    fade: Annotated[float, Field(gt=0, le=1)]
 
 
 class _Description(BaseModel):
@@ -45,6 +57,7 @@ class _Description(BaseModel):
     channels: Literal[1, 3]
     class_names: list[str] | None
     class_counts: Annotated[list[_Number], Field(min_length=1)] | None
+    growth: _Growth | None = None
     step: _Number
     images: _Number
     data_fingerprint: str
@@ -54,10 +67,17 @@ class _Description(BaseModel):
     def _check(self) -> _Description:
         if self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution: {self.resolution} is not a power of two")
+        if self.generator.normalisation == "virtual" and self.generator.reference_size is None:
+            raise ValueError("generator.reference_size: virtual batch norm has a reference batch; give its size")
         if self.class_counts is not None and not 0 < sum(self.class_counts) < 2**62:
             raise ValueError("class_counts: their sum is not in [1, 2**62)")
         if self.class_names is not None and len(self.class_names) != len(self.class_counts or []):
             raise ValueError("class_names: not as many as class_counts")
+        if self.growth is not None:
+            if self.generator.architecture != "progressive":
+                raise ValueError(f"growth: a generator of architecture {self.generator.architecture} does not grow")
+            if 4 << self.growth.level > self.resolution:
+                raise ValueError(f"growth: level {self.growth.level} is above the resolution")
         return self
 
 
@@ -86,6 +106,8 @@ class Generator(nn.Module):
         self.config = config
         shape = SampleShape(resolution=self.resolution, channels=self.channels, num_classes=self.num_classes)
         self.network = build_generator(config, shape)
+        if description.get("growth"):
+            set_growth([self.network], schedule.Growth(**description["growth"]))
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -96,7 +118,8 @@ class Generator(nn.Module):
         """
         if self.num_classes and labels is None:
             raise UserError(f"this generator is conditional: give labels, integers in [0, {self.num_classes})")
-        images: Tensor = self.network(latents, labels)
+        with reference_moments(self.network):
+            images: Tensor = self.network(latents, labels)
         return images
 
     def latents(self, number: int, *, seed: int = 0) -> Tensor:
@@ -223,13 +246,14 @@ def _reason(error: BaseException) -> str:
 def _load_checkpoint(path: Path) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
-    classes = state.classes
+    classes, growth = state.classes, schedule.growth(config, state.position)
     description = {
         "format": _FORMAT,
         "version": 1,
         "generator": config.generator.model_dump(mode="json"),
         "resolution": config.data.resolution,
         "channels": config.data.channels,
+        "growth": asdict(growth) if growth else None,
         "class_names": classes.names if classes else None,
         "class_counts": classes.counts if classes else None,
         "step": state.step,

@@ -4,11 +4,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.ranks import RankPool
+
+# Examples are slow when the machine is busy, which says nothing about the code.
+hypothesis.settings.register_profile("distgan", deadline=None)
+hypothesis.settings.load_profile("distgan")
 
 
 @pytest.fixture(scope="session")

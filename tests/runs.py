@@ -27,7 +27,7 @@ def recipe(folder: Path, shards: Path, **sections: Any) -> Path:
         "evaluation": {"batch_size": 16},
     }
     for name, section in sections.items():
-        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

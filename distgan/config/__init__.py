@@ -40,6 +40,7 @@ from distgan.config.training import (
     CheckpointConfig,
     EvaluationConfig,
     ExtraCriticStepsConfig,
+    MetricName,
     MonitoringConfig,
     TrainingConfig,
 )
@@ -108,9 +109,14 @@ class Config(Section):
     def micro_batch(self) -> int:
         """Samples that one forward pass of all ranks together sees: the batch that batch statistics are over.
 
-        With progressive growing, levels listed in `growth.batch_sizes` have another: see `schedule.batch_size`.
+        With progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
         """
         return self.training.batch_size // self.training.accumulation
+
+    @property
+    def metrics(self) -> list[MetricName]:
+        """What evaluations measure: as configured, else what suits the kind of data."""
+        return self.evaluation.metrics or METRICS[self.data.kind][:1]
 
     @property
     def uses_batch_statistics(self) -> bool:
@@ -119,6 +125,26 @@ class Config(Section):
         normalisations = {self.generator.normalisation, self.discriminator.normalisation}
         batch_norm = bool(normalisations & {"synchronized", "batch"})
         return batch_norm or comparing is not None or self.objective.uses_batch_statistics
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the run will do as told, though its user may not want it; one line each."""
+        found = []
+        targets, objective = self.objective.targets, self.objective
+        if targets is not None and targets.fake not in (0.0, (0.0, 0.0)):
+            found.append(
+                f"objective.targets.fake = {targets.fake}: with targets above 0 for generated samples the optimal "
+                "discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so that the "
+                "generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
+            )
+        held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
+        if objective.adversarial == "wasserstein" and not held and not self.discriminator.spectral_norm:
+            found.append(
+                "objective.adversarial = wasserstein: nothing bounds the critic's slope, so that its loss has no "
+                "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
+                "discriminator.spectral_norm=true"
+            )
+        return tuple(found)
 
     @model_validator(mode="after")
     def _fill_in(self) -> Config:
@@ -138,27 +164,75 @@ class Config(Section):
                     f"{role}.architecture: {architecture} does not make {self.data.kind} (data.kind); "
                     f"for these choose {' or '.join(ARCHITECTURES[self.data.kind])}"
                 )
+        for metric in self.metrics:
+            if metric not in METRICS[self.data.kind]:
+                raise ValueError(
+                    f"evaluation.metrics: {metric} does not measure {self.data.kind} (data.kind); "
+                    f"for these choose from {', '.join(METRICS[self.data.kind])}"
+                )
         if self.generator.architecture == "progressive" and self.discriminator.architecture != "progressive":
             raise ValueError("discriminator.architecture: must be progressive as the generator's is")
         if self.discriminator.architecture == "progressive" and self.generator.architecture != "progressive":
             raise ValueError("generator.architecture: must be progressive as the discriminator's is")
         if self.growth is not None and self.generator.architecture != "progressive":
             raise ValueError("growth: only networks of architecture progressive grow; set both to it, or leave it out")
+        if self.growth is not None:
+            self._check_growth(self.growth)
         if self.objective.gradient_penalty and self.discriminator.normalisation in ("synchronized", "batch"):
             raise ValueError(
                 "discriminator.normalisation: batch norm makes a critic's output depend on the whole batch, so that "
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
             )
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        """Groups of the minibatch standard deviation are equally large in each batch that the layer sees."""
+        if self.discriminator.minibatch_stddev is None:
+            return
+        size = self.discriminator.minibatch_stddev.group_size
+        sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
+        for batch in sorted(batch_size // self.training.accumulation for batch_size in sizes):
+            if batch > size and batch % size:
+                raise ValueError(
+                    f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
+                    "samples (training.batch_size / training.accumulation); change one of them"
+                )
+        reference = self.discriminator.reference_size or self.micro_batch
+        if self.discriminator.normalisation == "virtual" and reference != self.micro_batch and reference % size:
+            raise ValueError(
+                f"discriminator.reference_size: {reference} is neither a multiple of minibatch_stddev.group_size="
+                f"{size} nor the micro-batch of {self.micro_batch}; change one of them"
+            )
+
+    def _check_growth(self, growth: GrowthConfig) -> None:
+        for key, side in (
+            ("first_resolution", growth.first_resolution),
+            ("batch_sizes", max(growth.batch_sizes, default=0)),
+        ):
+            if side > self.data.resolution:
+                raise ValueError(f"growth.{key}: {side} is above data.resolution = {self.data.resolution}")
+        for side, batch in growth.batch_sizes.items():
+            if batch % self.training.accumulation:
+                raise ValueError(
+                    f"growth.batch_sizes: {batch} at {side} does not divide into training.accumulation="
+                    f"{self.training.accumulation} micro-batches; change one of them"
+                )
 
 
 ARCHITECTURES = {
-    "images": ("dcgan", "resnet", "progressive"),
+    "images": ("dcgan", "resnet", "progressive", "r3gan"),
     "text": ("characters",),
     "points": ("mlp",),
 }
 """Which networks are for which kind of data."""
+METRICS: dict[str, list[MetricName]] = {
+    "images": ["fid", "inception_score", "kid", "classes"],
+    "text": ["ngram_js"],
+    "points": ["modes"],
+}
+"""Which metrics are for which kind of data; the first is the default."""
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from distgan.config.fields import Count, NotNegative, Positive, Real, Section, Share
+from distgan.config.fields import Count, NotNegative, Positive, Section, Share
 
 
 class ZeroCentredPenaltyConfig(Section):
@@ -14,6 +14,8 @@ class ZeroCentredPenaltyConfig(Section):
 
     gamma: Positive
     """The penalty is gamma/2 times the mean squared norm of the gradient of the logit."""
+    final_gamma: Positive | None = None
+    """Gamma goes along half a cosine to this value at the last step, as R3GAN's does; null keeps it."""
     every: Count = 1
     """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization)."""
 
@@ -45,14 +47,15 @@ class WeightClippingConfig(Section):
     """Clamp the scales and offsets of normalisation layers too, as the released code does."""
 
 
-Target = Share | tuple[Real, Real]
+Target = Share | tuple[Share, Share]
 
 
 class TargetsConfig(Section):
     """Soft and noisy labels for the discriminator's cross-entropy."""
 
     real: Target = 1.0
-    """The target for real samples, or the range [low, high] that each sample's is drawn from."""
+    """The target for real samples, or the range [low, high] that each sample's is drawn from. Above 1 the loss would
+    have no minimum."""
     fake: Target = 0.0
     """The same for generated samples. Above 0 the optimal discriminator no longer vanishes off the data."""
     flip: Share = 0.0
@@ -141,7 +144,8 @@ class ObjectiveConfig(Section):
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether a loss depends on how a batch is cut into micro-batches."""
-        return self.feature_matching is not None or self.adversarial.startswith("relativistic_average")
+        spread = self.gradient_penalty is not None and self.gradient_penalty.points == "uniform"
+        return self.feature_matching is not None or self.adversarial.startswith("relativistic_average") or spread
 
     @property
     def generator_needs_reals(self) -> bool:

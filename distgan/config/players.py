@@ -59,15 +59,16 @@ Normalisation = Literal["synchronized", "batch", "layer", "virtual", "none"]
 class NetworkConfig(Section):
     """What both networks have."""
 
-    architecture: Literal["dcgan", "resnet", "progressive", "characters", "mlp"] = "dcgan"
-    """Which network: `dcgan`, `resnet`, `progressive` for images, `characters` for text, `mlp` for points."""
+    architecture: Literal["dcgan", "resnet", "progressive", "r3gan", "characters", "mlp"] = "dcgan"
+    """Which network: `dcgan`, `resnet`, `progressive`, `r3gan` for images, `characters` for text, `mlp` for points."""
     width: Size = 64
     """Channels of the layer next to the images; they double towards the latents (or the logit), up to `max_width`.
-    The `characters` and `mlp` networks are this wide throughout, `resnet` multiplies it by its own table."""
+    The `characters` and `mlp` networks are this wide throughout, and so is `resnet` at 32 pixels (WGAN-GP: 128; SNGAN:
+    256 for its generator, 128 for its discriminator); above, it multiplies this by SNGAN's table, 64 there."""
     max_width: Size = 1024
     """Upper bound of the channels of a layer."""
     depth: Annotated[Size, Field(le=1024)] | None = None
-    """Residual blocks of `characters` (default 5), hidden layers of `mlp` (default 3)."""
+    """Residual blocks of `characters` (default 5) and of a stage of `r3gan` (2), hidden layers of `mlp` (3)."""
     normalisation: Normalisation = "synchronized"
     """Batch norm over all ranks, over each rank alone, layer norm, virtual batch norm, or none."""
     reference_size: Size | None = None
@@ -75,6 +76,12 @@ class NetworkConfig(Section):
     spectral_norm: bool = False
     """Divide each weight by its largest singular value (Miyato et al. 2018)."""
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> NetworkConfig:
+        if self.depth is not None and self.architecture not in ("characters", "mlp", "r3gan"):
+            raise ValueError(f"depth: that of a {self.architecture} network follows from data.resolution; leave it out")
+        return self
 
 
 class GeneratorConfig(NetworkConfig):
@@ -96,6 +103,19 @@ class DiscriminatorConfig(NetworkConfig):
     minibatch_stddev: MinibatchStddevConfig | None = None
     """Let it see how much the samples of a batch differ (`dcgan` and `progressive`)."""
 
+    @model_validator(mode="after")
+    def _check_comparisons(self) -> DiscriminatorConfig:
+        for key, architectures in _COMPARING.items():
+            if getattr(self, key) is not None and self.architecture not in architectures:
+                raise ValueError(
+                    f"{key}: {self.architecture} networks do not have it; choose architecture: "
+                    f"{' or '.join(architectures)}, or leave it out"
+                )
+        return self
+
+
+_COMPARING = {"minibatch_discrimination": ("dcgan", "mlp"), "minibatch_stddev": ("dcgan", "progressive")}
+
 
 class EMAConfig(Section):
     """The exponential moving average of the generator's weights, which is what is evaluated and exported."""
@@ -113,12 +133,22 @@ class GrowthConfig(Section):
 
     first_resolution: Size = 4
     """The resolution of the first level, a power of two."""
-    stable_kimg: NotNegative = 600.0
+    stable_kimg: Annotated[NotNegative, Field(le=1e9)] = 600.0
     """Each level trains as it is for so long."""
-    fade_kimg: NotNegative = 600.0
+    fade_kimg: Annotated[NotNegative, Field(le=1e9)] = 600.0
     """Before that, each level but the first is faded in linearly for so long."""
     batch_sizes: dict[Count, Size] = Field(default_factory=dict)
     """Global batch sizes by resolution, for levels where it is not `training.batch_size`; they apply to that
     resolution and the higher ones."""
     reset_optimizers: bool = True
     """Forget the optimizers' moments at the start and at the end of each fade, as the released code does."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GrowthConfig:
+        for key, sides in (("first_resolution", [self.first_resolution]), ("batch_sizes", self.batch_sizes)):
+            for side in sides:
+                if side < 4 or side & (side - 1):
+                    raise ValueError(f"{key}: {side} is not a power of two from 4 up")
+        if self.stable_kimg + self.fade_kimg < 0.001:
+            raise ValueError("stable_kimg: it and fade_kimg are 0, so that nothing would grow; leave growth out")
+        return self

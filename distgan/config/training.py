@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from distgan.config.fields import Count, CountOrZero, Real, Section, Size
 
+MetricName = Literal["fid", "inception_score", "kid", "classes", "modes", "ngram_js"]
+
 
 class ExtraCriticStepsConfig(Section):
     """Steps in which the discriminator is trained longer (Arjovsky et al. 2017, released code only)."""
@@ -104,12 +106,24 @@ class EvaluationConfig(Section):
     """Generated images per evaluation."""
     batch_size: Size = 64
     """Images per forward pass of an evaluation on one rank."""
-    metrics: list[Literal["fid", "inception_score", "kid", "classes", "modes", "ngram_js"]] | None = None
+    metrics: Annotated[list[MetricName], Field(min_length=1)] | None = None
     """What is measured; the first decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
-    `modes` for points."""
+    `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`."""
     detector: Literal["classifier", "inception"] = "classifier"
     """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
     inception_weights: str | None = None
     """Path of torch-fidelity's pt_inception-2015-12-05 weights; null downloads them."""
     cache_dir: str | None = None
     """Folder of real statistics and detectors. Default: `$DISTGAN_CACHE` or `~/.cache/distgan`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationConfig:
+        metrics = self.metrics or []
+        twice = [name for name in metrics if metrics.count(name) > 1]
+        if twice:
+            raise ValueError(f"metrics: {twice[0]} is named twice")
+        if "classes" in metrics and self.detector != "classifier":
+            raise ValueError(
+                "metrics: classes needs the classes of the data, which only evaluation.detector=classifier tells apart"
+            )
+        return self

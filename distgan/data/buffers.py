@@ -1,4 +1,4 @@
-"""Pixels between processes: loaders decode straight into memory that the trainer has mapped too.
+"""Decoded samples between processes: loaders decode straight into memory that the trainer has mapped too.
 
 Sending each batch as shared memory of its own would cost its page faults anew every time, which at 512 pixels take
 longer than decoding. Here a ring of slots is mapped once; only the slot's number travels.
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class PixelBuffers:
-    """`slots` uint8 arrays of one shape; may be passed to processes when they are started, and only then."""
+class SampleBuffers:
+    """`slots` arrays of one type and shape; may be passed to processes when they are started, and only then."""
 
-    def __init__(self, context: ForkServerContext, slots: int, shape: tuple[int, ...]) -> None:
-        self.slots, self._shape = slots, shape
-        self._memory: Any = context.RawArray("B", slots * math.prod(shape))
+    def __init__(self, context: ForkServerContext, slots: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self.slots, self._dtype, self._shape = slots, dtype, shape
+        self._memory: Any = context.RawArray("B", slots * math.prod(shape) * dtype.itemsize)
 
-    def __getitem__(self, slot: int) -> NDArray[np.uint8]:
-        size = math.prod(self._shape)
-        return np.frombuffer(self._memory, np.uint8, size, slot * size).reshape(self._shape)
+    def __getitem__(self, slot: int) -> NDArray[Any]:
+        count = math.prod(self._shape)
+        start = slot * count * self._dtype.itemsize
+        return np.frombuffer(self._memory, self._dtype, count, start).reshape(self._shape)

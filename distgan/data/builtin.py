@@ -1,20 +1,31 @@
-"""Images that come with an installed package, so that a first run needs no download."""
+"""Samples that come with an installed package or are drawn, so that a first run needs no download."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from distgan.data import arrays
 from distgan.data.layout import Pixels, Source, pixel_source
+from distgan.data.lines import text_source
+from distgan.data.prose import python_prose
 from distgan.errors import UserError
 
 PREFIX = "builtin:"
+BUILTIN = ("digits", "text", "ring", "grid")
+_MIXTURES = {"ring": arrays.ring, "grid": arrays.grid}
 
 
-def open_builtin(name: str) -> Source[Pixels]:
-    """The source that ``builtin:NAME`` names. Raises UserError with the valid names."""
-    if name != "digits":
-        raise UserError(f"{PREFIX}{name}: unknown; the built-in source is {PREFIX}digits")
-    return open_digits()
+def open_builtin(name: str, points: int, seed: int) -> Source[Any]:
+    """The source that ``builtin:NAME`` names; of a mixture, so many points. Raises UserError with the valid names."""
+    if name == "digits":
+        return open_digits()
+    if name == "text":
+        return text_source(name, python_prose())
+    if name in _MIXTURES:
+        return arrays.draw(name, _MIXTURES[name](), points, seed)
+    raise UserError(f"{PREFIX}{name}: unknown; built-in sources are {', '.join(PREFIX + known for known in BUILTIN)}")
 
 
 def open_digits() -> Source[Pixels]:

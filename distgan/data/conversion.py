@@ -5,25 +5,18 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distgan.data.images import fit_square, to_channels
-from distgan.data.layout import MAX_PIXELS, BadImage, Pixels
+from distgan.data.layout import MAX_PIXELS, BadSample, Encoded, Pixels
 
 ImageFormat = Literal["keep", "png", "jpg", "webp"]
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _EXIF_HEADER = b"Exif\0\0"
 _ORIENTATION = 0x0112
-
-
-class Encoded(NamedTuple):
-    """An image file and the extension it has in a shard."""
-
-    data: bytes
-    extension: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Conversion:
     """Of newly encoded jpg and webp images, 1 to 100; jpg without chroma subsampling."""
 
     def __call__(self, image: bytes | Pixels) -> Encoded:
-        """Raises BadImage with the reason."""
+        """Raises BadSample with the reason."""
         if not isinstance(image, bytes):
             return self._encode(self._fit(Image.fromarray(image)), "png")
         if self.resolution is None and self.image_format in ("keep", "jpg") and _is_plain_jpeg(image):
@@ -51,16 +44,16 @@ class Conversion:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return self._convert(image)
-        except BadImage:
+        except BadSample:
             raise
         except Exception as error:  # Pillow raises nearly everything on a damaged file
-            raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+            raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
 
     def _convert(self, data: bytes) -> Encoded:
         try:
             picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
         except UnidentifiedImageError:
-            raise BadImage("is not a JPEG, PNG or WebP image, or damaged from its start") from None
+            raise BadSample("is not a JPEG, PNG or WebP image, or damaged from its start") from None
         _check_size(picture.width, picture.height)
         extension = _EXTENSIONS[picture.format or ""]
         picture.load()
@@ -105,7 +98,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise BadImage(f"is {width} x {height}; at most {MAX_PIXELS} pixels are read")
+        raise BadSample(f"is {width} x {height}; at most {MAX_PIXELS} pixels are read")
 
 
 def _as_grey_or_rgb(picture: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from distgan.data.layout import (
     DATASET_JSON,
     MAX_BYTES,
     MAX_JSON_BYTES,
-    BadImage,
+    BadSample,
     Source,
     assign_labels,
     describe_ignored,
@@ -30,9 +30,9 @@ class FolderReader:
             with open(f"{self.root}/{name}", "rb") as file:
                 data = file.read(self.max_bytes + 1)
         except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from None
+            raise BadSample(f"cannot be read: {error.strerror}") from None
         if len(data) > self.max_bytes:
-            raise BadImage(f"is larger than {self.max_bytes} bytes, the most that is read")
+            raise BadSample(f"is larger than {self.max_bytes} bytes, the most that is read")
         return data
 
 
@@ -91,5 +91,5 @@ def _dataset_json(root: str, shown: Path) -> bytes | None:
         return None
     try:
         return FolderReader(root, MAX_JSON_BYTES)(DATASET_JSON)
-    except BadImage as error:
+    except BadSample as error:
         raise UserError(f"{shown}/{DATASET_JSON}: {error}") from None

@@ -18,13 +18,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from distgan.errors import UnreadableSampleError
+
 Pixels = NDArray[np.uint8]
 Data = bytes | memoryview
 _MOST_PIXELS = 2**29  # beyond, decoders count bytes in 32 bits and overflow
-
-
-class UnreadableImageError(ValueError):
-    """The bytes cannot be made an image; the message is one line."""
 
 
 def decode_into(out: Pixels, data: Data, extension: str, *, max_pixels: int) -> None:
@@ -36,14 +34,14 @@ def decode_into(out: Pixels, data: Data, extension: str, *, max_pixels: int) -> 
         max_pixels: an image that says it has more is refused before any pixel is decoded.
 
     Raises:
-        UnreadableImageError: too many pixels, damaged, or not of the format that the extension says.
+        UnreadableSampleError: too many pixels, damaged, or not of the format that the extension says.
     """
     try:
         DECODERS[extension](out, data, max_pixels)
-    except UnreadableImageError:
+    except UnreadableSampleError:
         raise
     except Exception as error:  # Pillow raises nearly everything on a damaged file
-        raise UnreadableImageError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadableSampleError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def fit_square(picture: Image.Image, resolution: int) -> Image.Image:
@@ -80,7 +78,7 @@ def _decode_jpeg(out: Pixels, data: Data, max_pixels: int) -> None:
             return
         _check_pixels(width, height, max_pixels)
         pixels = simplejpeg.decode_jpeg(data, colours)
-    except UnreadableImageError:
+    except UnreadableSampleError:
         raise
     except ValueError:  # it is strict; Pillow has the last word, as when packing
         return _decode_with_pillow(out, data, max_pixels, "JPEG")
@@ -101,7 +99,7 @@ def _decode_with_pillow(out: Pixels, data: Data, max_pixels: int, kind: str) -> 
         try:
             picture = Image.open(io.BytesIO(data), formats=(kind,))
         except UnidentifiedImageError:  # whose message is an address in memory
-            raise UnreadableImageError(f"is not a {kind} image") from None
+            raise UnreadableSampleError(f"is not a {kind} image") from None
         with picture:
             _check_pixels(picture.width, picture.height, max_pixels)
             picture.load()
@@ -111,7 +109,7 @@ def _decode_with_pillow(out: Pixels, data: Data, max_pixels: int, kind: str) -> 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     most = min(max_pixels, _MOST_PIXELS)
     if width * height > most:
-        raise UnreadableImageError(f"{width} x {height} pixels; at most {most:,} are decoded (data.max_pixels)")
+        raise UnreadableSampleError(f"{width} x {height} pixels; at most {most:,} are decoded (data.max_pixels)")
 
 
 def _put(out: Pixels, picture: Image.Image) -> None:
@@ -125,4 +123,4 @@ DECODERS: dict[str, Callable[[Pixels, Any, int], None]] = {
     "png": _decode_png,
     "webp": _decode_webp,
 }
-"""How each kind of member that an index may point at is decoded; nothing else ever is."""
+"""How images are decoded by extension; nothing else ever is."""

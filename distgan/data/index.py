@@ -11,7 +11,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from distgan.config import cache_folder
-from distgan.data import locations
-from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate
+from distgan.data import locations, text
+from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.indexing import build_index
 from distgan.data.tar import BLOCK
 from distgan.errors import UserError
@@ -60,6 +60,7 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
             for shard in index.shards
         ],
         class_names=list(index.class_names) if index.class_names is not None else None,
+        vocabulary=list(index.vocabulary) if index.vocabulary is not None else None,
     )
     arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
     data = safetensors.numpy.save(arrays, metadata={_METADATA_KEY: table.model_dump_json()})
@@ -103,6 +104,20 @@ class _Table(BaseModel):
     version: Literal[1]
     shards: list[tuple[str, NonNegativeInt, PositiveInt, str, str | None]]
     class_names: list[str] | None
+    vocabulary: list[str] | None = None
+
+
+class _Opened(NamedTuple):
+    """What a part holds."""
+
+    shards: list[Shard]
+    arrays: dict[str, NDArray[Any]]
+    class_names: list[str] | None
+    vocabulary: list[str] | None
+
+    @property
+    def kind(self) -> str:
+        return kind_of(EXTENSIONS[self.arrays["extensions"][0]])
 
 
 def _locate(item: str) -> _Part:
@@ -145,25 +160,30 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
     opened = [_open_part(part, check) for part in parts]
     origin = (_open, (parts, False))
     if len(opened) == 1:
-        shards, arrays, class_names = opened[0]
-        return Index(shards, arrays, class_names, origin)
-    shards = [shard for part in opened for shard in part[0]]
+        return Index(*opened[0], origin)
+    shards = [shard for part in opened for shard in part.shards]
     urls = {shard.url for shard in shards}
     if len(urls) < len(shards):
         raise UserError("data.path names a shard twice; a shard counts once")
+    first = opened[0]
     for part, other in zip(parts, opened, strict=True):
-        if (other[1]["labels"][0] < 0) != (opened[0][1]["labels"][0] < 0) or other[2] != opened[0][2]:
+        if (other.arrays["labels"][0] < 0) != (first.arrays["labels"][0] < 0) or other.class_names != first.class_names:
             raise UserError(f"{part.name}: its labels or class names differ from those of {parts[0].name}; use one set")
-    return Index(shards, concatenate([arrays for _, arrays, _ in opened]), opened[0][2], origin)
+        if other.kind != first.kind or other.vocabulary != first.vocabulary:
+            raise UserError(
+                f"{part.name}: its kind of samples ({other.kind}) or its characters differ from those of "
+                f"{parts[0].name} ({first.kind}); index shards of text together with `distgan index`"
+            )
+    return Index(shards, concatenate([part.arrays for part in opened]), first.class_names, first.vocabulary, origin)
 
 
-def _open_part(part: _Part, check: bool) -> tuple[list[Shard], dict[str, NDArray[Any]], list[str] | None]:
+def _open_part(part: _Part, check: bool) -> _Opened:
     table, arrays = _read_file(part.file, part.name)
     shards = [
         Shard(_resolve(name, part), size, count, digest, sha256) for name, size, count, digest, sha256 in table.shards
     ]
     if check:
-        problem = _find_problem(shards, table.class_names, arrays)
+        problem = _find_problem(shards, table, arrays)
         if problem:
             raise UserError(f"{part.name}: damaged index: {problem}; build it again with `distgan index`")
     if part.urls is not None and list(part.urls) != [shard.url for shard in shards]:
@@ -171,7 +191,7 @@ def _open_part(part: _Part, check: bool) -> tuple[list[Shard], dict[str, NDArray
     if check:
         for shard in shards:
             _check_shard(shard, part.name)
-    return shards, arrays, table.class_names
+    return _Opened(shards, arrays, table.class_names, table.vocabulary)
 
 
 def _read_file(file: str, name: str) -> tuple[_Table, dict[str, NDArray[Any]]]:
@@ -207,7 +227,7 @@ def _array(mapped: mmap.mmap, base: int, entry: dict[str, Any], kind: np.dtype[A
     return np.frombuffer(mapped, kind, length, base + start)
 
 
-def _find_problem(shards: list[Shard], class_names: list[str] | None, arrays: dict[str, NDArray[Any]]) -> str | None:
+def _find_problem(shards: list[Shard], table: _Table, arrays: dict[str, NDArray[Any]]) -> str | None:
     """What is wrong with an index, if anything: nothing in it may point outside its shard."""
     total = sum(shard.count for shard in shards)
     if not shards or total > _MAX_SAMPLES:
@@ -230,11 +250,17 @@ def _find_problem(shards: list[Shard], class_names: list[str] | None, arrays: di
         return "offsets do not rise within a shard"
     if key_ends[0] < 0 or (np.diff(key_ends) < 0).any() or key_ends[-1] != len(arrays["keys"]):
         return "keys lie outside their table"
-    if int(arrays["extensions"].max()) >= len(EXTENSIONS):
-        return "an extension is unknown"
+    first, last = int(arrays["extensions"].min()), int(arrays["extensions"].max())
+    if last >= len(EXTENSIONS) or kind_of(EXTENSIONS[first]) != kind_of(EXTENSIONS[last]):
+        return "an extension is unknown, or not of the same kind as the others"
+    if (table.vocabulary is not None) != (kind_of(EXTENSIONS[first]) == "text"):
+        return "text has a vocabulary, and nothing else has"
+    if table.vocabulary is not None and (problem := text.find_problem(table.vocabulary)):
+        return problem
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < -1 or highest >= MAX_CLASSES or lowest < 0 <= highest:
         return "labels are out of range, or missing for some samples"
+    class_names = table.class_names
     if class_names is not None and (highest < 0 or not highest < len(class_names) <= MAX_CLASSES):
         return f"{len(class_names)} class names for labels up to {highest}"
     return None

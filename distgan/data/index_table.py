@@ -1,12 +1,14 @@
 """What an index holds: where each sample lies, its label, and a fingerprint of the whole.
 
 A sample is the members of one tar that share a key: the name up to the first dot of its last part, as in WebDataset.
-Its image member is what is read; `.cls` holds a decimal class label; anything else is passed over.
+One of them is what is read; `.cls` holds a decimal class label; anything else is passed over. All samples of an index
+are of one kind.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,10 @@ from numpy.typing import NDArray
 
 from distgan.data import locations
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+KINDS = {"images": ("jpg", "jpeg", "png", "webp"), "points": ("npy",), "text": ("txt",)}
+"""Extensions of the members that are samples, by kind. A tar's kind is the first of these that it holds any of: beside
+images, arrays and texts are features and captions."""
+EXTENSIONS = tuple(itertools.chain.from_iterable(KINDS.values()))
 """Members that are samples; an entry's extension is a number into this tuple."""
 MAX_CLASSES = 1_000_000
 ARRAYS: dict[str, np.dtype[Any]] = {
@@ -44,7 +49,7 @@ class Shard:
     size: int
     count: int
     header_digest: str
-    """SHA-256 of its header blocks and labels."""
+    """SHA-256 of its header blocks and labels, and of the data of text and points."""
     sha256: str | None = None
     """Of the whole file, where the index was built with `verify`."""
 
@@ -53,11 +58,13 @@ class Index:
     """All samples of a set of shards, numbered from 0 in shard order; immutable, and cheap to send to processes.
 
     Attributes:
+        kind: of `KINDS`.
         shards, class_names (None when the classes have no names), num_classes (0 when there are no labels), any_remote
             (whether some shards are not on this machine), folder (the one that all shards share).
+        vocabulary: the characters that text is numbered by (see `text.make_vocabulary`), None for other kinds.
         shard_starts: int64 (len(shards) + 1,), the number of each shard's first sample.
         offsets, sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`; memory-mapped when loaded.
-        fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes, header bytes and labels.
+        fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes and header digests.
     """
 
     def __init__(
@@ -65,14 +72,17 @@ class Index:
         shards: Sequence[Shard],
         arrays: dict[str, NDArray[Any]],
         class_names: Sequence[str] | None = None,
+        vocabulary: Sequence[str] | None = None,
         origin: tuple[Callable[..., Index], tuple[Any, ...]] | None = None,
     ) -> None:
         self.shards = tuple(shards)
         self.class_names = tuple(class_names) if class_names is not None else None
+        self.vocabulary = tuple(vocabulary) if vocabulary is not None else None
         self.shard_starts: NDArray[np.int64] = np.cumsum([0, *(shard.count for shard in self.shards)], dtype=np.int64)
         self.offsets, self.sizes = arrays["offsets"], arrays["sizes"]
         self.labels, self.header_crcs = arrays["labels"], arrays["header_crcs"]
         self.extensions, self.keys, self.key_ends = arrays["extensions"], arrays["keys"], arrays["key_ends"]
+        self.kind = kind_of(EXTENSIONS[self.extensions[0]])
         self.any_remote = any(locations.is_remote(shard.url) for shard in self.shards)
         self.folder = locations.common_folder([shard.url for shard in self.shards])
         self.fingerprint = _fingerprint(self.shards, self.folder)
@@ -87,7 +97,7 @@ class Index:
         if self._origin is not None:
             return self._origin
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index, (self.shards, arrays, self.class_names)
+        return Index, (self.shards, arrays, self.class_names, self.vocabulary)
 
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard number of each sample, vectorised."""
@@ -112,6 +122,11 @@ class Index:
         shard = int(self.shard_of(np.asarray([sample]))[0])
         where = int(self.offsets[sample]), int(self.sizes[sample]), int(self.header_crcs[sample])
         return shard, *where, EXTENSIONS[self.extensions[sample]]
+
+
+def kind_of(extension: str) -> str:
+    """The kind of samples that have this extension, which is one of `EXTENSIONS`."""
+    return next(kind for kind, extensions in KINDS.items() if extension in extensions)
 
 
 def plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a source of images is, and how the places of its files become class labels."""
+"""What a source of samples is, and how the places of image files become class labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,25 +28,49 @@ Labels = NDArray[np.int64]
 Slot = TypeVar("Slot")
 
 
-class BadImage(Exception):
-    """One image cannot be used; the message is the reason, without the image's name."""
+class BadSample(Exception):
+    """One sample cannot be used; the message is the reason, without the sample's name."""
+
+
+class Encoded(NamedTuple):
+    """A sample as a file, and the extension it has in a shard."""
+
+    data: bytes
+    extension: str
+
+
+class Computed(Sequence[Any]):
+    """A sequence whose items are made when they are asked for, by their place."""
+
+    def __init__(self, length: int, make: Callable[[int], Any]) -> None:
+        self._length, self._make = length, make
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < self._length:
+            raise IndexError(place)
+        return self._make(place)
 
 
 @dataclass(frozen=True)
 class Source(Generic[Slot]):
-    """Images in a fixed order (sorted by name); image i is ``read(slots[i])``.
+    """Samples of one kind in a fixed order; sample i is ``read(slots[i])``.
 
-    `read` returns an encoded image as bytes, or uint8 pixels of shape (height, width), and raises BadImage. It and the
-    slots are pickled to worker processes.
+    `read` returns an encoded image as bytes, or uint8 pixels of shape (height, width); a line of text as bytes; or a
+    point, float of shape (dimensions,). It raises BadSample. It and the slots are pickled to worker processes.
     """
 
     names: Sequence[str]
     slots: Sequence[Slot]
-    read: Callable[[Slot], bytes | Pixels]
+    read: Callable[[Slot], Any]
     labels: Labels | None = None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     """What the user should know about what was left out: one line each."""
+    kind: str = "images"
+    """Of `index_table.KINDS`."""
 
 
 def pixel_source(

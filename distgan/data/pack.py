@@ -1,6 +1,6 @@
-"""Images into WebDataset shards: ``KEY.jpg|png|webp`` and ``KEY.cls`` in tars, with an index beside them.
+"""Samples into WebDataset shards: ``KEY.jpg|png|webp|txt|npy`` and ``KEY.cls`` in tars, with an index beside them.
 
-The bytes of every shard are a function of the images and the options, whatever the number of workers. A shard folder
+The bytes of every shard are a function of the samples and the options, whatever the number of workers. A shard folder
 appears whole, by one rename: all is first written to ``DEST.partial``, which a killed pack leaves behind and the next
 one clears.
 """
@@ -8,11 +8,9 @@ one clears.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,17 +18,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from distgan.data.arrays import encode_point
 from distgan.data.conversion import Conversion, ImageFormat
-from distgan.data.index import INDEX_NAME, build_index, save_index
-from distgan.data.layout import BadImage, Source, printable
+from distgan.data.index import Index, build_index, save_index
+from distgan.data.layout import BadSample, Encoded, Source, printable
+from distgan.data.lines import encode_line
 from distgan.data.parallel import Converted, available_cores, convert_all
+from distgan.data.shard_folder import HELD_OUT, check_free, new_folder
 from distgan.data.shard_writer import ShardSize, ShardWriter
-from distgan.data.sources import open_source
+from distgan.data.sources import POINTS, open_source
 from distgan.errors import UserError
 
 MAX_RESOLUTION = 4096
 _KEY_DIGITS = 8
-_OWN_NAME = re.compile(rf"shard-[0-9]{{6,}}\.tar|{re.escape(INDEX_NAME)}(\.[0-9]+-[0-9a-f]+\.tmp)?")
 
 Progress = Callable[[int, int], None]
 
@@ -41,6 +41,7 @@ class PackReport:
 
     dest: Path
     samples: int
+    """Without those that were held out."""
     shards: int
     size: int
     """Bytes of all shards."""
@@ -48,9 +49,11 @@ class PackReport:
     """0 without labels."""
     class_names: tuple[str, ...] | None
     skipped: tuple[str, ...]
-    """Images left out as unreadable, as "NAME: reason", in the order of packing."""
+    """Samples left out as unreadable, as "NAME: reason", in the order of packing."""
     notes: tuple[str, ...]
     """Remarks on the source, one line each: files that are not images, links not followed, missing labels."""
+    held_out: int = 0
+    """Samples in the folder `held-out`."""
 
 
 def pack(
@@ -63,14 +66,16 @@ def pack(
     quality: int = 95,
     shuffle: bool = True,
     seed: int = 0,
+    held_out: float = 0.0,
+    points: int = POINTS,
     on_error: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackReport:
-    """Pack a source of images (see `open_source`) into shards and their index in the folder `dest`.
+    """Pack a source of samples (see `open_source`) into shards and their index in the folder `dest`.
 
-    A sample's key is the place of its image in the source, sorted by name, so that it can be traced back. Where there
+    A sample's key is its place in the source, images being sorted by name, so that it can be traced back. Where there
     is more than one worker the calling script must be importable (``if __name__ == "__main__":``), as for all of
     Python's multiprocessing.
 
@@ -81,43 +86,45 @@ def pack(
             resized or lay on their side, and makes raw pixels png.
         quality: of newly encoded jpg and webp, 1 to 100.
         shuffle: pack in a random order that depends on `seed` alone; else in the source's order.
-        on_error: "fail" stops at an image that cannot be read, "skip" leaves it out and reports it.
+        held_out: the share of the lines of text that goes into shards of its own in `dest`/held-out, with an index of
+            their own. Which ones is a function of `seed` and the line, so that equal lines stay together.
+        points: how many to draw of builtin:ring or builtin:grid, as a function of `seed`.
+        on_error: "fail" stops at a sample that cannot be read, "skip" leaves it out and reports it.
         workers: processes; None is one per available core, 1 is this process.
         overwrite: replace a folder of shards and their index that `pack` wrote; any other folder that is not
             empty is left alone.
-        progress: called with (images done, images in total).
+        progress: called with (samples done, samples in total).
 
     Raises:
         UserError: one line; `dest` is then as it was.
     """
     limit = ShardSize.parse(shard_size)
-    _check_options(resolution, image_format, quality, seed, on_error, workers)
-    conversion = Conversion(resolution, image_format, quality)
+    _check_options(resolution, image_format, quality, seed, held_out, on_error, workers)
     if "://" in os.fspath(dest):
         raise UserError(f"{os.fspath(dest)}: a URL; pack into a local folder and copy that")
     folder = Path(dest).resolve()
-    _check_dest(folder, overwrite)
-    images = open_source(source)
-    order = shuffled(len(images.names), seed) if shuffle else np.arange(len(images.names))
-    with _disk_errors(folder), _partial(folder) as partial:
-        with ShardWriter(partial, limit) as writer:
-            converted = convert_all(images, order, conversion, workers or available_cores())
-            with contextlib.closing(converted):
-                skipped = _write(images, order, converted, writer, on_error, progress)
-        if len(skipped) == len(order):
-            raise UserError(f"{source}: none of its {len(order)} images can be read; the first: {skipped[0]}")
-        index = build_index(str(partial), class_names=images.class_names)
-        save_index(index, partial)
-        _publish(partial, folder)
+    check_free(folder, overwrite=overwrite)
+    samples = open_source(source, points=points, seed=seed)
+    _check_fits(samples, resolution, image_format, held_out)
+    conversion = Conversion(resolution, image_format, quality) if samples.kind == "images" else _ENCODERS[samples.kind]
+    packing = _Packing(os.fspath(source), samples, conversion, limit, workers or available_cores(), on_error, progress)
+    order = shuffled(len(samples.names), seed) if shuffle else np.arange(len(samples.names))
+    aside = _drawn_aside(samples, held_out, seed)[order]
+    if held_out and not 0 < aside.sum() < len(aside):
+        raise UserError(f"held-out {held_out:g} of {len(aside)} lines leaves one side empty; take another share")
+    with new_folder(folder) as partial:
+        written = packing.write(partial, order[~aside])
+        held = packing.write(partial / HELD_OUT, order[aside], done=int((~aside).sum())) if held_out else None
     return PackReport(
         dest=folder,
-        samples=len(order) - len(skipped),
-        shards=len(writer.paths),
-        size=writer.size,
-        num_classes=index.num_classes,
-        class_names=images.class_names,
-        skipped=tuple(skipped),
-        notes=images.notes,
+        samples=len(written.index),
+        shards=len(written.index.shards),
+        size=sum(shard.size for shard in written.index.shards),
+        num_classes=written.index.num_classes,
+        class_names=samples.class_names,
+        skipped=(*written.skipped, *(held.skipped if held else ())),
+        notes=samples.notes,
+        held_out=len(held.index) if held else 0,
     )
 
 
@@ -129,37 +136,88 @@ def shuffled(count: int, seed: int) -> NDArray[np.int64]:
     return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable").astype(np.int64)
 
 
-def _write(
-    images: Source[Any],
-    order: NDArray[np.int64],
-    converted: Iterator[list[Converted]],
-    writer: ShardWriter,
-    on_error: str,
-    progress: Progress | None,
-) -> list[str]:
-    """Write all samples in order; the lines of those left out."""
-    skipped: list[str] = []
-    done = 0
-    for chunk in converted:
-        for number, image in zip(order[done : done + len(chunk)].tolist(), chunk, strict=True):
-            if isinstance(image, BadImage):
-                line = f"{printable(images.names[number])}: {image}"
-                if on_error == "fail":
-                    raise UserError(f"{line}; repair or remove it, or leave such images out with --on-error skip")
-                skipped.append(line)
-                continue
-            members = {image.extension: image.data}
-            if images.labels is not None:
-                members["cls"] = b"%d" % images.labels[number]
-            writer.add(f"{number:0{_KEY_DIGITS}d}", members)
-        done += len(chunk)
-        if progress is not None:
-            progress(done, len(order))
-    return skipped
+@dataclass(frozen=True)
+class _Written:
+    """A folder of shards."""
+
+    index: Index
+    skipped: list[str]
+
+
+_ENCODERS: dict[str, Callable[[Any], Encoded]] = {"text": encode_line, "points": encode_point}
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """What is the same for all shards of a pack."""
+
+    source: str
+    samples: Source[Any]
+    conversion: Callable[[Any], Encoded]
+    limit: ShardSize
+    workers: int
+    on_error: str
+    progress: Progress | None
+
+    def write(self, folder: Path, order: NDArray[np.int64], *, done: int = 0) -> _Written:
+        """Shards of these samples, in this order, and their index; `done` were written elsewhere before.
+
+        Raises UserError for a sample that cannot be read, or when none can.
+        """
+        folder.mkdir(exist_ok=True)
+        with (
+            ShardWriter(folder, self.limit) as writer,
+            contextlib.closing(convert_all(self.samples, order, self.conversion, self.workers)) as converted,
+        ):
+            skipped = self._write_all(order, converted, writer, done)
+        if len(skipped) == len(order):
+            raise UserError(f"{self.source}: none of its {len(order)} samples can be read; the first: {skipped[0]}")
+        index = build_index(str(folder), class_names=self.samples.class_names)
+        save_index(index, folder)
+        return _Written(index, skipped)
+
+    def _write_all(
+        self, order: NDArray[np.int64], converted: Iterable[list[Converted]], writer: ShardWriter, done: int
+    ) -> list[str]:
+        """The lines of those left out."""
+        skipped: list[str] = []
+        numbers = iter(order.tolist())
+        for chunk in converted:
+            for sample, number in zip(chunk, numbers, strict=False):
+                if isinstance(sample, BadSample):
+                    line = f"{printable(self.samples.names[number])}: {sample}"
+                    if self.on_error == "fail":
+                        raise UserError(f"{line}; repair or remove it, or leave such samples out with --on-error skip")
+                    skipped.append(line)
+                    continue
+                members = {sample.extension: sample.data}
+                if self.samples.labels is not None:
+                    members["cls"] = b"%d" % self.samples.labels[number]
+                writer.add(f"{number:0{_KEY_DIGITS}d}", members)
+            done += len(chunk)
+            if self.progress is not None:
+                self.progress(done, len(self.samples.names))
+        return skipped
+
+
+def _drawn_aside(samples: Source[Any], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which lines are held out: those whose hash with the seed falls into the share, so that equal ones go together."""
+    if not share:
+        return np.zeros(len(samples.names), np.bool_)
+    key = b"held-out/%d" % seed
+    hashes = (hashlib.blake2b(samples.read(slot), digest_size=8, key=key).digest() for slot in samples.slots)
+    drawn = (int.from_bytes(digest, "little") < share * 2**64 for digest in hashes)
+    return np.fromiter(drawn, np.bool_, len(samples.names))
 
 
 def _check_options(
-    resolution: int | None, image_format: str, quality: int, seed: int, on_error: str, workers: int | None
+    resolution: int | None,
+    image_format: str,
+    quality: int,
+    seed: int,
+    held_out: float,
+    on_error: str,
+    workers: int | None,
 ) -> None:
     if resolution is not None and not 1 <= resolution <= MAX_RESOLUTION:
         raise UserError(f"resolution {resolution}: expected pixels a side, 1 to {MAX_RESOLUTION}")
@@ -169,81 +227,17 @@ def _check_options(
         raise UserError(f"quality {quality}: expected 1 to 100")
     if not 0 <= seed < 2**63:
         raise UserError(f"seed {seed}: expected a whole number from 0 to 2^63 - 1")
+    if not 0 <= held_out < 1:
+        raise UserError(f"held-out {held_out:g}: expected a share of the lines, from 0 to below 1, such as 0.1")
     if on_error not in ("fail", "skip"):
         raise UserError(f"on-error {on_error!r}: expected fail or skip")
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers}: expected 1 or more")
 
 
-def _check_dest(folder: Path, overwrite: bool) -> None:
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder for the shards")
-    if folder.is_mount():
-        raise UserError(f"{folder}: is a mount point, which cannot appear by a rename; name a folder inside it")
-    if any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(f"{folder}: is not empty; name another folder, or replace its shards with --overwrite")
-        _check_only_shards(folder)
-        if not (folder / INDEX_NAME).is_file():
-            raise UserError(f"{folder}: has no {INDEX_NAME}, so it is not replaced; remove it, or name another folder")
-
-
-def _check_only_shards(folder: Path) -> None:
-    """Only folders that hold nothing but what `pack` writes are ever removed."""
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or not path.is_file() or not _OWN_NAME.fullmatch(path.name):
-            raise UserError(
-                f"{folder}: holds {printable(path.name)}, which pack did not write, and is not removed; move it away"
-            )
-
-
-@contextlib.contextmanager
-def _partial(folder: Path) -> Iterator[Path]:
-    """An empty folder `DEST.partial`, held by this process alone and gone at the end unless it was renamed."""
-    partial = folder.with_name(folder.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.mkdir(exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        _lock(descriptor, folder)
-        _check_only_shards(partial)
-        for path in partial.iterdir():
-            path.unlink()
-        try:
-            yield partial
-        finally:
-            if partial.exists():
-                shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder}: another pack is writing there; wait for it, or name another folder") from None
-    except OSError:
-        pass  # a file system without locks: packing there twice at once is the user's own care
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Let the finished folder appear, in place of an empty one or of old shards that were to be replaced."""
-    if folder.exists():
-        # The index goes first: without it, what is left of the old shards does not look finished.
-        for path in sorted(folder.iterdir(), key=lambda path: path.suffix == ".tar"):
-            path.unlink()
-    partial.rename(folder)
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        place = f" ({printable(str(error.filename))})" if error.filename else ""
-        raise UserError(
-            f"{folder}: cannot be written: {error.strerror or error}{place}; free space there, or name another folder"
-        ) from None
+def _check_fits(samples: Source[Any], resolution: int | None, image_format: str, held_out: float) -> None:
+    """Refuse options that mean nothing for these samples."""
+    if samples.kind != "images" and (resolution is not None or image_format != "keep"):
+        raise UserError(f"resolution and format are of images, but the source holds {samples.kind}; leave them out")
+    if samples.kind != "text" and held_out:
+        raise UserError(f"held-out is for lines of text, but the source holds {samples.kind}; leave it out")

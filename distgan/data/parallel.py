@@ -1,4 +1,4 @@
-"""Reading and converting images on all cores, with results in order and memory bounded."""
+"""Reading and converting samples on all cores, with results in order and memory bounded."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.data.conversion import Conversion, Encoded
-from distgan.data.layout import BadImage, Source
+from distgan.data.layout import BadSample, Encoded, Source
 from distgan.errors import UserError
 
 _CHUNK_BYTES = 1 << 22
 _CHUNK_SAMPLES = 256
 _CHUNKS_IN_FLIGHT = 3
 
-Converted = Encoded | BadImage
+Converted = Encoded | BadSample
+Conversion = Callable[[Any], Encoded]
+"""From what a source reads to a file in a shard; raises BadSample. It is pickled to worker processes."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,17 @@ class _Job:
     def _convert(self, slot: Any) -> Converted:
         try:
             return self.conversion(self.read(slot))
-        except BadImage as error:
+        except BadSample as error:
             return error
 
 
 def convert_all(
     source: Source[Any], order: NDArray[np.int64], conversion: Conversion, workers: int
 ) -> Generator[list[Converted], None, None]:
-    """The source's images, converted, in the given order, in lists of varying length (some MB each).
+    """The source's samples, converted, in the given order, in lists of varying length (some MB each).
 
     Args:
-        order: numbers of images of the source.
+        order: numbers of samples of the source.
         workers: processes; 1 converts in this one. The results do not depend on it.
 
     Raises:
@@ -91,7 +92,7 @@ def _in_order(
             submitted += len(numbers)
         converted = pending.popleft().result()
         samples += len(converted)
-        size += sum(len(image.data) for image in converted if isinstance(image, Encoded))
+        size += sum(len(sample.data) for sample in converted if isinstance(sample, Encoded))
         yield converted
 
 

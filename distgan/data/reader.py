@@ -17,14 +17,14 @@ from torch import Tensor
 
 from distgan.config import DataConfig
 from distgan.data.cache import ShardCache
-from distgan.data.images import Pixels, UnreadableImageError, decode_into
 from distgan.data.index import EXTENSIONS, Index
 from distgan.data.index_table import plain
 from distgan.data.locations import is_remote
 from distgan.data.order import mix
+from distgan.data.samples import Values, sample_format
 from distgan.data.substitutions import Failure
 from distgan.data.tar import BLOCK
-from distgan.errors import UserError
+from distgan.errors import UnreadableSampleError, UserError
 from distgan.randomness import derive_key
 
 _MAX_OPEN_FILES = 128
@@ -36,8 +36,10 @@ _OUTAGE_SECONDS = 60.0
 class Batch(NamedTuple):
     """Samples of a micro-batch, or one rank's share of it."""
 
-    images: Tensor
-    """uint8, (n, channels, resolution, resolution), dense; in memory channels come last, as decoders write them."""
+    values: Tensor
+    """Images: uint8, (n, channels, resolution, resolution), dense; in memory channels come last, as decoders write
+    them. Text: numbers of characters in the index's vocabulary, uint16, (n, length). Points: float32, (n, dimensions).
+    """
     labels: Tensor
     """int64, (n,): class labels, -1 where there are none."""
     positions: Tensor
@@ -49,28 +51,23 @@ class Batch(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Whose pixels were decoded."""
+    """Whose data were decoded."""
 
     samples: NDArray[np.int64]
     failures: list[Failure]
 
 
-def as_batch(index: Index, decoded: Decoded, pixels: Tensor, positions: NDArray[np.int64]) -> Batch:
-    """A batch from pixels of shape (n, resolution, resolution, channels)."""
+def as_batch(index: Index, decoded: Decoded, values: Tensor, positions: NDArray[np.int64]) -> Batch:
+    """A batch of these values, whose shape is a batch's."""
     labels = torch.from_numpy(index.labels[decoded.samples].astype(np.int64))
     samples, places = torch.from_numpy(decoded.samples), torch.from_numpy(positions)
-    return Batch(pixels.permute(0, 3, 1, 2), labels, places, samples, decoded.failures)
+    return Batch(values, labels, places, samples, decoded.failures)
 
 
 def read_samples(config: DataConfig, index: Index, samples: Sequence[int] | NDArray[np.int64] | Tensor) -> Batch:
     """Samples by number, for evaluation: decoded as for training, never mirrored. `positions` are the numbers."""
     with contextlib.closing(Reader(config, index, seed=0)) as reader:
         return reader.read_batch(np.array(samples, np.int64))
-
-
-def pixel_shape(config: DataConfig, count: int) -> tuple[int, int, int, int]:
-    """Shape of the buffer that `count` samples are decoded into."""
-    return count, config.resolution, config.resolution, config.channels
 
 
 class Reader:
@@ -82,6 +79,8 @@ class Reader:
     """
 
     def __init__(self, config: DataConfig, index: Index, seed: int) -> None:
+        """Raises UserError when the shards hold samples of another kind than the config says."""
+        self.format = sample_format(config, index)
         self._config, self._index, self._seed = config, index, seed
         self._files: OrderedDict[int, int] = OrderedDict()
         self._cache = ShardCache.of(config) if index.any_remote else None
@@ -93,11 +92,11 @@ class Reader:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def read(self, samples: NDArray[np.int64], out: Pixels, mirrored: NDArray[np.bool_] | None = None) -> Decoded:
-        """Read samples by number into `out`, flipping those `mirrored` left-right.
+    def read(self, samples: NDArray[np.int64], out: Values, mirrored: NDArray[np.bool_] | None = None) -> Decoded:
+        """Read samples by number into `out`, flipping the images `mirrored` left-right.
 
         Args:
-            samples: int64 (n,); out: uint8 (n, resolution, resolution, channels); mirrored: bool (n,).
+            samples: int64 (n,); out: (n, *format.shape) of format.dtype; mirrored: bool (n,).
 
         Raises:
             UserError: not even replacements can be read.
@@ -110,7 +109,7 @@ class Reader:
         for slot, entry in enumerate(zip(*columns, strict=True)):
             try:
                 self._decode(out[slot], *entry)
-            except (OSError, UnreadableImageError) as error:
+            except (OSError, UnreadableSampleError) as error:
                 failure = self._recover(int(read[slot]), out[slot], error)
                 if failure is not None:
                     read[slot] = failure.replacement
@@ -123,8 +122,8 @@ class Reader:
 
     def read_batch(self, samples: NDArray[np.int64]) -> Batch:
         """Read samples by number, int64 (n,), into a new batch whose `positions` are the numbers."""
-        pixels = torch.empty(pixel_shape(self._config, len(samples)), dtype=torch.uint8)
-        return as_batch(self._index, self.read(samples, pixels.numpy()), pixels, samples)
+        values = self.format.empty(len(samples))
+        return as_batch(self._index, self.read(samples, values.numpy()), self.format.as_values(values), samples)
 
     def _avoid_known(self, read: NDArray[np.int64]) -> list[Failure]:
         """Replace what failed before, in place, so that a bad file is waited for only once."""
@@ -137,16 +136,16 @@ class Reader:
             read[slot] = failure.replacement
         return [failure for _, failure in known]
 
-    def _decode(self, out: Pixels, shard: int, offset: int, size: int, crc: int, extension: int) -> None:
-        """Raises OSError where reading fails, UnreadableImageError where what was read is not the right image."""
+    def _decode(self, out: Values, shard: int, offset: int, size: int, crc: int, extension: int) -> None:
+        """Raises OSError where reading fails, UnreadableSampleError where what was read is not the right sample."""
         if size > self._config.max_bytes:
-            raise UnreadableImageError(f"{size:,} bytes, more than data.max_bytes={self._config.max_bytes:,}")
+            raise UnreadableSampleError(f"{size:,} bytes, more than data.max_bytes={self._config.max_bytes:,}")
         data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
         if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
-            raise UnreadableImageError("the shard is not what was indexed; run `distgan index` again")
-        decode_into(out, data[BLOCK:], EXTENSIONS[extension], max_pixels=self._config.max_pixels)
+            raise UnreadableSampleError("the shard is not what was indexed; run `distgan index` again")
+        self.format.decode_into(out, data[BLOCK:], EXTENSIONS[extension])
 
-    def _decode_sample(self, out: Pixels, sample: int) -> None:
+    def _decode_sample(self, out: Values, sample: int) -> None:
         shard = int(self._index.shard_of(np.array([sample]))[0])
         offset, size = int(self._index.offsets[sample]), int(self._index.sizes[sample])
         self._decode(
@@ -168,17 +167,17 @@ class Reader:
         self._files[shard] = descriptor
         return descriptor
 
-    def _recover(self, sample: int, out: Pixels, error: Exception) -> Failure | None:
+    def _recover(self, sample: int, out: Values, error: Exception) -> Failure | None:
         """Try again where that may help, else read another sample. None if the sample was read after all."""
         shard = int(self._index.shard_of(np.array([sample]))[0])
         for attempt in range(self._retries(shard)):
-            if isinstance(error, UnreadableImageError):
+            if isinstance(error, UnreadableSampleError):
                 break
             time.sleep(_FIRST_BACKOFF_SECONDS * 2**attempt)
             try:
                 self._decode_sample(out, sample)
                 return None
-            except (OSError, UnreadableImageError) as again:
+            except (OSError, UnreadableSampleError) as again:
                 error = again
         if isinstance(error, OSError):
             self._failed_at[shard] = time.monotonic()
@@ -188,7 +187,7 @@ class Reader:
                 continue
             try:
                 self._decode_sample(out, candidate)
-            except (OSError, UnreadableImageError):
+            except (OSError, UnreadableSampleError):
                 continue
             self._failures[sample] = Failure(sample, candidate, reason)
             return self._failures[sample]

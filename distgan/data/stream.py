@@ -1,4 +1,4 @@
-"""The stream of real images: endless batches for one rank, the same for any number of loader processes."""
+"""The stream of real samples: endless batches for one rank, the same for any number of loader processes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from distgan.config import DataConfig
-from distgan.data.buffers import PixelBuffers
+from distgan.data.buffers import SampleBuffers
 from distgan.data.cache import ShardCache
-from distgan.data.images import Pixels
 from distgan.data.index import Index
 from distgan.data.order import Integers, Order, make_order
 from distgan.data.prefetch import Prefetcher, check_capacity, processes_on_node
-from distgan.data.reader import Batch, Decoded, Reader, as_batch, pixel_shape, read_samples
+from distgan.data.reader import Batch, Decoded, Reader, as_batch, read_samples
+from distgan.data.samples import Values, sample_format
 from distgan.data.substitutions import Failure, Substitutions, check_failure_rate
 from distgan.data.workers import start_worker, start_worker_server
 from distgan.errors import UserError
@@ -32,7 +32,7 @@ from distgan.randomness import uniform
 __all__ = [
     "Batch",
     "Failure",
-    "ImageDataset",
+    "SampleDataset",
     "Stream",
     "Substitutions",
     "check_failure_rate",
@@ -45,21 +45,21 @@ _STOP_SECONDS = 2.0
 
 
 class Request(NamedTuple):
-    """What a batch is to hold, each of shape (n,), and the slot of the shared buffers that its pixels go to."""
+    """What a batch is to hold, each of shape (n,), and the slot of the shared buffers that its samples go to."""
 
     samples: Integers
     mirrored: NDArray[np.bool_]
     slot: int
 
 
-class ImageDataset(Dataset[Decoded]):
-    """Map-style over requests; pixels are written to `buffers`, the rest is returned.
+class SampleDataset(Dataset[Decoded]):
+    """Map-style over requests; samples are written to `buffers`, the rest is returned.
 
     What the user must mend comes back as a UserError, since the loader would wrap an exception in its worker's
     traceback.
     """
 
-    def __init__(self, config: DataConfig, index: Index, seed: int, buffers: PixelBuffers) -> None:
+    def __init__(self, config: DataConfig, index: Index, seed: int, buffers: SampleBuffers) -> None:
         self._config, self._index, self._seed, self._buffers = config, index, seed, buffers
         self._reader: Reader | None = None
 
@@ -75,7 +75,7 @@ class ImageDataset(Dataset[Decoded]):
         except UserError as error:
             return error
 
-    def read(self, samples: Integers, out: Pixels, mirrored: NDArray[np.bool_]) -> Decoded:
+    def read(self, samples: Integers, out: Values, mirrored: NDArray[np.bool_]) -> Decoded:
         """As `Reader.read`, with this process's reader."""
         if self._reader is None:
             self._reader = Reader(self._config, self._index, self._seed)
@@ -107,7 +107,7 @@ def open_stream(
             obeys it, whatever its loader process knew when it read.
 
     Raises:
-        UserError: the cache cannot hold what the order needs at once.
+        UserError: the cache cannot hold what the order needs at once; the shards are of another kind than the config.
     """
     check_capacity(config, index, world_size)
     return Stream(
@@ -181,8 +181,10 @@ class Stream(Iterator[Batch]):
         context = start_worker_server() if config.workers else multiprocessing.get_context("forkserver")
         # Requests on their way, and the batch being taken while the next request is already made.
         slots = config.workers * config.prefetch + 1
-        self._buffers = PixelBuffers(context, slots, pixel_shape(config, share.batch_size))
-        self._dataset = ImageDataset(config, index, seed, self._buffers)
+        self._format = sample_format(config, index)
+        shape = (share.batch_size, *self._format.shape)
+        self._buffers = SampleBuffers(context, slots, self._format.dtype, shape)
+        self._dataset = SampleDataset(config, index, seed, self._buffers)
         self._requested: deque[_Requested] = deque()
         self._prefetcher: Prefetcher | None = None
         if index.any_remote:
@@ -212,15 +214,16 @@ class Stream(Iterator[Batch]):
         if isinstance(decoded, UserError):
             raise decoded
         written = self._buffers[request.slot]
-        pixels = torch.empty(written.shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        values = self._format.empty(len(written), pin_memory=self._pin_memory)
         # Not Tensor.copy_, whose threads spin when the cores are busy: 25 us a 32-pixel image against 0.25.
-        np.copyto(pixels.numpy(), written)
+        np.copyto(values.numpy(), written)
         if request.known != len(self._substitutions):
-            decoded = self._bring_up_to_date(decoded, pixels.numpy(), request)
+            decoded = self._bring_up_to_date(decoded, values.numpy(), request)
         if self._prefetcher is not None:
             self._prefetcher.advance(int(request.positions.max()))
         failures = [failure for failure in decoded.failures if failure.sample not in self._substitutions]
-        return as_batch(self._index, decoded._replace(failures=failures), pixels, request.positions)
+        values = self._format.as_values(values)
+        return as_batch(self._index, decoded._replace(failures=failures), values, request.positions)
 
     def close(self) -> None:
         """End the loader processes and close all files."""
@@ -243,15 +246,15 @@ class Stream(Iterator[Batch]):
                 self._requested.append(_Requested(positions, samples, mirrored, slot, len(self._substitutions)))
                 yield Request(self._substitutions.apply(samples, positions), mirrored, slot)
 
-    def _bring_up_to_date(self, decoded: Decoded, pixels: Pixels, request: _Requested) -> Decoded:
+    def _bring_up_to_date(self, decoded: Decoded, values: Values, request: _Requested) -> Decoded:
         """Read again, in place, what has been given a replacement since this batch was requested."""
         wanted = self._substitutions.apply(request.samples, request.positions)
         stale = np.flatnonzero((wanted != request.samples) & (wanted != decoded.samples))
         if not len(stale):
             return decoded
-        again = np.empty_like(pixels[stale])
+        again = np.empty_like(values[stale])
         fresh = self._dataset.read(wanted[stale], again, request.mirrored[stale])
-        pixels[stale] = again
+        values[stale] = again
         decoded.samples[stale] = fresh.samples
         return decoded._replace(failures=decoded.failures + fresh.failures)
 

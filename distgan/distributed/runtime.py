@@ -7,7 +7,9 @@ neither waits for the device nor mixes with gradients.
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +27,9 @@ from torch.distributed.fsdp import FSDPModule
 from distgan.distributed.engines import Engine, chosen_engine
 from distgan.distributed.engines.engine import MakeOptimizer
 from distgan.distributed.engines.replicated import ReplicatedEngine
+from distgan.distributed.interruption import Asked, Check, never
 from distgan.distributed.launch import check_world_size, refuse_half_precision
-from distgan.errors import UserError
+from distgan.errors import Interrupted, UserError
 
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.1
@@ -139,22 +142,65 @@ class Runtime:
             return Exchange(raised, None)
         return Exchange(raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
 
-    def main_works(self, work: Callable[[], Result]) -> Result:
+    def main_works(self, work: Callable[[Check], Result], asked: Asked = never) -> Result:
         """What `work` returns on rank 0, on every rank. The others wait for it however long it takes.
 
         A user error of rank 0's becomes one of all ranks.
+
+        Args:
+            work: is given a check to call between its pieces, which raises `Interrupted`.
+
+        Raises:
+            Interrupted: on all ranks, when one of them was asked to stop meanwhile.
         """
+        leave = threading.Event()
+
+        def check() -> None:
+            if leave.is_set():
+                raise Interrupted
+
         outcome: Future[Result] | None = None
         with ThreadPoolExecutor(max_workers=1) as pool:
             if self.is_main:
-                outcome = pool.submit(work)
+                outcome = pool.submit(work, check)
+            working = True
             # Short exchanges, because one long wait would run into the collectives' time-out.
-            while self.exchange([outcome is not None and not outcome.done()]).result()[0]:
-                time.sleep(_POLL_SECONDS)
+            while working:
+                working, told = self.exchange([outcome is not None and not outcome.done(), asked()]).result()
+                if told:
+                    leave.set()
+                time.sleep(_POLL_SECONDS if working else 0)
+        check()
         with self.together():
             result = outcome.result() if outcome is not None else None
         received: Result = self.broadcast_object(result)
         return received
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks one after another on rank 0, and on the others their own.
+
+        What rank 0 holds meanwhile is the rows and no more, whatever the number of ranks.
+
+        Args:
+            rows: shape (n, ...) with an n of each rank's own; one that has none may give any empty tensor.
+        """
+        if self.world_size == 1:
+            return rows
+        rows = rows.detach()
+        described = self.gather_objects((len(rows), tuple(rows.shape[1:]), rows.dtype))
+        starts = list(itertools.accumulate((count for count, _, _ in described), initial=0))
+        if not self.is_main:
+            if len(rows):
+                dist.send(rows.cpu().contiguous(), dst=0, group=self._control)
+            return rows
+        shape, dtype = next(((shape, dtype) for count, shape, dtype in described if count), described[0][1:])
+        gathered = torch.empty(starts[-1], *shape, dtype=dtype)
+        if len(rows):
+            gathered[: len(rows)] = rows
+        for rank in range(1, self.world_size):
+            if described[rank][0]:
+                dist.recv(gathered[starts[rank] : starts[rank + 1]], src=rank, group=self._control)
+        return gathered.to(rows.device)
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from distgan import randomness
 from distgan.config import DataConfig
 from distgan.data.index import Index
+from distgan.distributed.interruption import Asked, Check, never
 from distgan.errors import UserError
 from distgan.evaluation import cache
 from distgan.evaluation.precision import cpu_threads, plain_float32
-from distgan.evaluation.samples import rank_batches, read_reals
+from distgan.evaluation.samples import read_reals
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -73,11 +74,14 @@ class Classifier(nn.Module):
         return features, self.head(features.relu())
 
 
-def load_classifier(data: DataConfig, index: Index, folder: Path, runtime: Runtime) -> tuple[Classifier, str]:
+def load_classifier(
+    data: DataConfig, index: Index, folder: Path, runtime: Runtime, asked: Asked = never
+) -> tuple[Classifier, str]:
     """The classifier of these shards, from the cache folder or trained now by rank 0, and the digest of its weights.
 
     Raises:
         UserError: the shards have no labels, or a single class.
+        Interrupted: a rank was asked to stop while it was trained.
     """
     if index.num_classes < 2:
         raise UserError(
@@ -86,17 +90,18 @@ def load_classifier(data: DataConfig, index: Index, folder: Path, runtime: Runti
             "use evaluation.detector=inception, or pack with class subfolders"
         )
 
-    def read_or_train() -> dict[str, Tensor]:
+    def read_or_train(check: Check) -> dict[str, Tensor]:
         name = cache.key(index.fingerprint, data.resolution, data.channels, _VERSION)
         path = folder / f"classifier-{name}.safetensors"
         entry = cache.read(path)
         if entry is None:
-            entry = train_classifier(data, index, runtime.device)
+            log.info("training the classifier that evaluation compares by")
+            entry = train_classifier(data, index, runtime.device, check)
             cache.write(path, entry)
-        log.info("classifier for fid[classifier]: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
+        log.info("evaluation.detector = classifier: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
         return entry.tensors
 
-    weights = runtime.main_works(read_or_train)
+    weights = runtime.main_works(read_or_train, asked)
     classifier = build_classifier(data, index.num_classes)
     classifier.load_state_dict(weights)
     return classifier, cache.digest(weights)
@@ -109,20 +114,24 @@ def build_classifier(data: DataConfig, num_classes: int) -> Classifier:
         return Classifier(data.resolution, data.channels, num_classes)
 
 
-def train_classifier(data: DataConfig, index: Index, device: torch.device) -> cache.Entry:
+def train_classifier(data: DataConfig, index: Index, device: torch.device, check: Check = lambda: None) -> cache.Entry:
     """Weights, and as facts the `accuracy` on held-out samples (a tenth, at most 2,000) and how many there were.
 
     Reads at most 20,000 samples or 1 GiB of pixels, and takes 5 epochs, but 400 to 1,200 steps, of AdamW on batches of
     64, the learning rate falling to 0.
+
+    Args:
+        check: called between pieces of work; what it raises ends the training.
     """
     with plain_float32(device), cpu_threads(_THREADS), torch.enable_grad():
-        images, labels = _read_labelled(data, index, device)
+        images, labels = _read_labelled(data, index, device, check)
         held_out = len(images) // 10
         network = build_classifier(data, index.num_classes).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=0.05)
         count = len(images) - held_out
         steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _EPOCHS * count // _BATCH))
         for step, batch in enumerate(_batches(count, steps)):
+            check()
             optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
             chosen = batch.to(device) + held_out
             loss = F.cross_entropy(network(images[chosen])[1], labels[chosen], label_smoothing=0.1)
@@ -137,7 +146,7 @@ def train_classifier(data: DataConfig, index: Index, device: torch.device) -> ca
     return cache.Entry(weights, {"accuracy": accuracy, "held_out": held_out})
 
 
-def _read_labelled(data: DataConfig, index: Index, device: torch.device) -> tuple[Tensor, Tensor]:
+def _read_labelled(data: DataConfig, index: Index, device: torch.device, check: Check) -> tuple[Tensor, Tensor]:
     """Images (n, C, R, R) uint8 and labels (n,) int64, in random order; of a large data set a random subset."""
     samples = torch.arange(len(index))
     limit = min(_MAX_SAMPLES, _MAX_BYTES // (data.channels * data.resolution**2))
@@ -145,8 +154,10 @@ def _read_labelled(data: DataConfig, index: Index, device: torch.device) -> tupl
         drawn = randomness.uniform(_SEED, "classifier/samples", torch.arange(limit))
         samples = (drawn.double() * len(index)).long().unique()
     # In the order of the shards, because remote ones are fetched whole.
-    batches = (samples[places] for places in rank_batches(len(samples), 1024, rank=0, world_size=1))
-    parts = list(read_reals(data, index, batches))
+    parts = []
+    for part in read_reals(data, index, samples.split(256)):
+        check()
+        parts.append(part)
     count = sum(len(part.labels) for part in parts)
     if count < _FEWEST:
         raise UserError(
@@ -154,7 +165,7 @@ def _read_labelled(data: DataConfig, index: Index, device: torch.device) -> tupl
             f"and it needs {_FEWEST}; use evaluation.detector=inception"
         )
     order = _shuffled("classifier/order", count)
-    images = torch.cat([part.images for part in parts])[order]
+    images = torch.cat([part.samples for part in parts])[order]
     return images.to(device), torch.cat([part.labels for part in parts])[order].to(device)
 
 

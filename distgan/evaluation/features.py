@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distgan.config import DataConfig, EvaluationConfig, cache_folder
 from distgan.data.index import Index
+from distgan.distributed.interruption import Asked, never
 from distgan.evaluation import classifier, inception
 from distgan.evaluation.precision import plain_float32
 
@@ -32,6 +33,9 @@ class Detector:
 
     name: Literal["classifier", "inception"]
     dimension: int
+    """Features of an image."""
+    num_logits: int
+    """Classes that it tells apart."""
     hash: str
     """Stands for its weights and its preprocessing."""
     network: nn.Module
@@ -42,22 +46,25 @@ class Detector:
             return Features(*self.network(images))
 
 
-def load_detector(config: EvaluationConfig, data: DataConfig, index: Index, runtime: Runtime) -> Detector:
+def load_detector(
+    config: EvaluationConfig, data: DataConfig, index: Index, runtime: Runtime, asked: Asked = never
+) -> Detector:
     """The detector that the config names, with the same weights on every rank. Call it on all of them.
 
     Raises:
         UserError: no labels to train the classifier on; Inception's weights missing or damaged.
+        Interrupted: a rank was asked to stop while the classifier was trained.
     """
     folder = evaluation_folder(config)
     network: nn.Module
     if config.detector == "inception":
         network, hash = inception.load_inception(config.inception_weights, folder, runtime)
-        dimension = inception.DIMENSION
+        dimension, num_logits = inception.DIMENSION, inception.NUM_LOGITS
     else:
-        network, hash = classifier.load_classifier(data, index, folder, runtime)
-        dimension = classifier.DIMENSION
+        network, hash = classifier.load_classifier(data, index, folder, runtime, asked)
+        dimension, num_logits = classifier.DIMENSION, index.num_classes
     network = network.eval().requires_grad_(False).to(runtime.device)
-    return Detector(config.detector, dimension, hash, network)
+    return Detector(config.detector, dimension, num_logits, hash, network)
 
 
 def evaluation_folder(config: EvaluationConfig) -> Path:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("distgan")
 
 DIMENSION = 2048
+NUM_LOGITS = 1008
 _URL: str = URL_INCEPTION_V3
 _PUBLISHED_SHA256 = "6726825d"
 _MAX_BYTES = 1 << 30

@@ -40,7 +40,7 @@ class Moments(Metric):
     def __init__(self, dimension: int, **settings: Any) -> None:
         """dimension: d, at least 2. settings: those of `torchmetrics.Metric`, such as `sync_on_compute`."""
         assert dimension >= 2, "torchmetrics turns results of one number into scalars"
-        super().__init__(**{"dist_sync_fn": _all_reduce, **settings})
+        super().__init__(**{"dist_sync_fn": all_reduce, **settings})
         self.dimension = dimension
         self.add_state("gram", torch.zeros(dimension + 1, dimension + 1, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -62,7 +62,7 @@ class Moments(Metric):
         return Gaussian(count, mean, lower + lower.tril(-1).T)
 
 
-def _all_reduce(state: Tensor, group: Any = None) -> list[Tensor]:
+def all_reduce(state: Tensor, group: Any = None) -> list[Tensor]:
     """Sum of a state over ranks, as the list of one part that torchmetrics then reduces."""
     total = state.clone()
     dist.all_reduce(total, group=group)

@@ -1,4 +1,4 @@
-"""Which samples each rank evaluates, in batches of one shape."""
+"""Which samples each rank evaluates, in batches of one shape, and what metrics are told of a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,26 @@ from distgan.data.index import Index
 from distgan.data.reader import Reader
 
 
-class Reals(NamedTuple):
-    """Real images (n, C, R, R) uint8 and their labels (n,) int64, -1 where there are none."""
+class Seen(NamedTuple):
+    """A batch of samples, real or generated, and what the detector sees in them. All but the numbers on the device."""
 
-    images: Tensor
+    numbers: Tensor
+    """Shape (n,), int64, on the CPU: of real samples their places in the index, of generated ones their addresses."""
+    samples: Tensor
+    """Images (n, C, R, R), uint8; characters (n, length), int64; or points (n, d), float."""
+    labels: Tensor
+    """Shape (n,), int64, of real samples; -1 where there are none, and for generated ones."""
+    features: Tensor
+    """Shape (n, d), float32; (n, 0) where no metric wants a detector."""
+    logits: Tensor
+    """Shape (n, k), float32; (n, 0) where no metric wants a detector."""
+
+
+class Reals(NamedTuple):
+    """Real samples with their numbers (n,) int64, and their labels (n,) int64, -1 where there are none."""
+
+    numbers: Tensor
+    samples: Tensor
     labels: Tensor
 
 
@@ -30,7 +46,7 @@ def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Ite
         for samples in batches:
             batch = reader.read_batch(samples.numpy())
             kept = batch.samples == samples  # the others were replaced
-            yield Reals(batch.images[kept], batch.labels[kept])
+            yield Reals(batch.samples[kept], batch.values[kept], batch.labels[kept])
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world_size: int) -> Iterator[Tensor]:

@@ -1,13 +1,13 @@
-"""All metrics of a generator: one pass of features over its images, compared with statistics of the real ones.
+"""All metrics of a generator: one pass over its samples, compared with statistics of the real ones.
 
-Rank r of W evaluates the generated images i = r mod W. Latents and labels are the caller's function of i, so the set of
-images does not depend on W; nor do the metrics, beyond the rounding of sums in float64.
+Rank r of W evaluates the generated samples i = r mod W. Latents and labels are the caller's function of i, so the set
+of samples does not depend on W; nor do the metrics, beyond the rounding of sums in float64.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,114 +15,80 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index import Index
-from distgan.errors import UserError
-from distgan.evaluation import cache
-from distgan.evaluation.features import Detector, evaluation_folder, load_detector
-from distgan.evaluation.frechet import FrechetDistance, Reference, make_reference
-from distgan.evaluation.moments import Moments
-from distgan.evaluation.samples import fill, rank_batches, read_reals
+from distgan.distributed.interruption import Asked, heeding, never
+from distgan.evaluation.features import load_detector
+from distgan.evaluation.measures import Setting, make_collectors, make_measure
+from distgan.evaluation.names import WITH_DETECTOR, value_name
+from distgan.evaluation.reals import real_statistics, see
+from distgan.evaluation.samples import fill, rank_batches
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
 
-log = logging.getLogger("distgan")
-
 Generate = Callable[[Tensor], Tensor]
-"""From sample numbers (n,), int64 on the CPU, to images (n, C, R, R), uint8, each a function of its number alone."""
-_PREPROCESSING = 1  # Raised by any change of how shards become pixels, so that no cached statistics outlive it.
+"""From sample numbers (n,), int64 on the CPU, to samples as `samples.Seen` has them, each a function of its number."""
 
 
 class Evaluator:
     """The detector and the real statistics, loaded once for any number of evaluations of one run."""
 
-    def __init__(self, config: Config, index: Index, runtime: Runtime) -> None:
-        """Call it on all ranks; the first time it trains or downloads the detector and reads all real images.
+    def __init__(self, config: Config, index: Index, runtime: Runtime, asked: Asked = never) -> None:
+        """Call it on all ranks; the first time it trains or downloads the detector and reads all real samples.
+
+        Args:
+            asked: whether this rank was asked to stop; then this and later evaluations are left undone.
 
         Raises:
-            UserError: see `load_detector`; too many real images cannot be read.
+            UserError: see `load_detector`; too many real samples cannot be read, or they are too few for a metric.
+            Interrupted: some rank was asked to stop.
         """
-        self.config = config
-        self.runtime = runtime
-        self.detector = load_detector(config.evaluation, config.data, index, runtime)
-        self.reference = real_statistics(self.detector, config, index, runtime)
-        fewest = min(config.evaluation.num_samples, self.reference.samples)
-        if fewest <= self.detector.dimension and runtime.is_main:
-            log.warning(
-                "fid[%s] of %d generated and %d real images: with no more images than features (%d) it is far too "
-                "large and compares only between equal numbers; raise evaluation.num_samples or use another detector",
-                self.detector.name, config.evaluation.num_samples, self.reference.samples, self.detector.dimension,
-            )  # fmt: skip
+        self.config, self.runtime, self._asked = config, runtime, asked
+        self.detector = None
+        if WITH_DETECTOR & set(config.metrics):
+            self.detector = load_detector(config.evaluation, config.data, index, runtime, asked)
+        setting = Setting(config, index, runtime, self.detector)
+        self.reals = real_statistics(make_collectors(setting), self.detector, config, index, runtime, asked)
+        with runtime.together():
+            self._measures = {name: make_measure(name, setting, self.reals.get(name)) for name in config.metrics}
 
     def __call__(self, generate: Generate) -> dict[str, float]:
-        """Metrics by name, the same on every rank, such as `{"fid[classifier]": 12.3}`. Call it on all ranks.
+        """Values of metrics by name, the same on every rank, such as `{"fid[classifier]": 12.3}`.
 
-        Raises UserError for fewer than two images.
+        Call it on all ranks.
+
+        Raises:
+            UserError: the samples are too few for a metric.
+            Interrupted: some rank was asked to stop.
         """
-        settings = self.config.evaluation
-        distance = FrechetDistance(self.reference, sync_on_compute=False).to(self.runtime.device)
-        with torch.no_grad():
-            for batch in rank_batches(
-                settings.num_samples, settings.batch_size, self.runtime.rank, self.runtime.world_size
-            ):
-                images = generate(fill(batch, settings.batch_size)).to(self.runtime.device)
-                distance.update(self.detector(images).features[: len(batch)])
-        distance.sync()
-        # On one rank, because another machine's rounding could make the ranks disagree on which checkpoint is best.
-        metrics = None
-        with self.runtime.together():
-            if self.runtime.is_main:
-                metrics = {f"fid[{self.detector.name}]": float(distance.compute())}
-        found: dict[str, float] = self.runtime.broadcast_object(metrics)
+        runtime, settings = self.runtime, self.config.evaluation
+        self._forget()  # what an interrupted evaluation has left
+        rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
+        with torch.no_grad(), heeding(runtime, self._asked, rounds) as check:
+            for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
+                check()
+                samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)
+                seen = see(self.detector, numbers, samples, torch.full_like(numbers, -1))
+                for measure in self._measures.values():
+                    measure.metric.update(*measure.take(seen))
+        values: dict[str, float] = {}
+        with ExitStack() as synchronized:
+            for measure in self._measures.values():
+                synchronized.enter_context(measure.metric.sync_context())
+            # On one rank, because another machine's rounding could make them disagree on which checkpoint is best.
+            with runtime.together():
+                if runtime.is_main:
+                    for name, measure in self._measures.items():
+                        for suffix, value in measure.values(measure.metric.compute()).items():
+                            values[value_name(name, self.config, suffix)] = value
+        self._forget()
+        found: dict[str, float] = runtime.broadcast_object(values)
         return found
+
+    def _forget(self) -> None:
+        for measure in self._measures.values():
+            measure.metric.reset()
 
 
 def evaluate(generate: Generate, config: Config, index: Index, runtime: Runtime) -> dict[str, float]:
     """Metrics of a generator, once; see `Evaluator`."""
     return Evaluator(config, index, runtime)(generate)
-
-
-def real_statistics(detector: Detector, config: Config, index: Index, runtime: Runtime) -> Reference:
-    """The side of the real images: all of them, from the cache folder or computed now by all ranks together.
-
-    They are cached under the data's fingerprint, the images' shape, the detector's hash and the preprocessing.
-    Images that cannot be read are left out, and counted in a warning.
-
-    Raises:
-        UserError: more than `data.max_failure_rate` of them cannot be read.
-    """
-    data = config.data
-    name = cache.key(index.fingerprint, data.resolution, data.channels, detector.hash, _PREPROCESSING)
-    path = evaluation_folder(config.evaluation) / f"real-{detector.name}-{name}.safetensors"
-    entry = runtime.broadcast_object(cache.read(path) if runtime.is_main else None)
-    if entry is None:
-        reference = make_reference(_real_moments(detector, config, index, runtime).compute())
-    else:
-        mean, factor = (entry.tensors[side].to(runtime.device) for side in ("mean", "factor"))
-        reference = Reference(int(entry.facts["samples"]), mean, factor)
-    unreadable = len(index) - reference.samples
-    if unreadable > data.max_failure_rate * len(index):
-        raise UserError(
-            f"data.path = {data.path}: {unreadable} of {len(index)} images cannot be read, "
-            f"more than data.max_failure_rate = {data.max_failure_rate}; repair or pack them again"
-        )
-    if unreadable and runtime.is_main:
-        log.warning("the real statistics leave out %d of %d images that cannot be read", unreadable, len(index))
-    if entry is None and runtime.is_main:
-        tensors = {"mean": reference.mean, "factor": reference.factor}
-        cache.write(path, cache.Entry(tensors, {"samples": reference.samples}))
-    return reference
-
-
-def _real_moments(detector: Detector, config: Config, index: Index, runtime: Runtime) -> Moments:
-    """Moments of all real images, on each rank of its share."""
-    if runtime.is_main:
-        log.info("computing the statistics of %d real images for fid[%s]", len(index), detector.name)
-    moments = Moments(detector.dimension).to(runtime.device)
-    size = config.evaluation.batch_size
-    with runtime.together():
-        # A range of its own for each rank, so that a remote shard is fetched by one of them.
-        mine = torch.arange(len(index)).tensor_split(runtime.world_size)[runtime.rank]
-        for images, _ in read_reals(config.data, index, mine.split(size) if len(mine) else ()):
-            if len(images):
-                moments.update(detector(fill(images, size).to(runtime.device)).features[: len(images)])
-    return moments

@@ -24,7 +24,7 @@ from rich.text import Text
 logger = logging.getLogger("distgan")
 
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
-_SHOWN = ("loss/", "fid")
+_SHOWN = ("loss/", "fid", "inception_score[", "kid[", "classes[", "modes", "ngram_js")
 _REFRESH_SECONDS = 0.25
 
 

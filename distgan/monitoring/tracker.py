@@ -37,9 +37,13 @@ class Tracker:
         """One row of numbers, with the time in seconds since 1970; a process killed after this call does not lose it.
 
         Args:
-            step: greater than that of the row before.
+            step: greater than that of the row before, or equal to it, when they are added to that row.
             images: real images seen so far; TensorBoard has them as `progress/kimg`, in thousands.
         """
+
+    def recorded(self, step: int) -> frozenset[str]:
+        """Names of the numbers that there are of a step, if it is the last that has any."""
+        return frozenset()
 
     def image(self, step: int, tag: str, image: Tensor) -> None:
         """A picture, uint8 (3, H, W) or (1, H, W)."""
@@ -87,6 +91,9 @@ class _RunTracker(Tracker):
 
         self._on_tensorboard(write)
 
+    def recorded(self, step: int) -> frozenset[str]:
+        return frozenset(self._rows.last if self._rows.last.get("step") == step else ())
+
     def image(self, step: int, tag: str, image: Tensor) -> None:
         self._on_tensorboard(lambda writer: writer.add_image(tag, image.cpu(), step))
 
@@ -128,9 +135,11 @@ class _RunTracker(Tracker):
 
 
 class _Rows:
-    """A file of one JSON object a line, in which every line is whole."""
+    """A file of one JSON object a line, in which every line is whole, and steps rise."""
 
     def __init__(self, path: Path) -> None:
+        self.last: dict[str, Any] = {}
+        """The last row."""
         self._path = path
         self._descriptor: int | None = None
         self._end = 0
@@ -148,15 +157,26 @@ class _Rows:
                     dropped = True
         if dropped:
             write_atomically(self._path, b"".join(kept))
+        self.last = json.loads(kept[-1]) if kept else {}
 
     def append(self, row: Mapping[str, float]) -> None:
+        """Add a row, or to the last one, if it is of the same step."""
+        same = self.last.get("step") == row["step"]
+        # JSON has no NaN or infinity.
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        whole = {**self.last, **finite} if same else finite
+        line = json.dumps(whole, allow_nan=False).encode() + b"\n"
+        if same:
+            self._replace_last(line)
+        else:
+            self._write(line)
+        self.last = whole
+
+    def _write(self, line: bytes) -> None:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             self._end = os.fstat(self._descriptor).st_size
-        # JSON has no NaN or infinity.
-        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
         try:
             written = os.write(self._descriptor, line)
             if written < len(line):
@@ -166,6 +186,12 @@ class _Rows:
                 os.ftruncate(self._descriptor, self._end)
             raise
         self._end += len(line)
+
+    def _replace_last(self, line: bytes) -> None:
+        self.close()
+        with open(self._path, "rb") as file:
+            lines = file.readlines()
+        write_atomically(self._path, b"".join([*lines[:-1], line]))
 
     def close(self) -> None:
         if self._descriptor is not None:

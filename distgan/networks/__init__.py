@@ -11,11 +11,27 @@ from torch import nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from distgan.networks.layers.virtual import add_reference, uses_reference
+from distgan.networks.mlp import MLPDiscriminator, MLPGenerator
+from distgan.networks.progressive import ProgressiveDiscriminator, ProgressiveGenerator
+from distgan.networks.r3gan import R3GANDiscriminator, R3GANGenerator
+from distgan.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from distgan.networks.shape import SampleShape
 from distgan.randomness import derive_key
 
-GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {"dcgan": DCGANGenerator}
-DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {"dcgan": DCGANDiscriminator}
+GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {
+    "dcgan": DCGANGenerator,
+    "resnet": ResNetGenerator,
+    "progressive": ProgressiveGenerator,
+    "r3gan": R3GANGenerator,
+    "mlp": MLPGenerator,
+}
+DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {
+    "dcgan": DCGANDiscriminator,
+    "resnet": ResNetDiscriminator,
+    "progressive": ProgressiveDiscriminator,
+    "r3gan": R3GANDiscriminator,
+    "mlp": MLPDiscriminator,
+}
 
 
 def build_generator(config: GeneratorConfig, shape: SampleShape, *, seed: int = 0) -> nn.Module:

@@ -2,7 +2,8 @@
 
 The paper's guidelines: strided convolutions instead of pooling, no hidden fully connected layers, batch norm except at
 the generator's output and the discriminator's input, ReLU in the generator and LeakyReLU(0.2) in the discriminator,
-tanh at the output, weights from N(0, 0.02). Kernels are 4x4 with padding 1, as in the authors' Torch code.
+tanh at the output, weights from N(0, 0.02). Kernels are 4x4 with padding 1, as in the authors' Torch code. Other
+normalisations stand where batch norm does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
-from distgan.networks.layers.normalisation import build_normalisation
+from distgan.networks.layers.minibatch import MinibatchStddev, build_minibatch_discrimination
+from distgan.networks.layers.normalisation import build_normalisation, centres_channels
+from distgan.networks.layers.spectral import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
 
@@ -35,7 +38,7 @@ class DCGANGenerator(nn.Module):
         _check_resolution("generator", shape)
         widths = hidden_widths(shape.resolution, config.width, config.max_width)[::-1]
         normalisation, latent_size, num_classes = config.normalisation, config.latent_size, shape.num_classes
-        bias = normalisation == "none"
+        bias = not centres_channels(normalisation)
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
         self.projection = nn.Linear(latent_size * (2 if num_classes else 1), widths[0] * 16, bias=bias)
         layers: list[nn.Module] = [build_normalisation(normalisation, widths[0]), nn.ReLU(inplace=True)]
@@ -48,6 +51,8 @@ class DCGANGenerator(nn.Module):
         layers += [nn.ConvTranspose2d(widths[-1], shape.channels, 4, stride=2, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
         self.apply(initialise)
+        if config.spectral_norm:
+            add_spectral_norm(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:
@@ -60,7 +65,8 @@ class DCGANGenerator(nn.Module):
 class DCGANDiscriminator(nn.Module):
     """Images (n, C, R, R), and int64 labels (n,) if there are classes, to logits (n,).
 
-    Labels enter as a learned plane, one more channel of the input.
+    Labels enter as a learned plane, one more channel of the input. Samples can be compared by the last features that
+    each has by itself: their standard deviation joins these as a channel, then minibatch discrimination as numbers.
     """
 
     feature_layer = "layers"
@@ -70,7 +76,7 @@ class DCGANDiscriminator(nn.Module):
         _check_resolution("discriminator", shape)
         widths = hidden_widths(shape.resolution, config.width, config.max_width)
         normalisation, num_classes = config.normalisation, shape.num_classes
-        bias = normalisation == "none"
+        bias = not centres_channels(normalisation)
         self.resolution = shape.resolution
         self.embedding = nn.Embedding(num_classes, shape.resolution * shape.resolution) if num_classes else None
         layers: list[nn.Module] = [
@@ -84,15 +90,24 @@ class DCGANDiscriminator(nn.Module):
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.layers = nn.Sequential(*layers)
-        self.logit = nn.Linear(widths[-1] * 16, 1)
-        self.apply(initialise)
+        stddev = config.minibatch_stddev
+        self.minibatch_stddev = MinibatchStddev(stddev.group_size) if stddev else nn.Identity()
+        self.minibatch_discrimination, features = build_minibatch_discrimination(
+            config.minibatch_discrimination, (widths[-1] + bool(stddev)) * 16
+        )
+        self.logit = nn.Linear(features, 1)
+        for part in (self.layers, self.logit):
+            part.apply(initialise)
+        if config.spectral_norm:
+            add_spectral_norm(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:
             assert labels is not None
             plane = self.embedding(labels).view(-1, 1, self.resolution, self.resolution)
             images = torch.cat((images, plane.to(images.dtype)), dim=1)
-        logits: Tensor = self.logit(self.layers(images).flatten(1)).squeeze(1)
+        features = self.minibatch_stddev(self.layers(images)).flatten(1)
+        logits: Tensor = self.logit(self.minibatch_discrimination(features)).squeeze(1)
         return logits
 
 

@@ -10,15 +10,19 @@ from distgan.config import Config
 from distgan.data.index import Index
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
+from distgan.data.samples import sample_format
+from distgan.distributed.engines import ZeroEngine
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.generation import from_bytes
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual import set_reference, uses_reference
-from distgan.networks.shape import SampleShape, sample_shape
+from distgan.networks.shape import sample_shape
+from distgan.training import schedule
 from distgan.training.ema import AveragedGenerator
-from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+from distgan.training.growth import set_growth
+from distgan.training.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.training.player import Player
 from distgan.training.state import Progress, TrainingState, class_counts
 
@@ -29,10 +33,12 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     Raises:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
-    shape = sample_shape(config.data, num_classes=index.num_classes)
+    shape = sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
     generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
     discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
     _fill_references(generator, discriminator, config, index)
+    growth = schedule.growth(config, 0)
+    set_growth((generator, discriminator), growth)
     average = AveragedGenerator(generator)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
@@ -52,12 +58,15 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             clipping=config.objective.weight_clipping,
         ),
     }
-    if runtime.world_size > 1:
-        blank = _blank_inputs(config, shape, runtime)
-        # Discriminator updates that no lazy penalty is due in have the number 1.
-        players["discriminator"].settle((blank, 0, 1))
-        players["generator"].settle((blank, 0))
-    return TrainingState(config, index, players["generator"], players["discriminator"], average, Progress())
+    if isinstance(players["generator"].engine, ZeroEngine) and config.growth and not config.growth.reset_optimizers:
+        raise UserError(
+            "growth.reset_optimizers = false: DeepSpeed's optimizers cannot keep moments of parameters that join at "
+            "different times; set it to true, or launch with --multi_gpu or --use_fsdp",
+            everywhere=True,
+        )
+    state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
+    state.settle()
+    return state
 
 
 def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:
@@ -77,12 +86,17 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 
 def check_fits(config: Config, index: Index, world_size: int) -> None:
     """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
-    batch, accumulation = config.training.batch_size, config.training.accumulation
-    if config.micro_batch % world_size:
-        raise UserError(
-            f"training.batch_size = {batch} with training.accumulation = {accumulation} does not divide among "
-            f"{world_size} processes; choose a batch size that is a multiple of {world_size * accumulation}"
-        )
+    sample_format(config.data, index)
+    accumulation = config.training.accumulation
+    batches = {"training.batch_size": config.training.batch_size}
+    if config.growth is not None:
+        batches |= {f"growth.batch_sizes: {side}": batch for side, batch in config.growth.batch_sizes.items()}
+    for key, batch in batches.items():
+        if batch // accumulation % world_size:
+            raise UserError(
+                f"{key} = {batch} with training.accumulation = {accumulation} does not divide among "
+                f"{world_size} processes; choose a batch size that is a multiple of {world_size * accumulation}"
+            )
     if config.data.labels and not index.num_classes:
         raise UserError(
             "data.labels = true, but the shards hold no labels; pack from class folders, or set data.labels=false"
@@ -98,17 +112,4 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
     if uses_reference(discriminator):
         places = np.arange(len(discriminator.get_buffer("reference")))
         batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
-        set_reference(discriminator, from_bytes(batch.images), batch.labels if config.data.labels else None)
-
-
-def _blank_inputs(config: Config, shape: SampleShape, runtime: Runtime) -> MicroBatch:
-    """Zeros in the shape of a rank's micro-batch."""
-    share, device = config.micro_batch // runtime.world_size, runtime.device
-    labels = torch.zeros(share, dtype=torch.int64, device=device) if shape.num_classes else None
-    return MicroBatch(
-        torch.zeros(share, dtype=torch.int64, device=device),
-        torch.zeros(share, config.generator.latent_size, device=device),
-        labels,
-        torch.zeros(share, *shape.sizes, device=device),
-        labels,
-    )
+        set_reference(discriminator, from_bytes(batch.values), batch.labels if config.data.labels else None)

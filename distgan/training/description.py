@@ -32,7 +32,7 @@ class Classes(_Record):
 
 
 class BestSoFar(_Record):
-    """The lowest value of a metric, and the step that had it."""
+    """The best value of a metric, and the step that had it."""
 
     metric: str
     value: float

@@ -14,7 +14,7 @@ class AveragedGenerator:
     """A copy of the generator whose parameters follow the live ones. It is what is evaluated, sampled and exported.
 
     Buffers are not averaged: batch-norm statistics are recomputed from addressed latents before each use, and the
-    vectors of spectral norm are the live generator's.
+    vectors of spectral norm are the live generator's. Make it before an engine takes the generator's weights.
     """
 
     def __init__(self, generator: nn.Module) -> None:

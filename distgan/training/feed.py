@@ -15,9 +15,10 @@ from distgan.data.substitutions import Failure, check_failure_rate
 from distgan.distributed.runtime import Runtime
 from distgan.generation import dequantize, from_bytes
 from distgan.latents import LatentSource
+from distgan.networks.progressive import fade_reals, shrink
+from distgan.training import schedule
 from distgan.training.assembly import latent_source, uses_channels_last
 from distgan.training.objective import MicroBatch
-from distgan.training.schedule import Update, generator_slot
 from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
@@ -29,33 +30,41 @@ class Feed:
     """This rank's share of every micro-batch, from the state's stream position on."""
 
     def __init__(self, state: TrainingState, runtime: Runtime) -> None:
-        self.config, self.index, self.progress, self.runtime = state.config, state.index, state.progress, runtime
+        self.state, self.config, self.progress, self.runtime = state, state.config, state.progress, runtime
         self.latents = latent_source(state.config, state.index, runtime.device)
         self.failures: list[Failure] = []
         """Samples this rank could not read and the others do not know of."""
         self.seconds_waited = 0.0
-        self.share = state.config.micro_batch // runtime.world_size
         channels_last = uses_channels_last(state.config, runtime.device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._last_reals: list[tuple[Tensor, Tensor | None]] = []
+        self._open(state.progress.position, schedule.micro_batch(state.config, state.progress.position))
+
+    def _open(self, start: int, micro_batch: int) -> None:
+        """Begin micro-batches of this size at a stream position."""
+        self.micro_batch = micro_batch
+        self.share = micro_batch // self.runtime.world_size
         self._draws = {
-            role: _DrawnAhead(self.latents, f"{role} latents", self.share, state.config.micro_batch)
+            role: _DrawnAhead(self.latents, f"{role} latents", self.share, micro_batch)
             for role in ("discriminator", "generator")
         }
-        self._last_reals: list[tuple[Tensor, Tensor | None]] = []
         self._stream = open_stream(
-            state.config.data,
-            state.config.seed,
-            state.index,
-            start=state.progress.position,
-            micro_batch=state.config.micro_batch,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            substitutions=state.progress.substitutions,
-            pin_memory=runtime.device.type == "cuda",
+            self.config.data,
+            self.config.seed,
+            self.state.index,
+            start=start,
+            micro_batch=micro_batch,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+            substitutions=self.progress.substitutions,
+            pin_memory=self.runtime.device.type == "cuda",
         )
 
-    def discriminator_inputs(self, update: Update) -> Iterator[MicroBatch]:
+    def discriminator_inputs(self, update: schedule.Update) -> Iterator[MicroBatch]:
         """The micro-batches of a discriminator update: reals of the stream, latents and labels for fakes."""
+        if update.micro_batch != self.micro_batch:
+            self._stream.close()
+            self._open(update.start, update.micro_batch)
         self._last_reals.clear()
         for start in range(update.start, update.start + update.batch_size, update.micro_batch):
             reals = self._next_reals()
@@ -67,7 +76,7 @@ class Feed:
         """The micro-batches of a generator update, with the reals of the step's last discriminator update if the
         objective looks at any."""
         for number in range(self.config.training.accumulation):
-            first = generator_slot(self.config, step) + number * self.config.micro_batch
+            first = schedule.generator_slot(self.config, step) + number * self.micro_batch
             reals = self._last_reals[number] if self._last_reals else (None, None)
             yield MicroBatch(*self._draws["generator"].take(first + self.runtime.rank * self.share), *reals)
 
@@ -84,7 +93,10 @@ class Feed:
         self.failures = []
         with self.runtime.together():
             check_failure_rate(
-                self.progress.substitutions, self.progress.position, len(self.index), self.config.data.max_failure_rate
+                self.progress.substitutions,
+                self.progress.position,
+                len(self.state.index),
+                self.config.data.max_failure_rate,
             )
 
     def close(self) -> None:
@@ -97,13 +109,17 @@ class Feed:
         batch = next(self._stream)
         self.seconds_waited += time.perf_counter() - started
         self.failures += batch.failures
-        pixels = batch.images.to(device, non_blocking=True)
+        pixels = batch.values.to(device, non_blocking=True)
         if self.config.data.dequantize:
             places = batch.positions.to(device, non_blocking=True)
             noise = randomness.uniform(self.config.seed, "data/dequantize", places, pixels.shape[1:])
             reals = dequantize(pixels, noise)
         else:
             reals = from_bytes(pixels)
+        if self.state.growth is not None:
+            reals = shrink(reals, self.state.growth.resolution)
+            if self.state.growth.fading:
+                reals = fade_reals(reals, self.state.growth.fade)
         labels = batch.labels.to(device, non_blocking=True) if self.config.data.labels else None
         return reals.contiguous(memory_format=self._memory_format), labels
 

@@ -18,6 +18,7 @@ from distgan.training import run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.feed import Feed
+from distgan.training.growth import grow
 from distgan.training.observer import Observer
 from distgan.training.preemption import StopRequest
 from distgan.training.schedule import discriminator_updates, ema_decay, learning_rate
@@ -52,6 +53,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
+        for doubt in config.doubts if runtime.is_main else ():
+            logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
         with ExitStack() as held:
             with runtime.together():
@@ -73,14 +76,15 @@ def run(
     runtime: Runtime,
     stop: StopRequest,
 ) -> run_folder.Result:
-    """All remaining steps. Returns `preempted` if a stop was asked for before the last of them."""
+    """All remaining steps. Returns `preempted` if a stop was asked for before the last of them was done."""
     config, progress = state.config, state.progress
     steps = config.training.steps
     generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
-    if progress.step == 0 and observer.after_step():
-        save(state, feed, observer, writer, runtime, is_best=True)
+    is_best = observer.before_first_step()
+    leaving = observer.left_undone
+    if is_best or leaving:
+        save(state, feed, observer, writer, runtime, last=leaving, is_best=is_best)
     news = runtime.exchange([False, False])
-    leaving = False
     while progress.step < steps and not leaving:
         before = progress.position
         for update in discriminator_updates(config, progress.step, progress.position):
@@ -97,6 +101,7 @@ def run(
         with runtime.whole(state.generator.network):
             state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
+        grow(state)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()
@@ -106,11 +111,12 @@ def run(
         if progress.step % config.monitoring.every == 0:
             give_up_if_stuck(state, writer, runtime)
         is_best = observer.after_step(evaluate=not leaving)
+        leaving = leaving or observer.left_undone
         last = leaving or progress.step == steps
         if last or is_best or progress.step % config.checkpoint.every == 0:
             save(state, feed, observer, writer, runtime, last=last, is_best=is_best)
     news.result()
-    return "finished" if progress.step >= steps else "preempted"
+    return "preempted" if progress.step < steps or observer.left_undone else "finished"
 
 
 def save(

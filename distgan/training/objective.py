@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import Config, GradientPenaltyConfig, ZeroCentredPenaltyConfig
-from distgan.networks.capture import captured
+from distgan.networks.capture import captured, find_layer
 from distgan.networks.layers.virtual import reference_moments
+from distgan.networks.shape import SampleShape
 from distgan.objectives import penalties
 from distgan.objectives.adversarial import (
     ADVERSARIAL,
@@ -27,6 +28,7 @@ from distgan.objectives.adversarial import (
     targeted_cross_entropy,
 )
 from distgan.objectives.auxiliary import HistoricalAverage, feature_matching, noise_sigma
+from distgan.training.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCentredPenaltyConfig, GradientPenaltyConfig)
 Outcome = tuple[Tensor, dict[str, Tensor]]
@@ -47,6 +49,14 @@ class MicroBatch(NamedTuple):
     """(n,) int64"""
 
 
+def blank_batch(share: int, latent_size: int, shape: SampleShape, device: torch.device) -> MicroBatch:
+    """Zeros in the shape of a rank's share of a micro-batch."""
+    numbers = torch.zeros(share, dtype=torch.int64, device=device)
+    labels = numbers if shape.num_classes else None
+    latents = torch.zeros(share, latent_size, device=device)
+    return MicroBatch(numbers, latents, labels, torch.zeros(share, *shape.sizes, device=device), labels)
+
+
 class Objective(nn.Module):
     """What both players' objectives have in common."""
 
@@ -60,6 +70,7 @@ class Objective(nn.Module):
         self._opponent = (opponent,)
         self.config = config.objective
         self.seed = config.seed
+        self.steps = config.training.steps
         self.autocast_dtype = autocast_dtype
         self.family = ADVERSARIAL[config.objective.adversarial]
         self.history_weight: float = getattr(config.objective.historical_averaging, self.role)
@@ -122,10 +133,10 @@ class DiscriminatorObjective(Objective):
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | _opinions(config.adversarial, real_logits, fake_logits)
             if r1 is not None:
-                parts["loss/r1"] = penalties.zero_centred(real_logits, reals, r1.gamma)
+                parts["loss/r1"] = penalties.zero_centred(real_logits, reals, penalty_gamma(r1, step, self.steps))
                 loss = loss + r1.every * parts["loss/r1"]
             if r2 is not None:
-                parts["loss/r2"] = penalties.zero_centred(fake_logits, fakes, r2.gamma)
+                parts["loss/r2"] = penalties.zero_centred(fake_logits, fakes, penalty_gamma(r2, step, self.steps))
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalised_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
@@ -163,7 +174,11 @@ class DiscriminatorObjective(Objective):
 
 
 class GeneratorObjective(Objective):
-    """The generator's loss. The discriminator's parameters are constants in it."""
+    """The generator's loss. The discriminator's parameters are constants in it.
+
+    Raises:
+        UserError: the discriminator has no layer of the name that features are matched at.
+    """
 
     role = "generator"
 
@@ -173,6 +188,8 @@ class GeneratorObjective(Objective):
         super().__init__(network, opponent, config, autocast_dtype)
         matching = config.objective.feature_matching
         self._layer = (matching.layer or str(opponent.feature_layer)) if matching is not None else None
+        if self._layer is not None:
+            find_layer(opponent, self._layer)
 
     def forward(self, batch: MicroBatch, step: int) -> Outcome:
         """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""

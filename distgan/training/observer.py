@@ -14,6 +14,8 @@ from torch import Tensor
 from distgan import generation
 from distgan.config import dump_config, flatten
 from distgan.distributed.runtime import Runtime
+from distgan.errors import Interrupted
+from distgan.evaluation.names import criterion, value_name
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
@@ -29,10 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distgan")
 
 
-class _Interrupted(Exception):
-    """The run was asked to stop in the middle of an evaluation."""
-
-
 class Observer:
     """Measures, evaluates and pictures the run. Every rank calls it alike; rank 0 writes."""
 
@@ -42,7 +40,7 @@ class Observer:
         self.config = state.config
         self.latents: LatentSource = feed.latents
         self.run_dir = Path(state.config.run_dir)
-        self._fid = f"fid[{self.config.evaluation.detector}]"
+        self._criterion = criterion(self.config)
         step = state.progress.step
         self.tracker = open_tracker(
             self.run_dir,
@@ -52,31 +50,52 @@ class Observer:
         )
         self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
-        self.tracker.hyperparameters(flatten(self.config), [self._fid])
+        values = [value_name(metric, self.config) for metric in self.config.metrics]
+        self.tracker.hyperparameters(flatten(self.config), values)
         self.checkpoint_failures = 0
+        self.left_undone = False
+        """Whether this step has an evaluation that a stop has left undone. All ranks agree."""
         self._start_interval()
 
+    def before_first_step(self) -> bool:
+        """Write down what is due before this process's first step. Returns whether this is the best average so far.
+
+        That is all of step 0, and of a later step an evaluation that an earlier process was asked to leave undone.
+        """
+        step = self.state.progress.step
+        if step == 0:
+            return self.after_step()
+        recorded = self.runtime.broadcast_object(self.tracker.recorded(step))
+        if not self._is_evaluation_due() or self._criterion.name in recorded:
+            return False
+        self._fit_statistics()
+        metrics, is_best = self._evaluate()
+        self._write(metrics)
+        self._start_interval()
+        return is_best
+
     def after_step(self, *, evaluate: bool = True) -> bool:
-        """Write down what is due after a step. Returns whether this is the best average so far."""
+        """Write down what is due after a step. Returns whether this is the best average so far.
+
+        Args:
+            evaluate: False leaves an evaluation undone, as a stop does.
+        """
         progress, config = self.state.progress, self.config
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
             row = self._measure()
-        evaluated = evaluate and config.evaluation.every > 0 and progress.step % config.evaluation.every == 0
+        self.left_undone = due = self._is_evaluation_due()
         pictured = progress.step % config.monitoring.samples_every == 0
-        if evaluated or pictured:
+        if (due and evaluate) or pictured:
             self._fit_statistics()
         is_best = False
-        if evaluated:
-            metrics = self._evaluate()
-            is_best = bool(metrics) and self._note_best(metrics)
-            row = {**row, **metrics}
+        if due and evaluate:
+            metrics, is_best = self._evaluate()
+            row |= metrics
         if pictured and self.runtime.is_main:
             self._draw_samples()
-        if row:
-            self.tracker.scalars(progress.step, progress.position, row)
-            self.console.update(progress.step, row)
+        self._write(row)
         if row or pictured:
             self._start_interval()
         return is_best
@@ -113,6 +132,10 @@ class Observer:
         row["data/replaced_samples"] = len(progress.substitutions)
         row["checkpoint/failures"] = self.checkpoint_failures
         row["progress/kimg"] = progress.position / 1000
+        if state.growth is not None:
+            row["growth/level"] = state.growth.level
+            row["growth/fade"] = state.growth.fade
+            row["growth/resolution"] = state.growth.resolution
         return row
 
     def _fit_statistics(self) -> None:
@@ -122,42 +145,47 @@ class Observer:
         )
         recompute_statistics(self.state.average.network, batches)
 
-    def _evaluate(self) -> dict[str, float]:
-        """All metrics of the average; none if the run was asked to stop meanwhile, as that cannot wait."""
+    def _is_evaluation_due(self) -> bool:
+        every = self.config.evaluation.every
+        return every > 0 and self.state.progress.step % every == 0
+
+    def _write(self, row: dict[str, float]) -> None:
+        if row:
+            self.tracker.scalars(self.state.progress.step, self.state.progress.position, row)
+            self.console.update(self.state.progress.step, row)
+
+    def _evaluate(self) -> tuple[dict[str, float], bool]:
+        """All metrics of the average, and whether it is the best so far.
+
+        There are none if the run was asked to stop meanwhile, as that cannot wait.
+        """
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self.config, self.state.index, self.runtime)
-        runtime, settings = self.runtime, self.config.evaluation
-        # Ranks may differ by one batch in how many they generate; only what all of them do can be agreed upon.
-        common = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
-        asked = runtime.exchange([False])
-
         def generate(samples: Tensor) -> Tensor:
-            nonlocal asked, common
-            if common > 0:
-                common -= 1
-                if asked.result()[0]:
-                    raise _Interrupted
-                asked = runtime.exchange([self.stop.requested])
             return generation.generate(self.state.average.network, self.latents, "evaluation", samples)
 
         try:
-            return self._evaluator(generate)
-        except _Interrupted:
-            logger.warning(
-                "step %d: evaluation left undone, because the run was asked to stop", self.state.progress.step
-            )
-            return {}
-        finally:
-            asked.result()
+            if self._evaluator is None:
+                self._evaluator = Evaluator(self.config, self.state.index, self.runtime, lambda: self.stop.requested)
+            if self.runtime.is_main:
+                count, step = self.config.evaluation.num_samples, self.state.progress.step
+                logger.info("step %d: evaluating %d generated samples", step, count)
+            metrics = self._evaluator(generate)
+        except Interrupted:
+            self.left_undone = True
+            if self.runtime.is_main:
+                step = self.state.progress.step
+                logger.warning("step %d: evaluation left for after the resume, as the run was asked to stop", step)
+            return {}, False
+        self.left_undone = False
+        return metrics, self._note_best(metrics)
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
-        """Whether this is the lowest FID so far; if so, it is remembered."""
-        name, step, best = self._fid, self.state.progress.step, self.state.progress.best
+        """Whether the first metric is better than ever before; if so, it is remembered."""
+        name, step, best = self._criterion.name, self.state.progress.step, self.state.progress.best
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-        if best is not None and best["metric"] == name and best["value"] <= metrics[name]:
+        if best is not None and best["metric"] == name and not self._criterion.better(metrics[name], best["value"]):
             return False
         self.state.progress.best = {"metric": name, "value": metrics[name], "step": step}
         return True

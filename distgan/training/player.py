@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig, WeightClippingConfig
 from distgan.distributed.runtime import Runtime
 from distgan.networks.layers.normalisation import normalisation_parameters
 from distgan.networks.layers.spectral import power_iteration_vectors
+from distgan.networks.progressive import GrowingNetwork
 from distgan.training.objective import Objective
 from distgan.training.optimizers import QUANTITIES, build_optimizer
 from distgan.training.statistics import Statistics
@@ -32,6 +33,7 @@ class Player:
         self.network, self.opponent = objective.network, objective.opponent
         self.history = objective.history
         self.runtime = runtime
+        _choose_parameters(self.network)
         self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
         self.quantities = QUANTITIES[config.name]
         self.clipping = clipping
@@ -100,3 +102,16 @@ class Player:
             self.engine.settle(arguments)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(before)
+
+    def follow_growth(self, *, keep_moments: bool) -> None:
+        """Train the parameters that take part in a grown network, and no others. Every rank calls it."""
+        _choose_parameters(self.network)
+        self.engine.regroup(keep_moments=keep_moments)
+
+
+def _choose_parameters(network: nn.Module) -> None:
+    """Only parameters that take part in the network as it is now require gradients."""
+    parameters = network.active_parameters() if isinstance(network, GrowingNetwork) else network.parameters()
+    active = {id(parameter) for parameter in parameters}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in active)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from distgan.config import Config, EMAConfig, OptimizerConfig
+from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class Growth:
 
     level: int
     fade: float
+
+    @property
+    def fading(self) -> bool:
+        """Whether the level is still blended with the one before."""
+        return self.fade < 1.0
+
+    @property
+    def resolution(self) -> int:
+        """Pixels a side."""
+        return 4 << self.level
 
 
 def critic_steps(config: Config, step: int) -> int:
@@ -56,17 +67,23 @@ def discriminator_updates(config: Config, step: int, position: int) -> Iterator[
     batch = batch_size(config, position)
     first = updates_before(config, step)
     for number in range(critic_steps(config, step)):
-        yield Update(first + number, position + number * batch, batch, batch // config.training.accumulation)
+        yield Update(first + number, position + number * batch, batch, micro_batch(config, position))
 
 
 def position_after(config: Config, steps: int) -> int:
     """Stream position, which is also the number of real images seen, after `steps` steps from the start."""
-    if config.growth is None or not config.growth.batch_sizes:
-        return updates_before(config, steps) * config.training.batch_size
-    position = 0
-    for step in range(steps):
-        position += critic_steps(config, step) * batch_size(config, position)
+    step = position = 0
+    for next_level in (*_level_starts(config), math.inf):
+        reached = _position_while_batches_last(config, step, position)
+        step += bisect.bisect_right(range(step, steps), next_level, key=reached)
+        position = reached(step)
     return position
+
+
+def _position_while_batches_last(config: Config, step: int, position: int) -> Callable[[int], int]:
+    """`position_after` from step `step` at `position` on, for as long as batches are as large as there."""
+    batch, before = batch_size(config, position), updates_before(config, step)
+    return lambda steps: position + (updates_before(config, steps) - before) * batch
 
 
 def generator_slot(config: Config, step: int) -> int:
@@ -78,26 +95,35 @@ def growth(config: Config, position: int) -> Growth | None:
     """The growth of a step whose first sample is at stream position `position`; None where networks do not grow.
 
     The first level trains for `stable_kimg`; each later one is faded in linearly, then trains on (Karras et al. 2018,
-    appendix A.1).
+    appendix A.1). At the very start of a fade it is still the level before that trains.
     """
     settings = config.growth
     if settings is None:
         return None
-    first, last = (side.bit_length() - 3 for side in (settings.first_resolution, config.data.resolution))
-    stable, fade = settings.stable_kimg * 1000.0, settings.fade_kimg * 1000.0
-    if position < stable or first == last:
-        return Growth(first, 1.0)
-    done, within = divmod(position - stable, stable + fade) if stable + fade > 0 else (last, 0.0)
-    level = first + 1 + int(done)
-    if level > last:
-        return Growth(last, 1.0)
-    return Growth(level, within / fade if within < fade else 1.0)
+    starts, fade = _level_starts(config), round(settings.fade_kimg * 1000)
+    begun = bisect.bisect_left(starts, position)
+    within = position - starts[begun - 1] if begun else fade
+    return Growth(_level(settings.first_resolution) + begun, within / fade if within < fade else 1.0)
+
+
+def _level_starts(config: Config) -> Sequence[int]:
+    """The stream positions beyond which each level but the first begins."""
+    settings = config.growth
+    if settings is None:
+        return ()
+    levels = _level(config.data.resolution) - _level(settings.first_resolution)
+    stable, fade = round(settings.stable_kimg * 1000), round(settings.fade_kimg * 1000)
+    return [stable + number * (stable + fade) for number in range(levels)]
+
+
+def _level(side: int) -> int:
+    return side.bit_length() - 3
 
 
 def resolution(config: Config, position: int) -> int:
     """Pixels a side of the images that a step from stream position `position` trains on."""
     now = growth(config, position)
-    return config.data.resolution if now is None else 4 << now.level
+    return config.data.resolution if now is None else now.resolution
 
 
 def batch_size(config: Config, position: int) -> int:
@@ -107,6 +133,11 @@ def batch_size(config: Config, position: int) -> int:
     side = resolution(config, position)
     reached = [known for known in config.growth.batch_sizes if known <= side]
     return config.growth.batch_sizes[max(reached)] if reached else config.training.batch_size
+
+
+def micro_batch(config: Config, position: int) -> int:
+    """The share of `batch_size` that one forward pass of all ranks together sees."""
+    return batch_size(config, position) // config.training.accumulation
 
 
 def largest_batch(config: Config) -> int:
@@ -125,6 +156,13 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[config.schedule]
     return config.learning_rate * warmup * decay
+
+
+def penalty_gamma(config: ZeroCentredPenaltyConfig, step: int, steps: int) -> float:
+    """The factor of a zero-centred penalty at step `step` (0-based) of `steps` (R3GAN: Huang et al. 2024, appendix)."""
+    final = config.gamma if config.final_gamma is None else config.final_gamma
+    share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
+    return final + (config.gamma - final) * share
 
 
 def ema_decay(config: EMAConfig, images: int, images_per_step: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.networks.progressive import GrowingNetwork
+from distgan.networks.shape import sample_shape
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
 from distgan.training.ema import AveragedGenerator
+from distgan.training.growth import grow
+from distgan.training.objective import blank_batch
 from distgan.training.player import Player
 from distgan.training.restore import read_network
 
@@ -47,11 +51,25 @@ class TrainingState:
     discriminator: Player
     average: AveragedGenerator
     progress: Progress
+    growth: schedule.Growth | None
+    """Level and fade of the networks, where they grow."""
 
     @property
     def players(self) -> tuple[Player, Player]:
         """Both players."""
         return self.generator, self.discriminator
+
+    def settle(self) -> None:
+        """Let the wrappers of both players arrange themselves (see `Player.settle`). Every rank calls it."""
+        config, runtime, position = self.config, self.generator.runtime, self.progress.position
+        if runtime.world_size > 1:
+            shape = sample_shape(config.data, num_classes=self.index.num_classes)
+            shape = replace(shape, resolution=schedule.resolution(config, position))
+            share = schedule.micro_batch(config, position) // runtime.world_size
+            blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
+            # Discriminator updates that no lazy penalty is due in have the number 1.
+            self.discriminator.settle((blank, 0, 1))
+            self.generator.settle((blank, 0))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """File name -> tensors, as a checkpoint stores them: whole on rank 0. Every rank calls it."""
@@ -104,6 +122,9 @@ class TrainingState:
             _check_optimizer(path, player, files[f"{player.role}_optimizer"])
             _check_history(path, player, files["history"])
             _check_counters(path, player, files["counters"])
+        self.progress.step = description.step
+        self.progress.position = description.position
+        grow(self)  # before the moments, which are those of the parameters that take part there
         self.average.network.load_state_dict(average)
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
@@ -112,8 +133,6 @@ class TrainingState:
             _load_history(player, files["history"])
             for name, counter in player.counters.items():
                 counter.copy_(files["counters"][f"{player.role}/{name}"])
-        self.progress.step = description.step
-        self.progress.position = description.position
         self.progress.best = description.best.model_dump() if description.best else None
         self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
@@ -143,11 +162,11 @@ class TrainingState:
                 "would no longer tell which samples a step had; restore them (accumulation is free to change), or use "
                 "--accept batch"
             )
-        batch = then.micro_batch
-        if batch != now.micro_batch and now.uses_batch_statistics and "statistics" not in accept:
+        batches = [schedule.micro_batch(config, description.position) for config in (then, now)]
+        if batches[0] != batches[1] and now.uses_batch_statistics and "statistics" not in accept:
             raise UserError(
-                f"{path}: its batch statistics were over {batch} samples (batch_size / accumulation), "
-                f"but now they would be over {now.micro_batch}, which changes the objective; restore the two, or use "
+                f"{path}: its batch statistics were over {batches[0]} samples (batch_size / accumulation), "
+                f"but now they would be over {batches[1]}, which changes the objective; restore the two, or use "
                 "--accept statistics"
             )
 
@@ -206,10 +225,16 @@ def _check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> 
 
 
 def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all."""
+    """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all.
+
+    A network that grows has some for those parameters only that the optimizer has met.
+    """
     file = f"{path}/{player.role}_optimizer.safetensors"
     parameters = dict(player.network.named_parameters())
-    expected = {f"{name}/{quantity}" for name in parameters for quantity in player.quantities}
+    met = set(parameters)
+    if isinstance(player.network, GrowingNetwork):
+        met &= {key.rpartition("/")[0] for key in moments}
+    expected = {f"{name}/{quantity}" for name in met for quantity in player.quantities}
     if moments and expected != moments.keys():
         odd = min(expected ^ moments.keys())
         raise UserError(

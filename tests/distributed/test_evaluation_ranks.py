@@ -72,12 +72,16 @@ def generate(samples: Tensor) -> Tensor:
     return (images + 100).round().clamp(0, 255).to(torch.uint8)
 
 
+METRICS = ["inception_score", "kid", "classes", "fid"]
+
+
 def evaluation(shards: str, cache: Path, threads: int = 1) -> tuple[dict[str, float], str]:
-    config = evaluation_config(shards, cache, num_samples=101)
+    config = evaluation_config(shards, cache, num_samples=101, metrics=METRICS)
     torch.set_num_threads(threads)
     try:
         with patch.object(classifier, "_FEWEST_STEPS", 30):
             evaluator = Evaluator(config, build_index(shards), Runtime())
+            assert evaluator.detector is not None
             return evaluator(generate), evaluator.detector.hash
     finally:
         torch.set_num_threads(1)
@@ -91,6 +95,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_values_do_not_depend_on_the_ranks(ranks: RankPool, shards: str, tmp_path: Path) -> None:
     ((expected, detector),) = ranks.run(1, evaluation, shards, tmp_path / "1", threads=2)
     assert expected["fid[classifier]"] > 1
+    assert [name for name in expected if name.removesuffix("[classifier]") in METRICS] == [
+        f"{name}[classifier]" for name in METRICS
+    ]
     for world_size in (2, 3):
         for found, used in ranks.run(world_size, evaluation, shards, tmp_path / str(world_size)):
             assert used == detector
@@ -103,6 +110,19 @@ def test_a_cache_is_shared_by_any_number_of_ranks(ranks: RankPool, shards: str, 
         other = evaluation(shards, tmp_path)
     assert one[0] == one[1]
     assert other[0] == pytest.approx(one[0][0], rel=1e-9, abs=0)
+
+
+def gathered() -> list[list[int]]:
+    """Rows (r, 0), (r, 1), ... of rank r: none of rank 0, two of rank 1, one of rank 2."""
+    runtime = Runtime()
+    count = (0, 2, 1)[runtime.rank]
+    rows = torch.tensor([[runtime.rank, i] for i in range(count)]) if count else torch.empty(0)
+    found: list[list[int]] = runtime.gather_rows(rows).tolist()
+    return found
+
+
+def test_rows_are_gathered_in_order_of_rank(ranks: RankPool) -> None:
+    assert ranks.run(3, gathered) == [[[1, 0], [1, 1], [2, 0]], [[1, 0], [1, 1]], [[2, 0]]]
 
 
 def single_image(shards: str, cache: Path) -> str:

@@ -132,6 +132,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "virtual batch norm": {
         "generator": {"normalisation": "virtual"}, "discriminator": {"normalisation": "virtual"}
     },
+    "hinge, spectral norm": {
+        "objective": {"adversarial": "hinge", "r1": None},
+        "generator": {"spectral_norm": True},
+        "discriminator": {"spectral_norm": True, "normalisation": "none"},
+        "data": {"labels": True},
+    },
+    "samples compared": {
+        "discriminator": {
+            "minibatch_discrimination": {"kernels": 3, "dimensions": 2}, "minibatch_stddev": {"group_size": 4}
+        }
+    },
 }  # fmt: skip
 
 

@@ -43,7 +43,19 @@ def write(folder: Path, text: str) -> Path:
         ("seed=-1", ["seed = -1"]),
         ("generator.optimizer.betas=[0.5, 1.5]", ["generator.optimizer.betas", "1.5 is not in [0, 1)"]),
         ("objective.adversarial=wgann", ["objective.adversarial = 'wgann'", "'non_saturating'"]),
+        ("growth={}", ["growth", "only networks of architecture progressive grow"]),
+        ("growth={first_resolution: 6}", ["growth.first_resolution", "6 is not a power of two from 4 up"]),
+        ("growth={batch_sizes: {3: 8}}", ["growth.batch_sizes", "3 is not a power of two"]),
+        ("growth={stable_kimg: 0, fade_kimg: 0}", ["growth.stable_kimg", "nothing would grow"]),
         ("data=3", ["data = 3"]),
+        ("objective.targets={real: 2.0}", ["objective.targets.real"]),
+        ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
+        ("objective={adversarial: hinge, targets: {}}", ["objective", "targets", "hinge has not", "non_saturating"]),
+        ("objective.gradient_penalty={}", ["discriminator.normalisation", "use layer or none"]),
+        ("generator.architecture=mlp", ["generator.architecture", "mlp does not make images", "dcgan"]),
+        ("generator.architecture=progressive", ["discriminator.architecture", "must be progressive"]),
+        ("growth={}", ["growth", "progressive"]),
+        ("data.kind=points", ["data", "points has no resolution"]),
         ("seed.x=3", ["'seed' is not a section"]),
         ("training.steps", ["expected section.key=value"]),
         ("training.steps=[", ["not a YAML value"]),
@@ -69,6 +81,26 @@ def write(folder: Path, text: str) -> Path:
         ("run_dir=' '", ["run_dir: ' ' is not the path"]),
         ('run_dir="a\\0b"', ["run_dir: 'a\\x00b' is not the path"]),
         ("run_dir=~nobody-of-this-name/x", ["run_dir", "no such home folder"]),
+        (
+            "generator.depth=3",
+            ["generator.depth", "that of a dcgan network follows from data.resolution; leave it out"],
+        ),
+        (
+            "discriminator={architecture: resnet, minibatch_discrimination: {}}",
+            ["discriminator.minibatch_discrimination", "resnet networks do not have it", "architecture: dcgan or mlp"],
+        ),
+        (
+            "discriminator={architecture: mlp, minibatch_stddev: {}}",
+            ["discriminator.minibatch_stddev", "mlp networks do not have it", "architecture: dcgan or progressive"],
+        ),
+        (
+            "discriminator.minibatch_stddev={group_size: 3}",
+            ["discriminator.minibatch_stddev.group_size", "3 does not divide the micro-batch of 8 samples"],
+        ),
+        (
+            "discriminator={minibatch_stddev: {}, normalisation: virtual, reference_size: 6}",
+            ["discriminator.reference_size: 6", "multiple of minibatch_stddev.group_size=4", "micro-batch of 8"],
+        ),
     ],
 )
 def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str, parts: list[str]) -> None:
@@ -79,6 +111,30 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+
+
+def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch(tmp_path: Path) -> None:
+    path = write(tmp_path, yaml.safe_dump(MINIMAL))
+    changes = ["generator.normalisation=virtual", "training.batch_size=24", "training.accumulation=2"]
+    config = load_config(path, changes)
+    assert config.generator.reference_size == 12
+    assert config.discriminator.reference_size is None
+    assert load_config(path, [*changes, "generator.reference_size=5"]).generator.reference_size == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "doubts"),
+    [
+        ("objective.targets={real: 0.9}", []),
+        ("objective.targets={real: 0.9, fake: 0.1}", ["no longer vanishes where there is no data"]),
+        ("objective.adversarial=wasserstein", ["nothing bounds the critic's slope"]),
+        ("objective={adversarial: wasserstein, weight_clipping: {}}", []),
+    ],
+)
+def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
+    found = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [override]).doubts
+    assert len(found) == len(doubts)
+    assert all(part in line for part, line in zip(doubts, found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +260,20 @@ def test_the_resolved_config_reads_back_equal(
     assert load_config(path) == config
 
 
+@pytest.mark.parametrize(
+    "discriminator",
+    [
+        {"minibatch_stddev": {"group_size": 4}},
+        {"minibatch_stddev": {"group_size": 16}},
+        {"minibatch_stddev": {"group_size": 16}, "normalisation": "virtual"},
+        {"minibatch_stddev": {"group_size": 4}, "normalisation": "virtual", "reference_size": 12},
+        {"minibatch_discrimination": {"over": "rank"}},
+    ],
+)
+def test_comparisons_that_fit_the_batch(discriminator: dict[str, Any]) -> None:
+    assert parse_config({**MINIMAL, "discriminator": discriminator}).discriminator.architecture == "dcgan"
+
+
 def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
     # YAML 1.1 reads 2e-4 as text.
     config = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), ["generator.optimizer.learning_rate=2e-4"])
@@ -221,3 +291,29 @@ def test_every_key_is_documented_in_the_schema() -> None:
 def test_recipes_are_valid_and_named_after_their_file() -> None:
     for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"):
         assert load_config(path).run_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize(
+    ("growth", "message"),
+    [
+        ("{first_resolution: 64}", "growth.first_resolution: 64 is above data.resolution = 32"),
+        ("{batch_sizes: {16: 8, 64: 4}}", "growth.batch_sizes: 64 is above data.resolution = 32"),
+        ("{batch_sizes: {16: 7}}", "7 at 16 does not divide into training.accumulation=2 micro-batches"),
+    ],
+)
+def test_growth_that_does_not_fit(growth: str, message: str) -> None:
+    network = "{architecture: progressive, normalisation: none}"
+    both = [f"generator={network}", f"discriminator={network}", "training.accumulation=2"]
+    with pytest.raises(UserError, match=message):
+        parse_config(MINIMAL, [*both, f"growth={growth}"])
+    config = parse_config(MINIMAL, [*both, "growth={batch_sizes: {16: 6}}"])
+    assert config.growth is not None
+    assert config.growth.batch_sizes == {16: 6}
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_networks_grow_together() -> None:
+    network = "{architecture: progressive, normalisation: none}"
+    for role in ("generator", "discriminator"):
+        with pytest.raises(UserError, match="must be progressive as the"):
+            parse_config(MINIMAL, [f"{role}={network}"])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan.data.conversion import Conversion, Encoded
-from distgan.data.layout import BadImage
+from distgan.data.conversion import Conversion
+from distgan.data.layout import BadSample, Encoded
 
 
 def encode(pixels: np.ndarray, kind: str, **options: object) -> bytes:
@@ -145,7 +145,7 @@ def test_truncated_images(kind: str, share: float, options: dict) -> None:
     data = encode(noise(64, 64), kind)
     if kind == "PNG" and options == {"image_format": "png"}:
         options = {}
-    with pytest.raises(BadImage) as error:
+    with pytest.raises(BadSample) as error:
         Conversion(**options)(data[: int(share * len(data))])
     assert "\n" not in str(error.value)
 
@@ -154,12 +154,12 @@ def test_truncated_images(kind: str, share: float, options: dict) -> None:
     "data", [b"hello", b"GIF89a" + bytes(50), b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF", b"\x80\x04N."]
 )
 def test_other_formats(data: bytes) -> None:
-    with pytest.raises(BadImage, match=r"not a JPEG, PNG or WebP|cannot be decoded"):
+    with pytest.raises(BadSample, match=r"not a JPEG, PNG or WebP|cannot be decoded"):
         Conversion()(data)
 
 
 def test_a_gif_is_refused_whatever_its_name() -> None:
-    with pytest.raises(BadImage, match="not a JPEG, PNG or WebP"):
+    with pytest.raises(BadSample, match="not a JPEG, PNG or WebP"):
         Conversion()(encode(noise(8, 8, 1), "GIF"))
 
 
@@ -167,5 +167,5 @@ def test_a_gif_is_refused_whatever_its_name() -> None:
 def test_pixel_cap(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("distgan.data.conversion.MAX_PIXELS", 10 * 30)
     Conversion()(encode(noise(10, 30), kind))
-    with pytest.raises(BadImage, match="is 31 x 10; at most 300 pixels"):
+    with pytest.raises(BadSample, match="is 31 x 10; at most 300 pixels"):
         Conversion()(encode(noise(10, 31), kind))

@@ -13,6 +13,7 @@ from distgan import export as exports
 from distgan.config import GeneratorConfig
 from distgan.errors import UserError
 from distgan.export import Generator, export, load_generator
+from distgan.networks.layers.virtual import reference_moments, set_reference
 from distgan.sample import sample
 
 DESCRIPTION: dict[str, Any] = {
@@ -28,6 +29,8 @@ DESCRIPTION: dict[str, Any] = {
     "data_fingerprint": "f",
     "versions": {"torch": "2"},
 }
+
+PROGRESSIVE = {"architecture": "progressive", "normalisation": "none"}
 
 
 def write(folder: Path, description: Any = DESCRIPTION) -> Path:
@@ -58,6 +61,24 @@ def test_an_export_reads_back_and_is_exported_again(tmp_path: Path, monkeypatch:
         os.chdir(target)
         assert torch.equal(load_generator(target)(generator.latents(2), generator.labels(2)), images)
         assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_an_export_brings_its_reference_batch(tmp_path: Path) -> None:
+    settings = {**DESCRIPTION["generator"], "normalisation": "virtual", "reference_size": 6}
+    description = {**DESCRIPTION, "generator": settings}
+    network = Generator(description, GeneratorConfig(**settings)).network
+    set_reference(network, torch.rand(6, 8), torch.zeros(6, dtype=torch.int64))
+    source = write(tmp_path / "source", description)
+    safetensors.torch.save_file(network.state_dict(), source / "model.safetensors")
+    latents, labels = torch.rand(3, 8), torch.tensor([0, 1, 0])
+    with reference_moments(network):
+        expected = network(latents, labels)
+    export(source, tmp_path / "out")
+    for generator in (load_generator(source), load_generator(tmp_path / "out")):
+        torch.testing.assert_close(generator(latents, labels), expected)
+    (source / "config.json").write_text(json.dumps({**description, "generator": {**settings, "reference_size": None}}))
+    with pytest.raises(UserError, match=r"reference_size: virtual batch norm has a reference batch"):
+        load_generator(source)
 
 
 @pytest.mark.parametrize("config", ['{"format": "other"}', '{"model_type": "gpt2"}', "[" * 100_000, "[]", "{", None])
@@ -124,6 +145,11 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"class_counts": [0, 0]}, "sum is not in"),
         ({"class_counts": []}, "class_counts"),
         ({"class_counts": None, "class_names": None}, "weights"),
+        ({"growth": {"level": 2, "fade": 1.0}}, "architecture dcgan does not grow"),
+        ({"generator": PROGRESSIVE, "growth": {"level": 3, "fade": 1.0}}, "level 3 is above the resolution"),
+        ({"generator": PROGRESSIVE, "growth": {"level": -1, "fade": 1.0}}, "growth.level = -1"),
+        ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": 0}}, "growth.fade = 0"),
+        ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": float("nan")}}, "growth.fade"),
         ({"step": -1}, "step = -1"),
         ({"versions": []}, "versions"),
         ({"version": 2}, "version = 2"),

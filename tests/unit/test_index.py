@@ -176,6 +176,8 @@ def set_header(name: str, field: str, value: Any) -> Any:
         lambda header, table, body: table.update(more=1),
         lambda header, table, body: table.update(shards=[]),
         lambda header, table, body: table.update(class_names=["one"]),
+        lambda header, table, body: table.update(vocabulary=["\ufffd", "`"]),
+        set_value("extensions", 0, 5),
         lambda header, table, body: header.pop("sizes"),
         lambda header, table, body: header.pop("__metadata__"),
         lambda header, table, body: body.clear(),

@@ -177,7 +177,7 @@ def test_wrong_tars(tmp_path: Path) -> None:
     def said_of(members: Any, format: int = tarfile.USTAR_FORMAT) -> str:
         return refusal(build_index, str(write_tar(path, members, format)))
 
-    assert "no image" in said_of({"a.txt": b"x"})
+    assert "no sample" in said_of({"a.json": b"x"})
     assert "two images for the key 'a'" in said_of({"a.png": PNG, "a.jpg": PNG})
     assert "two labels" in said_of([("a.png", PNG), ("a.cls", b"1"), ("a.cls", b"1")])
     assert "'b' has no .cls label" in said_of({"a.png": PNG, "a.cls": b"1", "b.png": PNG})

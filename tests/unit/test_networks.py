@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import typing
+
 import pytest
 import torch
 from torch import nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.config import (
+    DiscriminatorConfig,
+    GeneratorConfig,
+    MinibatchDiscriminationConfig,
+    MinibatchStddevConfig,
+)
+from distgan.config.players import Normalisation
 from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.layers.normalisation import BatchNorm
+from distgan.networks.capture import captured
+from distgan.networks.layers.minibatch import MinibatchDiscrimination, MinibatchStddev
+from distgan.networks.layers.normalisation import BatchNorm, normalisation_parameters
+from distgan.networks.layers.spectral import NORMALISED, SpectralNorm
+from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.shape import SampleShape
 
 
@@ -89,3 +101,69 @@ def test_training_keeps_no_state_in_batch_norm() -> None:
     layer(torch.randn(8, 3, 4, 4))
     assert not layer.running_mean.any()
     assert torch.equal(layer.running_var, torch.ones(3))
+
+
+@pytest.mark.parametrize("normalisation", typing.get_args(Normalisation))
+def test_other_normalisations_stand_where_batch_norm_does(normalisation: str) -> None:
+    shape = SampleShape(resolution=16, channels=1)
+    settings = {"width": 4, "normalisation": normalisation, "reference_size": 3}
+    generator = build_generator(GeneratorConfig(latent_size=5, **settings), shape)
+    discriminator = build_discriminator(DiscriminatorConfig(**settings), shape)
+    with reference_moments(generator), reference_moments(discriminator):
+        logits = discriminator(generator(torch.randn(2, 5)))
+    assert logits.shape == (2,)
+    assert logits.isfinite().all()
+    normalised = normalisation != "none"
+    assert [tuple(p.shape) for p in normalisation_parameters(generator)] == [(8,), (8,), (4,), (4,)] * normalised
+    assert [tuple(p.shape) for p in normalisation_parameters(discriminator)] == [(8,), (8,)] * normalised
+    # A bias is there where it does something: at the ends of the networks, and where nothing centres its channel.
+    biased = normalisation in ("layer", "none")
+    assert (generator.projection.bias is not None) == biased
+    assert [c.bias is not None for c in generator.modules() if isinstance(c, nn.ConvTranspose2d)] == [biased, True]
+    assert [c.bias is not None for c in discriminator.modules() if isinstance(c, nn.Conv2d)] == [True, biased]
+
+
+def test_spectral_norm_is_on_every_weight_of_the_network_that_asks_for_it() -> None:
+    shape = SampleShape(resolution=16, channels=1, num_classes=3)
+    comparing = MinibatchDiscriminationConfig(kernels=3, dimensions=2)
+    for network in (
+        build_generator(GeneratorConfig(width=4, spectral_norm=True), shape),
+        build_discriminator(
+            DiscriminatorConfig(width=4, spectral_norm=True, minibatch_discrimination=comparing), shape
+        ),
+    ):
+        layers = [module for module in network.modules() if isinstance(module, NORMALISED)]
+        assert sum(isinstance(module, SpectralNorm) for module in network.modules()) == len(layers) > 0
+        for layer in layers:
+            assert "weight" in layer.parametrizations
+        for name, parameter in network.named_parameters():
+            if name.endswith("weight.original") and parameter.numel() > 2000 and "embedding" not in name:
+                assert parameter.std().item() == pytest.approx(0.02, rel=0.1), "what is divided is as initialised"
+
+
+def test_what_samples_are_compared_by() -> None:
+    shape = SampleShape(resolution=16, channels=1)
+    config = DiscriminatorConfig(
+        width=2,
+        minibatch_discrimination=MinibatchDiscriminationConfig(kernels=3, dimensions=2),
+        minibatch_stddev=MinibatchStddevConfig(group_size=2),
+    )
+    discriminator = build_discriminator(config, shape)
+    stddev, discrimination = discriminator.minibatch_stddev, discriminator.minibatch_discrimination
+    assert isinstance(stddev, MinibatchStddev)
+    assert isinstance(discrimination, MinibatchDiscrimination)
+    assert discrimination.projection.weight.shape == (3 * 2, (4 + 1) * 16)
+    assert discriminator.logit.weight.shape == (1, (4 + 1) * 16 + 3)
+    with captured(discriminator, discriminator.feature_layer) as outputs:
+        logits = discriminator(torch.randn(4, 1, 16, 16))
+    assert outputs[0].shape == (4, 4, 4, 4), "of each sample by itself"
+    compared = discrimination(stddev(outputs[0]).flatten(1))
+    torch.testing.assert_close(discriminator.logit(compared).squeeze(1), logits)
+
+
+def test_nothing_is_added_to_what_is_stored_unless_asked_for() -> None:
+    discriminator = build_discriminator(DiscriminatorConfig(width=2), SampleShape(resolution=16, channels=1))
+    assert list(discriminator.state_dict()) == [
+        "layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.3.weight", "layers.3.bias",
+        "layers.3.running_mean", "layers.3.running_var", "logit.weight", "logit.bias",
+    ]  # fmt: skip

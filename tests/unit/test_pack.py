@@ -249,7 +249,7 @@ def test_bad_images_are_left_out_when_asked(images: Path, tmp_path: Path, worker
 
 
 def test_no_readable_image(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none of its 1 images can be read; the first: a\.png: is not"):
+    with pytest.raises(UserError, match=r"none of its 1 samples can be read; the first: a\.png: is not"):
         pack(write_tree(tmp_path / "in", {"a.png": b"-"}), tmp_path / "out", workers=1, on_error="skip")
     assert not (tmp_path / "out").exists()
 

@@ -17,11 +17,12 @@ from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import reader as reader_module
-from distgan.data.images import DECODERS, UnreadableImageError, decode_into
-from distgan.data.index import EXTENSIONS, Index, build_index
-from distgan.data.reader import Reader, pixel_shape, read_samples, replacements
+from distgan.data.images import DECODERS, decode_into
+from distgan.data.index import Index, build_index
+from distgan.data.index_table import KINDS
+from distgan.data.reader import Reader, read_samples, replacements
 from distgan.data.substitutions import Failure
-from distgan.errors import UserError
+from distgan.errors import UnreadableSampleError, UserError
 from tests.shards import damage, numbered_index, numbered_png, numbers_of, write_tar
 
 
@@ -37,9 +38,9 @@ class Read(NamedTuple):
 
 def read(index: Index, samples: list[int], *, seed: int = 0, **changes: Any) -> Read:
     """What a new reader makes of samples, with the numbers that the images spell."""
-    settings = config(**changes)
-    out = np.zeros(pixel_shape(settings, len(samples)), np.uint8)
-    decoded = Reader(settings, index, seed).read(np.array(samples), out)
+    reader = Reader(config(**changes), index, seed)
+    out = np.zeros((len(samples), *reader.format.shape), reader.format.dtype)
+    decoded = reader.read(np.array(samples), out)
     return Read(numbers_of(out.transpose(0, 3, 1, 2)), decoded.samples.tolist(), decoded.failures)
 
 
@@ -61,7 +62,7 @@ def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def test_what_can_be_indexed_can_be_decoded_and_nothing_else() -> None:
-    assert set(DECODERS) == set(EXTENSIONS) == {"jpg", "jpeg", "png", "webp"}
+    assert set(DECODERS) == set(KINDS["images"]) == {"jpg", "jpeg", "png", "webp"}
 
 
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")])
@@ -127,11 +128,11 @@ def test_what_an_extension_does_not_say_is_refused() -> None:
         ("TIFF", "webp"),
         ("BMP", "png"),
     ):
-        with pytest.raises(UnreadableImageError):
+        with pytest.raises(UnreadableSampleError):
             decode(encode(photo, kind), extension, 8)
     for data in (b"", b"\x80\x04\x95pickle", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8\xff"):
         for extension in DECODERS:
-            with pytest.raises(UnreadableImageError) as error:
+            with pytest.raises(UnreadableSampleError) as error:
                 decode(data, extension, 8)
             assert str(error.value)
             assert "\n" not in str(error.value)
@@ -148,7 +149,7 @@ def test_reasons_are_printable(tmp_path: Path) -> None:
 def test_cut_images_are_refused(kind: str, extension: str) -> None:
     data = encode(photograph(32, 32), kind)
     for cut in (len(data) // 2, len(data) * 3 // 4, 30):
-        with pytest.raises(UnreadableImageError):
+        with pytest.raises(UnreadableSampleError):
             decode(data[:cut], extension, 32)
 
 
@@ -173,11 +174,11 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 def test_decompression_bombs_are_refused_by_their_header(make: Callable[[int, int], bytes]) -> None:
     extension = "png" if make is png_that_claims else "jpg"
     for width, height in ((2000, 501), (10_000, 8_000)):
-        with pytest.raises(UnreadableImageError, match="at most 1,000,000 are decoded"):
+        with pytest.raises(UnreadableSampleError, match="at most 1,000,000 are decoded"):
             decode(make(width, height), extension, 8)
     said = r"at most [\d,]+ are decoded" if extension == "jpg" else "decompression bomb"
     for most in (10**6, 2**40):  # simplejpeg counts in 32 bits; Pillow has a guard of its own
-        with pytest.raises(UnreadableImageError, match=said):
+        with pytest.raises(UnreadableSampleError, match=said):
             decode(make(65500, 65500), extension, 8, max_pixels=most)
 
 
@@ -186,7 +187,7 @@ def test_a_jpeg_whose_header_says_another_size_writes_nothing_outside_the_buffer
     for width, height in ((8, 9), (64, 64), (65500, 65500), (1, 1)):
         try:
             decode_into(guarded[12], jpeg_that_claims(width, height), "jpg", max_pixels=10**6)
-        except UnreadableImageError:
+        except UnreadableSampleError:
             continue
     assert (guarded[:12] == 99).all()
     assert (guarded[13:] == 99).all()
@@ -207,13 +208,13 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_batch_holds_the_samples_asked_for(index: Index) -> None:
     samples = [34, 0, 9, 10, 14, 15, 9]
     batch = read_samples(config(), index, samples)
-    assert batch.images.shape == (7, 3, 8, 8)
-    assert batch.images.dtype == torch.uint8
-    assert numbers_of(batch.images.numpy()) == samples
+    assert batch.values.shape == (7, 3, 8, 8)
+    assert batch.values.dtype == torch.uint8
+    assert numbers_of(batch.values.numpy()) == samples
     assert batch.labels.tolist() == [sample % 3 for sample in samples]
     assert batch.samples.tolist() == batch.positions.tolist() == samples
     assert batch.failures == []
-    assert read_samples(config(channels=1), index, torch.tensor([3])).images.shape == (1, 1, 8, 8)
+    assert read_samples(config(channels=1), index, torch.tensor([3])).values.shape == (1, 1, 8, 8)
 
 
 def test_mirrored_samples_are_flipped_left_right(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_an_unreadable_sample_is_replaced_by_one_that_a_hash_chooses(index: Inde
     assert failure.reason.startswith("001.tar:0002: ")
     batch = read_samples(config(), index, [12])
     assert batch.labels.tolist() == [batch.samples[0] % 3]
-    assert numbers_of(batch.images.numpy()) == batch.samples.tolist() == [replacements(0, 12, len(index))[0]]
+    assert numbers_of(batch.values.numpy()) == batch.samples.tolist() == [replacements(0, 12, len(index))[0]]
 
     damage(index, first)
     other = read(index, [12], seed=5)

@@ -99,7 +99,7 @@ def test_what_http_answers(server: RangeServer) -> None:
 def test_a_reader_tries_again_and_then_replaces(index: Index, server: RangeServer) -> None:
     server.failures, server.failure = 2, "cut"
     batch = read_samples(config(retries=2), index, [3, 35])
-    assert batch.samples.tolist() == [3, 35] == numbers_of(batch.images.numpy())
+    assert batch.samples.tolist() == [3, 35] == numbers_of(batch.values.numpy())
     assert batch.failures == []
     (server.folder / "002.tar").unlink()
     (failure,) = read_samples(config(retries=2), index, [3, 52]).failures
@@ -114,7 +114,7 @@ def test_a_remote_stream_is_the_local_one(index: Index, server: RangeServer, ord
     def images(source: Index) -> list[bytes]:
         stream = open_stream(config(order=order, workers=workers), 0, source, start=0, micro_batch=10)
         try:
-            return [next(stream).images.numpy().tobytes() for _ in range(20)]
+            return [next(stream).values.numpy().tobytes() for _ in range(20)]
         finally:
             stream.close()
 
@@ -264,7 +264,7 @@ def test_shards_in_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             loaded = load_index("s3://bucket/data")
             assert loaded.fingerprint == local.fingerprint
             stream = open_stream(config(order="lanes", workers=1), 0, loaded, start=0, micro_batch=17)
-            samples = [sample for _ in range(5) for sample in numbers_of(next(stream).images.numpy())]
+            samples = [sample for _ in range(5) for sample in numbers_of(next(stream).values.numpy())]
             stream.close()
             assert sorted(samples) == list(range(85))
         finally:
@@ -293,6 +293,6 @@ def test_shards_behind_nginx(tmp_path: Path) -> None:
             loaded = load_index(f"http://127.0.0.1:{port}")
             assert loaded.fingerprint == local.fingerprint
             assert build_index(f"http://127.0.0.1:{port}/{{000..003}}.tar").fingerprint == local.fingerprint
-            assert numbers_of(read_samples(config(), loaded, range(85)).images.numpy()) == list(range(85))
+            assert numbers_of(read_samples(config(), loaded, range(85)).values.numpy()) == list(range(85))
         finally:
             server.terminate()

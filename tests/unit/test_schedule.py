@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import Config, EMAConfig, OptimizerConfig
+from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
 from distgan.training import schedule
 
 
@@ -35,6 +36,98 @@ def test_updates_tile_the_stream() -> None:
     assert seen == [(index, 6 * index) for index in range(9)]
 
 
+def growing(steps: int = 1000, **growth: Any) -> Config:
+    network = {"architecture": "progressive", "normalisation": "none"}
+    return Config.model_validate(
+        {
+            "run_dir": "r",
+            "data": {"path": "d", "resolution": 16},
+            "generator": network,
+            "discriminator": network,
+            "training": {"steps": steps, "batch_size": 16, "critic_steps": 2},
+            "growth": {"stable_kimg": 0.1, "fade_kimg": 0.2, **growth},
+        }
+    )
+
+
+def test_growth_by_hand() -> None:
+    """4x4 for 100 images, 8x8 faded in over 200, alone for 100, then the same for 16x16."""
+    stages = {0: (0, 1), 99: (0, 1), 100: (0, 1), 101: (1, 1 / 200), 200: (1, 0.5), 299: (1, 199 / 200), 300: (1, 1)}
+    stages |= {400: (1, 1), 401: (2, 1 / 200), 550: (2, 0.75), 600: (2, 1), 701: (2, 1), 10**12: (2, 1)}
+    for position, (level, fade) in stages.items():
+        assert schedule.growth(growing(), position) == schedule.Growth(level, fade)
+    assert schedule.growth(config(), 500) is None
+
+
+@given(st.integers(0, 2000), st.sampled_from([0.0, 0.03, 0.2]), st.sampled_from([0.0, 0.1]))
+def test_growth_is_the_released_codes_level_of_detail(position: int, fade: float, stable: float) -> None:
+    """karras/progressive_growing_of_gans, train.py: phases of training and then transition, counted down from the top.
+
+    As float arithmetic can be off by an image there, it is done in thousandths.
+    """
+    if not fade + stable:
+        return
+    phase, within = divmod(position, round(1000 * (stable + fade)))
+    detail = 2.0 - phase
+    if fade:
+        detail -= max(within - round(1000 * stable), 0) / (1000 * fade)
+    elif within > 1000 * stable:
+        detail -= 1
+    detail = max(detail, 0.0)
+    found = schedule.growth(growing(stable_kimg=stable, fade_kimg=fade), position)
+    assert found is not None
+    if fade:
+        assert 2 - found.level + (1 - found.fade) == pytest.approx(detail)
+        assert found.resolution == 2 ** (4 - math.floor(detail + 1e-9))
+    assert 0 < found.fade <= 1
+
+
+def test_growth_can_begin_higher() -> None:
+    config = growing(first_resolution=8)
+    assert [schedule.resolution(config, position) for position in (0, 100, 101, 10**6)] == [8, 8, 16, 16]
+    assert schedule.growth(growing(first_resolution=16), 0) == schedule.Growth(2, 1.0)
+
+
+def test_a_level_can_begin_at_once() -> None:
+    config = growing(fade_kimg=0)
+    assert [schedule.growth(config, position) for position in (100, 101, 201)] == [
+        schedule.Growth(0, 1.0), schedule.Growth(1, 1.0), schedule.Growth(2, 1.0)
+    ]  # fmt: skip
+
+
+def test_batches_by_resolution() -> None:
+    """A listed size holds from its resolution up; the paper's 16, then 14, 6 and 3."""
+    config = growing(batch_sizes={8: 6})
+    assert [schedule.batch_size(config, position) for position in (0, 100, 101, 10**6)] == [16, 16, 6, 6]
+    config = growing(batch_sizes={4: 32, 16: 4})
+    assert [schedule.batch_size(config, position) for position in (0, 101, 401)] == [32, 32, 4]
+    assert schedule.largest_batch(config) == 32
+    assert schedule.batch_size(growing(), 401) == 16
+
+
+@given(
+    st.integers(0, 120),
+    st.dictionaries(st.sampled_from([4, 8, 16]), st.integers(1, 40)),
+    st.sampled_from([0, 3]),
+    st.sampled_from([None, {"updates": 5, "first": 2, "every": 7}]),
+)
+def test_positions_are_those_of_the_steps_one_by_one(
+    steps: int, batch_sizes: dict[int, int], warm_start: int, extra: dict[str, int] | None
+) -> None:
+    config = growing(batch_sizes=batch_sizes)
+    training = config.training.model_dump() | {"warm_start": warm_start, "extra_critic_steps": extra}
+    config = Config.model_validate(config.model_dump() | {"training": training})
+    position = 0
+    for step in range(steps):
+        updates = list(schedule.discriminator_updates(config, step, position))
+        assert {update.batch_size for update in updates} == {schedule.batch_size(config, position)}
+        assert [update.start for update in updates] == [
+            position + number * updates[0].batch_size for number in range(len(updates))
+        ]
+        position = updates[-1].start + updates[-1].batch_size
+    assert schedule.position_after(config, steps) == position
+
+
 @pytest.mark.parametrize(
     ("kind", "at_half", "at_end"), [("constant", 1.0, 1.0), ("linear", 0.5, 0.0), ("cosine", 0.5, 0.0)]
 )
@@ -45,6 +138,13 @@ def test_learning_rates(kind: str, at_half: float, at_end: float) -> None:
     assert schedule.learning_rate(optimizer, 100, 100) == pytest.approx(0.2 * at_end)
     quarter = {"constant": 1.0, "linear": 0.75, "cosine": (1 + math.cos(math.pi / 4)) / 2}[kind]
     assert schedule.learning_rate(optimizer, 25, 100) == pytest.approx(0.2 * quarter)
+
+
+def test_gamma_goes_along_half_a_cosine() -> None:
+    config = ZeroCentredPenaltyConfig(gamma=2.0, final_gamma=0.2)
+    gammas = [schedule.penalty_gamma(config, step, 100) for step in (0, 50, 100, 200)]
+    assert gammas == pytest.approx([2.0, 1.1, 0.2, 0.2])
+    assert schedule.penalty_gamma(ZeroCentredPenaltyConfig(gamma=2.0), 77, 100) == pytest.approx(2.0)
 
 
 def test_warm_up_rises_linearly_and_never_starts_at_zero() -> None:
@@ -66,3 +166,30 @@ def test_ema_ramp() -> None:
     # After 20,000 images the half-life is 1,000; after 200,000 it has reached 10,000 and stays.
     assert schedule.ema_decay(ema, 20_000, 500) == pytest.approx(0.5**0.5)
     assert schedule.ema_decay(ema, 10**7, 5_000) == pytest.approx(0.5**0.5)
+
+
+def wgan(**training: object) -> Config:
+    values = {"steps": 2000, "batch_size": 64, "critic_steps": 5, "extra_critic_steps": {}, **training}
+    return Config.model_validate({"run_dir": "r", "data": {"path": "d", "resolution": 32}, "training": values})
+
+
+def test_wgans_long_critic_steps() -> None:
+    """100 critic steps in the first 25 generator steps and in each 500th (Arjovsky et al. 2017, released code)."""
+    long = [step for step in range(1200) if schedule.critic_steps(wgan(), step) == 100]
+    assert long == [*range(25), 500, 1000]
+    assert schedule.critic_steps(wgan(), 30) == 5
+
+
+@given(st.integers(0, 60), st.integers(1, 7), st.integers(0, 12), st.none() | st.integers(1, 9), st.integers(0, 3))
+def test_updates_before_a_step_are_those_of_all_earlier_steps(
+    step: int, usual: int, first: int, every: int | None, warm_start: int
+) -> None:
+    extra = {"updates": 11, "first": first, "every": every}
+    config = wgan(critic_steps=usual, extra_critic_steps=extra, warm_start=warm_start)
+    assert schedule.updates_before(config, step) == sum(schedule.critic_steps(config, s) for s in range(step))
+    assert schedule.position_after(config, step) == 64 * schedule.updates_before(config, step)
+
+
+def test_a_warm_start_belongs_to_the_first_step() -> None:
+    config = wgan(extra_critic_steps=None, warm_start=7)
+    assert [schedule.critic_steps(config, step) for step in range(3)] == [12, 5, 5]

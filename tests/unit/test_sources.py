@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from distgan.data.layout import BadImage, Source
+from distgan.data.layout import BadSample, Source
 from distgan.data.sources import open_source
 from distgan.data.zips import ZipReader
 from distgan.errors import UserError
@@ -238,7 +238,7 @@ def test_a_member_that_inflates_to_more_than_declared(tmp_path: Path) -> None:
     patch_directory(path, 0, 24, struct.pack("<I", 1000))
     source = open_source(path)
     tracemalloc.start()
-    with pytest.raises(BadImage, match="size or checksum"):
+    with pytest.raises(BadSample, match="size or checksum"):
         source.read(source.slots[0])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -248,14 +248,14 @@ def test_a_member_that_inflates_to_more_than_declared(tmp_path: Path) -> None:
 def test_a_member_above_the_cap(tmp_path: Path) -> None:
     source = open_source(write_zip(tmp_path / "big.zip", {"a.png": bytes(2000), "b.png": bytes(1000)}))
     reader = ZipReader(str(tmp_path / "big.zip"), max_bytes=1000)
-    with pytest.raises(BadImage, match="larger than 1000 bytes"):
+    with pytest.raises(BadSample, match="larger than 1000 bytes"):
         reader(source.slots[0])
     assert reader(source.slots[1]) == bytes(1000)
 
 
 def test_an_unknown_compression(tmp_path: Path) -> None:
     source = open_source(write_zip(tmp_path / "x.zip", {"a.png": png(1)}, zipfile.ZIP_LZMA))
-    with pytest.raises(BadImage, match="method 14"):
+    with pytest.raises(BadSample, match="method 14"):
         source.read(source.slots[0])
 
 
@@ -283,7 +283,7 @@ def test_a_damaged_zip_is_refused_or_read_right(
         assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
         return
     for slot in source.slots:
-        with contextlib.suppress(BadImage):
+        with contextlib.suppress(BadSample):
             assert source.read(slot) in (png(1), png(2))
 
 
@@ -379,7 +379,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
     ("source", "message"),
     [
         ("builtin:faces", "builtin:digits"),
-        ("https://example.com/a.zip", "copy the images to a local disk"),
+        ("https://example.com/a.zip", "copy it to a local disk"),
         ("missing", "No such file"),
         ("bad\0name", "null"),
     ],
@@ -393,10 +393,10 @@ def test_unknown_sources(source: str, message: str, monkeypatch: pytest.MonkeyPa
 
 def test_files_that_are_no_sources(tmp_path: Path) -> None:
     for name, data, message in [
-        ("a.png", png(1), "not a source of images"),
+        ("a.png", png(1), "not a source of samples"),
         ("a.tar", bytes(1024)[:0] + b"a.png", "distgan index"),
         ("a.zip", b"not a zip", "not a readable zip archive"),
-        ("empty", b"", "not a source of images"),
+        ("empty", b"", "not a source of samples"),
     ]:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=message) as error:

@@ -57,7 +57,7 @@ def pixels_by_position(batches: list[Batch]) -> dict[int, bytes]:
     return {
         position: image.numpy().tobytes() + bytes([label])
         for batch in batches
-        for position, image, label in zip(batch.positions.tolist(), batch.images, batch.labels.tolist(), strict=True)
+        for position, image, label in zip(batch.positions.tolist(), batch.values, batch.labels.tolist(), strict=True)
     }
 
 
@@ -91,7 +91,7 @@ def test_batches_hold_what_the_order_says(index: Index) -> None:
         positions = np.arange(40 + 12 * step, 52 + 12 * step)
         samples = order.samples(positions).tolist()
         assert batch.positions.tolist() == positions.tolist()
-        assert batch.samples.tolist() == samples == numbers_of(batch.images.numpy())
+        assert batch.samples.tolist() == samples == numbers_of(batch.values.numpy())
         assert batch.labels.tolist() == [sample % 5 for sample in samples]
 
 
@@ -117,7 +117,7 @@ def test_mirroring_is_a_function_of_seed_and_position(tmp_path: Path) -> None:
     mirrored = read(9, index, config(mirror=True))
     flips = uniform(SEED, "data/mirror", torch.arange(108)) < 0.5
     for before, after in zip(plain, mirrored, strict=True):
-        for position, one, other in zip(before.positions.tolist(), before.images, after.images, strict=True):
+        for position, one, other in zip(before.positions.tolist(), before.values, after.values, strict=True):
             assert torch.equal(other, one.flip(-1) if flips[position] else one)
     assert 30 < int(flips.sum()) < 78
 
@@ -148,7 +148,7 @@ def test_a_known_replacement_is_used_although_the_sample_could_be_read(index: In
         replaced = {late: one} | ({early: other} if position >= 60 else {})
         assert sample == replaced.get(plain, plain), position
     for batch in batches:
-        assert numbers_of(batch.images.numpy()) == batch.samples.tolist()
+        assert numbers_of(batch.values.numpy()) == batch.samples.tolist()
         assert batch.labels.tolist() == [sample % 5 for sample in batch.samples.tolist()]
         assert batch.failures == []
     resumed = read(4, index, config(workers=workers), substitutions=substitutions, start=60)
@@ -218,7 +218,7 @@ def test_batches_stay_what_they_were(index: Index) -> None:
             time.sleep(0.02 if step % 7 == 0 else 0)
             batches.append(next(stream))
     for batch in batches:
-        assert numbers_of(batch.images.numpy()) == batch.samples.tolist()
+        assert numbers_of(batch.values.numpy()) == batch.samples.tolist()
 
 
 def test_closing_ends_the_loaders(index: Index) -> None:

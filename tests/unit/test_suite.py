@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch.nn.functional as F
+import torch_fidelity.metric_isc as torch_fidelity_isc
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from distgan.config import Config
+from distgan.config import Config, parse_config
 from distgan.data.index import Index, build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation import classifier, suite
+from distgan.evaluation import classifier, reals
 from distgan.evaluation.features import Detector
-from distgan.evaluation.samples import fill, rank_batches
+from distgan.evaluation.frechet import FrechetDistance
+from distgan.evaluation.inception_score import InceptionScore
+from distgan.evaluation.kid import KernelDistance
+from distgan.evaluation.measures import Setting, make_collectors
+from distgan.evaluation.names import criterion
+from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 
@@ -60,10 +69,101 @@ def test_equal_to_the_textbook_and_to_itself_in_other_batches(shards: str, tmp_p
     evaluator = Evaluator(config, index, Runtime())
     found = evaluator(generate)
     assert list(found) == ["fid[classifier]"]
+    assert evaluator.detector is not None
     expected = distance_of(evaluator.detector(generate(torch.arange(149))).features, evaluator.detector(REALS).features)
     assert found["fid[classifier]"] == pytest.approx(expected, rel=1e-5)
     other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 50})})
     assert evaluate(generate, other, index, Runtime()) == pytest.approx(found, rel=1e-5)
+
+
+def test_all_metrics_of_images_from_one_pass(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["kid", "fid", "classes", "inception_score"]
+    config, index = evaluation_config(shards, tmp_path / "cache", num_samples=120, metrics=names), build_index(shards)
+    read: list[int] = []
+
+    def counted(*arguments: Any) -> Iterator[Reals]:
+        for batch in read_reals(*arguments):
+            read.extend(batch.numbers.tolist())
+            yield batch
+
+    monkeypatch.setattr(reals, "read_reals", counted)
+    evaluator = Evaluator(config, index, Runtime())
+    assert sorted(read) == list(range(150))
+    made: list[int] = []
+
+    def counting(samples: Tensor) -> Tensor:
+        made.append(len(samples))
+        return generate(samples)
+
+    found = evaluator(counting)
+    assert len(made) == -(-120 // config.evaluation.batch_size)
+    assert evaluator(generate) == found
+    assert list(found) == [
+        "kid[classifier]", "kid_std[classifier]", "fid[classifier]", "classes[classifier]",
+        "classes_smallest_share[classifier]", "classes_kl[classifier]", "inception_score[classifier]",
+        "inception_score_std[classifier]",
+    ]  # fmt: skip
+    assert evaluator.detector is not None
+    features, logits = evaluator.detector(generate(torch.arange(120)))
+    real_features = evaluator.detector(REALS).features
+    assert found["fid[classifier]"] == pytest.approx(distance_of(features, real_features), rel=1e-5)
+    score = torch_fidelity_isc.isc_features_to_metric(logits, shuffle=False)
+    assert found["inception_score[classifier]"] == pytest.approx(score["inception_score_mean"], rel=1e-5)
+    distance = KernelDistance(real_features, 120)
+    distance.update(features, torch.arange(120))
+    assert found["kid[classifier]"] == pytest.approx(float(distance.compute().mean), rel=1e-4)
+    shares = torch.bincount(logits.argmax(1), minlength=3) / 120
+    assert found["classes_smallest_share[classifier]"] == pytest.approx(float(shares.min()))
+    assert found["classes_kl[classifier]"] == pytest.approx(float((shares * (3 * shares).log()).nansum()), abs=1e-6)
+
+
+def test_points_need_no_detector(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three modes at (0, 0), (4, 0), (8, 0); the generator makes the first two, and one point between in three."""
+    index = build_index(shards)
+    data = {"path": shards, "kind": "points"}
+    networks = {"generator": {"architecture": "mlp"}, "discriminator": {"architecture": "mlp"}}
+    evaluation = {"cache_dir": str(tmp_path), "num_samples": 90, "batch_size": 7}
+    config = parse_config(
+        {
+            "run_dir": "unused",
+            "data": data,
+            "training": {"steps": 1, "batch_size": 4},
+            "evaluation": evaluation,
+            **networks,
+        }
+    )
+    noise = 0.05 * torch.randn(150, 2, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(150) % 3
+
+    def read(_data: object, _index: object, batches: Iterable[Tensor]) -> Iterator[Reals]:
+        for numbers in batches:
+            yield Reals(numbers, noise[numbers] + 4 * F.pad(labels[numbers, None], (0, 1)), labels[numbers])
+
+    monkeypatch.setattr(reals, "read_reals", read)
+
+    def points(numbers: Tensor) -> Tensor:
+        return F.pad(2.0 * (numbers % 3)[:, None], (0, 1))
+
+    assert evaluate(points, config, index, Runtime()) == {"modes": 2, "modes_high_quality": pytest.approx(2 / 3)}
+    assert len(list(tmp_path.rglob("real-modes-*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("metric", ["kid", "inception_score"])
+def test_too_few_samples_for_a_metric_are_a_mistake(shards: str, tmp_path: Path, metric: str) -> None:
+    config = evaluation_config(shards, tmp_path / "cache", num_samples=3, metrics=[metric])
+    with pytest.raises(UserError, match=rf"3.*leave {metric} out of evaluation.metrics"):
+        Evaluator(config, build_index(shards), Runtime())
+
+
+def test_the_first_metric_decides_in_its_own_direction(shards: str, tmp_path: Path) -> None:
+    for name, metric in {"fid": FrechetDistance, "kid": KernelDistance, "inception_score": InceptionScore}.items():
+        chosen = criterion(evaluation_config(shards, tmp_path, metrics=[name, "classes"]))
+        assert chosen.name == f"{name}[classifier]"
+        assert chosen.higher_is_better == metric.higher_is_better
+        assert chosen.better(2.0, 1.0) == chosen.higher_is_better
+        assert chosen.better(1.0, 2.0) != chosen.higher_is_better
+        assert not chosen.better(1.0, 1.0)
+        assert not chosen.better(math.nan, 1.0)
 
 
 def test_the_reals_themselves_are_at_distance_zero(shards: str, tmp_path: Path) -> None:
@@ -77,7 +177,7 @@ def test_reals_are_read_once(
     config, index = evaluation_config(shards, tmp_path / "cache"), build_index(shards)
     found = evaluate(generate, config, index, Runtime())
     with monkeypatch.context() as patch:
-        patch.setattr(suite, "read_reals", lambda *_: pytest.fail("read again"))
+        patch.setattr(reals, "read_reals", lambda *_: pytest.fail("read again"))
         assert evaluate(generate, config, index, Runtime()) == found
     (statistics,) = (tmp_path / "cache").rglob("real-*.safetensors")
     statistics.write_bytes(statistics.read_bytes()[:-1])
@@ -105,20 +205,25 @@ class _Brightness(nn.Module):
 @pytest.mark.parametrize("what", ["data", "resolution", "channels", "detector"])
 def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path, what: str) -> None:
     config, index, runtime = evaluation_config(shards, tmp_path), build_index(shards), Runtime()
-    detector = Detector("classifier", 2, "brightness", _Brightness())
-    first = suite.real_statistics(detector, config, index, runtime)
+    detector = Detector("classifier", 2, 2, "brightness", _Brightness())
+
+    def statistics(config: Config, index: Index) -> dict[str, Tensor]:
+        collectors = make_collectors(Setting(config, index, runtime, detector))
+        return reals.real_statistics(collectors, detector, config, index, runtime)["fid"].tensors
+
+    first = statistics(config, index)
     pixels = REALS.float().flatten(1)
-    np.testing.assert_allclose(first.mean, torch.stack((pixels.mean(1), pixels.std(1))).double().mean(1), rtol=1e-6)
+    np.testing.assert_allclose(first["mean"], torch.stack((pixels.mean(1), pixels.std(1))).double().mean(1), rtol=1e-6)
     if what == "detector":
         detector = replace(detector, hash="another")
-    suite.real_statistics(detector, *changed(config, index, what), runtime)
+    statistics(*changed(config, index, what))
     assert len(list(tmp_path.rglob("real-*.safetensors"))) == 2
 
 
 def test_unreadable_reals_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = write_shards(tmp_path / "broken", REALS, broken=frozenset({7, 149}))
     config = evaluation_config(broken, tmp_path / "cache")
-    with pytest.raises(UserError, match="2 of 150 images cannot be read"):
+    with pytest.raises(UserError, match="2 of 150 samples cannot be read"):
         Evaluator(config, build_index(broken), Runtime())
     assert not list((tmp_path / "cache").rglob("real-*.safetensors"))
     tolerant = config.model_copy(update={"data": config.data.model_copy(update={"max_failure_rate": 0.1})})
@@ -127,9 +232,10 @@ def test_unreadable_reals_are_left_out(tmp_path: Path, caplog: pytest.LogCapture
         evaluator = Evaluator(tolerant, build_index(broken), Runtime())
         assert "leave out 2 of 150" in caplog.text
     kept = [i for i in range(150) if i not in (7, 149)]
+    assert evaluator.detector is not None
     features = evaluator.detector(REALS[kept]).features
-    assert evaluator.reference.samples == 148
-    np.testing.assert_allclose(evaluator.reference.mean, features.double().mean(0), atol=1e-5)
+    assert evaluator.reals["fid"].facts["samples"] == 148
+    np.testing.assert_allclose(evaluator.reals["fid"].tensors["mean"], features.double().mean(0), atol=1e-5)
 
 
 def test_too_few_samples_are_one_warning(shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

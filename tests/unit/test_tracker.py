@@ -221,3 +221,27 @@ def test_tensorboard_begins_a_new_file_after_an_error(tmp_path: Path) -> None:
     assert tracker.failures == 1
     steps = [step for step, _ in curve(tmp_path, "loss/generator")]
     assert steps == [1, 2, 3, 4, 5], "the row's events had been handed over before the failing flush"
+
+
+def test_a_second_row_of_a_step_is_added_to_the_first(tmp_path: Path) -> None:
+    tracker = open_main(tmp_path)
+    log(tracker, range(1, 4))
+    tracker.close()
+    resumed = open_main(tmp_path, resume_step=3)
+    assert resumed.recorded(3) == {"step", "images", "time", "loss/generator"}
+    assert not resumed.recorded(2)
+    resumed.scalars(3, 192, {"fid[classifier]": 4.5, "odd": math.nan})
+    assert "fid[classifier]" in resumed.recorded(3)
+    log(resumed, range(4, 5))
+    assert rows(tmp_path) == [
+        {"step": 1, "images": 64, "loss/generator": 1},
+        {"step": 2, "images": 128, "loss/generator": 2},
+        {"step": 3, "images": 192, "loss/generator": 3, "fid[classifier]": 4.5, "odd": None},
+        {"step": 4, "images": 256, "loss/generator": 4},
+    ]
+    resumed.close()
+
+
+def test_other_ranks_have_recorded_nothing(tmp_path: Path) -> None:
+    log(open_main(tmp_path), range(1, 2))
+    assert not open_tracker(tmp_path, tensorboard=False, resume_step=1, main=False).recorded(1)

@@ -134,7 +134,7 @@ def bare(config) -> list[float]:  # type: ignore[no-untyped-def]
     share = config.training.batch_size // world_size
     times = []
     for step in range(config.training.steps):
-        reals = next(stream).images.to(device, non_blocking=True).float() / 127.5 - 1
+        reals = next(stream).values.to(device, non_blocking=True).float() / 127.5 - 1
         latents = 2 * torch.rand(share, config.generator.latent_size, device=device) - 1
         with torch.no_grad():
             fakes = generator(latents)

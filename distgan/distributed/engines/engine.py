@@ -36,6 +36,9 @@ class Engine(Protocol):
     def settle(self, arguments: tuple[object, ...]) -> None:
         """Make the first gradients be summed in the order of all later ones; `arguments` are of the objective."""
 
+    def regroup(self, *, keep_moments: bool) -> None:
+        """Train those of the network's parameters that require gradients now, and no others."""
+
     def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
         """Change weights outside the optimizer: in place, entry by entry, and wherever copies of them are kept."""
 
@@ -62,11 +65,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def trained(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that an optimizer moves, by name."""
-    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -17,7 +17,6 @@ from distgan.distributed.engines.engine import (
     by_parameter,
     cancel_unless_finite,
     set_learning_rate,
-    trained,
 )
 
 if TYPE_CHECKING:
@@ -28,18 +27,21 @@ class ReplicatedEngine:
     """See `Engine`."""
 
     def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
-        self.network = network
-        self.parameters = list(trained(network).values())
-        self.device = runtime.device
-        self.module = objective.to(runtime.device)
-        if runtime.world_size > 1:
-            with warnings.catch_warnings():
-                # Newer torch has another name for broadcast_buffers, which Accelerate does not know yet.
-                warnings.simplefilter("ignore", FutureWarning)
-                self.module = runtime.accelerator.prepare_model(objective)
-        if isinstance(self.module, DistributedDataParallel) and runtime.gradients_in_bf16:
-            self.module.register_comm_hook(None, bf16_compress_hook)
-        self.optimizer = make_optimizer(self.parameters)
+        self.network, self.runtime = network, runtime
+        self._objective = objective.to(runtime.device)
+        self.module = self._wrap()
+        self.optimizer = make_optimizer(list(network.parameters()))
+
+    def _wrap(self) -> nn.Module:
+        if self.runtime.world_size == 1:
+            return self._objective
+        with warnings.catch_warnings():
+            # Newer torch has another name for broadcast_buffers, which Accelerate does not know yet.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped: DistributedDataParallel = self.runtime.accelerator.prepare_model(self._objective)
+        if self.runtime.gradients_in_bf16:
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         if isinstance(self.module, DistributedDataParallel) and not last:
@@ -50,7 +52,7 @@ class ReplicatedEngine:
         loss.backward()
 
     def step(self, learning_rate: float) -> Tensor:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         set_learning_rate(self.optimizer, learning_rate)
         cancel_unless_finite(self.optimizer, norm)
         self.optimizer.step()
@@ -64,6 +66,13 @@ class ReplicatedEngine:
             loss, _values = self.module(*arguments)
             loss.backward()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def regroup(self, *, keep_moments: bool) -> None:
+        # DDP lets go of the parameters when it is gone; else both would average their gradients.
+        self.module = self._objective
+        self.module = self._wrap()
+        if not keep_moments:
+            self.optimizer.state.clear()
 
     @torch.no_grad()
     def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
@@ -79,17 +88,18 @@ class ReplicatedEngine:
     def optimizer_state(self) -> dict[str, Tensor]:
         return {
             f"{name}/{quantity}": value
-            for name, parameter in trained(self.network).items()
+            for name, parameter in self.network.named_parameters()
             for quantity, value in self.optimizer.state.get(parameter, {}).items()
         }
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        parameters = trained(self.network)
+        self.optimizer.state.clear()
+        parameters = dict(self.network.named_parameters())
         for name, quantities in by_parameter(tensors).items():
             parameter = parameters[name]
             self.optimizer.state[parameter] = {
                 # Fused kernels walk memory as it lies, so moments must lie as their parameter does.
-                quantity: value.to(self.device, copy=True)
+                quantity: value.to(self.runtime.device, copy=True)
                 if quantity == "step"
                 else torch.empty_like(parameter, requires_grad=False).copy_(value)
                 for quantity, value in quantities.items()

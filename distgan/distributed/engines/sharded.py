@@ -24,7 +24,6 @@ from distgan.distributed.engines.engine import (
     by_parameter,
     cancel_unless_finite,
     set_learning_rate,
-    trained,
 )
 from distgan.errors import UserError
 
@@ -63,7 +62,7 @@ class ShardedEngine:
         self.module = objective.to(runtime.device)
         self._fsdp = runtime.sharded[network] = fully_shard(self.module, mesh=mesh, mp_policy=policy)
         # Plain tensors in the shards' own memory, because optimizers know plain tensors best.
-        self._shares = {name: nn.Parameter(_local(parameter)) for name, parameter in trained(network).items()}
+        self._shares = {name: nn.Parameter(_local(parameter)) for name, parameter in network.named_parameters()}
         self.optimizer = make_optimizer(list(self._shares.values()))
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
@@ -74,7 +73,7 @@ class ShardedEngine:
         loss.backward()
 
     def step(self, learning_rate: float) -> Tensor:
-        parameters = trained(self.network)
+        parameters = dict(self.network.named_parameters())
         for name, share in self._shares.items():
             gradient = parameters[name].grad
             share.grad = _local(gradient) if gradient is not None else None
@@ -90,6 +89,11 @@ class ShardedEngine:
     def settle(self, arguments: tuple[object, ...]) -> None:
         """Gradients are summed in the parameters' order from the first update on."""
 
+    def regroup(self, *, keep_moments: bool) -> None:
+        """FSDP takes a parameter's word for whether it has a gradient, each time anew."""
+        if not keep_moments:
+            self.optimizer.state.clear()
+
     @torch.no_grad()
     def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
         for parameter in parameters:
@@ -104,7 +108,7 @@ class ShardedEngine:
             _take(tensor, tensors[name])
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        parameters = trained(self.network)
+        parameters = dict(self.network.named_parameters())
         return {
             f"{name}/{quantity}": value if quantity == "step" else _whole(_like(parameters[name], value))
             for name, share in self._shares.items()
@@ -113,7 +117,7 @@ class ShardedEngine:
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimizer.state.clear()
-        parameters = trained(self.network)
+        parameters = dict(self.network.named_parameters())
         for name, quantities in by_parameter(tensors).items():
             share = self._shares[name]
             self.optimizer.state[share] = state = {}

@@ -25,7 +25,6 @@ from distgan.distributed.engines.engine import (
     by_parameter,
     cancel_unless_finite,
     set_learning_rate,
-    trained,
 )
 from distgan.errors import UserError
 
@@ -96,14 +95,23 @@ class ZeroEngine:
         runtime: Runtime,
         config: Mapping[str, Any],
     ) -> None:
-        deepspeed = _import_deepspeed()
         self.network = network
-        self.optimizer = make_optimizer(list(trained(network).values()))
-        self.optimizer.register_step_pre_hook(self._before_step)
-        own = copy.deepcopy(dict(config))
+        self._objective, self._make_optimizer = objective.to(runtime.device), make_optimizer
+        self._config = {**config}
         if runtime.gradients_in_bf16:
-            own["communication_data_type"] = "bf16"
-        self.module, *_ = deepspeed.initialize(model=objective.to(runtime.device), optimizer=self.optimizer, config=own)
+            self._config["communication_data_type"] = "bf16"
+        self._initialize()
+
+    def _initialize(self) -> None:
+        self.optimizer = self._make_optimizer(list(self._trained.values()))
+        self.optimizer.register_step_pre_hook(self._before_step)
+        self.module, *_ = _import_deepspeed().initialize(
+            model=self._objective, optimizer=self.optimizer, config=copy.deepcopy(self._config)
+        )
+
+    @property
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         self.module.set_gradient_accumulation_boundary(last)
@@ -128,6 +136,14 @@ class ZeroEngine:
     def settle(self, arguments: tuple[object, ...]) -> None:
         """Buckets are those of the parameters' order from the first update on."""
 
+    def regroup(self, *, keep_moments: bool) -> None:
+        """Moments are forgotten in any case: what is trained is one flat tensor, of which Adam counts the updates once,
+        but parameters that join later have had fewer."""
+        self.module.destroy()
+        for parameter in self.network.parameters():
+            parameter.data = parameter.data.clone()  # out of the flat tensor, which goes
+        self._initialize()
+
     @torch.no_grad()
     def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
         for parameter in parameters:
@@ -146,7 +162,7 @@ class ZeroEngine:
 
         tensors = {}
         for quantity, share in self.optimizer.state.get(self._share, {}).items():
-            for name, parameter in trained(self.network).items():
+            for name, parameter in self._trained.items():
                 whole = share if quantity == "step" else safe_get_full_optimizer_state(parameter, quantity)
                 if reduce.rank() == 0:
                     tensors[f"{name}/{quantity}"] = whole.cpu()  # one at a time, as ranks may have no room for all
@@ -155,7 +171,7 @@ class ZeroEngine:
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_optimizer_state
 
-        moments, share, parameters = by_parameter(tensors), self._share, trained(self.network)
+        moments, share, parameters = by_parameter(tensors), self._share, self._trained
         if not moments:
             self.optimizer.state.clear()
             return

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are over all ranks, or over one, and that keeps no state while it trains."""
+"""Normalisation layers. Batch norm's statistics are over all ranks, or over one, and keep no state while it trains."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class BatchNorm(nn.Module):
     averages, so that a skipped update has nothing to undo; the statistics used in evaluation mode are computed from
     the weights when they are needed, by `recompute_statistics`.
 
-    Scales start at N(1, 0.02), offsets at 0 (Radford et al. 2016, released code).
+    Scales start at N(1, 0.02), offsets at 0 (Radford et al. 2016, released code); without `affine` there are none.
     """
 
-    def __init__(self, channels: int, *, synchronized: bool, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, synchronized: bool, affine: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
         self.synchronized = synchronized
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.running_mean: Tensor
@@ -47,8 +47,10 @@ class BatchNorm(nn.Module):
 
     def _normalise_synchronized(self, activations: Tensor) -> Tensor:
         mean, variance = reduce.batch_moments(activations, (0, *range(2, activations.dim())))
-        scale = self.weight * (variance + self.eps).rsqrt()
-        offset = self.bias - mean * scale
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = self.weight * scale
+        offset = -mean * scale if self.bias is None else self.bias - mean * scale
         shape = (1, -1, *(1,) * (activations.dim() - 2))
         return torch.addcmul(offset.view(shape), activations, scale.view(shape)).to(activations.dtype)
 
@@ -59,7 +61,26 @@ class BatchNorm(nn.Module):
         collected.append(torch.stack((mean.double(), variance.double() + mean.double().square())))
 
     def extra_repr(self) -> str:
-        return f"{self.weight.numel()}, synchronized={self.synchronized}, eps={self.eps}"
+        return f"{self.running_mean.numel()}, synchronized={self.synchronized}, eps={self.eps}"
+
+
+class ConditionalNormalisation(nn.Module):
+    """A normalisation whose scale and offset are those of each sample's class (Dumoulin et al. 2017).
+
+    Activations (n, C) or (n, C, H, W) and int64 labels (n,). Scales start at 1, offsets at 0, and eps is 2e-5
+    (Miyato and Koyama 2018, released code).
+    """
+
+    def __init__(self, kind: str, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.normalisation = _build(kind, channels, affine=False, eps=2e-5)
+        self.weight = nn.Parameter(torch.ones(num_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, activations: Tensor, labels: Tensor) -> Tensor:
+        shape = (*activations.shape[:2], *(1,) * (activations.dim() - 2))
+        scale, offset = (F.embedding(labels, table).view(shape) for table in (self.weight, self.bias))
+        return torch.addcmul(offset, self.normalisation(activations), scale).to(activations.dtype)
 
 
 @torch.no_grad()
@@ -76,8 +97,8 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]])
     layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
     if not layers:
         return
-    channels = [layer.weight.numel() for layer in layers]
-    device = layers[0].weight.device
+    channels = [layer.running_mean.numel() for layer in layers]
+    device = layers[0].running_mean.device
     try:
         for layer in layers:
             layer.collected = []
@@ -97,16 +118,33 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]])
         layer.running_var.copy_(square - mean.square())
 
 
-def build_normalisation(kind: str, channels: int) -> nn.Module:
-    """`synchronized` or `batch` batch norm, or nothing (`none`)."""
+def build_normalisation(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:
+    """The layer of one of the config's `normalisation`s; with classes, it is called with the labels too.
+
+    `layer` is that of Gulrajani et al. 2017: moments over all of a sample's channels and positions, a scale and an
+    offset for each channel, which `torch.nn.LayerNorm` has for each position.
+    """
+    if num_classes:
+        return ConditionalNormalisation(kind, channels, num_classes)
+    return _build(kind, channels, affine=True, eps=1e-5)
+
+
+def _build(kind: str, channels: int, *, affine: bool, eps: float) -> nn.Module:
     if kind == "none":
         return nn.Identity()
+    if kind == "layer":
+        return nn.GroupNorm(1, channels, affine=affine, eps=eps)
     if kind == "virtual":
-        return VirtualBatchNorm(channels)
-    return BatchNorm(channels, synchronized=kind == "synchronized")
+        return VirtualBatchNorm(channels, affine=affine, eps=eps)
+    return BatchNorm(channels, synchronized=kind == "synchronized", affine=affine, eps=eps)
+
+
+def centres_channels(kind: str) -> bool:
+    """Whether it takes each channel's mean away, so that a bias before it would do nothing."""
+    return kind in ("synchronized", "batch", "virtual")
 
 
 def normalisation_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The scales and offsets of all normalisation layers."""
-    kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm)
+    kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm, ConditionalNormalisation)
     return [parameter for layer in network.modules() if isinstance(layer, kinds) for parameter in layer.parameters()]

@@ -39,14 +39,15 @@ class VirtualBatchNorm(nn.Module):
     c E[x^2] + (1 - c) E_ref[x^2]; the variance these stand for is computed without their cancellation, as
     c v_x + (1 - c) v_ref + c (1 - c) (m_x - m_ref)^2. The moments m_x, v_x of a sample are over its positions. The
     reference batch itself is normalised by its own moments only. Gradients flow through both. Scales start at
-    N(1, 0.02), offsets at 0 (released code, imagenet/model.py).
+    N(1, 0.02), offsets at 0 (released code, imagenet/model.py); without `affine` there are none.
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
+        self.channels = channels
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, activations: Tensor) -> Tensor:
@@ -63,13 +64,15 @@ class VirtualBatchNorm(nn.Module):
             gap = mean - reference.mean
             mean = own * mean + (1.0 - own) * reference.mean
             variance = own * variance + (1.0 - own) * reference.variance + own * (1.0 - own) * gap.square()
-        scale = self.weight * (variance + self.eps).rsqrt()
-        offset = self.bias - mean * scale
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = self.weight * scale
+        offset = -mean * scale if self.bias is None else self.bias - mean * scale
         shape = (*scale.shape, *(1,) * len(positions))
         return torch.addcmul(offset.view(shape), activations, scale.view(shape)).to(activations.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.numel()}, eps={self.eps}"
+        return f"{self.channels}, eps={self.eps}"
 
 
 def add_reference(network: nn.Module, sizes: tuple[int, ...], *, labelled: bool) -> None:

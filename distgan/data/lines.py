@@ -1,0 +1,89 @@
+"""The lines of a text file, each a sample, read by offset without holding the file in memory."""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+from distgan.data.layout import BadSample, Computed, Encoded, Source
+from distgan.data.text import MAX_LINE_BYTES
+from distgan.errors import UserError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """Where a line lies in its file, in bytes."""
+
+    start: int
+    stop: int
+
+
+class LineReader:
+    """Reads lines of one file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with open(path, "rb") as file:
+            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __reduce__(self) -> tuple[type[LineReader], tuple[str]]:
+        return LineReader, (self.path,)
+
+    def __call__(self, line: Line) -> bytes:
+        return self.content[line.start : line.stop].removesuffix(b"\r")
+
+
+def open_lines(path: Path) -> Source[Line]:
+    """The lines of a file in UTF-8; blank ones are left out.
+
+    Raises:
+        UserError: one line naming the file.
+    """
+    try:
+        reader = LineReader(str(path))
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        reason = getattr(error, "strerror", None) or "it is empty"
+        raise UserError(f"{path}: cannot be read: {reason}; name a text file with a sample a line") from None
+    starts, stops, numbers, blank = array("q"), array("q"), array("q"), 0
+    content = reader.content
+    stop = len(_BYTE_ORDER_MARK) - 1 if content[:3] == _BYTE_ORDER_MARK else -1
+    number = 0
+    while stop < len(content):
+        start, number = stop + 1, number + 1
+        stop = content.find(b"\n", start)
+        stop = stop if stop >= 0 else len(content)
+        if content[start:stop].isspace() or start == stop:
+            blank += start < len(content)
+            continue
+        starts.append(start)
+        stops.append(stop)
+        numbers.append(number)
+    if not numbers:
+        raise UserError(f"{path}: only blank lines; name a text file with a sample a line")
+    return Source(
+        Computed(len(numbers), lambda place: f"{path.name}:{numbers[place]}"),
+        Computed(len(numbers), lambda place: Line(starts[place], stops[place])),
+        reader,
+        kind="text",
+        notes=(f"left out {blank} blank lines",) if blank else (),
+    )
+
+
+def text_source(name: str, lines: list[str]) -> Source[bytes]:
+    """A source of lines in memory."""
+    names = Computed(len(lines), lambda place: f"{name}[{place}]")
+    return Source(names, [line.encode() for line in lines], bytes, kind="text")
+
+
+def encode_line(line: bytes) -> Encoded:
+    """A line as a file in a shard. Raises BadSample."""
+    if len(line) > MAX_LINE_BYTES:
+        raise BadSample(f"is longer than {MAX_LINE_BYTES} bytes, the most that is read")
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        raise BadSample(f"is not UTF-8 text at its byte {error.start}; convert the file to UTF-8") from None
+    return Encoded(line, "txt")

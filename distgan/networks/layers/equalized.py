@@ -1,0 +1,66 @@
+"""Layers with an equalized learning rate, and pixel norm (Karras et al., "Progressive Growing of GANs", ICLR 2018)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RELU_GAIN = math.sqrt(2.0)
+"""He's constant (He et al. 2015) for a layer before a rectifier."""
+
+
+class EqualizedConv2d(nn.Module):
+    """A convolution whose weights are kept as N(0, 1) and scaled by gain / sqrt(fan_in) when they are used.
+
+    Optimizers that normalise their steps then move all layers equally fast, whatever the layers' ranges (section 4.1).
+    Biases start at 0 and are not scaled.
+
+    Args:
+        gain: sqrt(2) before a rectifier, 1 for a linear output.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, *, padding: int = 0, gain: float = RELU_GAIN
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.padding = padding
+        self.scale = gain / math.sqrt(inputs * kernel_size**2)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return F.conv2d(activations, self.weight * self.scale, self.bias, padding=self.padding)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, padding={self.padding}, scale={self.scale:.4g}"
+
+
+class EqualizedLinear(nn.Module):
+    """The same for a dense layer: (n, inputs) to (n, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, *, gain: float = RELU_GAIN) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale = gain / math.sqrt(inputs)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return F.linear(activations, self.weight * self.scale, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, scale={self.scale:.4g}"
+
+
+def pixel_norm(activations: Tensor, eps: float = 1e-8) -> Tensor:
+    """x / sqrt(mean over channels of x^2 + eps) at each pixel of (n, C, ...) activations (section 4.2)."""
+    return activations * (activations.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+
+
+class PixelNorm(nn.Module):
+    """`pixel_norm` as a layer."""
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return pixel_norm(activations)

@@ -1,0 +1,93 @@
+"""Dense networks for points of a few numbers.
+
+By default those of the toy experiments of Gulrajani et al. 2017 (released code, gan_toy.py) but for their width of 512:
+three hidden layers, ReLU, linear outputs; weights uniform with variance 2 / inputs (He et al. 2015), those of the last
+layer with Glorot's 2 / (inputs + outputs), biases 0.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
+from distgan.networks.layers.minibatch import build_minibatch_discrimination
+from distgan.networks.layers.normalisation import build_normalisation, centres_channels
+from distgan.networks.layers.spectral import add_spectral_norm
+from distgan.networks.shape import SampleShape
+
+DEPTH = 3
+"""Hidden layers where the config does not say."""
+
+
+class MLPGenerator(nn.Module):
+    """Latents (n, latent_size), and int64 labels (n,) if there are classes, to points (n, dimensions).
+
+    Labels enter as a learned vector concatenated to the latents (Mirza and Osindero 2014).
+    """
+
+    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+        super().__init__()
+        classes = shape.num_classes
+        self.embedding = nn.Embedding(classes, config.latent_size) if classes else None
+        self.layers = _hidden_layers(config, config.latent_size * (2 if classes else 1))
+        self.output = _last_layer(config.width, shape.dimensions)
+        if config.spectral_norm:
+            add_spectral_norm(self)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embedding is not None:
+            assert labels is not None
+            latents = torch.cat((latents, self.embedding(labels)), dim=1)
+        points: Tensor = self.output(self.layers(latents))
+        return points
+
+
+class MLPDiscriminator(nn.Module):
+    """Points (n, dimensions), and int64 labels (n,) if there are classes, to logits (n,).
+
+    Labels enter as a learned vector concatenated to the points. Samples can be compared by the last features that each
+    has by itself.
+    """
+
+    feature_layer = "layers"
+
+    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+        super().__init__()
+        classes = shape.num_classes
+        self.embedding = nn.Embedding(classes, shape.dimensions) if classes else None
+        self.layers = _hidden_layers(config, shape.dimensions * (2 if classes else 1))
+        self.minibatch_discrimination, features = build_minibatch_discrimination(
+            config.minibatch_discrimination, config.width
+        )
+        self.logit = _last_layer(features, 1)
+        if config.spectral_norm:
+            add_spectral_norm(self)
+
+    def forward(self, points: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embedding is not None:
+            assert labels is not None
+            points = torch.cat((points, self.embedding(labels)), dim=1)
+        logits: Tensor = self.logit(self.minibatch_discrimination(self.layers(points))).squeeze(1)
+        return logits
+
+
+def _hidden_layers(config: NetworkConfig, inputs: int) -> nn.Sequential:
+    """Dense, normalisation, ReLU, as often as the network is deep."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise([inputs] + [config.width] * (config.depth or DEPTH)):
+        dense = nn.Linear(before, after, bias=not centres_channels(config.normalisation))
+        nn.init.kaiming_uniform_(dense.weight, nonlinearity="relu")
+        if dense.bias is not None:
+            nn.init.zeros_(dense.bias)
+        layers += [dense, build_normalisation(config.normalisation, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _last_layer(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,210 @@
+"""Networks that grow while they train (Karras et al., "Progressive Growing of GANs", ICLR 2018; released code).
+
+They start at 4x4 and double; level `l` is 4 << l pixels a side. A new level is faded in: the generator's image is a
+blend of the new output and the enlarged old one, the discriminator's activations are a blend of the new block's and
+of those the old input would have given. All levels' parameters exist from the start, so that a checkpoint's names do
+not depend on how far a run has come.
+
+The paper's widths, min(8192 / 2^s, 512) at 2^(s + 1) pixels a side, are `max_width: 512` and `width: 16384 / R` for
+R pixels: 16 for 1024, 64 for 256, 512 for 32. Its latents are 512 normal numbers, its group of the minibatch standard
+deviation is 16 (4 in later work).
+
+Labels: the generator's latents are joined by a learned vector (Mirza and Osindero 2014); the discriminator has a logit
+for each class, of which the sample's own counts (Mescheder et al. 2018).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.errors import UserError
+from distgan.networks.layers.equalized import EqualizedConv2d, EqualizedLinear, PixelNorm, pixel_norm
+from distgan.networks.layers.minibatch import MinibatchStddev
+from distgan.networks.shape import SampleShape
+
+
+class GrowingNetwork(nn.Module):
+    """What both networks have in common: how far they have grown, and which of their parameters that involves."""
+
+    def __init__(self, role: str, config: GeneratorConfig | DiscriminatorConfig, shape: SampleShape) -> None:
+        super().__init__()
+        _refuse_unknown(role, config)
+        self.top_level = shape.resolution.bit_length() - 3
+        self.widths = [min(config.width << self.top_level - level, config.max_width) for level in self.levels]
+        self.level = self.top_level
+        self.fading = False
+        # A tensor, so that a compiled network takes another value without being compiled again; on the CPU at first,
+        # because a network that is built on the meta device gets no value for it from any file.
+        self.register_buffer("fade", torch.ones((), device="cpu"), persistent=False)
+        self.fade: Tensor
+
+    @property
+    def levels(self) -> range:
+        """All levels there are."""
+        return range(self.top_level + 1)
+
+    def set_growth(self, level: int, fade: float) -> None:
+        """Become the network of a level (in doublings from 4x4), blended in by `fade` in (0, 1]; 1 is all of it.
+
+        The lowest level is not faded in.
+        """
+        assert level in self.levels, level
+        assert 0.0 < fade <= 1.0, fade
+        self.level = level
+        self.fading = fade < 1.0 and level > 0
+        self.fade.fill_(fade)
+
+    def active_modules(self) -> list[nn.Module]:
+        """The layers that take part at the present level and fade."""
+        raise NotImplementedError
+
+    def active_parameters(self) -> list[nn.Parameter]:
+        """The parameters that take part at the present level and fade. The other ones have no gradient."""
+        return [parameter for module in self.active_modules() for parameter in module.parameters()]
+
+    def _ends(self, layers: nn.ModuleList) -> list[nn.Module]:
+        """Of the layers between pixels and channels, one a level: this level's, and the last one's while it fades."""
+        return list(layers[self.level - self.fading : self.level + 1])
+
+
+class ProgressiveGenerator(GrowingNetwork):
+    """Latents (n, latent_size), and int64 labels (n,) if there are classes, to images (n, C, r, r), r = 4 << level.
+
+    Outputs are linear: aimed at [-1, 1], not bounded by it (appendix A.1). In evaluation mode images are enlarged to
+    the full resolution, so that what is pictured, measured or exported has the same size at every level.
+    """
+
+    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+        super().__init__("generator", config, shape)
+        classes, latent_size = shape.num_classes, config.latent_size
+        self.embedding = nn.Embedding(classes, latent_size) if classes else None
+        first = self.widths[0]
+        self.first = nn.Sequential(
+            # On one pixel: the dense layer to 4x4 of the released code, with its gain of sqrt(2)/4.
+            EqualizedConv2d(latent_size * (2 if classes else 1), first, 4, padding=3),
+            *_rectified_and_normalised(),
+            EqualizedConv2d(first, first, 3, padding=1),
+            *_rectified_and_normalised(),
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                EqualizedConv2d(before, after, 3, padding=1),
+                *_rectified_and_normalised(),
+                EqualizedConv2d(after, after, 3, padding=1),
+                *_rectified_and_normalised(),
+            )
+            for before, after in itertools.pairwise(self.widths)
+        )
+        self.to_rgb = nn.ModuleList(EqualizedConv2d(width, shape.channels, 1, gain=1.0) for width in self.widths)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embedding is not None:
+            assert labels is not None
+            latents = torch.cat((latents, self.embedding(labels)), dim=1)
+        before = activations = self.first(pixel_norm(latents)[:, :, None, None])
+        for block in self.blocks[: self.level]:
+            before, activations = activations, block(activations)
+        images: Tensor = self.to_rgb[self.level](activations)
+        if self.fading:
+            images = blend(enlarge(self.to_rgb[self.level - 1](before)), images, self.fade)
+        return images if self.training else enlarge(images, 2 ** (self.top_level - self.level))
+
+    def active_modules(self) -> list[nn.Module]:
+        """The layers that take part at the present level and fade."""
+        embedding = [self.embedding] if self.embedding is not None else []
+        return [*embedding, self.first, *self.blocks[: self.level], *self._ends(self.to_rgb)]
+
+
+class ProgressiveDiscriminator(GrowingNetwork):
+    """Images (n, C, r, r), r = 4 << level, and int64 labels (n,) if there are classes, to logits (n,)."""
+
+    feature_layer = "last"
+
+    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+        super().__init__("discriminator", config, shape)
+        self.from_rgb = nn.ModuleList(
+            nn.Sequential(EqualizedConv2d(shape.channels, width, 1), _rectifier()) for width in self.widths
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                EqualizedConv2d(after, after, 3, padding=1),
+                _rectifier(),
+                EqualizedConv2d(after, before, 3, padding=1),
+                _rectifier(),
+                nn.AvgPool2d(2),
+            )
+            for before, after in itertools.pairwise(self.widths)
+        )
+        width, compared = self.widths[0], config.minibatch_stddev
+        self.last = nn.Sequential(
+            MinibatchStddev(compared.group_size) if compared else nn.Identity(),
+            EqualizedConv2d(width + bool(compared), width, 3, padding=1),
+            _rectifier(),
+            EqualizedConv2d(width, width, 4),
+            _rectifier(),
+            nn.Flatten(),
+        )
+        self.logits = EqualizedLinear(width, max(1, shape.num_classes), gain=1.0)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        activations = self.from_rgb[self.level](images)
+        for level in range(self.level, 0, -1):
+            activations = self.blocks[level - 1](activations)
+            if self.fading and level == self.level:
+                old = self.from_rgb[level - 1](shrink(images, 4 << level - 1))
+                activations = blend(old, activations, self.fade)
+        logits: Tensor = self.logits(self.last(activations))
+        if labels is None:
+            return logits.squeeze(1)
+        return logits.gather(1, labels[:, None]).squeeze(1)
+
+    def active_modules(self) -> list[nn.Module]:
+        """The layers that take part at the present level and fade."""
+        return [*self._ends(self.from_rgb), *self.blocks[: self.level], self.last, self.logits]
+
+
+def blend(old: Tensor, new: Tensor, fade: Tensor | float) -> Tensor:
+    """(1 - fade) old + fade new, in the dtype of old and new."""
+    return old + fade * (new - old)
+
+
+def enlarge(images: Tensor, factor: int = 2) -> Tensor:
+    """Images (n, C, r, r) to (n, C, factor r, factor r): each pixel repeated."""
+    return F.interpolate(images, scale_factor=factor, mode="nearest")
+
+
+def shrink(images: Tensor, resolution: int) -> Tensor:
+    """Images (n, C, r, r) to (n, C, resolution, resolution), a power of two smaller: the means of boxes of pixels."""
+    return F.avg_pool2d(images, images.shape[-1] // resolution)
+
+
+def fade_reals(images: Tensor, fade: Tensor | float) -> Tensor:
+    """Real images (n, C, r, r) for a level that is being faded in: as blurred as generated ones are (section 2)."""
+    return blend(enlarge(shrink(images, images.shape[-1] // 2)), images, fade)
+
+
+def _rectifier() -> nn.Module:
+    return nn.LeakyReLU(0.2, inplace=True)
+
+
+def _rectified_and_normalised() -> tuple[nn.Module, nn.Module]:
+    return _rectifier(), PixelNorm()
+
+
+def _refuse_unknown(role: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
+    if config.normalisation != "none":
+        raise UserError(
+            f"{role}.normalisation = {config.normalisation}: progressive networks have pixel norm and an equalized "
+            f"learning rate in its place; set {role}.normalisation=none"
+        )
+    if config.spectral_norm:
+        raise UserError(
+            f"{role}.spectral_norm = true: progressive networks scale their weights by an equalized learning rate; "
+            f"set {role}.spectral_norm=false"
+        )

@@ -1,0 +1,184 @@
+"""R3GAN (Huang, Gokaslan, Kuleshov, Tompkin, "The GAN is dead; long live the GAN!", NeurIPS 2024, section 4, config E).
+
+Both networks are stages of residual blocks from 4x4 to full resolution (or back), without any normalisation: a 1x1
+convolution that doubles the channels, a 3x3 one in groups of 16, and a 1x1 one back. Only activations have biases.
+Between stages the image is resampled with the filter [1, 2, 1] and, where widths differ, passed through a 1x1
+convolution. Weights start as in Fixup (Zhang et al. 2019): each block is the identity at first.
+
+The paper trains them with relativistic pairing, R1 and R2, Adam with beta1 = 0, and gamma along half a cosine; its
+annealing of beta2 is left out here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.config.players import NetworkConfig
+from distgan.errors import UserError
+from distgan.networks.shape import SampleShape
+
+_SLOPE = 0.2
+_EXPANSION = 2
+_GROUP = 16
+_BLOCKS = 2
+
+
+class R3GANGenerator(nn.Module):
+    """Latents (n, latent_size), and int64 labels (n,) if there are classes, to images (n, C, R, R), unbounded.
+
+    Labels enter as a learned vector concatenated to the latents.
+    """
+
+    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+        super().__init__()
+        widths = _stage_widths("generator", config, shape)[::-1]
+        blocks = config.depth or _BLOCKS
+        gain = _fixup_gain(blocks * len(widths))
+        self.embedding = nn.Embedding(shape.num_classes, config.latent_size) if shape.num_classes else None
+        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
+        self.projection = nn.Linear(config.latent_size * (2 if shape.num_classes else 1), widths[0], bias=False)
+        _initialise(self.projection)
+        stages: list[nn.Module] = []
+        for before, after in zip([None, *widths], widths, strict=False):
+            if before is not None:
+                stages += [*_match(before, after), Upsample()]
+            stages += [ResidualBlock(after, gain) for _ in range(blocks)]
+        self.stages = nn.Sequential(*stages)
+        self.to_image = _convolution(widths[-1], shape.channels, 1)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embedding is not None:
+            assert labels is not None
+            latents = torch.cat((latents, self.embedding(labels)), dim=1)
+        images: Tensor = self.to_image(self.stages(self.basis * self.projection(latents)[:, :, None, None]))
+        return images
+
+
+class R3GANDiscriminator(nn.Module):
+    """Images (n, C, R, R), and int64 labels (n,) if there are classes, to logits (n,).
+
+    With classes the last layer gives a vector, whose product with the label's learned one is the logit.
+    """
+
+    feature_layer = "features"
+
+    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+        super().__init__()
+        widths = _stage_widths("discriminator", config, shape)
+        blocks = config.depth or _BLOCKS
+        gain = _fixup_gain(blocks * len(widths))
+        stages: list[nn.Module] = [_convolution(shape.channels, widths[0], 1)]
+        for before, after in zip([None, *widths], widths, strict=False):
+            if before is not None:
+                stages += [Downsample(), *_match(before, after)]
+            stages += [ResidualBlock(after, gain) for _ in range(blocks)]
+        self.stages = nn.Sequential(*stages)
+        self.features = nn.Sequential(_convolution(widths[-1], widths[-1], 4, groups=widths[-1]), nn.Flatten())
+        self.embedding = nn.Embedding(shape.num_classes, widths[-1]) if shape.num_classes else None
+        self.logit = nn.Linear(widths[-1], widths[-1] if shape.num_classes else 1, bias=False)
+        _initialise(self.logit)
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=1.0 / math.sqrt(widths[-1]))
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.logit(self.features(self.stages(images)))
+        if self.embedding is not None:
+            assert labels is not None
+            logits = (logits * self.embedding(labels)).sum(1, keepdim=True)
+        return logits.squeeze(1)
+
+
+class ResidualBlock(nn.Module):
+    """x + W3 a(W2 a(W1 x)), where a adds a bias to each channel and is LeakyReLU(0.2), and W3 starts at 0."""
+
+    def __init__(self, channels: int, gain: float) -> None:
+        super().__init__()
+        expanded = channels * _EXPANSION
+        self.layers = nn.Sequential(
+            _convolution(channels, expanded, 1, gain=gain),
+            BiasedActivation(expanded),
+            _convolution(expanded, expanded, 3, gain=gain, padding=1, groups=expanded // _GROUP),
+            BiasedActivation(expanded),
+            _convolution(expanded, channels, 1, gain=0.0),
+        )
+
+    def forward(self, activations: Tensor) -> Tensor:
+        out: Tensor = activations + self.layers(activations)
+        return out
+
+
+class BiasedActivation(nn.Module):
+    """LeakyReLU(0.2) of a channel and its learned bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return F.leaky_relu(activations + self.bias[:, None, None].to(activations.dtype), _SLOPE)
+
+
+class Upsample(nn.Module):
+    """Twice the size: zeros between the pixels, then the filter [1, 2, 1] / 2 along each axis."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        kernel = _binomial(images, 1.0)
+        return F.conv_transpose2d(images, kernel, stride=2, groups=images.shape[1])[..., :-1, :-1]
+
+
+class Downsample(nn.Module):
+    """Half the size: the filter [1, 2, 1] / 4 along each axis, then every other pixel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(F.pad(images, (1, 0, 1, 0)), _binomial(images, 0.25), stride=2, groups=images.shape[1])
+
+
+def _binomial(images: Tensor, scale: float) -> Tensor:
+    line = images.new_tensor([0.5, 1.0, 0.5])
+    return (scale * torch.outer(line, line)).expand(images.shape[1], 1, 3, 3)
+
+
+def _stage_widths(role: str, config: NetworkConfig, shape: SampleShape) -> list[int]:
+    """Channels at R, R/2, ..., 4."""
+    if shape.resolution < 8:
+        raise UserError(f"data.resolution = {shape.resolution}: the r3gan {role} takes powers of two from 8 up")
+    if config.normalisation != "none" or config.spectral_norm:
+        raise UserError(
+            f"{role}.normalisation = {config.normalisation}, {role}.spectral_norm = {config.spectral_norm}: the r3gan "
+            f"{role} has neither; set {role}.normalisation=none and leave spectral_norm out"
+        )
+    widths = [min(config.width << stage, config.max_width) for stage in range(shape.resolution.bit_length() - 2)]
+    if any(width * _EXPANSION % _GROUP for width in widths):
+        raise UserError(
+            f"{role}.width = {config.width}, {role}.max_width = {config.max_width}: the r3gan {role} convolves twice "
+            f"its width in groups of {_GROUP}; choose multiples of {_GROUP // _EXPANSION}"
+        )
+    return widths
+
+
+def _fixup_gain(blocks: int) -> float:
+    """Standard deviation, times root fan-in, of the first two of a block's three convolutions: L^(-1/(2m - 2)), m = 3
+    layers, times that which keeps the variance through LeakyReLU."""
+    return math.sqrt(2.0 / (1.0 + _SLOPE**2)) / math.sqrt(math.sqrt(blocks))
+
+
+def _match(before: int, after: int) -> Sequence[nn.Module]:
+    return [_convolution(before, after, 1)] if before != after else []
+
+
+def _convolution(
+    before: int, after: int, kernel: int, *, gain: float = 1.0, padding: int = 0, groups: int = 1
+) -> nn.Conv2d:
+    layer = nn.Conv2d(before, after, kernel, padding=padding, groups=groups, bias=False)
+    _initialise(layer, gain)
+    return layer
+
+
+def _initialise(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))

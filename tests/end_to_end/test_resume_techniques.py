@@ -1,0 +1,61 @@
+"""What the techniques of the lineage carry along resumes bitwise after kill -9, on two ranks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import Job
+from tests.runs import differing, recipe, tensors
+
+STEPS = 8
+
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "WGAN with clipping, extra critic steps and a warm start": {
+        "generator": {"optimizer": {"name": "rmsprop", "learning_rate": 5e-5}},
+        "discriminator": {"optimizer": {"name": "rmsprop", "learning_rate": 5e-5}},
+        "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {}},
+        "training": {"warm_start": 2, "extra_critic_steps": {"updates": 3, "first": 2, "every": 3}},
+    },
+    "virtual batch norm, histories, matching, noisy targets and inputs": {
+        "generator": {"normalisation": "virtual"},
+        "discriminator": {"normalisation": "virtual"},
+        "objective": {
+            "feature_matching": {"adversarial": True},
+            "historical_averaging": {"generator": 0.1, "discriminator": 0.1},
+            "targets": {"real": [0.8, 1.0], "flip": 0.1},
+            "instance_noise": {"sigma": 0.2, "steps": 6},
+        },
+    },
+    "spectral norm, comparisons of samples, relativistic averages and labels": {
+        "data": {"labels": True},
+        "generator": {"spectral_norm": True},
+        "discriminator": {
+            "normalisation": "none",
+            "spectral_norm": True,
+            "minibatch_discrimination": {"kernels": 5, "dimensions": 2},
+            "minibatch_stddev": {"group_size": 4},
+        },
+        "objective": {"adversarial": "relativistic_average", "r2": {"gamma": 1.0, "every": 2}},
+    },
+}
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_killed_run_ends_bitwise_the_same(tmp_path: Path, digits: Path, technique: str) -> None:
+    sections = dict(TECHNIQUES[technique])
+    sections["training"] = {"steps": STEPS, **sections.get("training", {})}
+    config = str(recipe(tmp_path, digits, **sections))
+    assert Job(2, ["train", config, f"run_dir={tmp_path / 'whole'}"]).wait() == [0, 0]
+    job = Job(2, ["train", config])
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "checkpoints" / "step-00000004").exists():
+        assert time.monotonic() < deadline
+        assert job.running(), "the job ended by itself"
+        time.sleep(0.005)
+    job.kill(1)
+    assert Job(2, ["train", config]).wait() == [0, 0]
+    assert differing(tensors(tmp_path / "run", STEPS), tensors(tmp_path / "whole", STEPS)) == []

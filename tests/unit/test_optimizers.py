@@ -1,0 +1,48 @@
+"""RMSProp against torch's own, and steps that are cancelled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from distgan.config import OptimizerConfig
+from distgan.training.optimizers import QUANTITIES, build_optimizer
+
+
+def course(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        optimizer.step()
+
+
+def make() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(3, 2).double()), nn.Parameter(torch.ones(()).double())]
+
+
+@pytest.mark.parametrize("smoothing", [0.99, 0.9])
+def test_rmsprop_is_torchs(smoothing: float) -> None:
+    ours, theirs = make(), make()
+    config = OptimizerConfig(name="rmsprop", learning_rate=1e-2, smoothing=smoothing)
+    course(build_optimizer(config, ours), ours, 10)
+    course(torch.optim.RMSprop(theirs, lr=1e-2, alpha=smoothing, eps=1e-8), theirs, 10)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_a_cancelled_step_changes_nothing(name: str) -> None:
+    parameters = [nn.Parameter(torch.ones(3))]
+    optimizer = build_optimizer(OptimizerConfig.model_validate({"name": name}), parameters)
+    optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), None  # type: ignore[attr-defined]
+    course(optimizer, parameters, 2)
+    state = optimizer.state[parameters[0]]
+    assert tuple(state) == QUANTITIES[name]
+    before = [parameters[0].detach().clone(), *(value.clone() for value in state.values())]
+    parameters[0].grad = torch.tensor([1.0, torch.inf, torch.nan])
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    after = [parameters[0].detach(), *state.values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))

@@ -1,0 +1,78 @@
+"""R3GAN's networks against the paper's description, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.errors import UserError
+from distgan.networks import build_discriminator, build_generator
+from distgan.networks.r3gan import Downsample, ResidualBlock, Upsample
+from distgan.networks.shape import SampleShape
+
+SETTINGS = {"architecture": "r3gan", "normalisation": "none"}
+
+
+def count(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def block(width: int) -> int:
+    """1x1 to twice the width, 3x3 in groups of 16, 1x1 back, and two biases of the expanded channels."""
+    return width * 2 * width + 2 * width * 16 * 9 + 2 * width * width + 2 * 2 * width
+
+
+def test_the_papers_cifar_networks() -> None:
+    """Four stages of two blocks, 768 wide, 64 latents; no layer between stages of one width."""
+    shape = SampleShape(resolution=32, channels=3)
+    with torch.device("meta"):
+        generator = build_generator(GeneratorConfig(**SETTINGS, width=768, max_width=768, latent_size=64), shape)
+        discriminator = build_discriminator(DiscriminatorConfig(**SETTINGS, width=768, max_width=768), shape)
+    assert count(generator) == 768 * 16 + 64 * 768 + 8 * block(768) + 768 * 3
+    assert count(discriminator) == 3 * 768 + 8 * block(768) + 768 * 16 + 768
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_shapes_and_widths(classes: int) -> None:
+    shape = SampleShape(resolution=16, channels=1, num_classes=classes)
+    generator = build_generator(GeneratorConfig(**SETTINGS, width=8, max_width=16, latent_size=5), shape)
+    discriminator = build_discriminator(DiscriminatorConfig(**SETTINGS, width=8, max_width=16), shape)
+    labels = torch.tensor([0, 2]) if classes else None
+    images = generator(torch.randn(2, 5), labels)
+    assert images.shape == (2, 1, 16, 16)
+    assert discriminator(images, labels).shape == (2,)
+
+
+def test_blocks_begin_as_the_identity() -> None:
+    activations = torch.randn(2, 8, 4, 4)
+    assert torch.equal(ResidualBlock(8, 1.0)(activations), activations)
+
+
+def test_resampling_by_hand() -> None:
+    line = torch.tensor([1.0, 3.0, 5.0, 9.0])
+    images = torch.outer(line, torch.ones(4))[None, None]
+    # Rows: pixel 2i is the mean of x[i - 1] and x[i] (0 before the first), pixel 2i + 1 is x[i].
+    up = Upsample()(images)
+    assert up.shape == (1, 1, 8, 8)
+    assert up[0, 0, :, 3].tolist() == pytest.approx([0.5, 1, 2, 3, 4, 5, 7, 9])
+    # (x[2i - 1] + 2 x[2i] + x[2i + 1]) / 4
+    down = Downsample()(images)
+    assert down.shape == (1, 1, 2, 2)
+    assert down[0, 0, :, 1].tolist() == pytest.approx([(0 + 2 + 3) / 4, (3 + 10 + 9) / 4])
+
+
+def test_penalties_can_be_differentiated() -> None:
+    shape = SampleShape(resolution=8, channels=1)
+    discriminator = build_discriminator(DiscriminatorConfig(**SETTINGS, width=8, max_width=8), shape)
+    images = torch.randn(2, 1, 8, 8, requires_grad=True)
+    (slopes,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    slopes.square().sum().backward()
+    assert discriminator.logit.weight.grad is not None
+
+
+@pytest.mark.parametrize("changes", [{"normalisation": "batch"}, {"spectral_norm": True}, {"width": 12}])
+def test_what_it_does_not_take_is_refused(changes: dict[str, object]) -> None:
+    config = GeneratorConfig.model_validate({**SETTINGS, "width": 8, **changes})
+    with pytest.raises(UserError, match="r3gan generator"):
+        build_generator(config, SampleShape(resolution=16, channels=1))

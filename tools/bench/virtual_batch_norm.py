@@ -1,0 +1,92 @@
+"""What virtual batch norm costs: seconds of a generator and a discriminator update, beside those with batch norm.
+
+Each kind is trained in turn, round by round, in one process on made-up images; medians over rounds are compared. With
+virtual batch norm in the generator its reference batch passes through it once for each update of either player.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from distgan.config import Config, parse_config
+from distgan.distributed.runtime import Runtime
+from distgan.latents import LatentSource
+from distgan.networks import build_discriminator, build_generator
+from distgan.networks.layers.virtual import set_reference, uses_reference
+from distgan.networks.shape import sample_shape
+from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+from distgan.training.player import Player
+
+KINDS = {
+    "batch norm": ("batch", "batch"),
+    "virtual in the generator": ("virtual", "batch"),
+    "virtual in both": ("virtual", "virtual"),
+}
+
+
+def make_step(kinds: tuple[str, str], options: argparse.Namespace, runtime: Runtime) -> Callable[[], None]:
+    """One update of each player, with these normalisations of the generator and the discriminator."""
+    config: Config = parse_config(
+        {
+            "run_dir": "unused",
+            "data": {"path": "unused", "resolution": options.resolution},
+            "generator": {"width": options.width, "normalisation": kinds[0]},
+            "discriminator": {"width": options.width, "normalisation": kinds[1]},
+            "training": {"steps": 1, "batch_size": options.batch_size},
+        }
+    )
+    shape = sample_shape(config.data)
+    generator = build_generator(config.generator, shape).to(runtime.device)
+    discriminator = build_discriminator(config.discriminator, shape).to(runtime.device)
+    source = LatentSource(config.generator, 0, class_counts=None, device=runtime.device)
+    places = torch.arange(options.batch_size, device=runtime.device)
+    latents, _ = source.draw("latents", places)
+    reals = torch.rand(options.batch_size, *shape.sizes, device=runtime.device)
+    for network, samples in ((generator, latents), (discriminator, reals)):
+        if uses_reference(network):
+            set_reference(network, samples, None)
+    batch = MicroBatch(places, latents, None, reals, None)
+    players = (
+        Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
+        Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
+    )
+
+    def step() -> None:
+        players[0].update([(batch, 0, 1)], 2e-4)
+        players[1].update([(batch, 0)], 2e-4)
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    runtime = Runtime()
+    steps = {name: make_step(kinds, options, runtime) for name, kinds in KINDS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in KINDS}
+    for number in range(options.rounds + 2):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if runtime.device.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - started)
+    base = statistics.median(seconds["batch norm"])
+    for name, found in seconds.items():
+        print(
+            f"{name:26} {1000 * statistics.median(found):8.1f} ms a step, {statistics.median(found) / base:5.2f} times"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The theory of GANs as experiments: each prints what it measured beside what theory says, and draws docs/theory/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.experiments import optimal_discriminator, vanishing_gradients  # noqa: E402
+
+EXPERIMENTS = {
+    "optimal-discriminator": optimal_discriminator.main,
+    "vanishing-gradients": vanishing_gradients.main,
+}
+
+
+def main() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; default: all"
+    )
+    for name in parser.parse_args().experiments or EXPERIMENTS:
+        EXPERIMENTS[name](ROOT / "docs" / "theory")
+
+
+if __name__ == "__main__":
+    main()
