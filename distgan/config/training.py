@@ -39,6 +39,8 @@ class TrainingConfig(Section):
     """Discriminator updates before the first step, so that the generator meets a trained one. They count to step 0."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16` runs the networks under bfloat16 autocast; losses and penalties stay in float32."""
+    gradient_precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` halves the bytes that gradients cost between ranks, and rounds them; sums of many ranks round more."""
     deterministic: bool = False
     """Deterministic kernels and gradient buckets: resume at the same world size is then bitwise."""
     compile: bool = False

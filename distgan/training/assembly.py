@@ -11,6 +11,7 @@ from distgan.data.index import Index
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.data.samples import sample_format
+from distgan.distributed.engines import ZeroEngine
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.generation import to_network
@@ -57,6 +58,12 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             clipping=config.objective.weight_clipping,
         ),
     }
+    if isinstance(players["generator"].engine, ZeroEngine) and config.growth and not config.growth.reset_optimizers:
+        raise UserError(
+            "growth.reset_optimizers = false: DeepSpeed's optimizers cannot keep moments of parameters that join at "
+            "different times; set it to true, or launch with --multi_gpu or --use_fsdp",
+            everywhere=True,
+        )
     state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
     state.settle()
     return state

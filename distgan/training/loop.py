@@ -41,7 +41,11 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Raises:
         UserError: something that the user can mend.
     """
-    runtime = Runtime(deterministic=config.training.deterministic, timeout_minutes=config.training.timeout_minutes)
+    runtime = Runtime(
+        deterministic=config.training.deterministic,
+        timeout_minutes=config.training.timeout_minutes,
+        gradients_in_bf16=config.training.gradient_precision == "bf16",
+    )
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
         with runtime.together():
@@ -57,7 +61,6 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
                 run_folder.prepare(config, state, runtime, resume, frozenset(accept))
-                grow(state, resumed=True)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
@@ -95,7 +98,8 @@ def run(
             [(batch, progress.step) for batch in feed.generator_inputs(progress.step)],
             learning_rate(generator, progress.step, steps),
         )
-        state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
+        with runtime.whole(state.generator.network):
+            state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
         grow(state)
 
@@ -136,11 +140,10 @@ def save(
     if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
         logger.warning("step %d: no checkpoint while updates are being skipped", progress.step)
         return
-    description = state.description(runtime)
+    description, tensors, blocking = state.description(runtime), state.tensors(), last or is_best
     with runtime.together():
         if writer is None:
             return
-        tensors, blocking = state.tensors(), last or is_best
         saved = writer.save(progress.step, tensors, description, blocking=blocking)
         if last and not saved and not writer.save(progress.step, tensors, description, blocking=True):
             raise UserError(

@@ -73,7 +73,7 @@ class Objective(nn.Module):
         self.history: HistoricalAverage | None = None
         """The average over time of this player's parameters, if it is held near it."""
         if self.history_weight:
-            self.history = HistoricalAverage(dict(network.named_parameters()))
+            self.history = HistoricalAverage(network)
 
     @property
     def opponent(self) -> nn.Module:

@@ -121,7 +121,7 @@ class Observer:
         row: dict[str, float] = {}
         for player in state.players:
             row |= player.statistics.reduce(self.runtime)
-            row[f"learning_rate/{player.role}"] = player.optimizer.param_groups[0]["lr"]
+            row[f"learning_rate/{player.role}"] = player.engine.optimizer.param_groups[0]["lr"]
             row[f"skipped_updates/{player.role}"] = player.skipped.item()
         seconds = time.perf_counter() - self._started
         steps = max(1, progress.step - self._first_step)

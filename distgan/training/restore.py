@@ -41,9 +41,14 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
 
 def load_network(path: Path, name: str, network: nn.Module) -> None:
     """Load one file of a checkpoint into a network. Raises UserError naming the tensor that does not fit."""
+    network.load_state_dict(read_network(path, name, network))
+
+
+def read_network(path: Path, name: str, network: nn.Module) -> dict[str, Tensor]:
+    """The tensors for a network in one file of a checkpoint. Raises UserError naming the one that does not fit."""
     tensors = checkpoint.load_files(path, [name])[name]
     _check_shapes(path, name, tensors, network.state_dict())
-    network.load_state_dict(tensors)
+    return tensors
 
 
 def _check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
