@@ -132,6 +132,7 @@ class DiscriminatorObjective(Objective):
             fakes, fake_logits = self._judge(fakes, batch.labels, differentiable=r2 is not None)
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | _opinions(config.adversarial, real_logits, fake_logits)
+            parts |= _diversity("data/diversity", batch.reals)
             if r1 is not None:
                 parts["loss/r1"] = penalties.zero_centred(real_logits, reals, penalty_gamma(r1, step, self.steps))
                 loss = loss + r1.every * parts["loss/r1"]
@@ -216,7 +217,7 @@ class GeneratorObjective(Objective):
             assert fake_features is not None
             parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
             loss = loss + matching.weight * parts["loss/feature_matching"]
-        return self._outcome(loss, {"loss/generator": loss, **_diversity(fakes), **parts})
+        return self._outcome(loss, {"loss/generator": loss, **_diversity("generator/diversity", fakes), **parts})
 
     def _judge(self, samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of the discriminator and, where they are matched, its features; both float32."""
@@ -251,13 +252,13 @@ def _opinions(family: str, real_logits: Tensor, fake_logits: Tensor) -> dict[str
 
 
 @torch.no_grad()
-def _diversity(fakes: Tensor) -> dict[str, Tensor]:
+def _diversity(name: str, samples: Tensor) -> dict[str, Tensor]:
     """Mean absolute difference between neighbours in the batch, 0 when all are alike; of pairs, so that even shares of
     any number of ranks compare the same."""
-    pairs = len(fakes) // 2
+    pairs = len(samples) // 2
     if not pairs:
         return {}
-    return {"generator/diversity": (fakes[0 : 2 * pairs : 2] - fakes[1 : 2 * pairs : 2]).abs().float().mean()}
+    return {name: (samples[0 : 2 * pairs : 2] - samples[1 : 2 * pairs : 2]).abs().float().mean()}
 
 
 def _wide(values: Tensor) -> Tensor:

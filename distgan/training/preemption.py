@@ -114,7 +114,7 @@ class Status(BaseModel):
 
     outcome: Outcome
     reason: str | None = None
-    """Why it failed or was preempted, in one line."""
+    """Why it failed, was preempted or finished early, in one line."""
     step: int | None = None
     world_size: int | None = None
     restarts: int = 0

@@ -22,6 +22,7 @@ from distgan.networks.shape import sample_shape
 from distgan.objectives.auxiliary import HistoricalAverage
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
+from distgan.training.diagnosis import Diagnosis
 from distgan.training.ema import AveragedGenerator
 from distgan.training.objective import blank_batch
 from distgan.training.player import Player
@@ -39,6 +40,7 @@ class Progress:
     position: int = 0
     best: dict[str, Any] | None = None
     substitutions: Substitutions = field(default_factory=Substitutions)
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
 
 @dataclass
@@ -104,6 +106,7 @@ class TrainingState:
             "classes": class_description(self.config, self.index),
             "world_size": runtime.world_size,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
+            "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
             "versions": {"distgan": distgan.__version__, "torch": torch.__version__},
         }
@@ -141,6 +144,7 @@ class TrainingState:
         self.progress.step = description.step
         self.progress.position = description.position
         self.progress.best = description.best.model_dump() if description.best else None
+        self.progress.diagnosis = description.diagnosis
         self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
