@@ -297,7 +297,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_best(export)
 
     stop = command("stop", _stop, "ask a running job to save a checkpoint and leave")
-    stop.add_argument("run", metavar="RUN", help="its run folder, as any machine sees it")
+    _add_run(stop)
+
+    status = command(
+        "status", _status, "print how a run stands, on one line for scripts",
+        "The line is OUTCOME CHECKPOINT REASON: none, running, finished, preempted, failed, or lost, which is failed\n"
+        "for want of a rank only; the step of the newest checkpoint, -1 without any; and why.",
+    )  # fmt: skip
+    _add_run(status)
 
     command(
         "schema", _schema, "print the JSON Schema of a recipe, for editors and for reading",
@@ -310,6 +317,13 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the config, such as training.steps=1000"
     )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", metavar="RUN_OR_CONFIG", help="its run folder, as any machine sees it, or the recipe it was started with"
+    )
+    _add_overrides(parser)
 
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
@@ -407,9 +421,17 @@ def _export(options: argparse.Namespace) -> None:
 
 def _stop(options: argparse.Namespace) -> None:
     from distgan.training.preemption import request_stop
+    from distgan.training.standing import run_folder_of
 
-    request_stop(options.run)
-    _print(f"{options.run}: asked to stop; status.json there will say `preempted` when it has")
+    folder = run_folder_of(options.run, options.overrides)
+    request_stop(folder)
+    _print(f"{folder}: asked to stop; status.json there will say `preempted` when it has")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from distgan.training.standing import run_folder_of, standing
+
+    _print(standing(run_folder_of(options.run, options.overrides)))
 
 
 def _schema(_: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distgan.errors import UserError
 from distgan.export import Generator, load_generator
-from distgan.generation import to_bytes
+from distgan.generation import from_network
 from distgan.monitoring import pictures
 
 GRID_LIMIT = 4096
@@ -71,7 +71,7 @@ def _batches(generator: Generator, number: int, seed: int, classes: Tensor | Non
         latents, labels = generator.inputs(count, seed=seed, first=first)
         if classes is not None:
             labels = classes[torch.arange(first, first + count) % len(classes)].to(latents.device)
-        yield to_bytes(generator(latents, labels)).cpu()
+        yield from_network(generator.shape, generator(latents, labels)).cpu()
 
 
 def _class_number(generator: Generator, label: str) -> int:

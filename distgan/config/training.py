@@ -122,6 +122,9 @@ class EvaluationConfig(Section):
     """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
     inception_weights: str | None = None
     """Path of torch-fidelity's pt_inception-2015-12-05 weights; null downloads them."""
+    held_out: str | None = None
+    """Folder of shards of text that is not trained on, for `ngram_js`. Default: `held-out` beside the training shards,
+    where `pack --held-out` puts it."""
     cache_dir: str | None = None
     """Folder of real statistics and detectors. Default: `$DISTGAN_CACHE` or `~/.cache/distgan`."""
 

@@ -13,17 +13,16 @@ from distgan.data.reader import read_samples
 from distgan.data.samples import sample_format
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.generation import from_bytes
+from distgan.generation import to_network
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual import set_reference, uses_reference
-from distgan.networks.shape import sample_shape
 from distgan.training import schedule
 from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import set_growth
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.training.player import Player
-from distgan.training.state import Progress, TrainingState, class_counts
+from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
@@ -32,7 +31,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     Raises:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
-    shape = sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
+    shape = run_shape(config, index)
     generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
     discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
     _fill_references(generator, discriminator, config, index)
@@ -70,6 +69,8 @@ def latent_source(config: Config, index: Index, device: torch.device) -> LatentS
 
 def uses_channels_last(config: Config, device: torch.device) -> bool:
     """Whether convolutions run in channels_last: as configured; `auto` is where it was measured to be faster."""
+    if config.data.kind != "images":
+        return False
     if config.training.channels_last != "auto":
         return config.training.channels_last
     if config.data.channels == 1:
@@ -105,4 +106,5 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
     if uses_reference(discriminator):
         places = np.arange(len(discriminator.get_buffer("reference")))
         batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
-        set_reference(discriminator, from_bytes(batch.values), batch.labels if config.data.labels else None)
+        reals = to_network(run_shape(config, index), batch.values)
+        set_reference(discriminator, reals, batch.labels if config.data.labels else None)

@@ -5,13 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from distgan.data import text
 from distgan.errors import UserError
 from distgan.training import checkpoint
 from distgan.training.diagnosis import Diagnosis
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+def _check_vocabulary(vocabulary: list[str]) -> list[str]:
+    if problem := text.find_problem(vocabulary):
+        raise ValueError(problem)
+    return vocabulary
+
+
+Vocabulary = Annotated[list[str], AfterValidator(_check_vocabulary)]
 
 
 class _Record(BaseModel):
@@ -51,6 +61,8 @@ class Description(_Record):
     substitutions: list[Any]
     data: Data
     classes: Classes | None
+    vocabulary: Vocabulary | None = None
+    """The characters of text, by their numbers."""
     world_size: Annotated[int, Field(ge=1)]
     statistics: dict[str, dict[str, tuple[float, float]]]
     """Per player: totals and counts of the logging interval under way, so that its row is the same after a resume."""

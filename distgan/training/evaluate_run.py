@@ -50,7 +50,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     source = LatentSource(config.generator, config.seed, class_counts=counts, device=runtime.device)
 
     def generate(samples: Tensor) -> Tensor:
-        return generation.generate(generator.network, source, "evaluation", samples)
+        return generation.generate(generator.network, generator.shape, source, "evaluation", samples)
 
     from distgan.evaluation import suite  # late, because it takes seconds, and a mistake should be told before
 

@@ -171,7 +171,9 @@ class Observer:
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
         def generate(samples: Tensor) -> Tensor:
-            return generation.generate(self.state.average.network, self.latents, "evaluation", samples)
+            return generation.generate(
+                self.state.average.network, self.state.shape, self.latents, "evaluation", samples
+            )
 
         try:
             if self._evaluator is None:
@@ -203,7 +205,7 @@ class Observer:
         """A grid of the same latents every time, on disk and in TensorBoard."""
         step = self.state.progress.step
         numbers = torch.arange(self.config.monitoring.num_samples)
-        images = generation.generate(self.state.average.network, self.latents, "sample grid", numbers)
+        images = generation.generate(self.state.average.network, self.state.shape, self.latents, "sample grid", numbers)
         grid = pictures.grid(images.cpu())
         self.tracker.image(step, "samples", grid)
         try:

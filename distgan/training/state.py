@@ -18,7 +18,7 @@ from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.networks.progressive import GrowingNetwork
-from distgan.networks.shape import sample_shape
+from distgan.networks.shape import SampleShape, sample_shape
 from distgan.objectives.auxiliary import HistoricalAverage
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
@@ -61,12 +61,16 @@ class TrainingState:
         """Both players."""
         return self.generator, self.discriminator
 
+    @property
+    def shape(self) -> SampleShape:
+        """What samples are to the networks."""
+        return run_shape(self.config, self.index)
+
     def settle(self) -> None:
         """Let the wrappers of both players arrange themselves (see `Player.settle`). Every rank calls it."""
         config, runtime, position = self.config, self.generator.runtime, self.progress.position
         if runtime.world_size > 1:
-            shape = sample_shape(config.data, num_classes=self.index.num_classes)
-            shape = replace(shape, resolution=schedule.resolution(config, position))
+            shape = replace(self.shape, resolution=schedule.resolution(config, position))
             share = schedule.micro_batch(config, position) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
             # Discriminator updates that no lazy penalty is due in have the number 1.
@@ -104,6 +108,7 @@ class TrainingState:
             "substitutions": self.progress.substitutions.to_json(),
             "data": {"fingerprint": self.index.fingerprint, "samples": len(self.index)},
             "classes": class_description(self.config, self.index),
+            "vocabulary": list(self.index.vocabulary) if self.index.vocabulary else None,
             "world_size": runtime.world_size,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
@@ -157,6 +162,11 @@ class TrainingState:
                 f"{self.index.fingerprint[:12]}; restore the data, start another run_dir, or continue on "
                 "the new data with --accept data"
             )
+        if tuple(description.vocabulary or ()) != (self.index.vocabulary or ()):
+            raise UserError(
+                f"{path}: its text has other characters than that of data.path, or they are numbered otherwise; "
+                "restore the data and their index, or start another run_dir"
+            )
         if then.seed != now.seed and "seed" not in accept:
             raise UserError(
                 f"{path}: saved with seed = {then.seed}, but the config has {now.seed}, which is another order of "
@@ -180,6 +190,11 @@ class TrainingState:
                 f"but now they would be over {batches[1]}, which changes the objective; restore the two, or use "
                 "--accept statistics"
             )
+
+
+def run_shape(config: Config, index: Index) -> SampleShape:
+    """What the samples of a run are to its networks."""
+    return sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
 
 
 def class_description(config: Config, index: Index) -> dict[str, Any] | None:

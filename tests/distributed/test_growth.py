@@ -51,7 +51,7 @@ def build(config: Config) -> TrainingState:
         Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
-    index: Any = SimpleNamespace(num_classes=0)
+    index: Any = SimpleNamespace(num_classes=0, vocabulary=None)
     state = TrainingState(config, index, *players, AveragedGenerator(generator), Progress(), now)
     state.settle()
     return state
