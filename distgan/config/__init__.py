@@ -42,6 +42,7 @@ from distgan.config.training import (
     ExtraCriticStepsConfig,
     MetricName,
     MonitoringConfig,
+    StopWhenFlatConfig,
     TrainingConfig,
 )
 from distgan.errors import UserError
@@ -69,6 +70,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "Section",
+    "StopWhenFlatConfig",
     "TargetsConfig",
     "TrainingConfig",
     "WeightClippingConfig",
@@ -183,6 +185,11 @@ class Config(Section):
                 "discriminator.normalisation: batch norm makes a critic's output depend on the whole batch, so that "
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
+            )
+        if self.training.stop_when_flat is not None and self.objective.adversarial != "wasserstein":
+            raise ValueError(
+                f"training.stop_when_flat: {self.objective.adversarial} does not estimate the Wasserstein distance; "
+                "set objective.adversarial=wasserstein, or leave stop_when_flat out"
             )
         self._check_groups()
         return self

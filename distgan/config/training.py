@@ -22,6 +22,15 @@ class ExtraCriticStepsConfig(Section):
     """So is each k-th after them; null: none."""
 
 
+class StopWhenFlatConfig(Section):
+    """End the run when the critic's estimate of the Wasserstein distance neither falls nor rises any more."""
+
+    steps: Count = 10_000
+    """It is flat when it has stayed where it was for so long; its average has a half-life of a tenth of that."""
+    tolerance: Annotated[Real, Field(gt=0, lt=1)] = 0.02
+    """Where it was: its average then, give or take this share."""
+
+
 class TrainingConfig(Section):
     """How long, how large, and in which numbers."""
 
@@ -37,6 +46,8 @@ class TrainingConfig(Section):
     """Steps with more discriminator updates than that."""
     warm_start: CountOrZero = 0
     """Discriminator updates before the first step, so that the generator meets a trained one. They count to step 0."""
+    stop_when_flat: StopWhenFlatConfig | None = None
+    """For `wasserstein`: end the run early when its estimate of the distance is flat; null trains all steps."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16` runs the networks under bfloat16 autocast; losses and penalties stay in float32."""
     gradient_precision: Literal["float32", "bf16"] = "float32"

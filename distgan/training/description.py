@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from distgan.data import text
 from distgan.errors import UserError
 from distgan.training import checkpoint
+from distgan.training.diagnosis import Diagnosis
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 
@@ -65,6 +66,7 @@ class Description(_Record):
     world_size: Annotated[int, Field(ge=1)]
     statistics: dict[str, dict[str, tuple[float, float]]]
     """Per player: totals and counts of the logging interval under way, so that its row is the same after a resume."""
+    diagnosis: Diagnosis = Diagnosis()
     config: dict[str, Any]
     versions: dict[str, str]
 

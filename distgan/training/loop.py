@@ -17,6 +17,7 @@ from distgan.randomness import derive_key
 from distgan.training import run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
+from distgan.training.diagnosis import why_stop
 from distgan.training.feed import Feed
 from distgan.training.growth import grow
 from distgan.training.observer import Observer
@@ -64,7 +65,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
-        outcome(result, state.progress.step, stop.reason)
+        outcome(result, state.progress.step, stop.reason if result == "preempted" else nothing_more(state))
         return result
 
 
@@ -76,7 +77,7 @@ def run(
     runtime: Runtime,
     stop: StopRequest,
 ) -> run_folder.Result:
-    """All remaining steps. Returns `preempted` if a stop was asked for before the last of them was done."""
+    """All remaining steps. Returns `preempted` if a stop was asked for before there was nothing more to do."""
     config, progress = state.config, state.progress
     steps = config.training.steps
     generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
@@ -85,7 +86,7 @@ def run(
     if is_best or leaving:
         save(state, feed, observer, writer, runtime, last=leaving, is_best=is_best)
     news = runtime.exchange([False, False])
-    while progress.step < steps and not leaving:
+    while not (leaving or is_done(state)):
         before = progress.position
         for update in discriminator_updates(config, progress.step, progress.position):
             seed_default_generator(config.seed, update.index, runtime.rank)
@@ -112,11 +113,21 @@ def run(
             give_up_if_stuck(state, writer, runtime)
         is_best = observer.after_step(evaluate=not leaving)
         leaving = leaving or observer.left_undone
-        last = leaving or progress.step == steps
+        last = leaving or is_done(state)
         if last or is_best or progress.step % config.checkpoint.every == 0:
             save(state, feed, observer, writer, runtime, last=last, is_best=is_best)
     news.result()
-    return "preempted" if progress.step < steps or observer.left_undone else "finished"
+    return "finished" if is_done(state) and not observer.left_undone else "preempted"
+
+
+def is_done(state: TrainingState) -> bool:
+    """Whether no step is left to do; all ranks agree."""
+    return state.progress.step >= state.config.training.steps or nothing_more(state) is not None
+
+
+def nothing_more(state: TrainingState) -> str | None:
+    """Why the run ends before its last step, if it does so by itself."""
+    return why_stop(state.progress.diagnosis, state.config.training.stop_when_flat)
 
 
 def save(

@@ -128,6 +128,7 @@ class DiscriminatorObjective(Objective):
             fakes, fake_logits = self._judge(fakes, batch.labels, differentiable=r2 is not None)
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | readings.opinions(config.adversarial, real_logits, fake_logits)
+            parts |= readings.diversity("data/diversity", batch.reals)
             if r1 is not None:
                 parts["loss/r1"] = penalties.zero_centred(real_logits, reals, penalty_gamma(r1, step, self.steps))
                 loss = loss + r1.every * parts["loss/r1"]

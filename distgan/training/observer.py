@@ -21,6 +21,7 @@ from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
+from distgan.training import diagnosis
 from distgan.training.feed import Feed
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
@@ -88,6 +89,7 @@ class Observer:
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
             row = self._measure()
+            self._diagnose(row)
         self.left_undone = due = self._is_evaluation_due()
         pictured = progress.step % config.monitoring.samples_every == 0
         if (due and evaluate) or pictured:
@@ -140,6 +142,13 @@ class Observer:
             row["growth/fade"] = state.growth.fade
             row["growth/resolution"] = state.growth.resolution
         return row
+
+    def _diagnose(self, row: dict[str, float]) -> None:
+        """Warn of what the curves say is going wrong."""
+        progress, stop = self.state.progress, self.config.training.stop_when_flat
+        progress.diagnosis, warnings = diagnosis.observe(progress.diagnosis, progress.step, row, stop)
+        for warning in warnings if self.runtime.is_main else ():
+            logger.warning("%s", warning)
 
     def _fit_statistics(self) -> None:
         """Fit the average's batch-norm statistics to its weights."""

@@ -114,7 +114,7 @@ class Status(BaseModel):
 
     outcome: Outcome
     reason: str | None = None
-    """Why it failed or was preempted, in one line."""
+    """Why it failed, was preempted or finished early, in one line."""
     lost_rank: bool = False
     """Whether it failed for want of another rank only, which a restart mends."""
     step: int | None = None

@@ -102,7 +102,7 @@ def open_writer(config: Config) -> checkpoint.CheckpointWriter:
 def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int, str | None], None]]:
     """Keeps status.json true: `running` inside, then what the yielded function is told, or `failed` with the reason.
 
-    That function takes the result, the step, and the reason of a stop. A rank that fails leaves the process group
+    That function takes the result, the step, and the reason of an early end. A rank that fails leaves the process group
     without waiting: its peers notice by the broken connection.
 
     Raises:
@@ -114,7 +114,7 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
     def finish(result: Result, step: int, reason: str | None) -> None:
         reasons = [known for known in runtime.gather_objects(reason) if known]
         if runtime.is_main:
-            why = reasons[0] if reasons and result == "preempted" else None
+            why = reasons[0] if reasons else None
             preemption.write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
         runtime.barrier()
         runtime.close()

@@ -21,6 +21,7 @@ from distgan.networks.progressive import GrowingNetwork
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
+from distgan.training.diagnosis import Diagnosis
 from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import grow
 from distgan.training.objective import blank_batch
@@ -39,6 +40,7 @@ class Progress:
     position: int = 0
     best: dict[str, Any] | None = None
     substitutions: Substitutions = field(default_factory=Substitutions)
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
 
 @dataclass
@@ -107,6 +109,7 @@ class TrainingState:
             "vocabulary": list(self.index.vocabulary) if self.index.vocabulary else None,
             "world_size": runtime.world_size,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
+            "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
             "versions": {"distgan": distgan.__version__, "torch": torch.__version__},
         }
@@ -139,6 +142,7 @@ class TrainingState:
             for name, counter in player.counters.items():
                 counter.copy_(files["counters"][f"{player.role}/{name}"])
         self.progress.best = description.best.model_dump() if description.best else None
+        self.progress.diagnosis = description.diagnosis
         self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
