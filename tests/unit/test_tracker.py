@@ -152,6 +152,7 @@ def test_pictures_texts_and_settings(tmp_path: Path) -> None:
     tracker.image(5, "samples", torch.zeros(3, 4, 6, dtype=torch.uint8))
     tracker.image(5, "grey", torch.zeros(1, 4, 6, dtype=torch.uint8))
     tracker.text("config", "a:\n  b: 1")
+    tracker.text("samples", "a line", 5)
     tracker.hyperparameters({"lr": 1e-3, "r1": None, "name": "x", "on": True, "list": [1, 2]}, ["loss/generator"])
     log(tracker, range(1, 2))
     tracker.close()
