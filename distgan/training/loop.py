@@ -148,6 +148,7 @@ def save(
                 f"above); the last good one is {writer.last_good or 'of an earlier start'}; mend that, and the same "
                 "command continues from there"
             )
+        writer.copied()
         observer.checkpoint_failures = writer.failures
         if is_best and progress.best is not None:
             writer.mark_best(**progress.best)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("distgan")
 
+INTERPOLATION = 4, 8
+"""Paths between latents beside each sample grid, and the images of each."""
+
 
 class Observer:
     """Measures, evaluates and pictures the run. Every rank calls it alike; rank 0 writes."""
@@ -212,3 +215,8 @@ class Observer:
                 pictures.save_png(file.with_suffix(".png"), picture)
         except OSError as error:
             logger.error("step %d: cannot write the samples: %s; training goes on", step, error)
+        if shape.kind == "images":
+            paths = generation.interpolate(
+                self.state.average.network, shape, self.latents, "interpolation", *INTERPOLATION
+            )
+            self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))

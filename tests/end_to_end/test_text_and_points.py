@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from PIL import Image
 
 import distgan
 from distgan.cli import main
+from distgan.data.index import INDEX_NAME
 from distgan.data.pack import pack
 from distgan.errors import UserError
 from distgan.export import export, load_generator
-from distgan.sample import sample
+from distgan.sample import interpolate, sample
 from distgan.training.trace import trace
 from tests.ranks import RankPool
 from tests.runs import differing, losses, rows, tensors
+from tests.unit.test_index import rewrite
 
 VERSES = ["the cat sat on the mat", "a dog ran", "the dog sat", "on the cat a mat", "ran the cat"]
 
@@ -91,6 +94,22 @@ def test_text_resumes_bitwise_on_as_many_ranks(text: Path, tmp_path: Path, ranks
     assert losses(text / "run")[6] == losses(tmp_path / "run")[6]
 
 
+def refused(config: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        train(config, *overrides)
+    return str(error.value)
+
+
+def test_text_whose_characters_are_numbered_otherwise(text: Path, tmp_path: Path, ranks: RankPool) -> None:
+    """The fingerprint does not tell: it is of the shards, and the vocabulary is the index's."""
+    shutil.copytree(text / "shards", tmp_path / "shards")
+    shutil.copytree(text / "run", tmp_path / "run")
+    rewrite(tmp_path / "shards" / INDEX_NAME, lambda header, table, body: table["vocabulary"].append("\u00e9"))
+    overrides = [f"run_dir={tmp_path / 'run'}", f"data.path={tmp_path / 'shards'}", "training.steps=8"]
+    (said,) = ranks.run(1, refused, text / "recipe.yaml", *overrides)
+    assert "its text has other characters than that of data.path" in said
+
+
 def test_text_is_drawn_and_exported(text: Path, tmp_path: Path) -> None:
     sample(text / "run", tmp_path / "few.txt", number=7, batch_size=3)
     exported = export(text / "run", tmp_path / "exported")
@@ -103,6 +122,8 @@ def test_text_is_drawn_and_exported(text: Path, tmp_path: Path) -> None:
     for out in ("x.png", "x", "x.npy"):
         with pytest.raises(UserError, match=r"this generator makes text; name a file ending in \.txt"):
             sample(exported, tmp_path / out)
+    with pytest.raises(UserError, match="paths are of images, and this generator makes text"):
+        interpolate(exported, tmp_path / "x.png", steps=3)
 
 
 def test_points_leave_pictures_and_modes(points: Path) -> None:
