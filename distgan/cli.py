@@ -263,16 +263,17 @@ def _parser() -> argparse.ArgumentParser:
         "--world-size", type=int, default=1, metavar="W", help="ranks to divide each batch among; default %(default)s"
     )
 
-    sample = command("sample", _sample, "draw images from a run, a checkpoint or an export")
+    sample = command("sample", _sample, "draw samples from a run, a checkpoint or an export")
     sample.add_argument(
         "source", metavar="RUN_OR_EXPORT", help="a run folder, a checkpoint in it, or an exported generator"
     )
-    sample.add_argument("--num", type=int, metavar="N", help="images, or paths between images; default 64, or 8 paths")
+    sample.add_argument("--num", type=int, metavar="N", help="samples, or paths between images; default 64, or 8 paths")
     sample.add_argument(
         "--out",
         required=True,
         metavar="PATH",
-        help="a file ending in .png for a grid, else a folder of PNGs; with --interpolate .png, .gif or .webp",
+        help="images: a .png for a grid, else a folder of PNGs; with --interpolate .png, .gif or .webp; text: a .txt; "
+        "points: a .png or .npy",
     )
     sample.add_argument(
         "--interpolate",
@@ -284,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
         "--linear", action="store_true", help="paths along straight lines between latents; default: along arcs"
     )
     sample.add_argument(
-        "--seed", type=int, default=0, help="image i is a function of the seed and i; default %(default)s"
+        "--seed", type=int, default=0, help="sample i is a function of the seed and i; default %(default)s"
     )
     sample.add_argument(
         "--labels",
@@ -292,7 +293,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CLASS",
         help="classes by number or name, repeated in turn; default: as frequent as in the data",
     )
-    sample.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at a time; default %(default)s")
+    sample.add_argument(
+        "--batch-size", type=int, default=64, metavar="B", help="samples at a time; default %(default)s"
+    )
     _add_best(sample)
 
     evaluate = command(
