@@ -306,6 +306,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(evaluate)
     _add_best(evaluate)
 
+    probe = command(
+        "probe", _probe, "measure how well a discriminator's features tell classes apart",
+        "A linear classifier of its convolutions' features, max-pooled to 4x4 (Radford et al. 2016), beside\n"
+        "one of raw pixels, tested on samples that they were not fitted to. Prints the accuracies as JSON. The shards\n"
+        "of the run need labels, or data.path=... names others.",
+    )  # fmt: skip
+    probe.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
+    _add_overrides(probe)
+    probe.add_argument(
+        "--test", metavar="SHARDS", help="labelled shards to test on; default: a fifth of the others, held out"
+    )
+    probe.add_argument(
+        "--num", type=int, default=10_000, metavar="N", help="samples of each part at most; default %(default)s"
+    )
+    probe.add_argument(
+        "--classifier",
+        choices=("svm", "logistic"),
+        default="svm",
+        help="an L2-SVM, as in the paper, or logistic regression; default %(default)s",
+    )
+    _add_best(probe)
+
     export = command("export", _export, "write a run's generator as config.json and model.safetensors")
     export.add_argument("source", metavar="RUN", help="a run folder, or a checkpoint in it")
     export.add_argument("dest", metavar="DEST", help="folder to make; load it with distgan.load_generator(DEST)")
@@ -430,6 +452,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     metrics = evaluate(options.source, options.overrides, best=options.best)
     if _is_first("RANK"):
         _print(json.dumps(metrics))
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from distgan.training.probe import probe
+
+    report = probe(
+        options.source, options.overrides, test=options.test, number=options.num, classifier=options.classifier,
+        best=options.best,
+    )  # fmt: skip
+    _print(json.dumps(report))
 
 
 def _export(options: argparse.Namespace) -> None:
