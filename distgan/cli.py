@@ -343,6 +343,17 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_run(status)
 
+    doctor = command(
+        "doctor", _doctor, "look at a machine or cluster before training on it",
+        "Alone, or on all ranks as training would be started:\n"
+        "  accelerate launch --multi_gpu --num_processes N -m distgan doctor CONFIG\n"
+        "  srun --ntasks-per-node=1 launch/slurm/node.sh doctor CONFIG\n"
+        "Versions, devices, the network between ranks, clocks and the run folder; with CONFIG also the data, and some\n"
+        "steps in a folder that is removed. Exits with 1 if something FAILED.",
+    )  # fmt: skip
+    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML recipe; without it, what needs none")
+    _add_overrides(doctor)
+
     command(
         "schema", _schema, "print the JSON Schema of a recipe, for editors and for reading",
         "Every key with its type, default and meaning. In VS Code: yaml.schemas in the settings, on a file of this.",
@@ -483,6 +494,15 @@ def _status(options: argparse.Namespace) -> None:
     from distgan.training.standing import run_folder_of, standing
 
     _print(standing(run_folder_of(options.run, options.overrides)))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    _check_launch()
+    config = _load_config(options) if options.config else None
+    from distgan.doctor import examine
+
+    if not examine(config, _print):
+        _leave(1)
 
 
 def _schema(_: argparse.Namespace) -> None:

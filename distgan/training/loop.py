@@ -12,6 +12,7 @@ from distgan.config import Config, dump_config
 from distgan.data.index import load_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
 from distgan.randomness import derive_key
 from distgan.training import run_folder
@@ -53,6 +54,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             index = load_index(config.data.path)
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
+        runtime.check_equal("the code", code_digest(), "install the same version on every node")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
         for doubt in config.doubts if runtime.is_main else ():
             logger.warning("%s", doubt)

@@ -62,7 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 def test_help_names_every_command() -> None:
     result = subprocess.run([sys.executable, "-m", "distgan", "--help"], capture_output=True, text=True, check=True)
-    for command in ("pack", "index", "train", "trace", "sample", "evaluate", "probe", "export", "stop", "schema"):
+    commands = "pack index train trace sample evaluate probe export stop status doctor schema"
+    for command in commands.split():
         assert f"\n    {command} " in result.stdout
         page = subprocess.run(
             [sys.executable, "-m", "distgan", command, "--help"], capture_output=True, text=True, check=True
