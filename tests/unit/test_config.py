@@ -101,6 +101,9 @@ def write(folder: Path, text: str) -> Path:
             "discriminator={minibatch_stddev: {}, normalisation: virtual, reference_size: 6}",
             ["discriminator.reference_size: 6", "multiple of minibatch_stddev.group_size=4", "micro-batch of 8"],
         ),
+        ("evaluation.metrics=[modes]", [".yaml: evaluation.metrics: modes does not measure images", "choose from fid"]),
+        ("growth={}", [".yaml: growth: only networks of architecture progressive grow"]),
+        ("objective.feature_matching.layer=''", ["objective.feature_matching.layer = ''", "at least 1 character"]),
     ],
 )
 def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str, parts: list[str]) -> None:
