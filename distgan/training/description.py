@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from distgan.data import text
 from distgan.errors import UserError
 from distgan.training import checkpoint
+from distgan.validation import explain
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 
@@ -74,6 +75,4 @@ def load_description(path: Path) -> Description:
     try:
         return Description.model_validate(checkpoint.load_state(path))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path / 'state.json'}: {key}: {first['msg'].lower()}; take another checkpoint") from None
+        raise UserError(f"{path / 'state.json'}: {explain(error, Description)}; take another checkpoint") from None

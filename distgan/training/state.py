@@ -16,7 +16,7 @@ from distgan.config import Config, parse_config
 from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
 from distgan.networks.progressive import GrowingNetwork
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.objectives.auxiliary import HistoricalAverage
@@ -25,7 +25,7 @@ from distgan.training.description import Description, load_description
 from distgan.training.ema import AveragedGenerator
 from distgan.training.objective import blank_batch
 from distgan.training.player import Player
-from distgan.training.restore import load_network
+from distgan.training.restore import check_numbers, load_network
 
 ACCEPTABLE = ("data", "seed", "batch", "statistics")
 """Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
@@ -129,6 +129,7 @@ class TrainingState:
         for name, network in networks.items():
             load_network(path, name, network)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+        check_numbers(path, files)
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
             moments = files[f"{player.role}_optimizer"]
@@ -138,7 +139,7 @@ class TrainingState:
                 _load_history(path, player, player.history, files["history"])
             for name, counter in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row)):
                 saved = files["counters"].get(f"{player.role}/{name}")
-                if saved is None or saved.dim():
+                if saved is None or saved.dim() or not saved.isfinite():
                     raise UserError(
                         f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint"
                     )
@@ -146,7 +147,8 @@ class TrainingState:
         self.progress.step = description.step
         self.progress.position = description.position
         self.progress.best = description.best.model_dump() if description.best else None
-        self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
+        with blaming(path / "state.json"):
+            self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
     def _check_fits(self, path: Path, description: Description, accept: frozenset[str]) -> None:
