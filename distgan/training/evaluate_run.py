@@ -35,6 +35,8 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     runtime = Runtime()
     setup_logging(runtime.rank)
     with runtime.together():
+        if not os.fspath(path):
+            raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
         found = find_checkpoint(Path(path), best=best)
         state = load_description(found)
         config = parse_config(state.config, overrides, source=f"{found}/state.json")
