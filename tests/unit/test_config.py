@@ -132,6 +132,8 @@ def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch(tmp
         ("objective.targets={real: 0.9, fake: 0.1}", ["no longer vanishes where there is no data"]),
         ("objective.adversarial=wasserstein", ["nothing bounds the critic's slope"]),
         ("objective={adversarial: wasserstein, weight_clipping: {}}", []),
+        ("generator={normalisation: virtual, reference_size: 64}", []),
+        ("generator={normalisation: virtual, reference_size: 128}", ["generator.reference_size = 128: each pass"]),
     ],
 )
 def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
