@@ -204,9 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         help="put this share of the lines of text into DEST/held-out, for metrics to compare with; equal lines stay "
         "together; default: none",
     )
-    pack.add_argument(
-        "--points", type=int, default=100_000, metavar="N", help="of a built-in mixture; default %(default)s"
-    )
+    pack.add_argument("--points", type=int, metavar="N", help="of a built-in mixture; default 100000")
     pack.add_argument(
         "--on-error",
         choices=("fail", "skip"),

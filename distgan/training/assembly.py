@@ -92,7 +92,7 @@ def check_fits(config: Config, index: Index, world_size: int) -> None:
     accumulation = config.training.accumulation
     batches = {"training.batch_size": config.training.batch_size}
     if config.growth is not None:
-        batches |= {f"growth.batch_sizes: {side}": batch for side, batch in config.growth.batch_sizes.items()}
+        batches |= {f"growth.batch_sizes.{side}": batch for side, batch in config.growth.batch_sizes.items()}
     for key, batch in batches.items():
         if batch // accumulation % world_size:
             raise UserError(

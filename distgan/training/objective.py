@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distgan import randomness
 from distgan.config import Config, GradientPenaltyConfig, ZeroCentredPenaltyConfig
 from distgan.distributed.reduce import at_least_float32
+from distgan.errors import blaming
 from distgan.networks.capture import captured, find_layer
 from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.shape import SampleShape
@@ -28,6 +29,8 @@ from distgan.training.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCentredPenaltyConfig, GradientPenaltyConfig)
 Outcome = tuple[Tensor, dict[str, Tensor]]
+
+_LAYER_KEY = "objective.feature_matching.layer"
 
 
 class MicroBatch(NamedTuple):
@@ -186,7 +189,8 @@ class GeneratorObjective(Objective):
         matching = config.objective.feature_matching
         self._layer = (matching.layer or str(opponent.feature_layer)) if matching is not None else None
         if self._layer is not None:
-            find_layer(opponent, self._layer)
+            with blaming(_LAYER_KEY):
+                find_layer(opponent, self._layer)
 
     def forward(self, batch: MicroBatch, step: int) -> Outcome:
         """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""
@@ -220,7 +224,7 @@ class GeneratorObjective(Objective):
         """Logits of the discriminator and, where they are matched, its features; both float32."""
         if self._layer is None:
             return at_least_float32(self.opponent(samples, labels)), None
-        with captured(self.opponent, self._layer) as outputs:
+        with blaming(_LAYER_KEY), captured(self.opponent, self._layer) as outputs:
             # The forward method is the eager one, whose layers can be looked into.
             logits = self.opponent.forward(samples, labels)
         return at_least_float32(logits), at_least_float32(outputs[-1])

@@ -16,7 +16,7 @@ from distgan.config import Config, parse_config
 from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
 from distgan.networks.progressive import GrowingNetwork
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.training import checkpoint, schedule
@@ -26,7 +26,7 @@ from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import grow
 from distgan.training.objective import blank_batch
 from distgan.training.player import Player
-from distgan.training.restore import read_network
+from distgan.training.restore import check_numbers, read_network
 
 ACCEPTABLE = ("data", "seed", "batch", "statistics")
 """Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
@@ -126,6 +126,7 @@ class TrainingState:
         average = read_network(path, "generator_ema", self.average.network)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
         # All of it is checked before ranks act together on any.
+        check_numbers(path, files)
         for player in self.players:
             _check_optimizer(path, player, files[f"{player.role}_optimizer"])
             _check_history(path, player, files["history"])
@@ -143,7 +144,8 @@ class TrainingState:
                 counter.copy_(files["counters"][f"{player.role}/{name}"])
         self.progress.best = description.best.model_dump() if description.best else None
         self.progress.diagnosis = description.diagnosis
-        self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
+        with blaming(path / "state.json"):
+            self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
     def _check_fits(self, path: Path, description: Description, accept: frozenset[str]) -> None:
@@ -239,7 +241,7 @@ def _check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> 
     """Raise UserError unless all of a player's counters are numbers."""
     for name in player.counters:
         counter = saved.get(f"{player.role}/{name}")
-        if counter is None or counter.dim():
+        if counter is None or counter.dim() or not counter.isfinite():
             raise UserError(f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint")
 
 

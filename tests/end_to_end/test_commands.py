@@ -205,6 +205,15 @@ def test_probe_tells_how_much_a_discriminator_knows(
     assert "its classes are not those" in mistake(capsys, "probe", str(run), "--test", three)
 
 
+def test_evaluate_refuses_changes_that_it_would_not_heed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("data.resolution=32", "data.channels=3", "data.labels=false", "generator.width=8", "training.steps=9")
+    for change in changes:
+        key, _, value = change.partition("=")
+        said = mistake(capsys, "evaluate", str(run), change)
+        assert f"{key} = {value.capitalize()}: the run was trained with" in said
+    assert "RUN_OR_CHECKPOINT is empty" in mistake(capsys, "evaluate", "")
+
+
 def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shard in range(2):
         with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
