@@ -50,17 +50,12 @@ def open_lines(path: Path) -> Source[Line]:
         raise UserError(f"{path}: cannot be read: {reason}; name a text file with a sample a line") from None
     starts, stops, numbers = array("q"), array("q"), array("q")
     blank = padded = 0
-    content = reader.content
-    stop = len(_BYTE_ORDER_MARK) - 1 if content[:3] == _BYTE_ORDER_MARK else -1
-    number = 0
-    while stop < len(content):
-        start, number = stop + 1, number + 1
-        stop = content.find(b"\n", start)
-        stop = stop if stop >= 0 else len(content)
-        if content[start:stop].isspace() or start == stop:
-            blank += start < len(content)
+    for number, (start, stop) in enumerate(_walk(reader.content), 1):
+        line = reader.content[start:stop]
+        if not line.strip():
+            blank += 1
             continue
-        padded += content.find(PAD.encode(), start, stop) >= 0
+        padded += PAD.encode() in line
         starts.append(start)
         stops.append(stop)
         numbers.append(number)
@@ -73,6 +68,15 @@ def open_lines(path: Path) -> Source[Line]:
         kind="text",
         notes=tuple(_notes(blank, padded)),
     )
+
+
+def _walk(content: mmap.mmap) -> Iterator[Line]:
+    start = len(_BYTE_ORDER_MARK) if content[: len(_BYTE_ORDER_MARK)] == _BYTE_ORDER_MARK else 0
+    while start < len(content):
+        stop = content.find(b"\n", start)
+        stop = stop if stop >= 0 else len(content)
+        yield Line(start, stop)
+        start = stop + 1
 
 
 def _notes(blank: int, padded: int) -> Iterator[str]:
