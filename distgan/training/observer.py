@@ -21,6 +21,7 @@ from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import schedule
 from distgan.training.feed import Feed
+from distgan.training.pace import Pace
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
 
@@ -54,12 +55,14 @@ class Observer:
         self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
         self.tracker.hyperparameters(flatten(self.config), [self._fid])
+        self.pace = Pace(runtime, [player.network for player in state.players])
         self.checkpoint_failures = 0
         self._start_interval()
 
     def after_step(self, *, evaluate: bool = True) -> bool:
         """Write down what is due after a step. Returns whether this is the best average so far."""
         progress, config = self.state.progress, self.config
+        self.pace.end()
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
@@ -80,10 +83,13 @@ class Observer:
             self.console.update(progress.step, row)
         if row or pictured:
             self._start_interval()
+        if (progress.step + 1) % config.monitoring.every == 0:
+            self.pace.begin()
         return is_best
 
     def close(self) -> None:
         """Finish the files."""
+        self.pace.end()
         self.console.close()
         self.tracker.close()
 
@@ -109,6 +115,7 @@ class Observer:
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
+        row |= self.pace.measure()
         row["memory/host_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         if self.runtime.device.type == "cuda":
             row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
