@@ -95,6 +95,7 @@ def run(
             state.discriminator.update(
                 [(batch, progress.step, update.index) for batch in feed.discriminator_inputs(update)],
                 learning_rate(discriminator, progress.step, steps),
+                before_change=writer.copied if writer is not None else None,
             )
             progress.position += update.batch_size
         applied = state.generator.update(
@@ -164,7 +165,6 @@ def save(
                 f"above); the last good one is {writer.last_good or 'of an earlier start'}; mend that, and the same "
                 "command continues from there"
             )
-        writer.copied()
         observer.checkpoint_failures = writer.failures
         if is_best and progress.best is not None:
             writer.mark_best(**progress.best)

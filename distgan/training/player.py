@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,23 @@ class Player:
         self.longest_streak = torch.zeros((), device=device)
         self.statistics = Statistics()
 
-    def update(self, micro_batches: Sequence[tuple[object, ...]], learning_rate: float) -> Tensor:
+    def update(
+        self,
+        micro_batches: Sequence[tuple[object, ...]],
+        learning_rate: float,
+        *,
+        before_change: Callable[[], None] | None = None,
+    ) -> Tensor:
         """One optimizer step on the mean loss of some micro-batches, each the arguments of the objective's forward.
+
+        Args:
+            before_change: called before anything that a checkpoint holds changes.
 
         Returns a 0-d tensor: 1 if the update was applied, 0 if its loss or gradient was not finite on some rank and
         it was skipped, in which case weights, buffers and optimizer state are as before.
         """
+        if self._moving and before_change is not None:
+            before_change()
         moving = [tensor.clone() for tensor in self._moving]
         parts: list[dict[str, Tensor]] = []
         with self.runtime.whole(self.opponent):
@@ -65,6 +76,8 @@ class Player:
                     verdict = torch.where(loss.isfinite(), 1.0, torch.nan) / len(micro_batches)
                     self.engine.backward(loss * verdict)
                 parts.append(values)
+        if before_change is not None:
+            before_change()
         norm = self.engine.step(learning_rate)
         applied = norm.isfinite().float()
         if self.clipping is not None:
