@@ -14,11 +14,10 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.console import setup_logging
 from distgan.randomness import derive_key
-from distgan.training import run_folder
+from distgan.training import growth, run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.feed import Feed
-from distgan.training.growth import grow
 from distgan.training.observer import Observer
 from distgan.training.preemption import StopRequest
 from distgan.training.schedule import discriminator_updates, ema_decay, learning_rate
@@ -49,7 +48,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
-        for doubt in config.doubts if runtime.is_main else ():
+        for doubt in (*config.doubts, *growth.doubts(config)) if runtime.is_main else ():
             logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
         with ExitStack() as held:
@@ -57,7 +56,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
                 run_folder.prepare(config, state, runtime, resume, frozenset(accept))
-                grow(state, resumed=True)
+                growth.grow(state, resumed=True)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
@@ -97,7 +96,7 @@ def run(
         )
         state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
-        grow(state)
+        growth.grow(state)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()

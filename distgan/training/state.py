@@ -132,7 +132,7 @@ class TrainingState:
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
             moments = files[f"{player.role}_optimizer"]
-            _check_optimizer(path, player, moments)
+            check_optimizer(path, player, moments)
             player.load_optimizer_state(moments)
             if player.history is not None:
                 _load_history(path, player, player.history, files["history"])
@@ -222,7 +222,7 @@ def _load_history(path: Path, player: Player, history: HistoricalAverage, saved:
         tensor.copy_(found)
 
 
-def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
+def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
     """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all.
 
     A network that grows has some for those parameters only that the optimizer has met.

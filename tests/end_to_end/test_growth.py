@@ -14,7 +14,10 @@ from PIL import Image
 
 from distgan.cli import main
 from distgan.config import load_config
+from distgan.data.index import load_index
+from distgan.errors import UserError
 from distgan.export import export, load_generator
+from distgan.training.assembly import check_fits
 from distgan.training.trace import trace
 from tests.ranks import Job
 from tests.runs import differing, losses, recipe, rows, tensors
@@ -136,6 +139,13 @@ def test_samples_and_metrics_of_a_growing_generator(
         assert picture.size == (16, 16)
     main(["evaluate", checkpoint, "evaluation.num_samples=64", f"evaluation.cache_dir={tmp_path}"])
     assert "fid[classifier]" in capsys.readouterr().out
+
+
+def test_every_batch_divides_among_the_ranks(tmp_path: Path, digits: Path) -> None:
+    config, index = load_config(make_recipe(tmp_path, digits)), load_index(str(digits))
+    check_fits(config, index, 8)
+    with pytest.raises(UserError, match=r"growth.batch_sizes: 16 = 8 .* does not divide among 16 processes"):
+        check_fits(config, index, 16)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
