@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from distgan.config import Config
 from distgan.networks.progressive import GrowingNetwork
 from distgan.training import schedule
 
@@ -21,6 +22,18 @@ def set_growth(networks: Iterable[nn.Module], growth: schedule.Growth | None) ->
         if growth is not None:
             assert isinstance(network, GrowingNetwork)
             network.set_growth(growth.level, growth.fade)
+
+
+def doubts(config: Config) -> tuple[str, ...]:
+    """A line if the run ends before its networks have grown up."""
+    needed, last = schedule.steps_to_grow(config), config.training.steps
+    if needed <= last:
+        return ()
+    side = schedule.resolution(config, schedule.position_after(config, last))
+    return (
+        f"training.steps = {last}: ends at {side} pixels a side, before the whole of the {config.data.resolution} "
+        f"trains, which takes {needed} steps; raise it, or lower growth.stable_kimg and growth.fade_kimg",
+    )
 
 
 def grow(state: TrainingState) -> None:

@@ -15,12 +15,11 @@ from distgan.errors import UserError
 from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
 from distgan.randomness import derive_key
-from distgan.training import run_folder
+from distgan.training import growth, run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.diagnosis import why_stop
 from distgan.training.feed import Feed
-from distgan.training.growth import grow
 from distgan.training.observer import Observer
 from distgan.training.preemption import StopRequest
 from distgan.training.schedule import discriminator_updates, ema_decay, learning_rate
@@ -56,7 +55,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the code", code_digest(), "install the same version on every node")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
-        for doubt in config.doubts if runtime.is_main else ():
+        for doubt in (*config.doubts, *growth.doubts(config)) if runtime.is_main else ():
             logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
         with ExitStack() as held:
@@ -105,7 +104,7 @@ def run(
         with runtime.whole(state.generator.network):
             state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
-        grow(state)
+        growth.grow(state)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()

@@ -128,7 +128,7 @@ class TrainingState:
         # All of it is checked before ranks act together on any.
         check_numbers(path, files)
         for player in self.players:
-            _check_optimizer(path, player, files[f"{player.role}_optimizer"])
+            check_optimizer(path, player, files[f"{player.role}_optimizer"])
             _check_history(path, player, files["history"])
             _check_counters(path, player, files["counters"])
         self.progress.step = description.step
@@ -245,7 +245,7 @@ def _check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> 
             raise UserError(f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint")
 
 
-def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
+def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
     """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all.
 
     A network that grows has some for those parameters only that the optimizer has met.

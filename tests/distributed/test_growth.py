@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.progressive import fade_reals, shrink
@@ -20,7 +22,7 @@ from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import grow, set_growth
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 from distgan.training.player import Player
-from distgan.training.state import Progress, TrainingState
+from distgan.training.state import Progress, TrainingState, check_optimizer
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
 
@@ -142,6 +144,16 @@ def test_moments_are_forgotten_where_a_fade_begins_and_ends() -> None:
 def test_moments_can_be_kept() -> None:
     found = grow_up(reset_optimizers=False)["moments"]
     assert found == [{"first", "to_rgb"}] * 3 + [{"first", "blocks", "to_rgb"}] * (STEPS - 3)
+
+
+def test_moments_of_parameters_that_were_met_are_whole() -> None:
+    player = build(growing_config()).generator
+    moments = {"to_rgb.1.bias/step": torch.ones(()), "to_rgb.1.bias/exp_avg": torch.ones(1)}
+    with pytest.raises(UserError, match=r"to_rgb.1.bias/exp_avg_sq is missing"):
+        check_optimizer(Path("checkpoint"), player, moments)
+    check_optimizer(Path("checkpoint"), player, moments | {"to_rgb.1.bias/exp_avg_sq": torch.ones(1)})
+    with pytest.raises(UserError, match=r"to_rgb.9.bias/step is unknown"):
+        check_optimizer(Path("checkpoint"), player, {"to_rgb.9.bias/step": torch.ones(())})
 
 
 def test_a_resumed_run_keeps_its_moments() -> None:
