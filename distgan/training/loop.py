@@ -41,7 +41,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Raises:
         UserError: something that the user can mend.
     """
-    runtime = Runtime(deterministic=config.training.deterministic, timeout_minutes=config.training.timeout_minutes)
+    patience = max(config.training.startup_timeout_minutes, config.training.timeout_minutes)
+    runtime = Runtime(deterministic=config.training.deterministic, timeout_minutes=patience)
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
         with runtime.together():
@@ -94,6 +95,8 @@ def run(
         )
         state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
+        # The first step may compile kernels; from the next one on, silence means that a rank is lost.
+        runtime.wait_at_most(config.training.timeout_minutes)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()

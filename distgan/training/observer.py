@@ -63,6 +63,7 @@ class Observer:
         """Write down what is due after a step. Returns whether this is the best average so far."""
         progress, config = self.state.progress, self.config
         self.pace.end()
+        self.runtime.step = progress.step
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
