@@ -44,7 +44,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     """
     runtime = Runtime(
         deterministic=config.training.deterministic,
-        timeout_minutes=config.training.timeout_minutes,
+        timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),
         gradients_in_bf16=config.training.gradient_precision == "bf16",
     )
     setup_logging(runtime.rank)
@@ -105,6 +105,8 @@ def run(
             state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
         growth.grow(state)
+        # The first step may compile kernels; from the next one on, silence means that a rank is lost.
+        runtime.wait_at_most(config.training.timeout_minutes)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()

@@ -91,6 +91,7 @@ class Observer:
         """
         progress, config = self.state.progress, self.config
         self.pace.end()
+        self.runtime.step = progress.step
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
