@@ -263,16 +263,29 @@ def _parser() -> argparse.ArgumentParser:
         "--world-size", type=int, default=1, metavar="W", help="ranks to divide each batch among; default %(default)s"
     )
 
-    sample = command("sample", _sample, "draw images from a run, a checkpoint or an export")
+    sample = command("sample", _sample, "draw samples from a run, a checkpoint or an export")
     sample.add_argument(
         "source", metavar="RUN_OR_EXPORT", help="a run folder, a checkpoint in it, or an exported generator"
     )
-    sample.add_argument("--num", type=int, default=64, metavar="N", help="images; default %(default)s")
+    sample.add_argument("--num", type=int, metavar="N", help="samples, or paths between images; default 64, or 8 paths")
     sample.add_argument(
-        "--out", required=True, metavar="PATH", help="a file ending in .png for a grid, else a folder of PNGs"
+        "--out",
+        required=True,
+        metavar="PATH",
+        help="images: a .png for a grid, else a folder of PNGs; with --interpolate .png, .gif or .webp; text: a .txt; "
+        "points: a .png or .npy",
     )
     sample.add_argument(
-        "--seed", type=int, default=0, help="image i is a function of the seed and i; default %(default)s"
+        "--interpolate",
+        type=int,
+        metavar="STEPS",
+        help="paths of so many images between pairs: rows of a .png, or an animation (.gif, .webp)",
+    )
+    sample.add_argument(
+        "--linear", action="store_true", help="paths along straight lines between latents; default: along arcs"
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, help="sample i is a function of the seed and i; default %(default)s"
     )
     sample.add_argument(
         "--labels",
@@ -280,7 +293,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CLASS",
         help="classes by number or name, repeated in turn; default: as frequent as in the data",
     )
-    sample.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at a time; default %(default)s")
+    sample.add_argument(
+        "--batch-size", type=int, default=64, metavar="B", help="samples at a time; default %(default)s"
+    )
     _add_best(sample)
 
     evaluate = command(
@@ -395,13 +410,17 @@ def _trace(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from distgan.sample import sample
+    from distgan.sample import interpolate, sample
 
-    path = sample(
-        options.source, options.out, number=options.num, seed=options.seed, labels=options.labels,
-        batch_size=options.batch_size, best=options.best,
-    )  # fmt: skip
-    _print(path)
+    shared = {name: getattr(options, name) for name in ("seed", "labels", "batch_size", "best")}
+    if options.num is not None:
+        shared["number"] = options.num
+    if options.interpolate is not None:
+        _print(interpolate(options.source, options.out, steps=options.interpolate, linear=options.linear, **shared))
+    elif options.linear:
+        raise UserError("--linear is about paths between images; add --interpolate STEPS, or leave it out")
+    else:
+        _print(sample(options.source, options.out, **shared))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from distgan.config import Config, GeneratorConfig, parse_config
+from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.data.text import decode_lines
 from distgan.errors import UserError
 from distgan.files import read_bounded, sync_folder, write_atomically
@@ -76,6 +76,8 @@ class _Description(BaseModel):
         for name in itertools.chain(*_SIZES.values()):
             if bool(getattr(self, name)) != (name in _SIZES[self.kind]):
                 raise ValueError(f"kind: a generator of {self.kind} has {' and '.join(_SIZES[self.kind])}, and no more")
+        if self.generator.architecture not in ARCHITECTURES[self.kind]:
+            raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
         if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
             raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
         if self.generator.normalisation == "virtual" and self.generator.reference_size is None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan import interpolation
 from distgan.config import Config
 from distgan.latents import LatentSource
 from distgan.networks.layers.virtual import reference_moments
@@ -72,5 +73,15 @@ def statistics_batches(
 def generate(network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
     """Samples of a network in evaluation mode, as `from_network` gives them."""
     latents, labels = source.draw(purpose, positions)
+    with reference_moments(network):
+        return from_network(shape, network(latents, labels))
+
+
+@torch.no_grad()
+def interpolate(
+    network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, paths: int, steps: int
+) -> Tensor:
+    """Samples (paths * steps, ...) along arcs between neighbouring latents, path by path."""
+    latents, labels = interpolation.interpolate(*source.draw(purpose, torch.arange(2 * paths)), steps)
     with reference_moments(network):
         return from_network(shape, network(latents, labels))

@@ -50,6 +50,7 @@ from distgan.recipe import apply_override, read_recipe, to_plain
 from distgan.validation import explain
 
 __all__ = [
+    "ARCHITECTURES",
     "CheckpointConfig",
     "Config",
     "DataConfig",

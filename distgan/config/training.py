@@ -99,9 +99,9 @@ class MonitoringConfig(Section):
     every: Count = 50
     """Steps between rows of metrics.jsonl and TensorBoard scalars."""
     samples_every: Count = 500
-    """Steps between sample grids."""
+    """Steps between samples of the same latents: a grid of images, lines of text, or a picture of points."""
     num_samples: Annotated[Count, Field(le=4096)] = 64
-    """Images in a sample grid."""
+    """How many of them."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
 
@@ -112,9 +112,9 @@ class EvaluationConfig(Section):
     every: CountOrZero = 0
     """Steps between evaluations; 0 evaluates only when asked with `distgan evaluate`."""
     num_samples: Count = 10_000
-    """Generated images per evaluation."""
+    """Generated samples per evaluation."""
     batch_size: Size = 64
-    """Images per forward pass of an evaluation on one rank."""
+    """Samples per forward pass of an evaluation on one rank."""
     metrics: Annotated[list[MetricName], Field(min_length=1)] | None = None
     """What is measured; the first decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
     `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`."""

@@ -189,14 +189,16 @@ class _Mixture:
     def __init__(self, setting: Setting) -> None:
         data, index = setting.config.data, setting.index
         self.numbers = torch.arange(len(index))
-        self._moments = MixtureMoments(index.num_classes, data.dimensions).to(setting.runtime.device)
+        self._moments = MixtureMoments(index.num_classes, data.dimensions, sync_on_compute=False)
+        self._moments.to(setting.runtime.device)
 
     def update(self, seen: Seen) -> None:
         self._moments.update(seen.samples, seen.labels)
 
     def entry(self) -> cache.Entry:
-        modes = self._moments.compute()
-        return cache.Entry(modes._asdict(), {"samples": int(self._moments.counts.sum())})
+        with self._moments.sync_context(dist_sync_fn=self._moments.dist_sync_fn):
+            count = int(self._moments.counts.sum())  # first, as computing ends the synchronization
+            return cache.Entry(self._moments.compute()._asdict(), {"samples": count})
 
 
 def _modes(setting: Setting, reals: cache.Entry | None) -> Measure:

@@ -1,4 +1,4 @@
-"""Pictures of samples: a grid, or one PNG each."""
+"""Pictures of samples: a grid, one PNG each, or an animation."""
 
 from __future__ import annotations
 
@@ -45,14 +45,27 @@ def save_png(path: str | Path, image: Tensor) -> None:
     Raises:
         OSError: it cannot be written there.
     """
-    assert image.dtype == torch.uint8
-    pixels = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels)
     encoded = io.BytesIO()
-    picture.save(encoded, format="png")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, encoded.getvalue(), durable=False)
+    _picture(image).save(encoded, format="png")
+    _write(Path(path), encoded.getvalue())
+
+
+def save_animation(path: str | Path, frames: Tensor, *, milliseconds: int = 80) -> None:
+    """Write a GIF or an animated WebP, by the path's suffix, whole or not at all. It is played without end.
+
+    Args:
+        frames: uint8, (n, 3, H, W) or (n, 1, H, W); a GIF has at most 256 colours a frame.
+        milliseconds: each frame is shown.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    first, *others = map(_picture, frames)
+    encoded = io.BytesIO()
+    kind = Path(path).suffix[1:].lower()
+    options = {"lossless": True} if kind == "webp" else {}
+    first.save(encoded, kind, save_all=True, append_images=others, duration=milliseconds, loop=0, **options)
+    _write(Path(path), encoded.getvalue())
 
 
 def save_folder(folder: str | Path, images: Tensor, *, start: int = 0) -> None:
@@ -66,3 +79,14 @@ def save_folder(folder: str | Path, images: Tensor, *, start: int = 0) -> None:
     """
     for number, image in enumerate(images.cpu(), start):
         save_png(Path(folder) / f"{number:06d}.png", image)
+
+
+def _picture(image: Tensor) -> Image.Image:
+    assert image.dtype == torch.uint8
+    pixels = image.cpu().permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content, durable=False)

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from distgan import generation
 from distgan.config import dump_config, flatten
+from distgan.data.text import decode_lines
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted
 from distgan.evaluation.names import criterion, value_name
+from distgan.files import write_lines
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
+from distgan.monitoring.scatter import scatter
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import diagnosis
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from distgan.evaluation.suite import Evaluator
 
 logger = logging.getLogger("distgan")
+
+INTERPOLATION = 4, 8
+"""Paths between latents beside each sample grid, and the images of each."""
 
 
 class Observer:
@@ -202,13 +208,24 @@ class Observer:
         return True
 
     def _draw_samples(self) -> None:
-        """A grid of the same latents every time, on disk and in TensorBoard."""
-        step = self.state.progress.step
+        """Samples of the same latents every time, on disk and in TensorBoard: a grid of images, lines, or points."""
+        step, shape, vocabulary = self.state.progress.step, self.state.shape, self.state.index.vocabulary
         numbers = torch.arange(self.config.monitoring.num_samples)
-        images = generation.generate(self.state.average.network, self.state.shape, self.latents, "sample grid", numbers)
-        grid = pictures.grid(images.cpu())
-        self.tracker.image(step, "samples", grid)
+        samples = generation.generate(self.state.average.network, shape, self.latents, "sample grid", numbers).cpu()
+        file = self.run_dir / "samples" / f"step-{step:08d}"
         try:
-            pictures.save_png(self.run_dir / "samples" / f"step-{step:08d}.png", grid)
+            if vocabulary is not None:
+                lines = decode_lines(samples.numpy(), vocabulary)
+                self.tracker.text("samples", "\n".join(lines), step)
+                write_lines(file.with_suffix(".txt"), lines)
+            else:
+                picture = scatter(samples) if shape.kind == "points" else pictures.grid(samples)
+                self.tracker.image(step, "samples", picture)
+                pictures.save_png(file.with_suffix(".png"), picture)
         except OSError as error:
-            logger.error("step %d: cannot write the sample grid: %s; training goes on", step, error)
+            logger.error("step %d: cannot write the samples: %s; training goes on", step, error)
+        if shape.kind == "images":
+            paths = generation.interpolate(
+                self.state.average.network, shape, self.latents, "interpolation", *INTERPOLATION
+            )
+            self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))

@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distgan.cli import main
 from tests.ranks import Job
@@ -90,6 +91,15 @@ def test_a_run_folder_holds_what_the_readme_says(run: Path) -> None:
     assert Image.open(run / "samples" / "step-00000004.png").size[0] >= 3 * 16
 
 
+def test_tensorboard_has_the_curves_grids_and_paths(run: Path) -> None:
+    events = EventAccumulator(str(run / "tensorboard"), {"images": 0}).Reload()
+    assert {"loss/generator", "fid[classifier]"} <= set(events.Tags()["scalars"])
+    for tag, columns, height in (("samples", 3, 3), ("interpolation", 8, 4)):
+        pictures = events.Images(tag)
+        assert [picture.step for picture in pictures] == [0, 2, 4]
+        assert (pictures[0].width, pictures[0].height) == (columns * 18 - 2, height * 18 - 2)
+
+
 def test_the_resolved_config_trains_the_same_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tensors(run, 4)
     main(["train", str(run / "config.yaml")])
@@ -158,6 +168,12 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert measured["fid[classifier]"] == pytest.approx(logged, rel=1e-4)
     fewer = json.loads(output(capsys, "evaluate", str(run), "evaluation.num_samples=200"))
     assert fewer["fid[classifier]"] != measured["fid[classifier]"]
+    every = "evaluation.metrics=[inception_score,kid,classes,fid]"
+    found = json.loads(output(capsys, "evaluate", str(run), every))
+    assert found["fid[classifier]"] == pytest.approx(measured["fid[classifier]"], rel=1e-9)
+    assert 1 <= found["inception_score[classifier]"] <= 10
+    assert 1 <= found["classes[classifier]"] <= 10
+    assert found["kid[classifier]"] > 0
 
 
 def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,16 @@ DESCRIPTION: dict[str, Any] = {
     "versions": {"torch": "2"},
 }
 
+TEXT = {
+    "generator": {"architecture": "characters", "normalisation": "none", "width": 4},
+    "kind": "text",
+    "resolution": 0,
+    "channels": 0,
+    "length": 8,
+    "vocabulary": ["\ufffd", "`", "a"],
+    "class_names": None,
+    "class_counts": None,
+}
 PROGRESSIVE = {"architecture": "progressive", "normalisation": "none"}
 
 
@@ -150,6 +160,17 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"generator": PROGRESSIVE, "growth": {"level": -1, "fade": 1.0}}, "growth.level = -1"),
         ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": 0}}, "growth.fade = 0"),
         ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": float("nan")}}, "growth.fade"),
+        ({"kind": "points"}, "a generator of points has dimensions, and no more"),
+        ({"dimensions": 2}, "a generator of images has resolution and channels, and no more"),
+        ({"kind": "sounds"}, "kind = 'sounds'"),
+        (TEXT | {"length": 0}, "a generator of text has length and vocabulary, and no more"),
+        (TEXT | {"length": 2**40}, "length"),
+        (TEXT | {"vocabulary": None}, "a generator of text has length and vocabulary, and no more"),
+        (TEXT | {"vocabulary": ["a", "b"]}, "vocabulary"),
+        (TEXT | {"vocabulary": ["\ufffd", "`", "\x1b[2J"]}, "vocabulary"),
+        (TEXT | {"vocabulary": ["\ufffd", "`", *map(chr, range(0x4E00, 0x4E00 + 2047))]}, "2 to 2048 characters"),
+        (TEXT | {"generator": {}}, "dcgan does not make text"),
+        (TEXT, "does not hold this generator's weights"),
         ({"step": -1}, "step = -1"),
         ({"versions": []}, "versions"),
         ({"version": 2}, "version = 2"),

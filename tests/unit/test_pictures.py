@@ -83,3 +83,20 @@ def test_a_folder_is_numbered_from_start(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000009.png", "000010.png", "000011.png"]
     with Image.open(tmp_path / "000011.png") as read:
         assert np.asarray(read).max() == 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_animations_hold_their_frames(tmp_path: Path, channels: int, suffix: str) -> None:
+    frames = torch.zeros(4, channels, 6, 8, dtype=torch.uint8)
+    for number, frame in enumerate(frames):
+        frame[:, :, 2 * number :] = 50 * (number + 1)
+    path = tmp_path / "new" / f"a.{suffix.upper()}"
+    pictures.save_animation(path, frames, milliseconds=120)
+    with Image.open(path) as read:
+        assert (read.format, read.n_frames, read.info["loop"]) == (suffix.upper(), 4, 0)  # type: ignore[attr-defined]
+        for number, frame in enumerate(frames):
+            read.seek(number)
+            pixels = np.asarray(read.convert("RGB"))
+            assert np.array_equal(pixels, frame.expand(3, -1, -1).permute(1, 2, 0).numpy())
+            assert read.info["duration"] == 120

@@ -59,6 +59,8 @@ def test_each_line_that_is_not_blank_is_a_sample(tmp_path: Path, end: str, mark:
     ]
     assert list(source.names) == ["a.txt:1", "a.txt:3", "a.txt:5", "a.txt:6"]
     assert source.notes == ("left out 2 blank lines",)
+    (said,) = open_source(write_text(tmp_path / "b.txt", ["`a`", "b", "c`"])).notes
+    assert said.startswith("2 lines hold a `")
 
 
 def test_packed_lines_come_back_in_a_random_order(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Paths between latent vectors: along which images should change smoothly, if a generator has not learnt by heart.
+
+Spherical: White, "Sampling Generative Networks", 2016, section 2.1, after Shoemake, SIGGRAPH 1985. A normal latent of
+many dimensions lies near a sphere, and the straight line between two passes through vectors far shorter than any that
+the generator was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Path = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From starts and ends (n, d), and shares of the way (s,), to latents (n, s, d), of the starts' dtype."""
+
+_PARALLEL = 1e-6
+"""Vectors whose angle has a smaller sine are taken for parallel."""
+
+
+def lerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """The straight line, (1 - t) a + t b; shapes as in `Path`."""
+    return torch.lerp(start[:, None].double(), end[:, None].double(), share.double()[:, None]).to(start.dtype)
+
+
+def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+    """(sin((1 - t) w) a + sin(t w) b) / sin w, w the angle between a and b; shapes as in `Path`.
+
+    Ends are not normalised, so lengths change from one to the other. Parallel vectors, also opposite ones, between
+    which no arc is the shortest, are joined by the straight line.
+    """
+    a, b, t = start[:, None].double(), end[:, None].double(), share.double()[:, None]
+    lengths = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)
+    angle = ((a * b).sum(-1, keepdim=True) / lengths).clamp(-1, 1).acos()
+    sine = angle.sin()
+    arc = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / sine
+    return torch.where(sine > _PARALLEL, arc, torch.lerp(a, b, t)).to(start.dtype)
+
+
+def interpolate(latents: Tensor, labels: Tensor | None, steps: int, path: Path = slerp) -> tuple[Tensor, Tensor | None]:
+    """Latents in `steps` even steps from the first to the second, from the third to the fourth, and so on.
+
+    Args:
+        latents: shape (2 p, d).
+        labels: shape (2 p,), or None. A path keeps the label of its start.
+
+    Returns:
+        Shapes (p * steps, d) and (p * steps,): path by path.
+    """
+    share = torch.linspace(0, 1, steps, dtype=torch.float64, device=latents.device)
+    between = path(latents[0::2], latents[1::2], share).flatten(0, 1)
+    return between, labels[0::2].repeat_interleave(steps) if labels is not None else None
