@@ -1,0 +1,207 @@
+"""What each recipe makes of the same budget: one table and one picture a recipe, in docs/results/.
+
+Run it with `make results`. A recipe that has had its budget is not run again; one that was interrupted goes on where it
+was. Everything goes through the command line: pack, train, stop, evaluate, sample. To do one over, delete its folder in
+runs/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, OUT = ROOT / "runs" / "results", ROOT / "docs" / "results"
+SIZED_FOR_A_CPU = ("digits-*", "*-small")
+PACKING: dict[str, list[str]] = {
+    "datasets/digits": ["builtin:digits", "--resolution", "32", "--shard-size", "300"],
+    "datasets/python": ["builtin:text", "--held-out", "0.1"],
+}
+"""How the data of recipes is packed; other data is there or its recipes are left out."""
+METRICS = {"images": "[fid,inception_score,classes]", "text": "[ngram_js]"}
+COLUMNS = {
+    "FID": "fid[classifier]",
+    "IS": "inception_score[classifier]",
+    "classes found": "classes[classifier]",
+    "smallest class": "classes_smallest_share[classifier]",
+    "4-gram JS (bits)": "ngram_js[4]",
+    "its baseline": "ngram_js_baseline[4]",
+    "samples/s": "speed",
+    "steps": "steps",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file of configs/."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return dict(yaml.safe_load(self.path.read_text()))
+
+    @property
+    def kind(self) -> str:
+        return str(self.values["data"].get("kind", "images"))
+
+    @property
+    def run(self) -> Path:
+        return RUNS / self.name
+
+    @property
+    def result(self) -> Path:
+        """Where the measured values are kept, beside the run."""
+        return self.run / "result.json"
+
+
+def main() -> None:
+    options = parse()
+    budget = f"{options.steps} steps" if options.steps else f"{options.minutes:g} minutes"
+    names = options.recipes or SIZED_FOR_A_CPU
+    recipes = [Recipe(path) for name in names for path in sorted((ROOT / "configs").glob(f"{name}.yaml"))]
+    done = []
+    for recipe in recipes:
+        if not is_packed(recipe):
+            print(f"{recipe.name}: left out, for want of {recipe.values['data']['path']}")
+            continue
+        done.append(recipe)
+        if not recipe.result.exists() or json.loads(recipe.result.read_text())["budget"] != budget:
+            print(f"{recipe.name}: {budget}", flush=True)
+            train(recipe, options)
+            recipe.result.write_text(json.dumps({"budget": budget} | measure(recipe, options.overrides), indent=1))
+        picture(recipe)
+        OUT.mkdir(parents=True, exist_ok=True)
+        (OUT / "README.md").write_text(table(done, budget))
+    print(f"\n{OUT / 'README.md'}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names in configs/; default: those for a CPU")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training for each; default %(default)s")
+    parser.add_argument("--steps", type=int, help="steps for each, instead of minutes")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="key=value", help="a change to all recipes"
+    )
+    return parser.parse_args()
+
+
+def is_packed(recipe: Recipe) -> bool:
+    """Whether the data of a recipe is there, after packing what can be."""
+    path = str(recipe.values["data"]["path"])
+    if path in PACKING and not (ROOT / path / "index.safetensors").exists():
+        distgan("pack", PACKING[path][0], path, *PACKING[path][1:])
+    return (ROOT / path).exists()
+
+
+def train(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Train to the step asked for, or until the time is over, which a run is told like by any user."""
+    overrides = [f"run_dir={recipe.run}", "evaluation.every=0", *options.overrides]
+    if options.steps:
+        overrides.append(f"training.steps={options.steps}")
+    launch = [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes()), "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    ]  # fmt: skip
+    command = [sys.executable, *launch, "-m", "distgan", "train", str(recipe.path), *overrides]
+    job = subprocess.Popen(command, cwd=ROOT)
+    metrics = recipe.run / "metrics.jsonl"
+    begun: float | None = None
+    while job.poll() is None:
+        time.sleep(0.5)
+        # The time of training, without that of starting.
+        if begun is None and metrics.exists() and metrics.stat().st_size:
+            begun = time.monotonic()
+        if not options.steps and begun is not None and time.monotonic() - begun > 60 * options.minutes:
+            distgan("stop", str(recipe.run))
+            job.wait()
+    if job.returncode:
+        raise SystemExit(job.returncode)
+
+
+def measure(recipe: Recipe, overrides: list[str]) -> dict[str, Any]:
+    """Metrics of the trained generator, and how fast it was trained."""
+    said = distgan("evaluate", str(recipe.run), f"evaluation.metrics={METRICS[recipe.kind]}", *overrides)
+    rows = [json.loads(line) for line in (recipe.run / "metrics.jsonl").read_text().splitlines()]
+    speeds = [row["speed/images_per_second"] for row in rows if "speed/images_per_second" in row]
+    speed = {"speed": statistics.median(speeds)} if speeds else {}
+    return json.loads(said) | speed | {"steps": json.loads((recipe.run / "status.json").read_text())["step"]}
+
+
+def picture(recipe: Recipe) -> None:
+    """Samples of the newest checkpoint: a grid of images, or the picture of some lines."""
+    target = OUT / f"{recipe.name}.png"
+    if target.exists() and target.stat().st_mtime > recipe.result.stat().st_mtime:
+        return
+    if recipe.kind != "text":
+        distgan("sample", str(recipe.run), "--num", "64", "--out", str(target))
+        return
+    lines = recipe.run / "samples.txt"
+    distgan("sample", str(recipe.run), "--num", "24", "--out", str(lines))
+    font = ImageFont.load_default(16)
+    page = Image.new("L", (420, 24 * 22 + 16), 255)
+    ImageDraw.Draw(page).multiline_text((12, 8), lines.read_text(), fill=0, font=font, spacing=6)
+    OUT.mkdir(parents=True, exist_ok=True)
+    page.save(target, optimize=True)
+
+
+def table(recipes: list[Recipe], budget: str) -> str:
+    """Markdown: the values side by side, then the pictures."""
+    results = {recipe.name: json.loads(recipe.result.read_text()) for recipe in recipes}
+    lines = [
+        "# Every recipe, the same budget",
+        "",
+        f"{budget} of training for each, {processes()} processes, written by `make results`. FID, Inception Score and",
+        "classes by the classifier trained on the same data, so that they compare between rows on the same data only;",
+        "a class is found when a sample is taken for it, and the smallest has that share of the samples.",
+        "",
+        "| recipe | " + " | ".join(COLUMNS) + " |",
+        "| --- |" + " ---: |" * len(COLUMNS),
+    ]
+    for name, values in results.items():
+        cells = [shown(values.get(key)) for key in COLUMNS.values()]
+        lines.append(f"| [{name}](../../configs/{name}.yaml) | " + " | ".join(cells) + " |")
+    for name in results:
+        lines += ["", f"## {name}", "", f"![samples of {name}]({name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: float | None) -> str:
+    """Three digits are what such numbers are good for."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def processes() -> int:
+    """One a GPU, or two where there is none."""
+    import torch
+
+    return torch.cuda.device_count() or 2
+
+
+def distgan(*arguments: str) -> str:
+    """Run a command and return what it printed; a failure ends this too."""
+    done = subprocess.run([sys.executable, "-m", "distgan", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
