@@ -28,8 +28,8 @@ def train_with_a_slow_rank(config: str, slow: int, where: str) -> list[str]:
     patch = pytest.MonkeyPatch()
     if int(os.environ["RANK"]) == slow:
         if where == "data":
-            original = feed.from_bytes
-            patch.setattr(feed, "from_bytes", lambda images: (time.sleep(0.2), original(images))[1])
+            original = feed.to_network
+            patch.setattr(feed, "to_network", lambda *samples: (time.sleep(0.2), original(*samples))[1])
         else:
             forward = torch.nn.Conv2d.forward
             patch.setattr(torch.nn.Conv2d, "forward", lambda *a: (time.sleep(0.05), forward(*a))[1])
