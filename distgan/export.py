@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,25 +16,28 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from distgan.config import Config, GeneratorConfig, parse_config
-from distgan.errors import UserError
+from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
+from distgan.data.text import decode_lines
+from distgan.errors import UserError, blaming
 from distgan.files import read_bounded, sync_folder, write_atomically
-from distgan.generation import statistics_batches
+from distgan.generation import from_network, statistics_batches
 from distgan.latents import LatentSource
 from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.networks.layers.virtual import reference_moments
-from distgan.networks.shape import SampleShape
+from distgan.networks.shape import SampleShape, sample_shape
 from distgan.training import checkpoint, schedule
-from distgan.training.description import load_description
+from distgan.training.description import Vocabulary, load_description
 from distgan.training.growth import set_growth
-from distgan.training.restore import find_checkpoint
+from distgan.training.restore import find_broken, find_checkpoint, find_misfit
 from distgan.validation import explain
 
 _FORMAT = "distgan generator"
 _MAX_DESCRIPTION = 16 << 20
 _FILES = {"config.json", "model.safetensors"}
 _Number = Annotated[int, Field(ge=0, lt=2**62)]
+_Size = Annotated[int, Field(ge=0, le=2**16)]
+_SIZES = {"images": ("resolution", "channels"), "text": ("length", "vocabulary"), "points": ("dimensions",)}
 
 
 class _Growth(BaseModel):
@@ -53,8 +57,12 @@ class _Description(BaseModel):
     format: Literal["distgan generator"]
     version: Literal[1]
     generator: GeneratorConfig
-    resolution: Annotated[int, Field(ge=4, le=2**16)]
-    channels: Literal[1, 3]
+    kind: Literal["images", "text", "points"] = "images"
+    resolution: _Size = 0
+    channels: Literal[0, 1, 3] = 0
+    length: _Size = 0
+    vocabulary: Vocabulary | None = None
+    dimensions: _Size = 0
     class_names: list[str] | None
     class_counts: Annotated[list[_Number], Field(min_length=1)] | None
     growth: _Growth | None = None
@@ -65,8 +73,13 @@ class _Description(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> _Description:
-        if self.resolution & (self.resolution - 1):
-            raise ValueError(f"resolution: {self.resolution} is not a power of two")
+        for name in itertools.chain(*_SIZES.values()):
+            if bool(getattr(self, name)) != (name in _SIZES[self.kind]):
+                raise ValueError(f"kind: a generator of {self.kind} has {' and '.join(_SIZES[self.kind])}, and no more")
+        if self.generator.architecture not in ARCHITECTURES[self.kind]:
+            raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
+        if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
+            raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
         if self.generator.normalisation == "virtual" and self.generator.reference_size is None:
             raise ValueError("generator.reference_size: virtual batch norm has a reference batch; give its size")
         if self.class_counts is not None and not 0 < sum(self.class_counts) < 2**62:
@@ -86,7 +99,9 @@ class Generator(nn.Module):
 
     Attributes:
         latent_size: numbers in a latent vector.
-        resolution, channels: shape of the images.
+        shape: the kind and sizes of its samples.
+        resolution, channels: those of images; 0 for other kinds.
+        vocabulary: the characters of a generator of text, by their numbers; else None.
         num_classes: 0 for an unconditional generator.
         class_names: names of the classes, or None.
         step, images: how long it was trained, in steps and in real images seen.
@@ -96,22 +111,29 @@ class Generator(nn.Module):
         super().__init__()
         self.description = description
         self.latent_size = config.latent_size
-        self.resolution: int = description["resolution"]
-        self.channels: int = description["channels"]
-        counts = description["class_counts"]
-        self.num_classes = len(counts) if counts else 0
+        self.vocabulary: list[str] | None = description.get("vocabulary")
+        self.num_classes = len(description["class_counts"] or ())
         self.class_names: list[str] | None = description["class_names"]
         self.step: int = description["step"]
         self.images: int = description["images"]
         self.config = config
-        shape = SampleShape(resolution=self.resolution, channels=self.channels, num_classes=self.num_classes)
-        self.network = build_generator(config, shape)
+        sizes = ("kind", "resolution", "channels", "length", "dimensions")
+        self.shape = SampleShape(
+            **{name: description[name] for name in sizes if name in description},
+            vocabulary=len(self.vocabulary or ()),
+            num_classes=self.num_classes,
+        )
+        self.resolution, self.channels = self.shape.resolution, self.shape.channels
+        self.network = build_generator(config, self.shape)
         if description.get("growth"):
             set_growth([self.network], schedule.Growth(**description["growth"]))
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents (n, latent_size) float, and labels (n,) int64 if it has classes, to images (n, C, R, R) in [-1, 1].
+        """Latents (n, latent_size) float, and labels (n,) int64 if it has classes, to samples.
+
+        Images are (n, C, R, R) in [-1, 1]; text is (n, vocabulary, length), at each place the probabilities of the
+        characters (see `decode`); points are (n, dimensions).
 
         Raises:
             UserError: labels are missing.
@@ -119,8 +141,18 @@ class Generator(nn.Module):
         if self.num_classes and labels is None:
             raise UserError(f"this generator is conditional: give labels, integers in [0, {self.num_classes})")
         with reference_moments(self.network):
-            images: Tensor = self.network(latents, labels)
-        return images
+            samples: Tensor = self.network(latents, labels)
+        return samples
+
+    def decode(self, samples: Tensor) -> list[str]:
+        """The most probable lines of samples of text, (n, vocabulary, length), without the padding at their ends.
+
+        Raises:
+            UserError: this generator makes no text.
+        """
+        if self.vocabulary is None:
+            raise UserError(f"this generator makes {self.shape.kind}; only those of text have lines to decode")
+        return decode_lines(from_network(self.shape, samples).cpu().numpy(), self.vocabulary)
 
     def latents(self, number: int, *, seed: int = 0) -> Tensor:
         """`number` latent vectors, a function of the seed alone."""
@@ -145,6 +177,8 @@ def load_generator(path: str | os.PathLike[str], *, best: bool = False) -> Gener
     Raises:
         UserError: naming the file that is missing, damaged or of another kind.
     """
+    if not os.fspath(path):
+        raise UserError("the path of the generator is empty; name a run, a checkpoint or an export")
     folder = Path(path)
     if (folder / "config.json").is_file():
         return _load_export(folder)
@@ -214,29 +248,44 @@ def _load_export(folder: Path) -> Generator:
     content = read_bounded(file, _MAX_DESCRIPTION)
     try:
         description = _Description.model_validate_json(content)
-        with torch.device("meta"):  # no memory is spent on sizes that the weights may not have
-            generator = Generator(description.model_dump(mode="json"), description.generator)
     except ValidationError as error:
         raise UserError(
             f"{file}: not the description of an exported generator: {explain(error, _Description)}; "
             "make one with distgan export"
         ) from None
-    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
+    generator = _build(file, description.model_dump(mode="json"), description.generator)
     weights = folder / "model.safetensors"
     try:
         if not weights.is_file():
             raise OSError("no such file" if not os.path.lexists(weights) else "not a regular file")
         tensors = safetensors.torch.load_file(weights)
-        for name, value in generator.network.state_dict().items():
-            if name in tensors:
-                tensors[name] = tensors[name].to(value.dtype)
-        generator.network.load_state_dict(tensors, assign=True)
+        problem = _take_weights(generator.network, tensors)
     except (OSError, safetensors.SafetensorError, RuntimeError, MemoryError) as error:
-        raise UserError(
-            f"{weights}: does not hold this generator's weights: {_reason(error)}; export it again"
-        ) from None
+        problem = _reason(error)
+    if problem:
+        raise UserError(f"{weights}: does not hold this generator's weights: {problem}; export it again")
     return generator
+
+
+def _build(file: Path, description: dict[str, Any], config: GeneratorConfig) -> Generator:
+    """The generator that a file describes, on no device: no memory is spent on sizes that the weights may not have."""
+    try:
+        with torch.device("meta"), blaming(file):
+            return Generator(description, config)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
+
+
+def _take_weights(network: nn.Module, tensors: dict[str, Tensor]) -> str | None:
+    """Give a network on no device its weights, which may be in another precision, or say why these are not they."""
+    expected = network.state_dict()
+    for name, value in tensors.items():
+        if name in expected and value.is_floating_point() and expected[name].is_floating_point():
+            tensors[name] = value.to(expected[name].dtype)
+    problem = find_misfit(tensors, expected) or find_broken(tensors)
+    if problem is None:
+        network.load_state_dict(tensors, assign=True)
+    return problem
 
 
 def _reason(error: BaseException) -> str:
@@ -246,13 +295,20 @@ def _reason(error: BaseException) -> str:
 def _load_checkpoint(path: Path) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
-    classes, growth = state.classes, schedule.growth(config, state.position)
+    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
+    if (vocabulary is not None) != (config.data.kind == "text"):
+        raise UserError(f"{path}/state.json: text has a vocabulary, and nothing else has; take another checkpoint")
+    shape = sample_shape(config.data, vocabulary=len(vocabulary or ()))
     description = {
         "format": _FORMAT,
         "version": 1,
         "generator": config.generator.model_dump(mode="json"),
-        "resolution": config.data.resolution,
-        "channels": config.data.channels,
+        "kind": shape.kind,
+        "resolution": shape.resolution,
+        "channels": shape.channels,
+        "length": shape.length,
+        "vocabulary": vocabulary,
+        "dimensions": shape.dimensions,
         "growth": asdict(growth) if growth else None,
         "class_names": classes.names if classes else None,
         "class_counts": classes.counts if classes else None,
@@ -261,14 +317,10 @@ def _load_checkpoint(path: Path) -> Generator:
         "data_fingerprint": state.data.fingerprint,
         "versions": state.versions,
     }
-    generator = Generator(description, config.generator)
+    generator = _build(path / "state.json", description, config.generator)
     tensors = checkpoint.load_files(path, ["generator_ema"])["generator_ema"]
-    try:
-        generator.network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}/generator_ema.safetensors: does not fit the config in state.json: {_reason(error)}"
-        ) from None
+    if problem := _take_weights(generator.network, tensors):
+        raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
     source = LatentSource(config.generator, config.seed, class_counts=classes.counts if classes else None)
     recompute_statistics(generator.network, statistics_batches(source, config))
     return generator

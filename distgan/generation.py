@@ -1,16 +1,42 @@
-"""From a generator to images: 8-bit pixels, and the batch-norm statistics it needs first."""
+"""Between samples as data hold them and as networks see them, and the batch-norm statistics a generator needs first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan import interpolation
 from distgan.config import Config
 from distgan.latents import LatentSource
 from distgan.networks.layers.virtual import reference_moments
+from distgan.networks.shape import SampleShape
+
+
+def to_network(shape: SampleShape, values: Tensor) -> Tensor:
+    """Samples as a batch of the stream holds them (see `reader.Batch`) to what networks see, float32 (n, *shape.sizes).
+
+    Images are scaled to [-1, 1], characters become one-hot vectors, points stay as they are.
+    """
+    if shape.kind == "images":
+        return from_bytes(values)
+    if shape.kind == "text":
+        return F.one_hot(values.long(), shape.vocabulary).float().transpose(1, 2)
+    return values.float()
+
+
+def from_network(shape: SampleShape, samples: Tensor) -> Tensor:
+    """What a generator makes, float (n, *shape.sizes), to samples as metrics and files have them.
+
+    Images become uint8 (n, C, R, R), text the most probable characters, int64 (n, length), points float32 (n, d).
+    """
+    if shape.kind == "images":
+        return to_bytes(samples)
+    if shape.kind == "text":
+        return samples.argmax(1)
+    return samples.float()
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -44,16 +70,18 @@ def statistics_batches(
 
 
 @torch.no_grad()
-def generate(network: nn.Module, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
-    """Images (n, C, R, R), uint8, of a network in evaluation mode."""
+def generate(network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
+    """Samples of a network in evaluation mode, as `from_network` gives them."""
     latents, labels = source.draw(purpose, positions)
     with reference_moments(network):
-        return to_bytes(network(latents, labels))
+        return from_network(shape, network(latents, labels))
 
 
 @torch.no_grad()
-def interpolate(network: nn.Module, source: LatentSource, purpose: str, paths: int, steps: int) -> Tensor:
-    """Images (paths * steps, C, R, R), uint8, along arcs between neighbouring latents, path by path."""
+def interpolate(
+    network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, paths: int, steps: int
+) -> Tensor:
+    """Samples (paths * steps, ...) along arcs between neighbouring latents, path by path."""
     latents, labels = interpolation.interpolate(*source.draw(purpose, torch.arange(2 * paths)), steps)
     with reference_moments(network):
-        return to_bytes(network(latents, labels))
+        return from_network(shape, network(latents, labels))

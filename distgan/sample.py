@@ -1,21 +1,35 @@
-"""Images from a trained generator: a grid, a folder of PNGs, or paths from one image to another."""
+"""Samples from a trained generator: images, lines of text or points, or paths from one image to another."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distgan import interpolation
+from distgan.data.index_table import plain
+from distgan.data.text import decode_lines
 from distgan.errors import UserError
 from distgan.export import Generator, load_generator
-from distgan.generation import to_bytes
+from distgan.files import write_atomically, write_lines
+from distgan.generation import from_network
 from distgan.monitoring import pictures
+from distgan.monitoring.scatter import scatter
 
 GRID_LIMIT = 4096
+FILE_LIMIT = 10_000_000
+"""How many lines or points a file is given at most."""
+_ENDINGS = {"text": (".txt",), "points": (".png", ".npy")}
+_ACCEPTED = {
+    "images": "a file ending in .png, or a folder",
+    "text": "a file ending in .txt",
+    "points": "a file ending in .png or .npy",
+}
 
 
 def sample(
@@ -28,31 +42,58 @@ def sample(
     batch_size: int = 64,
     best: bool = False,
 ) -> Path:
-    """Draw `number` images, each a function of (seed, its number), into a grid (`out` ends in .png) or a folder.
+    """Draw `number` samples, each a function of (seed, its number).
 
     Args:
+        out: for images a grid (ending in .png) or a folder; for text a file of lines (.txt); for points a picture
+            (.png) or an array of shape (number, dimensions) in NumPy's format (.npy).
         labels: classes by number or name, repeated in turn; None draws them as frequent as in the data.
 
     Raises:
         UserError: nothing to load, unknown classes, or `out` cannot be written.
     """
     target = _checked_target(out, number, batch_size, seed)
-    as_grid = target.suffix.lower() == ".png"
-    if as_grid and number > GRID_LIMIT:
-        raise UserError(f"--num {number}: a grid holds at most {GRID_LIMIT} images; name a folder in --out")
     generator, classes = _load(source, best, labels)
+    _check_out(generator.shape.kind, target, number)
     batches = _batches(generator, number, seed, classes, batch_size)
     try:
-        if as_grid:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save_png(target, pictures.grid(torch.cat(list(batches))))
-        else:
-            target.mkdir(parents=True, exist_ok=True)
-            for start, images in zip(range(0, number, batch_size), batches, strict=True):
-                pictures.save_folder(target, images, start=start)
+        _write(generator, target, batches, batch_size)
     except OSError as error:
         raise UserError(f"{target}: cannot write there: {error.strerror or error}") from None
     return target
+
+
+def _check_out(kind: str, target: Path, number: int) -> None:
+    """Refuse what samples of this kind cannot be written to."""
+    ending = target.suffix.lower()
+    fits = ending not in (".txt", ".npy") if kind == "images" else ending in _ENDINGS[kind]
+    if not fits:
+        raise UserError(f"--out {target}: this generator makes {kind}; name {_ACCEPTED[kind]}")
+    if kind == "images" and ending == ".png" and number > GRID_LIMIT:
+        raise UserError(f"--num {number}: a grid holds at most {GRID_LIMIT} images; name a folder in --out")
+    if kind != "images" and number > FILE_LIMIT:
+        raise UserError(f"--num {number}: a file of {kind} is given at most {FILE_LIMIT}")
+
+
+def _write(generator: Generator, target: Path, batches: Iterator[Tensor], batch_size: int) -> None:
+    """Raises OSError."""
+    kind, ending = generator.shape.kind, target.suffix.lower()
+    if kind == "images" and ending != ".png":
+        target.mkdir(parents=True, exist_ok=True)
+        for number, images in enumerate(batches):
+            pictures.save_folder(target, images, start=number * batch_size)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    samples = torch.cat(list(batches))
+    if kind == "text":
+        assert generator.vocabulary is not None
+        write_lines(target, decode_lines(samples.numpy(), generator.vocabulary))
+    elif ending == ".npy":
+        array = io.BytesIO()
+        np.save(array, samples.numpy(), allow_pickle=False)
+        write_atomically(target, array.getvalue(), durable=False)
+    else:
+        pictures.save_png(target, scatter(samples) if kind == "points" else pictures.grid(samples))
 
 
 @torch.no_grad()
@@ -89,6 +130,8 @@ def interpolate(
             f"--interpolate {steps} --num {number}: expected at least 2 steps, and at most {GRID_LIMIT} images in all"
         )
     generator, classes = _load(source, best, labels)
+    if generator.shape.kind != "images":
+        raise UserError(f"--interpolate {steps}: paths are of images, and this generator makes {generator.shape.kind}")
     latents, drawn = generator.inputs(2 * number, seed=seed)
     if classes is not None:
         drawn = classes[torch.arange(2 * number) // 2 % len(classes)].to(latents.device)
@@ -96,7 +139,10 @@ def interpolate(
     latents, drawn = interpolation.interpolate(latents, drawn, steps, path)
     places = torch.arange(len(latents)).split(batch_size)
     images = torch.cat(
-        [to_bytes(generator(latents[at], drawn[at] if drawn is not None else None)).cpu() for at in places]
+        [
+            from_network(generator.shape, generator(latents[at], drawn[at] if drawn is not None else None)).cpu()
+            for at in places
+        ]
     )
     try:
         if kind == ".png":
@@ -111,10 +157,10 @@ def interpolate(
 
 def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, seed: int) -> Path:
     if not os.fspath(out):
-        raise UserError("--out is empty; name a file ending in .png, or a folder")
+        raise UserError("--out is empty; name a file ending in .png, .txt or .npy, or a folder")
     if not (1 <= number <= 2**40 and 1 <= batch_size <= 2**24):
         raise UserError(
-            f"--num {number} --batch-size {batch_size}: expected at least 1, and at most 2**40 images, 2**24 at a time"
+            f"--num {number} --batch-size {batch_size}: expected at least 1, and at most 2**40 samples, 2**24 at a time"
         )
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed}: expected a number from 0 to 2**63 - 1")
@@ -136,7 +182,7 @@ def _batches(generator: Generator, number: int, seed: int, classes: Tensor | Non
         latents, labels = generator.inputs(count, seed=seed, first=first)
         if classes is not None:
             labels = classes[torch.arange(first, first + count) % len(classes)].to(latents.device)
-        yield to_bytes(generator(latents, labels)).cpu()
+        yield from_network(generator.shape, generator(latents, labels)).cpu()
 
 
 def _class_number(generator: Generator, label: str) -> int:
@@ -147,5 +193,5 @@ def _class_number(generator: Generator, label: str) -> int:
         return names.index(label)
     if label.isdecimal() and len(label) <= 18 and int(label) < generator.num_classes:
         return int(label)
-    known = f" or one of {', '.join(names[:20])}" if names else ""
-    raise UserError(f"--labels {label[:80]}: expected a number from 0 to {generator.num_classes - 1}{known}")
+    known = plain(f" or one of {', '.join(names[:20])}") if names else ""
+    raise UserError(f"--labels {plain(label[:80])}: expected a number from 0 to {generator.num_classes - 1}{known}")

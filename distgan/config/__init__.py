@@ -42,6 +42,7 @@ from distgan.config.training import (
     ExtraCriticStepsConfig,
     MetricName,
     MonitoringConfig,
+    StopWhenFlatConfig,
     TrainingConfig,
 )
 from distgan.errors import UserError
@@ -49,6 +50,7 @@ from distgan.recipe import apply_override, read_recipe, to_plain
 from distgan.validation import explain
 
 __all__ = [
+    "ARCHITECTURES",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -69,6 +71,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "Section",
+    "StopWhenFlatConfig",
     "TargetsConfig",
     "TrainingConfig",
     "WeightClippingConfig",
@@ -144,6 +147,14 @@ class Config(Section):
                 "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
                 "discriminator.spectral_norm=true"
             )
+        for role in ("generator", "discriminator"):
+            network: NetworkConfig = getattr(self, role)
+            times = (network.reference_size or 0) // self.micro_batch
+            if network.normalisation == "virtual" and times >= 16:
+                found.append(
+                    f"{role}.reference_size = {network.reference_size}: each pass through the network runs its "
+                    f"reference batch too, which is {times} times the micro-batch of {self.micro_batch}; lower it"
+                )
         return tuple(found)
 
     @model_validator(mode="after")
@@ -183,6 +194,11 @@ class Config(Section):
                 "discriminator.normalisation: batch norm makes a critic's output depend on the whole batch, so that "
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
+            )
+        if self.training.stop_when_flat is not None and self.objective.adversarial != "wasserstein":
+            raise ValueError(
+                f"training.stop_when_flat: {self.objective.adversarial} does not estimate the Wasserstein distance; "
+                "set objective.adversarial=wasserstein, or leave stop_when_flat out"
             )
         self._check_groups()
         return self

@@ -24,7 +24,7 @@ class DataConfig(Section):
     """1 for greyscale, 3 for RGB; images are converted when they differ."""
     labels: bool = False
     """Use the class labels: both networks become class-conditional."""
-    length: Annotated[Size, Field(le=2**16)] = 32
+    length: Annotated[Size, Field(ge=4, le=2**16)] = 32
     """Characters of a line of text: longer lines are cut, shorter ones padded."""
     dimensions: Annotated[Size, Field(le=2**16)] = 2
     """Numbers of a point."""

@@ -22,6 +22,15 @@ class ExtraCriticStepsConfig(Section):
     """So is each k-th after them; null: none."""
 
 
+class StopWhenFlatConfig(Section):
+    """End the run when the critic's estimate of the Wasserstein distance neither falls nor rises any more."""
+
+    steps: Count = 10_000
+    """It is flat when it has stayed where it was for so long; its average has a half-life of a tenth of that."""
+    tolerance: Annotated[Real, Field(gt=0, lt=1)] = 0.02
+    """Where it was: its average then, give or take this share."""
+
+
 class TrainingConfig(Section):
     """How long, how large, and in which numbers."""
 
@@ -37,8 +46,12 @@ class TrainingConfig(Section):
     """Steps with more discriminator updates than that."""
     warm_start: CountOrZero = 0
     """Discriminator updates before the first step, so that the generator meets a trained one. They count to step 0."""
+    stop_when_flat: StopWhenFlatConfig | None = None
+    """For `wasserstein`: end the run early when its estimate of the distance is flat; null trains all steps."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16` runs the networks under bfloat16 autocast; losses and penalties stay in float32."""
+    gradient_precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` halves the bytes that gradients cost between ranks, and rounds them; sums of many ranks round more."""
     deterministic: bool = False
     """Deterministic kernels and gradient buckets: resume at the same world size is then bitwise."""
     compile: bool = False
@@ -88,9 +101,9 @@ class MonitoringConfig(Section):
     every: Count = 50
     """Steps between rows of metrics.jsonl and TensorBoard scalars."""
     samples_every: Count = 500
-    """Steps between sample grids."""
+    """Steps between samples of the same latents: a grid of images, lines of text, or a picture of points."""
     num_samples: Annotated[Count, Field(le=4096)] = 64
-    """Images in a sample grid."""
+    """How many of them."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
 
@@ -101,9 +114,9 @@ class EvaluationConfig(Section):
     every: CountOrZero = 0
     """Steps between evaluations; 0 evaluates only when asked with `distgan evaluate`."""
     num_samples: Count = 10_000
-    """Generated images per evaluation."""
+    """Generated samples per evaluation."""
     batch_size: Size = 64
-    """Images per forward pass of an evaluation on one rank."""
+    """Samples per forward pass of an evaluation on one rank."""
     metrics: Annotated[list[MetricName], Field(min_length=1)] | None = None
     """What is measured; the first decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
     `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`."""
@@ -111,6 +124,9 @@ class EvaluationConfig(Section):
     """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
     inception_weights: str | None = None
     """Path of torch-fidelity's pt_inception-2015-12-05 weights; null downloads them."""
+    held_out: str | None = None
+    """Folder of shards of text that is not trained on, for `ngram_js`. Default: `held-out` beside the training shards,
+    where `pack --held-out` puts it."""
     cache_dir: str | None = None
     """Folder of real statistics and detectors. Default: `$DISTGAN_CACHE` or `~/.cache/distgan`."""
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from distgan.config import cache_folder
-from distgan.data import locations, text
+from distgan.data import locations
+from distgan.data.index_checks import find_problem
 from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.indexing import build_index
-from distgan.data.tar import BLOCK
 from distgan.errors import UserError
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
 INDEX_NAME = "index.safetensors"
 _SUFFIX = ".safetensors"
 _METADATA_KEY = "distgan_index"
-_MAX_SAMPLES = 1 << 40
 _MAX_FILE_BYTES = 64 << 30
 _MAX_HEADER_BYTES = 256 << 20
 _DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
@@ -183,7 +182,7 @@ def _open_part(part: _Part, check: bool) -> _Opened:
         Shard(_resolve(name, part), size, count, digest, sha256) for name, size, count, digest, sha256 in table.shards
     ]
     if check:
-        problem = _find_problem(shards, table, arrays)
+        problem = find_problem(shards, arrays, table.class_names, table.vocabulary)
         if problem:
             raise UserError(f"{part.name}: damaged index: {problem}; build it again with `distgan index`")
     if part.urls is not None and list(part.urls) != [shard.url for shard in shards]:
@@ -225,45 +224,6 @@ def _array(mapped: mmap.mmap, base: int, entry: dict[str, Any], kind: np.dtype[A
     if not (0 <= start <= stop <= len(mapped) - base and stop - start == length * kind.itemsize):
         raise ValueError("a tensor lies outside the file")
     return np.frombuffer(mapped, kind, length, base + start)
-
-
-def _find_problem(shards: list[Shard], table: _Table, arrays: dict[str, NDArray[Any]]) -> str | None:
-    """What is wrong with an index, if anything: nothing in it may point outside its shard."""
-    total = sum(shard.count for shard in shards)
-    if not shards or total > _MAX_SAMPLES:
-        return "it lists no shards" if not shards else f"more than {_MAX_SAMPLES:,} samples"
-    if any(shard.size >= 1 << 60 for shard in shards):
-        return "a shard's size is out of range"
-    if len({shard.url for shard in shards}) < len(shards):
-        return "it lists a shard twice"
-    for name, array in arrays.items():
-        if name != "keys" and len(array) != total:
-            return f"{name!r} has {len(array):,} entries for {total:,} samples"
-    offsets, sizes, labels, key_ends = (arrays[name] for name in ("offsets", "sizes", "labels", "key_ends"))
-    counts = np.array([shard.count for shard in shards], np.int64)
-    limits = np.repeat(np.array([shard.size for shard in shards], np.int64), counts)
-    if (offsets < BLOCK).any() or (offsets % BLOCK).any() or (sizes < 0).any() or (offsets > limits - sizes).any():
-        return "a sample lies outside its shard"
-    rising = np.diff(offsets) > 0
-    rising[np.cumsum(counts)[:-1] - 1] = True
-    if not rising.all():
-        return "offsets do not rise within a shard"
-    if key_ends[0] < 0 or (np.diff(key_ends) < 0).any() or key_ends[-1] != len(arrays["keys"]):
-        return "keys lie outside their table"
-    first, last = int(arrays["extensions"].min()), int(arrays["extensions"].max())
-    if last >= len(EXTENSIONS) or kind_of(EXTENSIONS[first]) != kind_of(EXTENSIONS[last]):
-        return "an extension is unknown, or not of the same kind as the others"
-    if (table.vocabulary is not None) != (kind_of(EXTENSIONS[first]) == "text"):
-        return "text has a vocabulary, and nothing else has"
-    if table.vocabulary is not None and (problem := text.find_problem(table.vocabulary)):
-        return problem
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < -1 or highest >= MAX_CLASSES or lowest < 0 <= highest:
-        return "labels are out of range, or missing for some samples"
-    class_names = table.class_names
-    if class_names is not None and (highest < 0 or not highest < len(class_names) <= MAX_CLASSES):
-        return f"{len(class_names)} class names for labels up to {highest}"
-    return None
 
 
 def _select(

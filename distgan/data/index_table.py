@@ -99,6 +99,11 @@ class Index:
         arrays = {name: getattr(self, name) for name in ARRAYS}
         return Index, (self.shards, arrays, self.class_names, self.vocabulary)
 
+    def with_vocabulary(self, vocabulary: Sequence[str]) -> Index:
+        """The same lines of text, their characters numbered by another vocabulary."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return Index(self.shards, arrays, self.class_names, vocabulary)
+
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard number of each sample, vectorised."""
         return np.searchsorted(self.shard_starts, samples, side="right") - 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from distgan.data.layout import BadSample, Computed, Encoded, Source
-from distgan.data.text import MAX_LINE_BYTES
+from distgan.data.text import MAX_LINE_BYTES, PAD
 from distgan.errors import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -47,17 +48,14 @@ def open_lines(path: Path) -> Source[Line]:
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         reason = getattr(error, "strerror", None) or "it is empty"
         raise UserError(f"{path}: cannot be read: {reason}; name a text file with a sample a line") from None
-    starts, stops, numbers, blank = array("q"), array("q"), array("q"), 0
-    content = reader.content
-    stop = len(_BYTE_ORDER_MARK) - 1 if content[:3] == _BYTE_ORDER_MARK else -1
-    number = 0
-    while stop < len(content):
-        start, number = stop + 1, number + 1
-        stop = content.find(b"\n", start)
-        stop = stop if stop >= 0 else len(content)
-        if content[start:stop].isspace() or start == stop:
-            blank += start < len(content)
+    starts, stops, numbers = array("q"), array("q"), array("q")
+    blank = padded = 0
+    for number, (start, stop) in enumerate(_walk(reader.content), 1):
+        line = reader.content[start:stop]
+        if not line.strip():
+            blank += 1
             continue
+        padded += PAD.encode() in line
         starts.append(start)
         stops.append(stop)
         numbers.append(number)
@@ -68,8 +66,24 @@ def open_lines(path: Path) -> Source[Line]:
         Computed(len(numbers), lambda place: Line(starts[place], stops[place])),
         reader,
         kind="text",
-        notes=(f"left out {blank} blank lines",) if blank else (),
+        notes=tuple(_notes(blank, padded)),
     )
+
+
+def _walk(content: mmap.mmap) -> Iterator[Line]:
+    start = len(_BYTE_ORDER_MARK) if content[: len(_BYTE_ORDER_MARK)] == _BYTE_ORDER_MARK else 0
+    while start < len(content):
+        stop = content.find(b"\n", start)
+        stop = stop if stop >= 0 else len(content)
+        yield Line(start, stop)
+        start = stop + 1
+
+
+def _notes(blank: int, padded: int) -> Iterator[str]:
+    if blank:
+        yield f"left out {blank} blank lines"
+    if padded:
+        yield f"{padded} lines hold a {PAD}, which is what short lines are filled up with"
 
 
 def text_source(name: str, lines: list[str]) -> Source[bytes]:

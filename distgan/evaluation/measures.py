@@ -27,6 +27,14 @@ from distgan.evaluation.moments import Moments
 from distgan.evaluation.names import value_name
 from distgan.evaluation.reals import Collector
 from distgan.evaluation.samples import Seen
+from distgan.evaluation.text import (
+    ORDERS,
+    NgramDivergence,
+    held_out_index,
+    ngram_divergences,
+    read_lines,
+    shuffled,
+)
 from distgan.randomness import derive_key
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("distgan")
 
 POOL = 10_000
-"""How many real samples kernel distances draw from: all, or of more an addressed choice."""
+"""How many real samples kernel distances and n-grams are of: all, or of more an addressed choice."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Measure(NamedTuple):
     take: Callable[[Seen], tuple[Tensor, ...]]
     """What it is updated with."""
     values: Callable[[Any], dict[str, float]]
-    """What it has computed, by the suffix of each value's name; the chief value has none."""
+    """What it has computed, by the suffix of each value's name (see `names.value_name`)."""
 
 
 def make_collectors(setting: Setting) -> dict[str, Collector]:
@@ -114,11 +122,10 @@ def _inception_score(setting: Setting, _: cache.Entry | None) -> Measure:
 
 
 class _Pool:
-    """What the detector sees in some of the real samples: rows of float32, on rank 0."""
+    """Something of some of the real samples, a row each, on rank 0."""
 
-    name = "real-features"
-
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, name: str, take: Callable[[Seen], Tensor]) -> None:
+        self.name, self._take = name, take
         count = len(setting.index)
         chosen = permute(np.arange(min(count, POOL)), count, derive_key(0, "kid/reals"))
         self.numbers = torch.from_numpy(chosen).sort().values
@@ -127,16 +134,25 @@ class _Pool:
 
     def update(self, seen: Seen) -> None:
         kept = torch.isin(seen.numbers, self.numbers)
-        self._rows.append(seen.features[kept.to(seen.features.device)].cpu())
+        rows = self._take(seen)
+        self._rows.append(rows[kept.to(rows.device)].cpu())
 
     def entry(self) -> cache.Entry:
         rows = self._runtime.gather_rows(torch.cat([part for part in self._rows if len(part)] or self._rows))
-        return cache.Entry({"features": rows}, {"samples": len(rows)})
+        return cache.Entry({"rows": rows}, {"samples": len(rows)})
+
+
+def _features(setting: Setting) -> _Pool:
+    return _Pool(setting, "real-features", lambda seen: seen.features)
+
+
+def _lines(setting: Setting) -> _Pool:
+    return _Pool(setting, "real-lines", lambda seen: seen.samples.int())
 
 
 def _kid(setting: Setting, reals: cache.Entry | None) -> Measure:
     assert reals is not None
-    features, generated = reals.tensors["features"], setting.config.evaluation.num_samples
+    features, generated = reals.tensors["rows"], setting.config.evaluation.num_samples
     size = subset_size(generated, len(features))
     if size < 2:
         raise UserError(
@@ -172,15 +188,23 @@ class _Mixture:
 
     def __init__(self, setting: Setting) -> None:
         data, index = setting.config.data, setting.index
+        if not index.num_classes:
+            raise UserError(
+                f"modes: the points of data.path = {data.path} have no labels, which say the mode that each was drawn "
+                "from; give a mixture such as builtin:ring, or set evaluation.every=0",
+                everywhere=True,
+            )
         self.numbers = torch.arange(len(index))
-        self._moments = MixtureMoments(index.num_classes, data.dimensions).to(setting.runtime.device)
+        self._moments = MixtureMoments(index.num_classes, data.dimensions, sync_on_compute=False)
+        self._moments.to(setting.runtime.device)
 
     def update(self, seen: Seen) -> None:
         self._moments.update(seen.samples, seen.labels)
 
     def entry(self) -> cache.Entry:
-        modes = self._moments.compute()
-        return cache.Entry(modes._asdict(), {"samples": int(self._moments.counts.sum())})
+        with self._moments.sync_context(dist_sync_fn=self._moments.dist_sync_fn):
+            count = int(self._moments.counts.sum())  # first, as computing ends the synchronization
+            return cache.Entry(self._moments.compute()._asdict(), {"samples": count})
 
 
 def _modes(setting: Setting, reals: cache.Entry | None) -> Measure:
@@ -193,15 +217,41 @@ def _modes(setting: Setting, reals: cache.Entry | None) -> Measure:
     return Measure(metric, lambda seen: (seen.samples,), values)
 
 
+def _ngram_js(setting: Setting, reals: cache.Entry | None) -> Measure:
+    assert reals is not None
+    index, held_out = held_out_index(setting.config, setting.index), torch.empty(0)
+    baseline = torch.zeros(len(ORDERS))
+    if setting.runtime.is_main:
+        held_out = read_lines(setting.config, index, min(POOL, setting.config.evaluation.num_samples))
+        baseline = ngram_divergences(held_out, shuffled(reals.tensors["rows"]))
+        log.info("ngram_js compares %d generated lines with as many that are not trained on", len(held_out))
+    metric = NgramDivergence(
+        held_out, POOL, sync_on_compute=False,
+        dist_sync_fn=lambda rows, group=None: [setting.runtime.gather_rows(rows)],
+    )  # fmt: skip
+
+    def values(divergences: Tensor) -> dict[str, float]:
+        named = {"": divergences, "_baseline": baseline}
+        return {f"{of}[{n}]": float(value) for of, row in named.items() for n, value in zip(ORDERS, row, strict=True)}
+
+    return Measure(metric, lambda seen: (seen.samples, seen.numbers), values)
+
+
 def _mean_and_deviation(result: Any) -> dict[str, float]:
     return {"": float(result.mean), "_std": float(result.deviation)}
 
 
-COLLECTORS: dict[str, Callable[[Setting], Collector]] = {"fid": _Moments, "kid": _Pool, "modes": _Mixture}
+COLLECTORS: dict[str, Callable[[Setting], Collector]] = {
+    "fid": _Moments,
+    "kid": _features,
+    "modes": _Mixture,
+    "ngram_js": _lines,
+}
 MEASURES: dict[str, Callable[[Setting, cache.Entry | None], Measure]] = {
     "fid": _fid,
     "inception_score": _inception_score,
     "kid": _kid,
     "classes": _classes,
     "modes": _modes,
+    "ngram_js": _ngram_js,
 }

@@ -8,6 +8,8 @@ from distgan.config import Config
 
 WITH_DETECTOR = frozenset({"fid", "inception_score", "kid", "classes"})
 """Metrics of what a detector sees; their values are named by it too."""
+_CHIEF = {"ngram_js": "[4]"}
+"""Suffix of the chief value, where it has one."""
 HIGHER_IS_BETTER = frozenset({"inception_score", "classes", "modes"})
 
 
@@ -27,6 +29,11 @@ def criterion(config: Config) -> Criterion:
     return Criterion(value_name(config.metrics[0], config), config.metrics[0] in HIGHER_IS_BETTER)
 
 
-def value_name(metric: str, config: Config, suffix: str = "") -> str:
-    """What a value of a metric is called, such as `fid[classifier]` or `modes`; its chief value has no suffix."""
+def value_name(metric: str, config: Config, suffix: str | None = None) -> str:
+    """What a value of a metric is called, such as `fid[classifier]`, `modes` or `ngram_js[4]`.
+
+    Args:
+        suffix: which of its values; None is its chief one.
+    """
+    suffix = _CHIEF.get(metric, "") if suffix is None else suffix
     return f"{metric}{suffix}[{config.evaluation.detector}]" if metric in WITH_DETECTOR else metric + suffix

@@ -73,7 +73,7 @@ class Evaluator:
         values: dict[str, float] = {}
         with ExitStack() as synchronized:
             for measure in self._measures.values():
-                synchronized.enter_context(measure.metric.sync_context())
+                synchronized.enter_context(measure.metric.sync_context(dist_sync_fn=measure.metric.dist_sync_fn))
             # On one rank, because another machine's rounding could make them disagree on which checkpoint is best.
             with runtime.together():
                 if runtime.is_main:

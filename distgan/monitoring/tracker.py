@@ -48,8 +48,8 @@ class Tracker:
     def image(self, step: int, tag: str, image: Tensor) -> None:
         """A picture, uint8 (3, H, W) or (1, H, W)."""
 
-    def text(self, tag: str, text: str) -> None:
-        """A text, shown as it is, at the step that this process started from."""
+    def text(self, tag: str, text: str, step: int | None = None) -> None:
+        """A text, shown as it is. step: by default the one that this process started from."""
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
         """The settings of this run and the names of the scalars that runs are to be compared by."""
@@ -97,9 +97,10 @@ class _RunTracker(Tracker):
     def image(self, step: int, tag: str, image: Tensor) -> None:
         self._on_tensorboard(lambda writer: writer.add_image(tag, image.cpu(), step))
 
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int | None = None) -> None:
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown for verbatim
-        self._on_tensorboard(lambda writer: writer.add_text(tag, indented, self._first_step))
+        at = self._first_step if step is None else step
+        self._on_tensorboard(lambda writer: writer.add_text(tag, indented, at))
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
         settings = {key: value if type(value) in (int, float, str) else str(value) for key, value in values.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
+from distgan.networks.characters import CharacterDiscriminator, CharacterGenerator
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from distgan.networks.layers.virtual import add_reference, uses_reference
 from distgan.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -24,6 +25,7 @@ GENERATORS: dict[str, Callable[[GeneratorConfig, SampleShape], nn.Module]] = {
     "progressive": ProgressiveGenerator,
     "r3gan": R3GANGenerator,
     "mlp": MLPGenerator,
+    "characters": CharacterGenerator,
 }
 DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module]] = {
     "dcgan": DCGANDiscriminator,
@@ -31,6 +33,7 @@ DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module
     "progressive": ProgressiveDiscriminator,
     "r3gan": R3GANDiscriminator,
     "mlp": MLPDiscriminator,
+    "characters": CharacterDiscriminator,
 }
 
 

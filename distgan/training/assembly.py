@@ -11,19 +11,19 @@ from distgan.data.index import Index
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.data.samples import sample_format
+from distgan.distributed.engines import ZeroEngine
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.generation import from_bytes
+from distgan.generation import to_network
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual import set_reference, uses_reference
-from distgan.networks.shape import sample_shape
 from distgan.training import schedule
 from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import set_growth
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.training.player import Player
-from distgan.training.state import Progress, TrainingState, class_counts
+from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
@@ -32,10 +32,11 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     Raises:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
-    shape = sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
-    generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
-    discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
-    _fill_references(generator, discriminator, config, index)
+    shape = run_shape(config, index)
+    with runtime.together():
+        generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
+        discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
+        _fill_references(generator, discriminator, config, index)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
     average = AveragedGenerator(generator)
@@ -57,6 +58,12 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             clipping=config.objective.weight_clipping,
         ),
     }
+    if isinstance(players["generator"].engine, ZeroEngine) and config.growth and not config.growth.reset_optimizers:
+        raise UserError(
+            "growth.reset_optimizers = false: DeepSpeed's optimizers cannot keep moments of parameters that join at "
+            "different times; set it to true, or launch with --multi_gpu or --use_fsdp",
+            everywhere=True,
+        )
     state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
     state.settle()
     return state
@@ -70,6 +77,8 @@ def latent_source(config: Config, index: Index, device: torch.device) -> LatentS
 
 def uses_channels_last(config: Config, device: torch.device) -> bool:
     """Whether convolutions run in channels_last: as configured; `auto` is where it was measured to be faster."""
+    if config.data.kind != "images":
+        return False
     if config.training.channels_last != "auto":
         return config.training.channels_last
     if config.data.channels == 1:
@@ -83,7 +92,7 @@ def check_fits(config: Config, index: Index, world_size: int) -> None:
     accumulation = config.training.accumulation
     batches = {"training.batch_size": config.training.batch_size}
     if config.growth is not None:
-        batches |= {f"growth.batch_sizes: {side}": batch for side, batch in config.growth.batch_sizes.items()}
+        batches |= {f"growth.batch_sizes.{side}": batch for side, batch in config.growth.batch_sizes.items()}
     for key, batch in batches.items():
         if batch // accumulation % world_size:
             raise UserError(
@@ -105,4 +114,5 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
     if uses_reference(discriminator):
         places = np.arange(len(discriminator.get_buffer("reference")))
         batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
-        set_reference(discriminator, from_bytes(batch.values), batch.labels if config.data.labels else None)
+        reals = to_network(run_shape(config, index), batch.values)
+        set_reference(discriminator, reals, batch.labels if config.data.labels else None)

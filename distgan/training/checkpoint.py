@@ -59,9 +59,10 @@ _PATIENCE_SECONDS = 2.0
 class CheckpointWriter:
     """Writes checkpoints of a run from a background thread; for one process of a run.
 
-    `save` stalls its caller for a copy to host memory only, which is allocated once and holds one checkpoint. Disk
-    errors are logged, counted in `failures` and otherwise leave training alone. Construct it before looking for the
-    newest checkpoint: it finishes or removes what a killed predecessor left half done.
+    Tensors are copied to host memory, which is allocated once and holds one checkpoint, while the caller goes on with
+    what does not change them; it stalls in `copied` for what is left of that. Disk errors are logged, counted in
+    `failures` and otherwise leave training alone. Construct it before looking for the newest checkpoint: it finishes or
+    removes what a killed predecessor left half done.
 
     Args:
         folder: made when the first checkpoint is written.
@@ -78,6 +79,8 @@ class CheckpointWriter:
         """The newest checkpoint that this writer has published."""
         self._snapshots: dict[str, Snapshot] = {}
         self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._copied.set()
         self._lock = threading.Lock()
         self._writing: int | None = None
         self._best: Best | None = None
@@ -92,7 +95,8 @@ class CheckpointWriter:
         """Take a snapshot of the tensors and the state, and write it as the checkpoint of `step`.
 
         Args:
-            files: tensors by name, by the name of the file that is to hold them (NAME.safetensors).
+            files: tensors by name, by the name of the file that is to hold them (NAME.safetensors). They must stay as
+                they are until `copied` has returned.
             state: JSON values; numbers must be finite.
             blocking: return when the checkpoint is on disk, waiting also for one still being written. Otherwise
                 that one is waited for two seconds at most, and then this one is skipped with a warning.
@@ -111,19 +115,20 @@ class CheckpointWriter:
             )
             return False
         self.wait()
-        for gone in self._snapshots.keys() - files.keys():
-            del self._snapshots[gone]
-        for file, tensors in files.items():
-            self._snapshots.setdefault(file, Snapshot()).copy(tensors)
         document = json.dumps(state, allow_nan=False).encode()
         failures = self.failures
         self._writing = step
+        self._copied.clear()
         name = f"checkpoint of step {step}"
-        self._thread = threading.Thread(target=self._write, args=(step, document), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(step, files, document), name=name, daemon=True)
         self._thread.start()
         if blocking:
             self.wait()
         return self.failures == failures
+
+    def copied(self) -> None:
+        """Return when the tensors that `save` was given may change again."""
+        self._copied.wait()
 
     def mark_best(self, step: int, value: float, metric: str) -> bool:
         """Keep the checkpoint of `step` as the best, in place of the best before; it may still be being written.
@@ -157,10 +162,20 @@ class CheckpointWriter:
     ) -> None:
         self.close()
 
-    def _write(self, step: int, state: bytes) -> None:
+    def _copy(self, files: Mapping[str, Tensors]) -> None:
+        try:
+            for gone in self._snapshots.keys() - files.keys():
+                del self._snapshots[gone]
+            for file, tensors in files.items():
+                self._snapshots.setdefault(file, Snapshot()).copy(tensors)
+        finally:
+            self._copied.set()
+
+    def _write(self, step: int, tensors: Mapping[str, Tensors], state: bytes) -> None:
         path = self.folder / directory_name(step)
         temporary = self.folder / f"{path.name}.tmp"
         try:
+            self._copy(tensors)
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()

@@ -5,12 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from distgan.data import text
 from distgan.errors import UserError
 from distgan.training import checkpoint
+from distgan.training.diagnosis import Diagnosis
+from distgan.validation import explain
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+def _check_vocabulary(vocabulary: list[str]) -> list[str]:
+    if problem := text.find_problem(vocabulary):
+        raise ValueError(problem)
+    return vocabulary
+
+
+Vocabulary = Annotated[list[str], AfterValidator(_check_vocabulary)]
 
 
 class _Record(BaseModel):
@@ -50,9 +62,12 @@ class Description(_Record):
     substitutions: list[Any]
     data: Data
     classes: Classes | None
+    vocabulary: Vocabulary | None = None
+    """The characters of text, by their numbers."""
     world_size: Annotated[int, Field(ge=1)]
     statistics: dict[str, dict[str, tuple[float, float]]]
     """Per player: totals and counts of the logging interval under way, so that its row is the same after a resume."""
+    diagnosis: Diagnosis = Diagnosis()
     config: dict[str, Any]
     versions: dict[str, str]
 
@@ -62,6 +77,4 @@ def load_description(path: Path) -> Description:
     try:
         return Description.model_validate(checkpoint.load_state(path))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path / 'state.json'}: {key}: {first['msg'].lower()}; take another checkpoint") from None
+        raise UserError(f"{path / 'state.json'}: {explain(error, Description)}; take another checkpoint") from None

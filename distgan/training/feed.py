@@ -13,7 +13,7 @@ from distgan import randomness
 from distgan.data.stream import open_stream
 from distgan.data.substitutions import Failure, check_failure_rate
 from distgan.distributed.runtime import Runtime
-from distgan.generation import dequantize, from_bytes
+from distgan.generation import dequantize, to_network
 from distgan.latents import LatentSource
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.training import schedule
@@ -109,13 +109,13 @@ class Feed:
         batch = next(self._stream)
         self.seconds_waited += time.perf_counter() - started
         self.failures += batch.failures
-        pixels = batch.values.to(device, non_blocking=True)
+        values = batch.values.to(device, non_blocking=True)
         if self.config.data.dequantize:
             places = batch.positions.to(device, non_blocking=True)
-            noise = randomness.uniform(self.config.seed, "data/dequantize", places, pixels.shape[1:])
-            reals = dequantize(pixels, noise)
+            noise = randomness.uniform(self.config.seed, "data/dequantize", places, values.shape[1:])
+            reals = dequantize(values, noise)
         else:
-            reals = from_bytes(pixels)
+            reals = to_network(self.state.shape, values)
         if self.state.growth is not None:
             reals = shrink(reals, self.state.growth.resolution)
             if self.state.growth.fading:

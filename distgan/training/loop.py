@@ -12,11 +12,13 @@ from distgan.config import Config, dump_config
 from distgan.data.index import load_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
 from distgan.randomness import derive_key
 from distgan.training import run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
+from distgan.training.diagnosis import why_stop
 from distgan.training.feed import Feed
 from distgan.training.growth import grow
 from distgan.training.observer import Observer
@@ -41,13 +43,18 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Raises:
         UserError: something that the user can mend.
     """
-    runtime = Runtime(deterministic=config.training.deterministic, timeout_minutes=config.training.timeout_minutes)
+    runtime = Runtime(
+        deterministic=config.training.deterministic,
+        timeout_minutes=config.training.timeout_minutes,
+        gradients_in_bf16=config.training.gradient_precision == "bf16",
+    )
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
         with runtime.together():
             index = load_index(config.data.path)
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
+        runtime.check_equal("the code", code_digest(), "install the same version on every node")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
         for doubt in config.doubts if runtime.is_main else ():
             logger.warning("%s", doubt)
@@ -57,11 +64,10 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
                 run_folder.prepare(config, state, runtime, resume, frozenset(accept))
-                grow(state, resumed=True)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
-        outcome(result, state.progress.step, stop.reason)
+        outcome(result, state.progress.step, stop.reason if result == "preempted" else nothing_more(state))
         return result
 
 
@@ -73,7 +79,7 @@ def run(
     runtime: Runtime,
     stop: StopRequest,
 ) -> run_folder.Result:
-    """All remaining steps. Returns `preempted` if a stop was asked for before the last of them was done."""
+    """All remaining steps. Returns `preempted` if a stop was asked for before there was nothing more to do."""
     config, progress = state.config, state.progress
     steps = config.training.steps
     generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
@@ -82,7 +88,7 @@ def run(
     if is_best or leaving:
         save(state, feed, observer, writer, runtime, last=leaving, is_best=is_best)
     news = runtime.exchange([False, False])
-    while progress.step < steps and not leaving:
+    while not (leaving or is_done(state)):
         before = progress.position
         for update in discriminator_updates(config, progress.step, progress.position):
             seed_default_generator(config.seed, update.index, runtime.rank)
@@ -95,7 +101,8 @@ def run(
             [(batch, progress.step) for batch in feed.generator_inputs(progress.step)],
             learning_rate(generator, progress.step, steps),
         )
-        state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
+        with runtime.whole(state.generator.network):
+            state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
         grow(state)
 
@@ -108,11 +115,21 @@ def run(
             give_up_if_stuck(state, writer, runtime)
         is_best = observer.after_step(evaluate=not leaving)
         leaving = leaving or observer.left_undone
-        last = leaving or progress.step == steps
+        last = leaving or is_done(state)
         if last or is_best or progress.step % config.checkpoint.every == 0:
             save(state, feed, observer, writer, runtime, last=last, is_best=is_best)
     news.result()
-    return "preempted" if progress.step < steps or observer.left_undone else "finished"
+    return "finished" if is_done(state) and not observer.left_undone else "preempted"
+
+
+def is_done(state: TrainingState) -> bool:
+    """Whether no step is left to do; all ranks agree."""
+    return state.progress.step >= state.config.training.steps or nothing_more(state) is not None
+
+
+def nothing_more(state: TrainingState) -> str | None:
+    """Why the run ends before its last step, if it does so by itself."""
+    return why_stop(state.progress.diagnosis, state.config.training.stop_when_flat)
 
 
 def save(
@@ -136,11 +153,10 @@ def save(
     if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
         logger.warning("step %d: no checkpoint while updates are being skipped", progress.step)
         return
-    description = state.description(runtime)
+    description, tensors, blocking = state.description(runtime), state.tensors(), last or is_best
     with runtime.together():
         if writer is None:
             return
-        tensors, blocking = state.tensors(), last or is_best
         saved = writer.save(progress.step, tensors, description, blocking=blocking)
         if last and not saved and not writer.save(progress.step, tensors, description, blocking=True):
             raise UserError(
@@ -148,6 +164,7 @@ def save(
                 f"above); the last good one is {writer.last_good or 'of an earlier start'}; mend that, and the same "
                 "command continues from there"
             )
+        writer.copied()
         observer.checkpoint_failures = writer.failures
         if is_best and progress.best is not None:
             writer.mark_best(**progress.best)

@@ -13,15 +13,20 @@ from torch import Tensor
 
 from distgan import generation
 from distgan.config import dump_config, flatten
+from distgan.data.text import decode_lines
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted
 from distgan.evaluation.names import criterion, value_name
+from distgan.files import write_lines
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
+from distgan.monitoring.scatter import scatter
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
+from distgan.training import diagnosis
 from distgan.training.feed import Feed
+from distgan.training.pace import Pace
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
 
@@ -55,6 +60,7 @@ class Observer:
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
+        self.pace = Pace(runtime, [player.network for player in state.players])
         self.checkpoint_failures = 0
         self.left_undone = False
         """Whether this step has an evaluation that a stop has left undone. All ranks agree."""
@@ -84,10 +90,12 @@ class Observer:
             evaluate: False leaves an evaluation undone, as a stop does.
         """
         progress, config = self.state.progress, self.config
+        self.pace.end()
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
             row = self._measure()
+            self._diagnose(row)
         self.left_undone = due = self._is_evaluation_due()
         pictured = progress.step % config.monitoring.samples_every == 0
         if (due and evaluate) or pictured:
@@ -101,10 +109,13 @@ class Observer:
         self._write(row)
         if row or pictured:
             self._start_interval()
+        if (progress.step + 1) % config.monitoring.every == 0:
+            self.pace.begin()
         return is_best
 
     def close(self) -> None:
         """Finish the files."""
+        self.pace.end()
         self.console.close()
         self.tracker.close()
 
@@ -121,7 +132,7 @@ class Observer:
         row: dict[str, float] = {}
         for player in state.players:
             row |= player.statistics.reduce(self.runtime)
-            row[f"learning_rate/{player.role}"] = player.optimizer.param_groups[0]["lr"]
+            row[f"learning_rate/{player.role}"] = player.engine.optimizer.param_groups[0]["lr"]
             row[f"skipped_updates/{player.role}"] = player.skipped.item()
         seconds = time.perf_counter() - self._started
         steps = max(1, progress.step - self._first_step)
@@ -129,6 +140,7 @@ class Observer:
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
+        row |= self.pace.measure()
         row["memory/host_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         if self.runtime.device.type == "cuda":
             row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
@@ -140,6 +152,13 @@ class Observer:
             row["growth/fade"] = state.growth.fade
             row["growth/resolution"] = state.growth.resolution
         return row
+
+    def _diagnose(self, row: dict[str, float]) -> None:
+        """Warn of what the curves say is going wrong."""
+        progress, stop = self.state.progress, self.config.training.stop_when_flat
+        progress.diagnosis, warnings = diagnosis.observe(progress.diagnosis, progress.step, row, stop)
+        for warning in warnings if self.runtime.is_main else ():
+            logger.warning("%s", warning)
 
     def _fit_statistics(self) -> None:
         """Fit the average's batch-norm statistics to its weights."""
@@ -165,7 +184,9 @@ class Observer:
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
         def generate(samples: Tensor) -> Tensor:
-            return generation.generate(self.state.average.network, self.latents, "evaluation", samples)
+            return generation.generate(
+                self.state.average.network, self.state.shape, self.latents, "evaluation", samples
+            )
 
         try:
             if self._evaluator is None:
@@ -194,15 +215,24 @@ class Observer:
         return True
 
     def _draw_samples(self) -> None:
-        """A grid of the same latents every time, on disk and in TensorBoard."""
-        step = self.state.progress.step
+        """Samples of the same latents every time, on disk and in TensorBoard: a grid of images, lines, or points."""
+        step, shape, vocabulary = self.state.progress.step, self.state.shape, self.state.index.vocabulary
         numbers = torch.arange(self.config.monitoring.num_samples)
-        images = generation.generate(self.state.average.network, self.latents, "sample grid", numbers)
-        grid = pictures.grid(images.cpu())
-        self.tracker.image(step, "samples", grid)
-        paths = generation.interpolate(self.state.average.network, self.latents, "interpolation", *INTERPOLATION)
-        self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))
+        samples = generation.generate(self.state.average.network, shape, self.latents, "sample grid", numbers).cpu()
+        file = self.run_dir / "samples" / f"step-{step:08d}"
         try:
-            pictures.save_png(self.run_dir / "samples" / f"step-{step:08d}.png", grid)
+            if vocabulary is not None:
+                lines = decode_lines(samples.numpy(), vocabulary)
+                self.tracker.text("samples", "\n".join(lines), step)
+                write_lines(file.with_suffix(".txt"), lines)
+            else:
+                picture = scatter(samples) if shape.kind == "points" else pictures.grid(samples)
+                self.tracker.image(step, "samples", picture)
+                pictures.save_png(file.with_suffix(".png"), picture)
         except OSError as error:
-            logger.error("step %d: cannot write the sample grid: %s; training goes on", step, error)
+            logger.error("step %d: cannot write the samples: %s; training goes on", step, error)
+        if shape.kind == "images":
+            paths = generation.interpolate(
+                self.state.average.network, shape, self.latents, "interpolation", *INTERPOLATION
+            )
+            self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -101,28 +102,32 @@ def open_writer(config: Config) -> checkpoint.CheckpointWriter:
 def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int, str | None], None]]:
     """Keeps status.json true: `running` inside, then what the yielded function is told, or `failed` with the reason.
 
-    That function takes the result, the step, and the reason of a stop. A rank that fails leaves the process group
+    That function takes the result, the step, and the reason of an early end. A rank that fails leaves the process group
     without waiting: its peers notice by the broken connection.
 
     Raises:
-        UserError: the folder cannot be written to, or another job trains in it.
+        UserError: the folder cannot be written to, another job trains in it, or a launcher repeats what failed by
+            itself.
     """
     folder = Path(config.run_dir)
 
     def finish(result: Result, step: int, reason: str | None) -> None:
         reasons = [known for known in runtime.gather_objects(reason) if known]
         if runtime.is_main:
-            why = reasons[0] if reasons and result == "preempted" else None
+            why = reasons[0] if reasons else None
             preemption.write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
         runtime.barrier()
         runtime.close()
 
+    restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:
         with runtime.together():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 if runtime.is_main:
                     held.enter_context(_alone_in(folder))
+                    if restarted:
+                        _refuse_to_repeat(folder)
                     preemption.write_status(folder, "running", world_size=runtime.world_size)
             except OSError as error:
                 raise UserError(
@@ -140,13 +145,18 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
             if isinstance(error, Exception) and runtime.lost_contact(error):
                 # The rank that failed knows why, and should be the one to say it.
                 time.sleep(1.0)
-                lost = LostRankError(
-                    f"rank {runtime.rank} lost contact with another rank: {str(error).splitlines()[0]}"
-                )
-                preemption.write_failure(folder, runtime.rank, str(lost))
-                raise lost from error
+                why = f"lost contact with another rank: {str(error).splitlines()[0]}"
+                preemption.write_failure(folder, runtime.rank, why, lost_rank=True)
+                raise LostRankError(f"rank {runtime.rank} {why}") from error
             preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
             raise
+
+
+def _refuse_to_repeat(folder: Path) -> None:
+    """A launcher starts all ranks again whatever has ended one; only the loss of a rank is mended by that."""
+    status = preemption.read_status(folder)
+    if status is not None and status.outcome == "failed" and not status.lost_rank:
+        raise UserError(f"not restarted, because the attempt before failed by itself: {status.reason}")
 
 
 @contextmanager

@@ -16,16 +16,17 @@ from distgan.config import Config, parse_config
 from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
 from distgan.networks.progressive import GrowingNetwork
-from distgan.networks.shape import sample_shape
-from distgan.objectives.auxiliary import HistoricalAverage
+from distgan.networks.shape import SampleShape, sample_shape
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
+from distgan.training.diagnosis import Diagnosis
 from distgan.training.ema import AveragedGenerator
+from distgan.training.growth import grow
 from distgan.training.objective import blank_batch
 from distgan.training.player import Player
-from distgan.training.restore import load_network
+from distgan.training.restore import check_numbers, read_network
 
 ACCEPTABLE = ("data", "seed", "batch", "statistics")
 """Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
@@ -39,6 +40,7 @@ class Progress:
     position: int = 0
     best: dict[str, Any] | None = None
     substitutions: Substitutions = field(default_factory=Substitutions)
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
 
 @dataclass
@@ -59,12 +61,16 @@ class TrainingState:
         """Both players."""
         return self.generator, self.discriminator
 
+    @property
+    def shape(self) -> SampleShape:
+        """What samples are to the networks."""
+        return run_shape(self.config, self.index)
+
     def settle(self) -> None:
         """Let the wrappers of both players arrange themselves (see `Player.settle`). Every rank calls it."""
         config, runtime, position = self.config, self.generator.runtime, self.progress.position
         if runtime.world_size > 1:
-            shape = sample_shape(config.data, num_classes=self.index.num_classes)
-            shape = replace(shape, resolution=schedule.resolution(config, position))
+            shape = replace(self.shape, resolution=schedule.resolution(config, position))
             share = schedule.micro_batch(config, position) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
             # Discriminator updates that no lazy penalty is due in have the number 1.
@@ -72,13 +78,13 @@ class TrainingState:
             self.generator.settle((blank, 0))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """File name -> tensors, as a checkpoint stores them."""
+        """File name -> tensors, as a checkpoint stores them: whole on rank 0. Every rank calls it."""
         return {
-            "generator": self.generator.network.state_dict(),
-            "discriminator": self.discriminator.network.state_dict(),
+            "generator": self.generator.engine.weights(),
+            "discriminator": self.discriminator.engine.weights(),
             "generator_ema": self.average.network.state_dict(),
-            "generator_optimizer": self.generator.optimizer_state(),
-            "discriminator_optimizer": self.discriminator.optimizer_state(),
+            "generator_optimizer": self.generator.engine.optimizer_state(),
+            "discriminator_optimizer": self.discriminator.engine.optimizer_state(),
             "history": {
                 f"{player.role}/{name}": value
                 for player in self.players
@@ -86,9 +92,7 @@ class TrainingState:
                 for name, value in player.history.state().items()
             },
             "counters": {
-                f"{player.role}/{name}": value
-                for player in self.players
-                for name, value in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row))
+                f"{player.role}/{name}": value for player in self.players for name, value in player.counters.items()
             },
         }
 
@@ -102,8 +106,10 @@ class TrainingState:
             "substitutions": self.progress.substitutions.to_json(),
             "data": {"fingerprint": self.index.fingerprint, "samples": len(self.index)},
             "classes": class_description(self.config, self.index),
+            "vocabulary": list(self.index.vocabulary) if self.index.vocabulary else None,
             "world_size": runtime.world_size,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
+            "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
             "versions": {"distgan": distgan.__version__, "torch": torch.__version__},
         }
@@ -116,32 +122,30 @@ class TrainingState:
         """
         description = load_description(path)
         self._check_fits(path, description, accept)
-        networks = {
-            "generator": self.generator.network,
-            "discriminator": self.discriminator.network,
-            "generator_ema": self.average.network,
-        }
-        for name, network in networks.items():
-            load_network(path, name, network)
+        weights = {player.role: read_network(path, player.role, player.network) for player in self.players}
+        average = read_network(path, "generator_ema", self.average.network)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+        # All of it is checked before ranks act together on any.
+        check_numbers(path, files)
         for player in self.players:
-            player.statistics.carry(description.statistics.get(player.role, {}))
-            moments = files[f"{player.role}_optimizer"]
-            _check_optimizer(path, player, moments)
-            player.load_optimizer_state(moments)
-            if player.history is not None:
-                _load_history(path, player, player.history, files["history"])
-            for name, counter in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row)):
-                saved = files["counters"].get(f"{player.role}/{name}")
-                if saved is None or saved.dim():
-                    raise UserError(
-                        f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint"
-                    )
-                counter.copy_(saved)
+            _check_optimizer(path, player, files[f"{player.role}_optimizer"])
+            _check_history(path, player, files["history"])
+            _check_counters(path, player, files["counters"])
         self.progress.step = description.step
         self.progress.position = description.position
+        grow(self)  # before the moments, which are those of the parameters that take part there
+        self.average.network.load_state_dict(average)
+        for player in self.players:
+            player.statistics.carry(description.statistics.get(player.role, {}))
+            player.engine.load_weights(weights[player.role])
+            player.engine.load_optimizer_state(files[f"{player.role}_optimizer"])
+            _load_history(player, files["history"])
+            for name, counter in player.counters.items():
+                counter.copy_(files["counters"][f"{player.role}/{name}"])
         self.progress.best = description.best.model_dump() if description.best else None
-        self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
+        self.progress.diagnosis = description.diagnosis
+        with blaming(path / "state.json"):
+            self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
     def _check_fits(self, path: Path, description: Description, accept: frozenset[str]) -> None:
@@ -152,6 +156,11 @@ class TrainingState:
                 f"{path}: saved from data with fingerprint {found[:12]}, but data.path has "
                 f"{self.index.fingerprint[:12]}; restore the data, start another run_dir, or continue on "
                 "the new data with --accept data"
+            )
+        if tuple(description.vocabulary or ()) != (self.index.vocabulary or ()):
+            raise UserError(
+                f"{path}: its text has other characters than that of data.path, or they are numbered otherwise; "
+                "restore the data and their index, or start another run_dir"
             )
         if then.seed != now.seed and "seed" not in accept:
             raise UserError(
@@ -178,6 +187,11 @@ class TrainingState:
             )
 
 
+def run_shape(config: Config, index: Index) -> SampleShape:
+    """What the samples of a run are to its networks."""
+    return sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
+
+
 def class_description(config: Config, index: Index) -> dict[str, Any] | None:
     """Names and counts of the classes a conditional run uses, None for an unconditional one."""
     if not config.data.labels:
@@ -191,20 +205,44 @@ def class_counts(index: Index) -> list[int]:
     return counts
 
 
-def _load_history(path: Path, player: Player, history: HistoricalAverage, saved: Mapping[str, Tensor]) -> None:
-    """Take a saved average over time, or begin one at the weights now if none was kept then."""
-    own = {name.removeprefix(f"{player.role}/"): value for name, value in saved.items() if name.startswith(player.role)}
-    if not own:
-        history.restart()
+def _own(player: Player, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a file's tensors that are a player's."""
+    prefix = f"{player.role}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_history(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless an average over time is whole, or none was kept."""
+    own = _own(player, saved)
+    if player.history is None or not own:
         return
-    for name, tensor in history.state().items():
-        found = own.get(name)
-        if found is None or found.shape != tensor.shape:
+    for name, tensor in player.history.state().items():
+        if name not in own or own[name].shape != tensor.shape:
             raise UserError(
                 f"{path}/history.safetensors: {player.role}/{name} is missing or of another shape; "
                 "take another checkpoint, or leave objective.historical_averaging out"
             )
-        tensor.copy_(found)
+
+
+def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
+    """Take a saved average over time, or begin one at the weights now if none was kept then."""
+    own = _own(player, saved)
+    if player.history is None:
+        return
+    if not own:
+        with player.runtime.whole(player.network):
+            player.history.restart()
+        return
+    for name, tensor in player.history.state().items():
+        tensor.copy_(own[name])
+
+
+def _check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless all of a player's counters are numbers."""
+    for name in player.counters:
+        counter = saved.get(f"{player.role}/{name}")
+        if counter is None or counter.dim() or not counter.isfinite():
+            raise UserError(f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint")
 
 
 def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:

@@ -62,7 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 def test_help_names_every_command() -> None:
     result = subprocess.run([sys.executable, "-m", "distgan", "--help"], capture_output=True, text=True, check=True)
-    for command in ("pack", "index", "train", "trace", "sample", "evaluate", "probe", "export", "stop", "schema"):
+    commands = "pack index train trace sample evaluate probe export stop status doctor schema"
+    for command in commands.split():
         assert f"\n    {command} " in result.stdout
         page = subprocess.run(
             [sys.executable, "-m", "distgan", command, "--help"], capture_output=True, text=True, check=True
@@ -202,6 +203,15 @@ def test_probe_tells_how_much_a_discriminator_knows(
     three = write_shards(tmp_path / "three", pictures(30))
     save_index(build_index(three), three)
     assert "its classes are not those" in mistake(capsys, "probe", str(run), "--test", three)
+
+
+def test_evaluate_refuses_changes_that_it_would_not_heed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("data.resolution=32", "data.channels=3", "data.labels=false", "generator.width=8", "training.steps=9")
+    for change in changes:
+        key, _, value = change.partition("=")
+        said = mistake(capsys, "evaluate", str(run), change)
+        assert f"{key} = {value.capitalize()}: the run was trained with" in said
+    assert "RUN_OR_CHECKPOINT is empty" in mistake(capsys, "evaluate", "")
 
 
 def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

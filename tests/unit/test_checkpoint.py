@@ -141,15 +141,16 @@ def test_host_memory_is_reused_until_the_layout_changes() -> None:
     assert snapshot.size == sum(len(chunk) for chunk in snapshot.chunks())
 
 
-def test_changes_right_after_save_do_not_reach_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_after_the_copy_do_not_reach_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = hold_writes(monkeypatch)
     files, state = contents(5), {"step": 5, "list": [1]}
     with CheckpointWriter(folder, keep=1) as writer:
         assert writer.save(5, files, state)
+        state["list"].append(2)  # type: ignore[attr-defined]
+        writer.copied()
         for tensors in files.values():
             for tensor in tensors.values():
                 tensor.add_(1)
-        state["list"].append(2)  # type: ignore[attr-defined]
         go.set()
     path = folder / "step-00000005"
     assert torch.equal(load_files(path, ["generator"])["generator"]["weight"], contents(5)["generator"]["weight"])

@@ -30,6 +30,16 @@ DESCRIPTION: dict[str, Any] = {
     "versions": {"torch": "2"},
 }
 
+TEXT = {
+    "generator": {"architecture": "characters", "normalisation": "none", "width": 4},
+    "kind": "text",
+    "resolution": 0,
+    "channels": 0,
+    "length": 8,
+    "vocabulary": ["\ufffd", "`", "a"],
+    "class_names": None,
+    "class_counts": None,
+}
 PROGRESSIVE = {"architecture": "progressive", "normalisation": "none"}
 
 
@@ -123,6 +133,8 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         export(tmp_path, "")
     with pytest.raises(UserError, match="--out is empty"):
         sample(tmp_path, "")
+    with pytest.raises(UserError, match="path of the generator is empty"):
+        load_generator("")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,8 @@ def test_an_empty_destination(tmp_path: Path) -> None:
     [
         ({"resolution": 16.0}, "resolution = 16.0"),
         ({"resolution": 17}, "17 is not a power of two"),
-        ({"resolution": 4}, "16 to 256"),
+        ({"resolution": 4}, "config.json: data.resolution = 4: the dcgan generator takes powers of two from 16 to 256"),
+        ({"generator": {"normalisation": "virtual"}}, "config.json: not the description of an exported generator: gen"),
         ({"resolution": "16"}, "resolution = '16'"),
         ({"resolution": 10**5000}, "not the description"),
         ({"channels": -1}, "channels = -1"),
@@ -150,6 +163,17 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"generator": PROGRESSIVE, "growth": {"level": -1, "fade": 1.0}}, "growth.level = -1"),
         ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": 0}}, "growth.fade = 0"),
         ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": float("nan")}}, "growth.fade"),
+        ({"kind": "points"}, "a generator of points has dimensions, and no more"),
+        ({"dimensions": 2}, "a generator of images has resolution and channels, and no more"),
+        ({"kind": "sounds"}, "kind = 'sounds'"),
+        (TEXT | {"length": 0}, "a generator of text has length and vocabulary, and no more"),
+        (TEXT | {"length": 2**40}, "length"),
+        (TEXT | {"vocabulary": None}, "a generator of text has length and vocabulary, and no more"),
+        (TEXT | {"vocabulary": ["a", "b"]}, "vocabulary"),
+        (TEXT | {"vocabulary": ["\ufffd", "`", "\x1b[2J"]}, "vocabulary"),
+        (TEXT | {"vocabulary": ["\ufffd", "`", *map(chr, range(0x4E00, 0x4E00 + 2047))]}, "2 to 2048 characters"),
+        (TEXT | {"generator": {}}, "dcgan does not make text"),
+        (TEXT, "does not hold this generator's weights"),
         ({"step": -1}, "step = -1"),
         ({"versions": []}, "versions"),
         ({"version": 2}, "version = 2"),
@@ -157,7 +181,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"more": 1}, "unknown key 'more'"),
         ("[" * 100_000, "not the description"),
         ("{}", "is missing"),
-        ("", "not the description"),
+        ("", "generator: invalid JSON"),
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, dict) else str(list(value)),
 )
@@ -170,6 +194,37 @@ def test_descriptions_of_strangers(tmp_path: Path, change: Any, part: str) -> No
         load_generator(write(tmp_path / "export", text))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda name, value: {name: value * float("nan")}, "embedding.weight holds numbers that are not finite"),
+        (lambda name, value: {name: value / 0.0}, "embedding.weight holds numbers that are not finite"),
+        (lambda name, value: {name: value.to(torch.int8)}, "embedding.weight is torch.int8 (2, 8)"),
+        (lambda name, value: {name: value[:1]}, "embedding.weight is torch.float32 (1, 8)"),
+        (lambda name, value: {"a\n\x1b[31m": value.clone()}, "a??[31m is torch.float32 (2, 8) there, but absent"),
+    ],
+    ids=["nan", "infinite", "whole numbers", "shape", "name"],
+)
+def test_weights_of_strangers(tmp_path: Path, change: Any, part: str) -> None:
+    file = write(tmp_path / "export") / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["embedding.weight"].abs_().add_(1.0)
+    safetensors.torch.save_file(tensors | change("embedding.weight", tensors["embedding.weight"]), file)
+    with pytest.raises(UserError) as caught:
+        load_generator(tmp_path / "export")
+    assert str(caught.value).startswith(f"{file}: ")
+    assert part in str(caught.value)
+
+
+def test_weights_in_half_precision(tmp_path: Path) -> None:
+    file = write(tmp_path / "export") / "model.safetensors"
+    halved = {name: value.half() if value.is_floating_point() else value
+              for name, value in safetensors.torch.load_file(file).items()}  # fmt: skip
+    safetensors.torch.save_file(halved, file)
+    generator = load_generator(tmp_path / "export")
+    assert torch.equal(generator.network.get_parameter("embedding.weight"), halved["embedding.weight"].float())
 
 
 def test_weights_that_are_no_regular_file(tmp_path: Path) -> None:

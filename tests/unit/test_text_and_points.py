@@ -59,6 +59,8 @@ def test_each_line_that_is_not_blank_is_a_sample(tmp_path: Path, end: str, mark:
     ]
     assert list(source.names) == ["a.txt:1", "a.txt:3", "a.txt:5", "a.txt:6"]
     assert source.notes == ("left out 2 blank lines",)
+    (said,) = open_source(write_text(tmp_path / "b.txt", ["`a`", "b", "c`"])).notes
+    assert said.startswith("2 lines hold a `")
 
 
 def test_packed_lines_come_back_in_a_random_order(tmp_path: Path) -> None:
@@ -244,6 +246,8 @@ def test_a_point_is_a_function_of_seed_and_number() -> None:
     assert not np.array_equal(rows(20, 1), rows(20, 2))
     for count in (0, -1, 10**9):
         assert "expected 1 to 10000000" in refusal(lambda count=count: open_source("builtin:ring", points=count))
+    for name in ("builtin:digits", "builtin:text", "points.npy"):
+        assert "only builtin:ring and builtin:grid have" in refusal(lambda name=name: open_source(name, points=5))
 
 
 def test_held_out_points_are_refused(tmp_path: Path) -> None:

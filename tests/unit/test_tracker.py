@@ -152,6 +152,7 @@ def test_pictures_texts_and_settings(tmp_path: Path) -> None:
     tracker.image(5, "samples", torch.zeros(3, 4, 6, dtype=torch.uint8))
     tracker.image(5, "grey", torch.zeros(1, 4, 6, dtype=torch.uint8))
     tracker.text("config", "a:\n  b: 1")
+    tracker.text("samples", "a line", 5)
     tracker.hyperparameters({"lr": 1e-3, "r1": None, "name": "x", "on": True, "list": [1, 2]}, ["loss/generator"])
     log(tracker, range(1, 2))
     tracker.close()
@@ -161,6 +162,8 @@ def test_pictures_texts_and_settings(tmp_path: Path) -> None:
         assert (image.step, image.width, image.height) == (5, 6, 4)
     (text,) = found.Tensors("config/text_summary")
     assert text.tensor_proto.string_val[0].decode() == "    a:\n      b: 1"
+    (lines,) = found.Tensors("samples/text_summary")
+    assert (lines.step, lines.tensor_proto.string_val[0].decode()) == (5, "    a line")
     from tensorboard.plugins.hparams import metadata
 
     content = found.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content

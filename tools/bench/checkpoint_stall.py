@@ -67,12 +67,18 @@ class Training:
         self.value = torch.randn(1024, 1024, device=device)
         self.device = device
 
-    def steps(self, number: int) -> None:
+    def steps(self, number: int, before_change: Callable[[], None] = lambda: None) -> float:
+        """Returns the seconds that `before_change`, called before each update, took."""
+        waited = 0.0
         for _ in range(number):
             for _ in range(4):
                 self.value = torch.tanh(self.value @ self.factor)
+            before = time.perf_counter()
+            before_change()
+            waited += time.perf_counter() - before
             torch._foreach_mul_(self.tensors, 0.999)
         self.wait()
+        return waited
 
     def wait(self) -> None:
         if self.device == "cuda":
@@ -83,17 +89,23 @@ Run = tuple[list[float], float]
 
 
 def with_distgan(training: Training, files: Files, folder: Path, checkpoints: int, steps: int) -> Run:
-    """Seconds of each stall, and of everything until the last byte is on disk."""
-    stalls = []
+    """Seconds of each stall, and of everything until the last byte is on disk.
+
+    A stall is what `save` takes, and then what the next update waits for the copy that is made meanwhile.
+    """
+    stalls: list[float] = []
     started = time.perf_counter()
     with CheckpointWriter(folder, keep=2) as writer:
         for number in range(1, checkpoints + 1):
-            training.steps(steps)
+            waited = training.steps(steps, writer.copied)
+            if stalls:
+                stalls[-1] += waited
             before = time.perf_counter()
             writer.wait()  # a disk too slow for the interval counts as a stall here, so that all are written
             writer.save(number, files, {"step": number})
             training.wait()
             stalls.append(time.perf_counter() - before)
+        stalls[-1] += training.steps(1, writer.copied)
     assert not writer.failures
     return stalls, time.perf_counter() - started
 

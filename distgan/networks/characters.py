@@ -1,0 +1,99 @@
+"""Character networks (Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved Training of Wasserstein GANs", 2017).
+
+As in the released code (`gan_language.py`): both are residual blocks of one-dimensional convolutions at full length,
+without normalisation; the generator ends in a softmax over the vocabulary at each place, and the critic sees these
+probabilities, or one-hot vectors of real text. Weights start uniform, with variance 4 / (fan in + fan out) in
+convolutions and 2 / (fan in + fan out) in dense layers; biases start at 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
+from distgan.errors import UserError
+from distgan.networks.layers.spectral import add_spectral_norm
+from distgan.networks.shape import SampleShape
+
+DEPTH = 5
+"""Residual blocks where the config does not say."""
+_KERNEL = 5
+_SCALE = 0.3
+
+
+class CharacterGenerator(nn.Module):
+    """Latents (n, latent_size) to text (n, vocabulary, length), probabilities of the characters at each place."""
+
+    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+        super().__init__()
+        _check("generator", config, shape)
+        self.projection = nn.Linear(config.latent_size, config.width * shape.length)
+        self.expand = nn.Unflatten(1, (config.width, shape.length))
+        self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth or DEPTH)))
+        self.characters = nn.Conv1d(config.width, shape.vocabulary, 1)
+        self.softmax = nn.Softmax(dim=1)
+        self.apply(initialise)
+        if config.spectral_norm:
+            add_spectral_norm(self)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        text: Tensor = self.softmax(self.characters(self.blocks(self.expand(self.projection(latents)))))
+        return text
+
+
+class CharacterDiscriminator(nn.Module):
+    """Text (n, vocabulary, length) to logits (n,)."""
+
+    feature_layer = "blocks"
+
+    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+        super().__init__()
+        _check("discriminator", config, shape)
+        self.characters = nn.Conv1d(shape.vocabulary, config.width, 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth or DEPTH)))
+        self.logit = nn.Linear(config.width * shape.length, 1)
+        self.apply(initialise)
+        if config.spectral_norm:
+            add_spectral_norm(self)
+
+    def forward(self, text: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.logit(self.blocks(self.characters(text)).flatten(1)).squeeze(1)
+        return logits
+
+
+class ResidualBlock(nn.Module):
+    """x + 0.3 f(x), where f is twice ReLU and a convolution of width 5 that keeps the length."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv1d(width, width, _KERNEL, padding=_KERNEL // 2),
+            nn.ReLU(inplace=True),
+            nn.Conv1d(width, width, _KERNEL, padding=_KERNEL // 2),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        change: Tensor = self.layers(features)
+        return features + _SCALE * change
+
+
+def initialise(module: nn.Module) -> None:
+    """Uniform weights of the released code, biases 0."""
+    if isinstance(module, (nn.Conv1d, nn.Linear)):
+        gain = math.sqrt(2.0) if isinstance(module, nn.Conv1d) else 1.0
+        nn.init.xavier_uniform_(module.weight, gain)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+def _check(role: str, config: NetworkConfig, shape: SampleShape) -> None:
+    if config.normalisation != "none":
+        raise UserError(
+            f"{role}.normalisation = {config.normalisation}: the characters {role} has none; "
+            f"set {role}.normalisation=none"
+        )
+    if shape.num_classes:
+        raise UserError(f"data.labels = true: the characters {role} is unconditional; set data.labels=false")

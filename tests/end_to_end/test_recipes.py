@@ -1,0 +1,79 @@
+"""Every recipe of configs/ trains: two steps at reduced widths here, at its full size among the slow tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distgan.config import Config, load_config
+from distgan.data.pack import pack
+from tests.ranks import Job
+from tests.runs import rows, status
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SOURCES = {"images": "builtin:digits", "text": "builtin:text", "points": "builtin:ring"}
+QUICK = ("data.workers=0", "monitoring.every=1", "monitoring.num_samples=4", "monitoring.tensorboard=false")
+SMALL = (
+    "generator.width=8", "generator.max_width=16", "discriminator.width=8", "discriminator.max_width=16",
+    "training.batch_size=8", "ema.statistics_samples=16",
+)  # fmt: skip
+
+Shards = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Small data of a kind, packed when first asked for."""
+    packed: dict[str, Path] = {}
+
+    def of(kind: str) -> Path:
+        if kind not in packed:
+            packed[kind] = tmp_path_factory.mktemp(kind) / "shards"
+            pack(SOURCES[kind], packed[kind], workers=1)
+        return packed[kind]
+
+    return of
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_at_reduced_widths(path: Path, tmp_path: Path, shards: Shards) -> None:
+    config = load_config(path)
+    overrides = list(SMALL)
+    if config.training.extra_critic_steps is not None:
+        overrides.append("training.extra_critic_steps.updates=3")
+    if config.growth is not None:
+        overrides.append("growth.batch_sizes={}")
+    train_two_steps(path, config, shards(config.data.kind), tmp_path, *overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_at_its_full_size(path: Path, tmp_path: Path, shards: Shards) -> None:
+    config = load_config(path)
+    train_two_steps(path, config, shards(config.data.kind), tmp_path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_found_by_its_name_and_says_what_it_is(path: Path) -> None:
+    assert load_config(path).run_dir == f"runs/{path.stem}"
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(year in " ".join(comment) for year in map(str, range(2014, 2026))) or path.stem.endswith("-small")
+
+
+def train_two_steps(path: Path, config: Config, shards: Path, folder: Path, *overrides: str) -> None:
+    """Through the command line, as a user would; both players must have learned something finite."""
+    run, log = folder / "run", folder / "log"
+    changes = [f"run_dir={run}", f"data.path={shards}", "training.steps=2", "evaluation.every=0", *QUICK, *overrides]
+    assert Job(1, ["train", str(path), *changes], log=log).wait(timeout=1500) == [0], log.read_text()
+    assert (status(run)["outcome"], status(run)["step"]) == ("finished", 2)
+    first, second = rows(run)
+    for row in (first, second):
+        assert all(value is not None and math.isfinite(value) for value in row.values())
+        assert row["skipped_updates/generator"] == row["skipped_updates/discriminator"] == 0
+        assert row["gradient_norm/generator"] > 0
+        assert row["gradient_norm/discriminator"] > 0
+    assert second["images"] > first["images"] >= config.training.critic_steps
