@@ -307,11 +307,10 @@ def _parser() -> argparse.ArgumentParser:
     probe = command(
         "probe", _probe, "measure how well a discriminator's features tell classes apart",
         "A linear classifier of its convolutions' features, max-pooled to 4x4 (Radford et al. 2016), beside\n"
-        "one of raw pixels, tested on samples that they were not fitted to. Prints the accuracies as JSON. The shards\n"
-        "of the run need labels, or data.path=... names others.",
+        "one of raw pixels, tested on samples that they were not fitted to. Prints the accuracies as JSON.",
     )  # fmt: skip
     probe.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
-    _add_overrides(probe)
+    probe.add_argument("--data", metavar="SHARDS", help="labelled shards to fit to; default: those of the run")
     probe.add_argument(
         "--test", metavar="SHARDS", help="labelled shards to test on; default: a fifth of the others, held out"
     )
@@ -467,7 +466,7 @@ def _probe(options: argparse.Namespace) -> None:
     from distgan.training.probe import probe
 
     report = probe(
-        options.source, options.overrides, test=options.test, number=options.num, classifier=options.classifier,
+        options.source, data=options.data, test=options.test, number=options.num, classifier=options.classifier,
         best=options.best,
     )  # fmt: skip
     _print(json.dumps(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import time
 from pathlib import Path
@@ -210,6 +211,8 @@ class Observer:
         name, step, best = self._criterion.name, self.state.progress.step, self.state.progress.best
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+        if not math.isfinite(metrics[name]):
+            return False
         if best is not None and best["metric"] == name and not self._criterion.better(metrics[name], best["value"]):
             return False
         self.state.progress.best = {"metric": name, "value": metrics[name], "step": step}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +23,7 @@ from distgan import generation
 from distgan.config import Config, parse_config
 from distgan.data.index import Index, load_index
 from distgan.data.order import permute
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
 from distgan.evaluation.precision import plain_float32
 from distgan.evaluation.samples import fill, read_reals
 from distgan.networks import build_discriminator
@@ -35,7 +34,7 @@ from distgan.randomness import derive_key
 from distgan.training import schedule
 from distgan.training.description import Description, load_description
 from distgan.training.growth import set_growth
-from distgan.training.restore import find_checkpoint, load_network
+from distgan.training.restore import find_checkpoint, read_network
 
 log = logging.getLogger("distgan")
 
@@ -57,8 +56,8 @@ class Part(NamedTuple):
 
 def probe(
     path: str | os.PathLike[str],
-    overrides: Iterable[str] = (),
     *,
+    data: str | None = None,
     test: str | None = None,
     number: int = 10_000,
     classifier: Classifier = "svm",
@@ -70,30 +69,32 @@ def probe(
 
     Args:
         path: a run (its newest checkpoint, or its best) or a checkpoint.
-        overrides: `key=value` changes to the run's config, such as `data.path=...`: the labelled shards to probe with.
-        test: shards to test on; None holds out an addressed fifth of the others.
+        data: labelled shards to probe with; None takes those that the run was trained on.
+        test: labelled shards to test on; None holds out an addressed fifth of the others.
         number: at most so many samples, an addressed choice, of each part.
 
     Raises:
         UserError: nothing to probe there, shards without labels, or more numbers than fit into memory.
     """
+    if not os.fspath(path):
+        raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
     if number < 2 * _HELD_OUT:
         raise UserError(f"--num {number}: expected at least {2 * _HELD_OUT} samples")
     found = find_checkpoint(Path(path), best=best)
     state = load_description(found)
-    config = parse_config(state.config, overrides, source=f"{found}/state.json")
+    config = parse_config(state.config, source=f"{found}/state.json")
     if config.data.kind != "images":
         raise UserError(f"{found}: its discriminator sees {config.data.kind}, and only those of images can be probed")
     view = _View(found, state, config)
-    index = _labelled(config.data.path)
+    index = _labelled(config, "data.path" if data is None else "--data", config.data.path if data is None else data)
     order = torch.from_numpy(permute(np.arange(len(index)), len(index), derive_key(0, "probe/split")))
     if test is None:
         chosen = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
         others = index
     else:
-        others = _labelled(test)
+        others = _labelled(config, "--test", test)
         if (others.class_names, others.num_classes) != (index.class_names, index.num_classes):
-            raise UserError(f"--test {test}: its classes are not those of data.path = {config.data.path}")
+            raise UserError(f"--test = {test}: its classes are not those of the shards to fit to")
         places = permute(np.arange(len(others)), len(others), derive_key(0, "probe/test"))
         chosen = torch.from_numpy(places), order
     tested, fitted = (part[:number].sort().values for part in chosen)
@@ -155,8 +156,10 @@ class _View:
         """As in training, since some networks compare so many samples."""
         classes = len(state.classes.counts) if state.classes else 0
         self.conditional = classes > 0
-        self.network = build_discriminator(config.discriminator, sample_shape(config.data, num_classes=classes))
-        load_network(checkpoint, "discriminator", self.network)
+        # On no device, so that no memory is spent on sizes that the weights may not have.
+        with torch.device("meta"), blaming(checkpoint / "state.json"):
+            self.network = build_discriminator(config.discriminator, sample_shape(config.data, num_classes=classes))
+        self.network.load_state_dict(read_network(checkpoint, "discriminator", self.network), assign=True)
         set_growth([self.network], self.growth)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.eval().requires_grad_(False).to(self.device)
@@ -177,7 +180,7 @@ class _View:
                 whole[count : count + len(rows)] = rows
             count += len(seen)
         if count < 2 * _HELD_OUT:
-            raise UserError(f"data.path = {self.config.data.path}: {count} images to probe with; have at least 10")
+            raise UserError(f"{count} images to fit or test a probe on can be read; give shards of at least 50")
         return tuple(Part(rows[:count].numpy(), labels[:count].numpy()) for rows in (features, pixels))
 
     def _features(self, images: Tensor) -> Tensor:
@@ -196,11 +199,9 @@ class _View:
             )
 
 
-def _labelled(path: str | list[str]) -> Index:
+def _labelled(config: Config, key: str, path: str | list[str]) -> Index:
     index = load_index(path)
-    if index.num_classes < 2:
-        raise UserError(
-            f"{path}: these shards have {'one class' if index.num_classes else 'no labels'}, and a probe tells classes "
-            "apart; name labelled ones with data.path=..."
-        )
+    if index.kind != config.data.kind or index.num_classes < 2:
+        what = f"{index.kind} of {index.num_classes or 'no'} classes"
+        raise UserError(f"{key} = {path}: a probe tells classes of {config.data.kind} apart, and there are {what}")
     return index

@@ -199,7 +199,7 @@ def test_probe_tells_how_much_a_discriminator_knows(
     assert "--num 3: expected at least 10" in mistake(capsys, "probe", str(run), "--num", "3")
     unlabelled = write_shards(tmp_path / "unlabelled", pictures(30), labels=False)
     save_index(build_index(unlabelled), unlabelled)
-    assert "no labels" in mistake(capsys, "probe", str(run), f"data.path={unlabelled}")
+    assert "images of no classes" in mistake(capsys, "probe", str(run), "--data", unlabelled)
     three = write_shards(tmp_path / "three", pictures(30))
     save_index(build_index(three), three)
     assert "its classes are not those" in mistake(capsys, "probe", str(run), "--test", three)
