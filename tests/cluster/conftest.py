@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tests.cluster.faults import MEASURED
@@ -12,4 +14,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("faults")
     terminalreporter.write_line("| fault | noticed after | training again after |\n| --- | --- | --- |")
     for name, (noticed, again) in MEASURED.items():
-        terminalreporter.write_line(f"| {name} | {noticed:.1f} s | {again:.1f} s |")
+        cells = ["-" if math.isnan(seconds) else f"{seconds:.1f} s" for seconds in (noticed, again)]
+        terminalreporter.write_line(f"| {name} | {' | '.join(cells)} |")

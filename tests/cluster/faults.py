@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -58,3 +59,8 @@ def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
     """Until the checkpoint of a step is there."""
     path = run / "checkpoints" / f"step-{step:08d}"
     wait_until(path.exists, seconds, f"{path} does not appear")
+
+
+def rows_if_any(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics so far."""
+    return rows(run) if (run / "metrics.jsonl").exists() else []

