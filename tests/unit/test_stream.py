@@ -246,7 +246,8 @@ def test_a_loader_that_hangs_is_killed(index: Index, monkeypatch: pytest.MonkeyP
 
 def test_loaders_are_deaf_to_the_trainers_signals(index: Index) -> None:
     with streaming(config(workers=2), SEED, index) as stream:
-        next(stream)
+        for _ in range(2):
+            next(stream)  # one of each loader, so that both are up
         (server,) = {psutil.Process(worker.pid).ppid() for worker in stream._workers}
         for pid in (server, *(worker.pid for worker in stream._workers)):
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
