@@ -161,7 +161,7 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
     runtime = Runtime()
     state = assemble(config, index, runtime)
     state.progress.position = POSITIONS[4]
-    grow(state, resumed=True)
+    grow(state)
     with closing(Feed(state, runtime)) as feed:
         for step in range(4, STEPS):
             for update in schedule.discriminator_updates(config, step, POSITIONS[step]):
@@ -182,7 +182,7 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
 def test_every_batch_divides_among_the_ranks(tmp_path: Path, digits: Path) -> None:
     config, index = load_config(make_recipe(tmp_path, digits)), load_index(str(digits))
     check_fits(config, index, 8)
-    with pytest.raises(UserError, match=r"growth.batch_sizes: 16 = 8 .* does not divide among 16 processes"):
+    with pytest.raises(UserError, match=r"growth\.batch_sizes\.16 = 8 .* does not divide among 16 processes"):
         check_fits(config, index, 16)
 
 
