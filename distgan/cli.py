@@ -204,9 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         help="put this share of the lines of text into DEST/held-out, for metrics to compare with; equal lines stay "
         "together; default: none",
     )
-    pack.add_argument(
-        "--points", type=int, default=100_000, metavar="N", help="of a built-in mixture; default %(default)s"
-    )
+    pack.add_argument("--points", type=int, metavar="N", help="of a built-in mixture; default 100000")
     pack.add_argument(
         "--on-error",
         choices=("fail", "skip"),
@@ -306,6 +304,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(evaluate)
     _add_best(evaluate)
 
+    probe = command(
+        "probe", _probe, "measure how well a discriminator's features tell classes apart",
+        "A linear classifier of its convolutions' features, max-pooled to 4x4 (Radford et al. 2016), beside\n"
+        "one of raw pixels, tested on samples that they were not fitted to. Prints the accuracies as JSON.",
+    )  # fmt: skip
+    probe.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
+    probe.add_argument("--data", metavar="SHARDS", help="labelled shards to fit to; default: those of the run")
+    probe.add_argument(
+        "--test", metavar="SHARDS", help="labelled shards to test on; default: a fifth of the others, held out"
+    )
+    probe.add_argument(
+        "--num", type=int, default=10_000, metavar="N", help="samples of each part at most; default %(default)s"
+    )
+    probe.add_argument(
+        "--classifier",
+        choices=("svm", "logistic"),
+        default="svm",
+        help="an L2-SVM, as in the paper, or logistic regression; default %(default)s",
+    )
+    _add_best(probe)
+
     export = command("export", _export, "write a run's generator as config.json and model.safetensors")
     export.add_argument("source", metavar="RUN", help="a run folder, or a checkpoint in it")
     export.add_argument("dest", metavar="DEST", help="folder to make; load it with distgan.load_generator(DEST)")
@@ -320,6 +339,17 @@ def _parser() -> argparse.ArgumentParser:
         "for want of a rank only; the step of the newest checkpoint, -1 without any; and why.",
     )  # fmt: skip
     _add_run(status)
+
+    doctor = command(
+        "doctor", _doctor, "look at a machine or cluster before training on it",
+        "Alone, or on all ranks as training would be started:\n"
+        "  accelerate launch --multi_gpu --num_processes N -m distgan doctor CONFIG\n"
+        "  srun --ntasks-per-node=1 launch/slurm/node.sh doctor CONFIG\n"
+        "Versions, devices, the network between ranks, clocks and the run folder; with CONFIG also the data, and some\n"
+        "steps in a folder that is removed. Exits with 1 if something FAILED.",
+    )  # fmt: skip
+    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML recipe; without it, what needs none")
+    _add_overrides(doctor)
 
     command(
         "schema", _schema, "print the JSON Schema of a recipe, for editors and for reading",
@@ -432,6 +462,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         _print(json.dumps(metrics))
 
 
+def _probe(options: argparse.Namespace) -> None:
+    from distgan.training.probe import probe
+
+    report = probe(
+        options.source, data=options.data, test=options.test, number=options.num, classifier=options.classifier,
+        best=options.best,
+    )  # fmt: skip
+    _print(json.dumps(report))
+
+
 def _export(options: argparse.Namespace) -> None:
     from distgan.export import export
 
@@ -451,6 +491,15 @@ def _status(options: argparse.Namespace) -> None:
     from distgan.training.standing import run_folder_of, standing
 
     _print(standing(run_folder_of(options.run, options.overrides)))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    _check_launch()
+    config = _load_config(options) if options.config else None
+    from distgan.doctor import examine
+
+    if not examine(config, _print):
+        _leave(1)
 
 
 def _schema(_: argparse.Namespace) -> None:

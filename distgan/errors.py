@@ -1,5 +1,10 @@
 """What can go wrong that is not a defect: a mistake of the user's, a bad sample, a lost rank, a request to stop."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Bad input. The message is one line: what was found and where, what is accepted, and the fix.
@@ -25,3 +30,12 @@ class LostRankError(RuntimeError):
 
 class Interrupted(Exception):
     """Work was left undone, by all ranks at the same place, because one of them was asked to stop."""
+
+
+@contextmanager
+def blaming(place: object) -> Iterator[None]:
+    """A user error inside begins with the file or key that is to blame for it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}", everywhere=error.everywhere) from None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.data.text import decode_lines
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
 from distgan.files import read_bounded, sync_folder, write_atomically
 from distgan.generation import from_network, statistics_batches
 from distgan.latents import LatentSource
@@ -29,7 +29,7 @@ from distgan.networks.shape import SampleShape, sample_shape
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Vocabulary, load_description
 from distgan.training.growth import set_growth
-from distgan.training.restore import find_checkpoint
+from distgan.training.restore import find_broken, find_checkpoint, find_misfit
 from distgan.validation import explain
 
 _FORMAT = "distgan generator"
@@ -177,6 +177,8 @@ def load_generator(path: str | os.PathLike[str], *, best: bool = False) -> Gener
     Raises:
         UserError: naming the file that is missing, damaged or of another kind.
     """
+    if not os.fspath(path):
+        raise UserError("the path of the generator is empty; name a run, a checkpoint or an export")
     folder = Path(path)
     if (folder / "config.json").is_file():
         return _load_export(folder)
@@ -246,29 +248,44 @@ def _load_export(folder: Path) -> Generator:
     content = read_bounded(file, _MAX_DESCRIPTION)
     try:
         description = _Description.model_validate_json(content)
-        with torch.device("meta"):  # no memory is spent on sizes that the weights may not have
-            generator = Generator(description.model_dump(mode="json"), description.generator)
     except ValidationError as error:
         raise UserError(
             f"{file}: not the description of an exported generator: {explain(error, _Description)}; "
             "make one with distgan export"
         ) from None
-    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
+    generator = _build(file, description.model_dump(mode="json"), description.generator)
     weights = folder / "model.safetensors"
     try:
         if not weights.is_file():
             raise OSError("no such file" if not os.path.lexists(weights) else "not a regular file")
         tensors = safetensors.torch.load_file(weights)
-        for name, value in generator.network.state_dict().items():
-            if name in tensors:
-                tensors[name] = tensors[name].to(value.dtype)
-        generator.network.load_state_dict(tensors, assign=True)
+        problem = _take_weights(generator.network, tensors)
     except (OSError, safetensors.SafetensorError, RuntimeError, MemoryError) as error:
-        raise UserError(
-            f"{weights}: does not hold this generator's weights: {_reason(error)}; export it again"
-        ) from None
+        problem = _reason(error)
+    if problem:
+        raise UserError(f"{weights}: does not hold this generator's weights: {problem}; export it again")
     return generator
+
+
+def _build(file: Path, description: dict[str, Any], config: GeneratorConfig) -> Generator:
+    """The generator that a file describes, on no device: no memory is spent on sizes that the weights may not have."""
+    try:
+        with torch.device("meta"), blaming(file):
+            return Generator(description, config)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
+
+
+def _take_weights(network: nn.Module, tensors: dict[str, Tensor]) -> str | None:
+    """Give a network on no device its weights, which may be in another precision, or say why these are not they."""
+    expected = network.state_dict()
+    for name, value in tensors.items():
+        if name in expected and value.is_floating_point() and expected[name].is_floating_point():
+            tensors[name] = value.to(expected[name].dtype)
+    problem = find_misfit(tensors, expected) or find_broken(tensors)
+    if problem is None:
+        network.load_state_dict(tensors, assign=True)
+    return problem
 
 
 def _reason(error: BaseException) -> str:
@@ -300,14 +317,10 @@ def _load_checkpoint(path: Path) -> Generator:
         "data_fingerprint": state.data.fingerprint,
         "versions": state.versions,
     }
-    generator = Generator(description, config.generator)
+    generator = _build(path / "state.json", description, config.generator)
     tensors = checkpoint.load_files(path, ["generator_ema"])["generator_ema"]
-    try:
-        generator.network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}/generator_ema.safetensors: does not fit the config in state.json: {_reason(error)}"
-        ) from None
+    if problem := _take_weights(generator.network, tensors):
+        raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
     source = LatentSource(config.generator, config.seed, class_counts=classes.counts if classes else None)
     recompute_statistics(generator.network, statistics_batches(source, config))
     return generator

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distgan import interpolation
+from distgan.data.index_table import plain
 from distgan.data.text import decode_lines
 from distgan.errors import UserError
 from distgan.export import Generator, load_generator
@@ -192,5 +193,5 @@ def _class_number(generator: Generator, label: str) -> int:
         return names.index(label)
     if label.isdecimal() and len(label) <= 18 and int(label) < generator.num_classes:
         return int(label)
-    known = f" or one of {', '.join(names[:20])}" if names else ""
-    raise UserError(f"--labels {label[:80]}: expected a number from 0 to {generator.num_classes - 1}{known}")
+    known = plain(f" or one of {', '.join(names[:20])}") if names else ""
+    raise UserError(f"--labels {plain(label[:80])}: expected a number from 0 to {generator.num_classes - 1}{known}")

@@ -24,12 +24,13 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         line = f"{key!r} is missing; every run needs it"
     elif kind == "value_error":
         # Checks of a whole section name the field themselves.
-        line = f"{key}{'.' if isinstance(found, (dict, BaseModel)) and key else ': '}{first['ctx']['error']}"
+        joint = "." if isinstance(found, (dict, BaseModel)) else ": "
+        line = f"{key}{joint if key else ''}{first['ctx']['error']}"
     elif kind == "model_type" and found is None:
         line = f"{key} is empty; {_needs(_section_at(location, root))}"
     else:
         shown = "nan" if isinstance(found, float) and math.isnan(found) else repr(found)
-        line = f"{key} = {shown[:80]}: {_message(first)}"
+        line = f"{key} = {shown[:80]}: {_message(first)}" if key else _message(first)
     others = len({tuple(_location(e["loc"], root)) for e in errors}) - 1
     return line if not others else f"{line} (and {others} more)"
 

@@ -147,6 +147,14 @@ class Config(Section):
                 "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
                 "discriminator.spectral_norm=true"
             )
+        for role in ("generator", "discriminator"):
+            network: NetworkConfig = getattr(self, role)
+            times = (network.reference_size or 0) // self.micro_batch
+            if network.normalisation == "virtual" and times >= 16:
+                found.append(
+                    f"{role}.reference_size = {network.reference_size}: each pass through the network runs its "
+                    f"reference batch too, which is {times} times the micro-batch of {self.micro_batch}; lower it"
+                )
         return tuple(found)
 
     @model_validator(mode="after")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from distgan.config.fields import Count, NotNegative, Positive, Section, Share
 
@@ -84,7 +84,7 @@ class FeatureMatchingConfig(Section):
 
     weight: Positive = 1.0
     """Its factor."""
-    layer: str | None = None
+    layer: Annotated[str, Field(min_length=1)] | None = None
     """Name of a layer inside the discriminator; null: its last features before the logit."""
     distance: Literal["squared_l2", "l1"] = "squared_l2"
     """Of the batch means: `squared_l2` is the paper's, `l1` (mean absolute difference) the released code's."""

@@ -50,6 +50,8 @@ class TrainingConfig(Section):
     """For `wasserstein`: end the run early when its estimate of the distance is flat; null trains all steps."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16` runs the networks under bfloat16 autocast; losses and penalties stay in float32."""
+    gradient_precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` halves the bytes that gradients cost between ranks, and rounds them; sums of many ranks round more."""
     deterministic: bool = False
     """Deterministic kernels and gradient buckets: resume at the same world size is then bitwise."""
     compile: bool = False
@@ -60,6 +62,8 @@ class TrainingConfig(Section):
     """This many non-finite updates of one player in a row stop the run."""
     timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 10.0
     """A rank that waits longer than this for another in a collective gives up."""
+    startup_timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 30.0
+    """The same until the first step is done, while nodes still read data, and kernels are tuned or compiled."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,8 @@ from distgan.data import points
 from distgan.data.layout import BadSample, Computed, Encoded, Labels, Source
 from distgan.errors import UserError
 
+POINTS = 100_000
+"""How many points are drawn of a mixture by default: as many as Lin et al. (PacGAN, 2018) train on."""
 MAX_POINTS = 10_000_000
 _MAX_DIMENSIONS = 1 << 16
 _EXPECTED = "expected an array of shape (points, dimensions), float32 or float64"

@@ -15,16 +15,17 @@ from distgan.errors import UserError
 PREFIX = "builtin:"
 BUILTIN = ("digits", "text", "ring", "grid")
 _MIXTURES = {"ring": arrays.ring, "grid": arrays.grid}
+MIXTURES = tuple(PREFIX + name for name in _MIXTURES)
 
 
-def open_builtin(name: str, points: int, seed: int) -> Source[Any]:
+def open_builtin(name: str, points: int | None, seed: int) -> Source[Any]:
     """The source that ``builtin:NAME`` names; of a mixture, so many points. Raises UserError with the valid names."""
     if name == "digits":
         return open_digits()
     if name == "text":
         return text_source(name, python_prose())
     if name in _MIXTURES:
-        return arrays.draw(name, _MIXTURES[name](), points, seed)
+        return arrays.draw(name, _MIXTURES[name](), arrays.POINTS if points is None else points, seed)
     raise UserError(f"{PREFIX}{name}: unknown; built-in sources are {', '.join(PREFIX + known for known in BUILTIN)}")
 
 

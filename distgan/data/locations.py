@@ -42,6 +42,8 @@ def is_remote(url: str) -> bool:
 
 def normalise(url: str) -> str:
     """An absolute local path, or a URL of an accepted protocol. Raises UserError for anything else."""
+    if not url.strip():
+        raise UserError("the path of the shards is empty; name a folder of *.tar, a glob, a brace expansion or a URL")
     if url.strip().lower().startswith("pipe:"):
         raise UserError(f"{url}: `pipe:` would run a shell command and is never followed; give a path or URL of a tar")
     scheme = _SCHEME.match(url)

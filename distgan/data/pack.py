@@ -26,7 +26,7 @@ from distgan.data.lines import encode_line
 from distgan.data.parallel import Converted, available_cores, convert_all
 from distgan.data.shard_folder import HELD_OUT, check_free, new_folder
 from distgan.data.shard_writer import ShardSize, ShardWriter
-from distgan.data.sources import POINTS, open_source
+from distgan.data.sources import open_source
 from distgan.errors import UserError
 
 MAX_RESOLUTION = 4096
@@ -67,7 +67,7 @@ def pack(
     shuffle: bool = True,
     seed: int = 0,
     held_out: float = 0.0,
-    points: int = POINTS,
+    points: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     overwrite: bool = False,
@@ -88,7 +88,7 @@ def pack(
         shuffle: pack in a random order that depends on `seed` alone; else in the source's order.
         held_out: the share of the lines of text that goes into shards of its own in `dest`/held-out, with an index of
             their own. Which ones is a function of `seed` and the line, so that equal lines stay together.
-        points: how many to draw of builtin:ring or builtin:grid, as a function of `seed`.
+        points: how many to draw of builtin:ring or builtin:grid, as a function of `seed`; None is 100,000.
         on_error: "fail" stops at a sample that cannot be read, "skip" leaves it out and reports it.
         workers: processes; None is one per available core, 1 is this process.
         overwrite: replace a folder of shards and their index that `pack` wrote; any other folder that is not

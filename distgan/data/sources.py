@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distgan.data.arrays import open_array
-from distgan.data.builtin import BUILTIN, PREFIX, open_builtin
+from distgan.data.builtin import BUILTIN, MIXTURES, PREFIX, open_builtin
 from distgan.data.folders import open_folder
 from distgan.data.idx import is_idx, open_idx
 from distgan.data.layout import Source
@@ -15,24 +15,24 @@ from distgan.data.lines import open_lines
 from distgan.data.zips import open_zip
 from distgan.errors import UserError
 
-POINTS = 100_000
-"""How many points are drawn of a built-in mixture: as many as Lin et al. (PacGAN, 2018) train on."""
 _ACCEPTED = (
     "accepted: a folder of images, a zip of one, an idx images file (MNIST's format), a .txt file of lines, an .npy "
     f"file of points, or {', '.join(PREFIX + name for name in BUILTIN)}"
 )
 
 
-def open_source(source: str | os.PathLike[str], *, points: int = POINTS, seed: int = 0) -> Source[Any]:
+def open_source(source: str | os.PathLike[str], *, points: int | None = None, seed: int = 0) -> Source[Any]:
     """The samples that `source` names. Files are told apart by their first bytes, text alone by its name.
 
     Args:
-        points: how many to draw of a built-in mixture, with this seed.
+        points: how many to draw of a built-in mixture, with this seed; None is `arrays.POINTS`. Nothing else has it.
 
     Raises:
         UserError: one line naming the source, what was found and what is accepted.
     """
     text = os.fspath(source)
+    if points is not None and text not in MIXTURES:
+        raise UserError(f"points {points}: a number to draw, which only {' and '.join(MIXTURES)} have; leave it out")
     if text.startswith(PREFIX):
         return open_builtin(text.removeprefix(PREFIX), points, seed)
     path = Path(text)

@@ -8,6 +8,8 @@ would compute; a backward that passes the gradient through unchanged would be of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,11 +28,28 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+Waiting = Callable[[], AbstractContextManager[None]]
+_waiting: Waiting = nullcontext
+
+
+def watch(waiting: Waiting) -> Callable[[], None]:
+    """Have a context entered around every reduction, by whoever measures them. Call what is returned to end that."""
+    global _waiting
+    _waiting = waiting
+
+    def end() -> None:
+        global _waiting
+        _waiting = nullcontext
+
+    return end
+
+
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         total = local.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with _waiting():
+            dist.all_reduce(total)
         return total
 
     @staticmethod
@@ -62,12 +81,17 @@ def all_gather(local: Tensor) -> Tensor:
     return all_reduce_sum(F.pad(local, (*(0, 0) * (local.dim() - 1), before, after)))
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, in which statistics and losses are made; float64 stays as it is."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def batch_moments(activations: Tensor, dims: tuple[int, ...], *, synchronized: bool = True) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over `dims` and, if `synchronized`, over all ranks (whose batches are equally large).
 
     Returns two float32 (float64 for float64 input) tensors of the remaining dimensions.
     """
-    wide = activations if activations.dtype == torch.float64 else activations.float()
+    wide = at_least_float32(activations)
     variance, mean = torch.var_mean(wide, dims, correction=0)
     if not synchronized or world_size() == 1:
         return mean, variance

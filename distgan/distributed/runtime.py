@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, how a player is wrapped, and the few things they tell each other.
+"""The processes of a run: who they are, which engine trains their players, and the few things they tell each other.
 
 Launched by `accelerate launch`, `torchrun` or nothing at all; Accelerate sets the processes up. Tensors on the device
 travel over the default group (NCCL or gloo); what the host decides travels over a gloo group of its own, so that it
@@ -11,12 +11,10 @@ import itertools
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,22 +22,43 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
+from distgan.distributed.engines import Engine, chosen_engine
+from distgan.distributed.engines.engine import MakeOptimizer
+from distgan.distributed.engines.replicated import ReplicatedEngine
 from distgan.distributed.interruption import Asked, Check, never
+from distgan.distributed.launch import check_world_size, refuse_half_precision
 from distgan.errors import Interrupted, UserError
 
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.1
-_KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_KNOWN = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.DEEPSPEED,
+    DistributedType.FSDP,
+)
 
 
 class Runtime:
-    """The ranks of this run. Every method that talks to other ranks must be called by all of them."""
+    """The ranks of this run. Every method that talks to other ranks must be called by all of them.
 
-    def __init__(self, *, deterministic: bool = False, timeout_minutes: float = 10.0) -> None:
+    Args:
+        gradients_in_bf16: gradients travel between ranks in bfloat16.
+    """
+
+    def __init__(
+        self, *, deterministic: bool = False, timeout_minutes: float = 10.0, gradients_in_bf16: bool = False
+    ) -> None:
         if deterministic:
             _use_deterministic_kernels()
+        refuse_half_precision()
+        self._make_engine = chosen_engine()
+        self.gradients_in_bf16 = gradients_in_bf16
+        self.sharded: dict[nn.Module, FSDPModule] = {}
+        """The networks whose weights are divided among ranks, with what can make them whole."""
         timeout = timedelta(minutes=timeout_minutes)
         self.accelerator = Accelerator(
             # Accelerate starts separate one-process jobs when several CPU ranks do not ask for the CPU themselves.
@@ -54,15 +73,18 @@ class Runtime:
         )
         if self.accelerator.distributed_type not in _KNOWN:
             raise UserError(
-                f"the accelerate config asks for {self.accelerator.distributed_type.value}; distgan trains with DDP: "
-                "use --multi_gpu, or another --config_file",
+                f"the accelerate config asks for {self.accelerator.distributed_type.value}; distgan trains with DDP, "
+                "DeepSpeed or FSDP: use --multi_gpu, --use_deepspeed or --use_fsdp, or another --config_file",
                 everywhere=True,
             )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0
-        _check_world_size(self.world_size)
+        self.step = 0
+        """The step that this rank is at, for messages."""
+        self._timeout_minutes = timeout_minutes
+        check_world_size(self.world_size)
         self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
@@ -70,21 +92,23 @@ class Runtime:
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
 
-    def wrap(self, player: nn.Module) -> nn.Module:
-        """Move a player to the device and make its backward average gradients over ranks."""
-        if not any(parameter.requires_grad for parameter in player.parameters()):
-            return player.to(self.device)
-        with warnings.catch_warnings():
-            # Newer torch has another name for broadcast_buffers, which Accelerate does not know yet.
-            warnings.simplefilter("ignore", FutureWarning)
-            wrapped: nn.Module = self.accelerator.prepare_model(player)
-        return wrapped
+    def engine(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
+        """What trains a player's network, chosen at launch. With one process there is nothing to divide."""
+        make_engine = self._make_engine if self.world_size > 1 else ReplicatedEngine
+        return make_engine(objective, network, make_optimizer, self)
 
-    def gradients_stay_local(self, engine: nn.Module, local: bool) -> AbstractContextManager[None]:
-        """Forward and backward inside accumulate gradients without reducing them, when `local`."""
-        if local and isinstance(engine, DistributedDataParallel):
-            return engine.no_sync()
-        return nullcontext()
+    @contextmanager
+    def whole(self, network: nn.Module) -> Iterator[None]:
+        """A block in which all of a network's weights are on every rank, for looking at only."""
+        sharded = self.sharded.get(network)
+        if sharded is None:
+            yield
+            return
+        sharded.unshard()
+        try:
+            yield
+        finally:
+            sharded.reshard()
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, as a new tensor of the same dtype. On the tensor's own device."""
@@ -204,6 +228,14 @@ class Runtime:
                 f"{name} of rank {', '.join(map(str, others))} differs from rank 0's; {fix}", everywhere=True
             )
 
+    def wait_at_most(self, minutes: float) -> None:
+        """From now on, give up a collective after so many minutes."""
+        if self.world_size == 1 or minutes == self._timeout_minutes:
+            return
+        self._timeout_minutes = minutes
+        for group in (None, self._control):
+            _set_timeout(timedelta(minutes=minutes), group)
+
     def lost_contact(self, error: Exception) -> bool:
         """Whether an error means that a collective failed because another rank is gone or silent."""
         signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
@@ -234,40 +266,12 @@ class Exchange:
         return [bool(flag) for flag in self._raised.tolist()]
 
 
+def _set_timeout(timeout: timedelta, group: Any) -> None:
+    # Newer torch has a public name for it.
+    public = getattr(dist, "set_timeout", None)
+    (public or dist.distributed_c10d._set_pg_timeout)(timeout, group)
+
+
 def _use_deterministic_kernels() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-
-
-def _check_world_size(world_size: int) -> None:
-    promised = _promised_world_size()
-    if promised is not None and promised != world_size:
-        raise UserError(
-            f"the launcher promised {promised or 'several'} processes, but each runs alone (world size {world_size}); "
-            "use `accelerate launch --multi_gpu --num_processes N -m distgan ...` (also on machines without a GPU) "
-            "or `torchrun --nproc-per-node N -m distgan ...`",
-            everywhere=True,
-        )
-
-
-def _promised_world_size() -> int | None:
-    """What the environment says the world size is: None if nothing, 0 if more than one without a number."""
-    environment = os.environ
-    if "WORLD_SIZE" in environment:
-        return int(environment["WORLD_SIZE"])
-    # `srun python -m distgan` with several tasks and no launcher in between.
-    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return int(environment["SLURM_STEP_NUM_TASKS"])
-    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves a master address as the only trace.
-    from_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
-    if from_accelerate and "MASTER_ADDR" in environment and not _parent_has("MASTER_ADDR"):
-        return 0
-    return None
-
-
-def _parent_has(variable: str) -> bool:
-    try:
-        inherited = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(entry.startswith(variable.encode() + b"=") for entry in inherited)

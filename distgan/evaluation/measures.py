@@ -188,6 +188,12 @@ class _Mixture:
 
     def __init__(self, setting: Setting) -> None:
         data, index = setting.config.data, setting.index
+        if not index.num_classes:
+            raise UserError(
+                f"modes: the points of data.path = {data.path} have no labels, which say the mode that each was drawn "
+                "from; give a mixture such as builtin:ring, or set evaluation.every=0",
+                everywhere=True,
+            )
         self.numbers = torch.arange(len(index))
         self._moments = MixtureMoments(index.num_classes, data.dimensions, sync_on_compute=False)
         self._moments.to(setting.runtime.device)

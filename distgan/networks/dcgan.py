@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
+from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev, build_minibatch_discrimination
 from distgan.networks.layers.normalisation import build_normalisation, centres_channels
 from distgan.networks.layers.spectral import add_spectral_norm
@@ -55,9 +56,7 @@ class DCGANGenerator(nn.Module):
             add_spectral_norm(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            latents = torch.cat((latents, self.embedding(labels)), dim=1)
+        latents = with_labels(latents, labels, self.embedding)
         images: Tensor = self.layers(self.projection(latents).view(len(latents), -1, 4, 4))
         return images
 

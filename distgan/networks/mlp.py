@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
+from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import build_minibatch_discrimination
 from distgan.networks.layers.normalisation import build_normalisation, centres_channels
 from distgan.networks.layers.spectral import add_spectral_norm
@@ -38,10 +38,7 @@ class MLPGenerator(nn.Module):
             add_spectral_norm(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            latents = torch.cat((latents, self.embedding(labels)), dim=1)
-        points: Tensor = self.output(self.layers(latents))
+        points: Tensor = self.output(self.layers(with_labels(latents, labels, self.embedding)))
         return points
 
 
@@ -67,10 +64,8 @@ class MLPDiscriminator(nn.Module):
             add_spectral_norm(self)
 
     def forward(self, points: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            points = torch.cat((points, self.embedding(labels)), dim=1)
-        logits: Tensor = self.logit(self.minibatch_discrimination(self.layers(points))).squeeze(1)
+        features = self.layers(with_labels(points, labels, self.embedding))
+        logits: Tensor = self.logit(self.minibatch_discrimination(features)).squeeze(1)
         return logits
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.networks.layers.equalized import EqualizedConv2d, EqualizedLinear, PixelNorm, pixel_norm
+from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev
 from distgan.networks.shape import SampleShape
 
@@ -104,10 +105,8 @@ class ProgressiveGenerator(GrowingNetwork):
         self.to_rgb = nn.ModuleList(EqualizedConv2d(width, shape.channels, 1, gain=1.0) for width in self.widths)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            latents = torch.cat((latents, self.embedding(labels)), dim=1)
-        before = activations = self.first(pixel_norm(latents)[:, :, None, None])
+        latents = pixel_norm(with_labels(latents, labels, self.embedding))
+        before = activations = self.first(latents[:, :, None, None])
         for block in self.blocks[: self.level]:
             before, activations = activations, block(activations)
         images: Tensor = self.to_rgb[self.level](activations)

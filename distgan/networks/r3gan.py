@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig
-from distgan.config.players import NetworkConfig
+from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
+from distgan.networks.layers.labels import with_labels
 from distgan.networks.shape import SampleShape
 
 _SLOPE = 0.2
@@ -53,10 +53,8 @@ class R3GANGenerator(nn.Module):
         self.to_image = _convolution(widths[-1], shape.channels, 1)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            latents = torch.cat((latents, self.embedding(labels)), dim=1)
-        images: Tensor = self.to_image(self.stages(self.basis * self.projection(latents)[:, :, None, None]))
+        scales = self.projection(with_labels(latents, labels, self.embedding))
+        images: Tensor = self.to_image(self.stages(self.basis * scales[:, :, None, None]))
         return images
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +25,16 @@ class HistoricalAverage:
     last of the t (the paper does not say whether they count, and there is no released code).
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._names = list(parameters)
-        self._parameters: list[Tensor] = list(parameters.values())
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._names = [name for name, _ in network.named_parameters()]
         self._means = [parameter.detach().clone() for parameter in self._parameters]
-        self._count = torch.ones((), device=self._parameters[0].device)
+        self._count = torch.ones((), device=self._means[0].device)
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        # Anew each time, because an engine may put other tensors in their place.
+        return list(self._network.parameters())
 
     def penalty(self) -> Tensor:
         """The squared distance, summed over all parameters; differentiable in them."""

@@ -11,6 +11,7 @@ from distgan.data.index import Index
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.data.samples import sample_format
+from distgan.distributed.engines import ZeroEngine
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.generation import to_network
@@ -32,9 +33,10 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
     shape = run_shape(config, index)
-    generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
-    discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
-    _fill_references(generator, discriminator, config, index)
+    with runtime.together():
+        generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
+        discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
+        _fill_references(generator, discriminator, config, index)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
     average = AveragedGenerator(generator)
@@ -56,6 +58,12 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             clipping=config.objective.weight_clipping,
         ),
     }
+    if isinstance(players["generator"].engine, ZeroEngine) and config.growth and not config.growth.reset_optimizers:
+        raise UserError(
+            "growth.reset_optimizers = false: DeepSpeed's optimizers cannot keep moments of parameters that join at "
+            "different times; set it to true, or launch with --multi_gpu or --use_fsdp",
+            everywhere=True,
+        )
     state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
     state.settle()
     return state
@@ -84,7 +92,7 @@ def check_fits(config: Config, index: Index, world_size: int) -> None:
     accumulation = config.training.accumulation
     batches = {"training.batch_size": config.training.batch_size}
     if config.growth is not None:
-        batches |= {f"growth.batch_sizes: {side}": batch for side, batch in config.growth.batch_sizes.items()}
+        batches |= {f"growth.batch_sizes.{side}": batch for side, batch in config.growth.batch_sizes.items()}
     for key, batch in batches.items():
         if batch // accumulation % world_size:
             raise UserError(

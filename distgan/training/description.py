@@ -11,6 +11,7 @@ from distgan.data import text
 from distgan.errors import UserError
 from distgan.training import checkpoint
 from distgan.training.diagnosis import Diagnosis
+from distgan.validation import explain
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 
@@ -76,6 +77,4 @@ def load_description(path: Path) -> Description:
     try:
         return Description.model_validate(checkpoint.load_state(path))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path / 'state.json'}: {key}: {first['msg'].lower()}; take another checkpoint") from None
+        raise UserError(f"{path / 'state.json'}: {explain(error, Description)}; take another checkpoint") from None

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from distgan import generation
-from distgan.config import parse_config
+from distgan.config import Config, flatten, parse_config
 from distgan.data.index import load_index
+from distgan.data.samples import sample_format
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.export import load_generator
@@ -18,6 +19,9 @@ from distgan.latents import LatentSource
 from distgan.monitoring.console import setup_logging
 from distgan.training.description import load_description
 from distgan.training.restore import find_checkpoint
+
+_MADE_FOR = {f"data.{name}" for name in ("kind", "resolution", "channels", "labels", "length", "dimensions")}
+"""What the networks were made for."""
 
 
 def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, best: bool = False) -> dict[str, float]:
@@ -29,20 +33,31 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
         overrides: `key=value` changes to the run's config, such as `evaluation.num_samples=50000`.
 
     Raises:
-        UserError: nothing to evaluate there, or data and checkpoint do not belong together.
+        UserError: nothing to evaluate there, data and checkpoint do not belong together, or an override is of something
+            else than an evaluation.
     """
     overrides = list(overrides)
     runtime = Runtime()
     setup_logging(runtime.rank)
     with runtime.together():
+        if not os.fspath(path):
+            raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
         found = find_checkpoint(Path(path), best=best)
         state = load_description(found)
+        trained = parse_config(state.config, source=f"{found}/state.json")
         config = parse_config(state.config, overrides, source=f"{found}/state.json")
+        _check_changes(trained, config)
         index = load_index(config.data.path)
         if index.fingerprint != state.data.fingerprint and not any(o.startswith("data.path=") for o in overrides):
             raise UserError(
                 f"data.path = {config.data.path}: its fingerprint is {index.fingerprint[:12]}, but the run was trained "
                 f"on {state.data.fingerprint[:12]}; restore the data, or name other data with data.path=..."
+            )
+        sample_format(config.data, index)
+        if tuple(state.vocabulary or ()) != (index.vocabulary or ()):
+            raise UserError(
+                f"data.path = {config.data.path}: its text has other characters than the run was trained on, or they "
+                "are numbered otherwise; name other data"
             )
         generator = load_generator(found).to(runtime.device)
     runtime.check_equal("the checkpoint", str(found), "give every node the same run folder")
@@ -55,3 +70,15 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     from distgan.evaluation import suite  # late, because it takes seconds, and a mistake should be told before
 
     return suite.evaluate(generate, config, index, runtime)
+
+
+def _check_changes(trained: Config, config: Config) -> None:
+    """Refuse changes that no evaluation heeds, or of what the networks were made for. Raises UserError."""
+    before, after = flatten(trained), flatten(config)
+    for key in [*before, *(after.keys() - before.keys())]:
+        heeded = key == "seed" or (key.startswith(("evaluation.", "data.")) and key not in _MADE_FOR)
+        if before.get(key) != after.get(key) and not heeded:
+            raise UserError(
+                f"{key} = {after.get(key)}: the run was trained with {before.get(key)}, and an evaluation takes it as "
+                "it is; only seed, evaluation.* and how and where data are read can be changed here"
+            )

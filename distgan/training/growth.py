@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from distgan.config import Config
 from distgan.networks.progressive import GrowingNetwork
 from distgan.training import schedule
-from distgan.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from distgan.training.state import TrainingState
 
 
 def set_growth(networks: Iterable[nn.Module], growth: schedule.Growth | None) -> None:
@@ -20,15 +24,26 @@ def set_growth(networks: Iterable[nn.Module], growth: schedule.Growth | None) ->
             network.set_growth(growth.level, growth.fade)
 
 
-def grow(state: TrainingState, *, resumed: bool = False) -> None:
+def doubts(config: Config) -> tuple[str, ...]:
+    """A line if the run ends before its networks have grown up."""
+    needed, last = schedule.steps_to_grow(config), config.training.steps
+    if needed <= last:
+        return ()
+    side = schedule.resolution(config, schedule.position_after(config, last))
+    return (
+        f"training.steps = {last}: ends at {side} pixels a side, before the whole of the {config.data.resolution} "
+        f"trains, which takes {needed} steps; raise it, or lower growth.stable_kimg and growth.fade_kimg",
+    )
+
+
+def grow(state: TrainingState) -> None:
     """Bring the networks to the level and fade of the state's position. Every rank calls it, after each step.
 
-    Where other parameters take part than before, players are wrapped anew, and their optimizers forget their moments
-    if the run says so: that is at the start and at the end of each fade. Moments of a state that is `resumed` are of
-    its own position already.
+    Where other parameters take part than before, players follow, and their optimizers forget their moments if the run
+    says so: that is at the start and at the end of each fade.
     """
     before, now = state.growth, schedule.growth(state.config, state.progress.position)
-    if before is None or now is None or before == now:
+    if state.config.growth is None or before is None or now is None or before == now:
         return
     set_growth((state.generator.network, state.discriminator.network, state.average.network), now)
     state.growth = now
@@ -37,7 +52,5 @@ def grow(state: TrainingState, *, resumed: bool = False) -> None:
     if state.config.training.compile:
         torch.compiler.reset()  # it would give up compiling after the eighth variant of a network
     for player in state.players:
-        player.wrap()
-        if state.config.growth is not None and state.config.growth.reset_optimizers and not resumed:
-            player.forget_moments()
+        player.follow_growth(keep_moments=not state.config.growth.reset_optimizers)
     state.settle()

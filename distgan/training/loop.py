@@ -12,14 +12,14 @@ from distgan.config import Config, dump_config
 from distgan.data.index import load_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
 from distgan.randomness import derive_key
-from distgan.training import run_folder
+from distgan.training import growth, run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.diagnosis import why_stop
 from distgan.training.feed import Feed
-from distgan.training.growth import grow
 from distgan.training.observer import Observer
 from distgan.training.preemption import StopRequest
 from distgan.training.schedule import discriminator_updates, ema_decay, learning_rate
@@ -42,15 +42,20 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Raises:
         UserError: something that the user can mend.
     """
-    runtime = Runtime(deterministic=config.training.deterministic, timeout_minutes=config.training.timeout_minutes)
+    runtime = Runtime(
+        deterministic=config.training.deterministic,
+        timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),
+        gradients_in_bf16=config.training.gradient_precision == "bf16",
+    )
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
         with runtime.together():
             index = load_index(config.data.path)
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
+        runtime.check_equal("the code", code_digest(), "install the same version on every node")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
-        for doubt in config.doubts if runtime.is_main else ():
+        for doubt in (*config.doubts, *growth.doubts(config)) if runtime.is_main else ():
             logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
         with ExitStack() as held:
@@ -58,7 +63,6 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
                 run_folder.prepare(config, state, runtime, resume, frozenset(accept))
-                grow(state, resumed=True)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
@@ -90,15 +94,19 @@ def run(
             state.discriminator.update(
                 [(batch, progress.step, update.index) for batch in feed.discriminator_inputs(update)],
                 learning_rate(discriminator, progress.step, steps),
+                before_change=writer.copied if writer is not None else None,
             )
             progress.position += update.batch_size
         applied = state.generator.update(
             [(batch, progress.step) for batch in feed.generator_inputs(progress.step)],
             learning_rate(generator, progress.step, steps),
         )
-        state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
+        with runtime.whole(state.generator.network):
+            state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
-        grow(state)
+        growth.grow(state)
+        # The first step may compile kernels; from the next one on, silence means that a rank is lost.
+        runtime.wait_at_most(config.training.timeout_minutes)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()
@@ -147,11 +155,10 @@ def save(
     if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
         logger.warning("step %d: no checkpoint while updates are being skipped", progress.step)
         return
-    description = state.description(runtime)
+    description, tensors, blocking = state.description(runtime), state.tensors(), last or is_best
     with runtime.together():
         if writer is None:
             return
-        tensors, blocking = state.tensors(), last or is_best
         saved = writer.save(progress.step, tensors, description, blocking=blocking)
         if last and not saved and not writer.save(progress.step, tensors, description, blocking=True):
             raise UserError(
@@ -159,7 +166,6 @@ def save(
                 f"above); the last good one is {writer.last_good or 'of an earlier start'}; mend that, and the same "
                 "command continues from there"
             )
-        writer.copied()
         observer.checkpoint_failures = writer.failures
         if is_best and progress.best is not None:
             writer.mark_best(**progress.best)

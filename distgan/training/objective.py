@@ -7,7 +7,6 @@ is referenced, not registered, so that a wrapper sees one network's parameters.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -17,21 +16,21 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import Config, GradientPenaltyConfig, ZeroCentredPenaltyConfig
+from distgan.distributed.reduce import at_least_float32
+from distgan.errors import blaming
 from distgan.networks.capture import captured, find_layer
 from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.shape import SampleShape
 from distgan.objectives import penalties
-from distgan.objectives.adversarial import (
-    ADVERSARIAL,
-    discriminator_cross_entropy,
-    draw_targets,
-    targeted_cross_entropy,
-)
+from distgan.objectives.adversarial import ADVERSARIAL, draw_targets, targeted_cross_entropy
 from distgan.objectives.auxiliary import HistoricalAverage, feature_matching, noise_sigma
+from distgan.training import readings
 from distgan.training.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCentredPenaltyConfig, GradientPenaltyConfig)
 Outcome = tuple[Tensor, dict[str, Tensor]]
+
+_LAYER_KEY = "objective.feature_matching.layer"
 
 
 class MicroBatch(NamedTuple):
@@ -77,7 +76,7 @@ class Objective(nn.Module):
         self.history: HistoricalAverage | None = None
         """The average over time of this player's parameters, if it is held near it."""
         if self.history_weight:
-            self.history = HistoricalAverage(dict(network.named_parameters()))
+            self.history = HistoricalAverage(network)
 
     @property
     def opponent(self) -> nn.Module:
@@ -131,8 +130,8 @@ class DiscriminatorObjective(Objective):
             reals, real_logits = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
             fakes, fake_logits = self._judge(fakes, batch.labels, differentiable=r2 is not None)
             loss = self._adversarial(real_logits, fake_logits, batch)
-            parts = {"loss/discriminator": loss} | _opinions(config.adversarial, real_logits, fake_logits)
-            parts |= _diversity("data/diversity", batch.reals)
+            parts = {"loss/discriminator": loss} | readings.opinions(config.adversarial, real_logits, fake_logits)
+            parts |= readings.diversity("data/diversity", batch.reals)
             if r1 is not None:
                 parts["loss/r1"] = penalties.zero_centred(real_logits, reals, penalty_gamma(r1, step, self.steps))
                 loss = loss + r1.every * parts["loss/r1"]
@@ -154,9 +153,9 @@ class DiscriminatorObjective(Objective):
         if differentiable:
             samples = samples.detach().requires_grad_(True)
             # A compiled network has no second derivative; its forward method is the eager one.
-            return samples, _wide(self.network.forward(samples, labels))
+            return samples, at_least_float32(self.network.forward(samples, labels))
         with self._autocast(samples):
-            return samples, _wide(self.network(samples, labels))
+            return samples, at_least_float32(self.network(samples, labels))
 
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
         if self.config.targets is None:
@@ -190,7 +189,8 @@ class GeneratorObjective(Objective):
         matching = config.objective.feature_matching
         self._layer = (matching.layer or str(opponent.feature_layer)) if matching is not None else None
         if self._layer is not None:
-            find_layer(opponent, self._layer)
+            with blaming(_LAYER_KEY):
+                find_layer(opponent, self._layer)
 
     def forward(self, batch: MicroBatch, step: int) -> Outcome:
         """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""
@@ -217,52 +217,22 @@ class GeneratorObjective(Objective):
             assert fake_features is not None
             parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
             loss = loss + matching.weight * parts["loss/feature_matching"]
-        return self._outcome(loss, {"loss/generator": loss, **_diversity("generator/diversity", fakes), **parts})
+        varied = readings.diversity("generator/diversity", fakes)
+        return self._outcome(loss, {"loss/generator": loss, **varied, **parts})
 
     def _judge(self, samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of the discriminator and, where they are matched, its features; both float32."""
         if self._layer is None:
-            return _wide(self.opponent(samples, labels)), None
-        with captured(self.opponent, self._layer) as outputs:
+            return at_least_float32(self.opponent(samples, labels)), None
+        with blaming(_LAYER_KEY), captured(self.opponent, self._layer) as outputs:
             # The forward method is the eager one, whose layers can be looked into.
             logits = self.opponent.forward(samples, labels)
-        return _wide(logits), _wide(outputs[-1])
+        return at_least_float32(logits), at_least_float32(outputs[-1])
 
 
 def _due(penalty: AnyPenalty | None, update: int) -> AnyPenalty | None:
     """The penalty, in those updates that it is computed in."""
     return penalty if penalty is not None and update % penalty.every == 0 else None
-
-
-def _opinions(family: str, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-    """What the discriminator says of both kinds, and its estimate of the divergence that the family stands for.
-
-    The Jensen-Shannon divergence is (V + 2 log 2) / 2 of the minimax value V, in nats (Goodfellow et al. 2014,
-    theorem 1); the Wasserstein distance, up to the critic's Lipschitz constant, is E f(x) - E f(G(z)).
-    """
-    opinions = {"discriminator/real_logit": real_logits.mean(), "discriminator/fake_logit": fake_logits.mean()}
-    if family == "wasserstein":
-        return opinions | {"divergence/wasserstein": real_logits.mean() - fake_logits.mean()}
-    opinions["discriminator/real_probability"] = real_logits.sigmoid().mean()
-    opinions["discriminator/fake_probability"] = fake_logits.sigmoid().mean()
-    if family in ("minimax", "non_saturating"):
-        value = -discriminator_cross_entropy(real_logits, fake_logits)
-        opinions["divergence/jensen_shannon"] = 0.5 * value + math.log(2.0)
-    return opinions
-
-
-@torch.no_grad()
-def _diversity(name: str, samples: Tensor) -> dict[str, Tensor]:
-    """Mean absolute difference between neighbours in the batch, 0 when all are alike; of pairs, so that even shares of
-    any number of ranks compare the same."""
-    pairs = len(samples) // 2
-    if not pairs:
-        return {}
-    return {name: (samples[0 : 2 * pairs : 2] - samples[1 : 2 * pairs : 2]).abs().float().mean()}
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 @contextmanager

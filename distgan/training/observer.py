@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import diagnosis
 from distgan.training.feed import Feed
+from distgan.training.pace import Pace
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
 
@@ -59,6 +61,7 @@ class Observer:
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
+        self.pace = Pace(runtime, [player.network for player in state.players])
         self.checkpoint_failures = 0
         self.left_undone = False
         """Whether this step has an evaluation that a stop has left undone. All ranks agree."""
@@ -88,6 +91,8 @@ class Observer:
             evaluate: False leaves an evaluation undone, as a stop does.
         """
         progress, config = self.state.progress, self.config
+        self.pace.end()
+        self.runtime.step = progress.step
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
@@ -106,10 +111,13 @@ class Observer:
         self._write(row)
         if row or pictured:
             self._start_interval()
+        if (progress.step + 1) % config.monitoring.every == 0:
+            self.pace.begin()
         return is_best
 
     def close(self) -> None:
         """Finish the files."""
+        self.pace.end()
         self.console.close()
         self.tracker.close()
 
@@ -126,7 +134,7 @@ class Observer:
         row: dict[str, float] = {}
         for player in state.players:
             row |= player.statistics.reduce(self.runtime)
-            row[f"learning_rate/{player.role}"] = player.optimizer.param_groups[0]["lr"]
+            row[f"learning_rate/{player.role}"] = player.engine.optimizer.param_groups[0]["lr"]
             row[f"skipped_updates/{player.role}"] = player.skipped.item()
         seconds = time.perf_counter() - self._started
         steps = max(1, progress.step - self._first_step)
@@ -134,6 +142,7 @@ class Observer:
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
+        row |= self.pace.measure()
         row["memory/host_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         if self.runtime.device.type == "cuda":
             row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
@@ -202,6 +211,8 @@ class Observer:
         name, step, best = self._criterion.name, self.state.progress.step, self.state.progress.best
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+        if not math.isfinite(metrics[name]):
+            return False
         if best is not None and best["metric"] == name and not self._criterion.better(metrics[name], best["value"]):
             return False
         self.state.progress.best = {"metric": name, "value": metrics[name], "step": step}

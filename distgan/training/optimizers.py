@@ -33,7 +33,7 @@ class RMSProp(torch.optim.Optimizer):
                     self.state[parameter]["square_avg"] = torch.zeros_like(parameter)
             gradients = [parameter.grad for parameter in parameters]
             squares = [self.state[parameter]["square_avg"] for parameter in parameters]
-            weight = torch.tensor(1.0 - group["smoothing"], dtype=torch.float64, device=parameters[0].device)
+            weight = torch.full((), 1.0 - group["smoothing"], dtype=torch.float64, device=parameters[0].device)
             if self.found_inf is not None:
                 # Not a product, because 0 times an infinite gradient is not 0.
                 gradients = [torch.where(self.found_inf > 0, 0.0, gradient) for gradient in gradients]

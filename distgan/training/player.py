@@ -1,8 +1,9 @@
-"""A player: a network and its objective, wrapped for all ranks, with the optimizer that trains it."""
+"""A player: a network and its objective, with the engine that trains it on all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from distgan.training.statistics import Statistics
 
 
 class Player:
-    """A network with its objective (wrapped for all ranks), its optimizer, and its count of skipped updates."""
+    """A network with its objective, its engine, and its count of skipped updates."""
 
     def __init__(
         self,
@@ -29,66 +30,61 @@ class Player:
         clipping: WeightClippingConfig | None = None,
     ) -> None:
         self.role = objective.role
-        self.network = objective.network
+        self.network, self.opponent = objective.network, objective.opponent
         self.history = objective.history
         self.runtime = runtime
-        self.parameters = list(self.network.parameters())
-        self.objective = objective
-        self.wrap()
-        self.optimizer = build_optimizer(config, self.parameters)
+        _choose_parameters(self.network)
+        self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
         self.quantities = QUANTITIES[config.name]
         self.clipping = clipping
         spared = [] if clipping is None or clipping.normalisation else normalisation_parameters(self.network)
         kept = {id(parameter) for parameter in spared}
-        self._clipped = [parameter for parameter in self.parameters if id(parameter) not in kept]
+        self._clipped = [parameter for parameter in self.network.parameters() if id(parameter) not in kept]
         # All that a forward pass changes by itself, in this network and in the one it plays against.
-        self._moving = power_iteration_vectors(self.network) + power_iteration_vectors(objective.opponent)
+        self._moving = power_iteration_vectors(self.network) + power_iteration_vectors(self.opponent)
         device = runtime.device
         self.skipped = torch.zeros((), device=device)
         self.skipped_in_a_row = torch.zeros((), device=device)
         self.longest_streak = torch.zeros((), device=device)
         self.statistics = Statistics()
 
-    def wrap(self) -> None:
-        """Wrap the objective for all ranks, for those parameters that take part now. Every rank calls it."""
-        growing = self.network if isinstance(self.network, GrowingNetwork) else None
-        active = {id(parameter) for parameter in (growing.active_parameters() if growing else self.parameters)}
-        for parameter in self.parameters:
-            parameter.requires_grad_(id(parameter) in active)
-        # The last wrapper lets go of the parameters when it is gone.
-        self.engine: nn.Module = self.objective
-        self.engine = self.runtime.wrap(self.objective)
-
-    def update(self, micro_batches: Sequence[tuple[object, ...]], learning_rate: float) -> Tensor:
+    def update(
+        self,
+        micro_batches: Sequence[tuple[object, ...]],
+        learning_rate: float,
+        *,
+        before_change: Callable[[], None] | None = None,
+    ) -> Tensor:
         """One optimizer step on the mean loss of some micro-batches, each the arguments of the objective's forward.
+
+        Args:
+            before_change: called before anything that a checkpoint holds changes.
 
         Returns a 0-d tensor: 1 if the update was applied, 0 if its loss or gradient was not finite on some rank and
         it was skipped, in which case weights, buffers and optimizer state are as before.
         """
+        if self._moving and before_change is not None:
+            before_change()
         moving = [tensor.clone() for tensor in self._moving]
         parts: list[dict[str, Tensor]] = []
-        for number, arguments in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            with self.runtime.gradients_stay_local(self.engine, not last):
-                loss, values = self.engine(*arguments)
-                # A loss that is not finite makes every gradient so, on all ranks once they are summed: all ranks
-                # then come to the same verdict from the gradients, without a word.
-                verdict = torch.where(loss.isfinite(), 1.0, torch.nan) / len(micro_batches)
-                (loss * verdict).backward()
-            parts.append(values)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        with self.runtime.whole(self.opponent):
+            for number, arguments in enumerate(micro_batches):
+                with self.engine.micro_batch(last=number == len(micro_batches) - 1):
+                    loss, values = self.engine.module(*arguments)
+                    # A loss that is not finite makes every gradient so, on all ranks once they are summed: all ranks
+                    # then come to the same verdict from the gradients, without a word.
+                    verdict = torch.where(loss.isfinite(), 1.0, torch.nan) / len(micro_batches)
+                    self.engine.backward(loss * verdict)
+                parts.append(values)
+        if before_change is not None:
+            before_change()
+        norm = self.engine.step(learning_rate)
         applied = norm.isfinite().float()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.found_inf = 1.0 - applied  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         if self.clipping is not None:
             self._clip(self.clipping.limit, applied)
         if self.history is not None:
-            self.history.update(applied)
+            with self.runtime.whole(self.network):
+                self.history.update(applied)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(torch.where(applied > 0, tensor, before))
         self.skipped += 1.0 - applied
@@ -98,7 +94,6 @@ class Player:
             self.statistics.add({**values, f"gradient_norm/{self.role}": norm}, applied)
         return applied
 
-    @torch.no_grad()
     def _clip(self, limit: float, applied: Tensor) -> None:
         """Clamp the weights to [-limit, limit] after an update (Arjovsky et al. 2017, algorithm 1).
 
@@ -106,44 +101,30 @@ class Player:
         last step is not clamped.
         """
         bound = torch.where(applied > 0, limit, torch.inf)
-        for parameter in self._clipped:
-            parameter.clamp_(-bound, bound)
+        self.engine.change_weights(self._clipped, lambda weight: weight.clamp_(-bound, bound))
+
+    @property
+    def counters(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the skipped updates, 0-d tensors by name."""
+        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
     def settle(self, arguments: tuple[object, ...]) -> None:
-        """Two throw-away passes, which leave no trace but in DDP.
-
-        It arranges its buckets after the first backward. A resumed run would otherwise add its first gradients up in
-        another order than the run it continues, and differ from it in the last bits from three ranks on.
-        """
+        """Throw-away passes where the engine needs them for a resume to be bitwise. They leave no trace but in it."""
         moving = [tensor.clone() for tensor in self._moving]
-        for _ in range(2):
-            loss, _values = self.engine(*arguments)
-            loss.backward()
-            self.optimizer.zero_grad(set_to_none=True)
+        with self.runtime.whole(self.opponent):
+            self.engine.settle(arguments)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(before)
 
-    def forget_moments(self) -> None:
-        """Start the optimizer anew."""
-        self.optimizer.state.clear()
+    def follow_growth(self, *, keep_moments: bool) -> None:
+        """Train the parameters that take part in a grown network, and no others. Every rank calls it."""
+        _choose_parameters(self.network)
+        self.engine.regroup(keep_moments=keep_moments)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors as `PARAMETER/QUANTITY`; none for parameters that it has not met."""
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.network.named_parameters()}
-        return {
-            f"{names[parameter]}/{quantity}": value
-            for parameter, state in self.optimizer.state.items()
-            for quantity, value in state.items()
-        }
 
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `optimizer_state`. The caller has checked that names and shapes fit."""
-        parameters = dict(self.network.named_parameters())
-        for key, tensor in tensors.items():
-            name, _, quantity = key.rpartition("/")
-            state = self.optimizer.state[parameters[name]]
-            if quantity == "step":
-                state[quantity] = tensor.to(self.runtime.device)
-            else:
-                # Fused kernels walk memory as it lies, so moments must lie as their parameter does.
-                state[quantity] = torch.empty_like(parameters[name], requires_grad=False).copy_(tensor)
+def _choose_parameters(network: nn.Module) -> None:
+    """Only parameters that take part in the network as it is now require gradients."""
+    parameters = network.active_parameters() if isinstance(network, GrowingNetwork) else network.parameters()
+    active = {id(parameter) for parameter in parameters}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in active)

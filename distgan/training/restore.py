@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from distgan.data.index_table import plain
 from distgan.errors import UserError
 from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import directory_name
@@ -41,18 +42,41 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
 
 def load_network(path: Path, name: str, network: nn.Module) -> None:
     """Load one file of a checkpoint into a network. Raises UserError naming the tensor that does not fit."""
+    network.load_state_dict(read_network(path, name, network))
+
+
+def read_network(path: Path, name: str, network: nn.Module) -> dict[str, Tensor]:
+    """The tensors for a network in one file of a checkpoint. Raises UserError naming the one that does not fit."""
     tensors = checkpoint.load_files(path, [name])[name]
-    _check_shapes(path, name, tensors, network.state_dict())
-    network.load_state_dict(tensors)
+    if problem := find_misfit(tensors, network.state_dict()):
+        raise UserError(
+            f"{path}/{name}.safetensors: {problem}; resume with the config the run was started with (config.yaml in "
+            "its folder), or choose another run_dir"
+        )
+    if broken := find_broken(tensors):
+        raise UserError(f"{path}/{name}.safetensors: {broken}; take another checkpoint")
+    return tensors
 
 
-def _check_shapes(path: Path, name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise UserError, naming the tensor, unless both have the same names and shapes."""
+def find_misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that a network lacks, has not, or has of another type or shape, if there is one."""
     for key in [*expected, *found]:
         there = f"{found[key].dtype} {tuple(found[key].shape)}" if key in found else "missing"
         here = f"{expected[key].dtype} {tuple(expected[key].shape)}" if key in expected else "absent"
         if there != here:
-            raise UserError(
-                f"{path}/{name}.safetensors: {key} is {there} there, but {here} in the network of this config; "
-                "resume with the config the run was started with (config.yaml in its folder), or choose another run_dir"
-            )
+            return f"{plain(key)[:200]} is {there} there, but {here} in the network of this config"
+    return None
+
+
+def find_broken(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor with numbers that are not finite, if there is one; no training leaves any."""
+    broken = (key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all())
+    return next((f"{plain(key)[:200]} holds numbers that are not finite" for key in broken), None)
+
+
+def check_numbers(path: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise UserError if there is NaN among an optimizer's or an average's tensors; infinite moments are possible."""
+    for name, tensors in files.items():
+        for key, tensor in tensors.items():
+            if tensor.isnan().any():
+                raise UserError(f"{path}/{name}.safetensors: {plain(key)[:200]} holds NaN; take another checkpoint")

@@ -8,11 +8,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
 from distgan.config import Config, dump_config, flatten, parse_config
+from distgan.distributed.rollcall import RollCall
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
@@ -24,6 +25,8 @@ from distgan.training.state import TrainingState
 logger = logging.getLogger("distgan")
 
 Result = Literal["finished", "preempted"]
+
+_LAST_WORDS_SECONDS = 1.0
 
 HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
 """What belongs to one course of training, and is set aside when a run starts over."""
@@ -121,6 +124,7 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
 
     restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:
+        roll = held.enter_context(closing(RollCall(runtime)))
         with runtime.together():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -143,9 +147,9 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
             raise
         except BaseException as error:
             if isinstance(error, Exception) and runtime.lost_contact(error):
-                # The rank that failed knows why, and should be the one to say it.
-                time.sleep(1.0)
-                why = f"lost contact with another rank: {str(error).splitlines()[0]}"
+                why = f"lost contact with another rank: {roll.missing()}: {str(error).splitlines()[0]}"
+                # The rank that failed knows why, and should be the one to say it. And others may still ask this one.
+                time.sleep(_LAST_WORDS_SECONDS)
                 preemption.write_failure(folder, runtime.rank, why, lost_rank=True)
                 raise LostRankError(f"rank {runtime.rank} {why}") from error
             preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")

@@ -106,6 +106,16 @@ def growth(config: Config, position: int) -> Growth | None:
     return Growth(_level(settings.first_resolution) + begun, within / fade if within < fade else 1.0)
 
 
+def steps_to_grow(config: Config) -> int:
+    """After so many steps networks have grown up: the whole of the last level trains."""
+
+    def grown_up(steps: int) -> bool:
+        now = growth(config, position_after(config, steps))
+        return now is None or (now.resolution == config.data.resolution and not now.fading)
+
+    return bisect.bisect_left(range(2**40), True, key=grown_up)
+
+
 def _level_starts(config: Config) -> Sequence[int]:
     """The stream positions beyond which each level but the first begins."""
     settings = config.growth

@@ -39,8 +39,10 @@ def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
     """The run folder that is meant: by its path, or by the recipe (and overrides) that the run was started with.
 
     Raises:
-        UserError: the recipe is wrong, or overrides are given to a folder.
+        UserError: the path is empty, the recipe is wrong, or overrides are given to a folder.
     """
+    if not run_or_recipe:
+        raise UserError("RUN_OR_CONFIG is empty; name a run folder or a recipe")
     overrides = list(overrides)
     if Path(run_or_recipe).is_file():
         return Path(load_config(run_or_recipe, overrides).run_dir)

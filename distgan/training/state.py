@@ -16,17 +16,17 @@ from distgan.config import Config, parse_config
 from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
 from distgan.networks.progressive import GrowingNetwork
 from distgan.networks.shape import SampleShape, sample_shape
-from distgan.objectives.auxiliary import HistoricalAverage
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Description, load_description
 from distgan.training.diagnosis import Diagnosis
 from distgan.training.ema import AveragedGenerator
+from distgan.training.growth import grow
 from distgan.training.objective import blank_batch
 from distgan.training.player import Player
-from distgan.training.restore import load_network
+from distgan.training.restore import check_numbers, read_network
 
 ACCEPTABLE = ("data", "seed", "batch", "statistics")
 """Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
@@ -78,13 +78,13 @@ class TrainingState:
             self.generator.settle((blank, 0))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """File name -> tensors, as a checkpoint stores them."""
+        """File name -> tensors, as a checkpoint stores them: whole on rank 0. Every rank calls it."""
         return {
-            "generator": self.generator.network.state_dict(),
-            "discriminator": self.discriminator.network.state_dict(),
+            "generator": self.generator.engine.weights(),
+            "discriminator": self.discriminator.engine.weights(),
             "generator_ema": self.average.network.state_dict(),
-            "generator_optimizer": self.generator.optimizer_state(),
-            "discriminator_optimizer": self.discriminator.optimizer_state(),
+            "generator_optimizer": self.generator.engine.optimizer_state(),
+            "discriminator_optimizer": self.discriminator.engine.optimizer_state(),
             "history": {
                 f"{player.role}/{name}": value
                 for player in self.players
@@ -92,9 +92,7 @@ class TrainingState:
                 for name, value in player.history.state().items()
             },
             "counters": {
-                f"{player.role}/{name}": value
-                for player in self.players
-                for name, value in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row))
+                f"{player.role}/{name}": value for player in self.players for name, value in player.counters.items()
             },
         }
 
@@ -124,33 +122,30 @@ class TrainingState:
         """
         description = load_description(path)
         self._check_fits(path, description, accept)
-        networks = {
-            "generator": self.generator.network,
-            "discriminator": self.discriminator.network,
-            "generator_ema": self.average.network,
-        }
-        for name, network in networks.items():
-            load_network(path, name, network)
+        weights = {player.role: read_network(path, player.role, player.network) for player in self.players}
+        average = read_network(path, "generator_ema", self.average.network)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+        # All of it is checked before ranks act together on any.
+        check_numbers(path, files)
         for player in self.players:
-            player.statistics.carry(description.statistics.get(player.role, {}))
-            moments = files[f"{player.role}_optimizer"]
-            _check_optimizer(path, player, moments)
-            player.load_optimizer_state(moments)
-            if player.history is not None:
-                _load_history(path, player, player.history, files["history"])
-            for name, counter in (("skipped", player.skipped), ("skipped_in_a_row", player.skipped_in_a_row)):
-                saved = files["counters"].get(f"{player.role}/{name}")
-                if saved is None or saved.dim():
-                    raise UserError(
-                        f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint"
-                    )
-                counter.copy_(saved)
+            check_optimizer(path, player, files[f"{player.role}_optimizer"])
+            _check_history(path, player, files["history"])
+            _check_counters(path, player, files["counters"])
         self.progress.step = description.step
         self.progress.position = description.position
+        grow(self)  # before the moments, which are those of the parameters that take part there
+        self.average.network.load_state_dict(average)
+        for player in self.players:
+            player.statistics.carry(description.statistics.get(player.role, {}))
+            player.engine.load_weights(weights[player.role])
+            player.engine.load_optimizer_state(files[f"{player.role}_optimizer"])
+            _load_history(player, files["history"])
+            for name, counter in player.counters.items():
+                counter.copy_(files["counters"][f"{player.role}/{name}"])
         self.progress.best = description.best.model_dump() if description.best else None
         self.progress.diagnosis = description.diagnosis
-        self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
+        with blaming(path / "state.json"):
+            self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
     def _check_fits(self, path: Path, description: Description, accept: frozenset[str]) -> None:
@@ -210,23 +205,47 @@ def class_counts(index: Index) -> list[int]:
     return counts
 
 
-def _load_history(path: Path, player: Player, history: HistoricalAverage, saved: Mapping[str, Tensor]) -> None:
-    """Take a saved average over time, or begin one at the weights now if none was kept then."""
-    own = {name.removeprefix(f"{player.role}/"): value for name, value in saved.items() if name.startswith(player.role)}
-    if not own:
-        history.restart()
+def _own(player: Player, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a file's tensors that are a player's."""
+    prefix = f"{player.role}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_history(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless an average over time is whole, or none was kept."""
+    own = _own(player, saved)
+    if player.history is None or not own:
         return
-    for name, tensor in history.state().items():
-        found = own.get(name)
-        if found is None or found.shape != tensor.shape:
+    for name, tensor in player.history.state().items():
+        if name not in own or own[name].shape != tensor.shape:
             raise UserError(
                 f"{path}/history.safetensors: {player.role}/{name} is missing or of another shape; "
                 "take another checkpoint, or leave objective.historical_averaging out"
             )
-        tensor.copy_(found)
 
 
-def _check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
+def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
+    """Take a saved average over time, or begin one at the weights now if none was kept then."""
+    own = _own(player, saved)
+    if player.history is None:
+        return
+    if not own:
+        with player.runtime.whole(player.network):
+            player.history.restart()
+        return
+    for name, tensor in player.history.state().items():
+        tensor.copy_(own[name])
+
+
+def _check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless all of a player's counters are numbers."""
+    for name in player.counters:
+        counter = saved.get(f"{player.role}/{name}")
+        if counter is None or counter.dim() or not counter.isfinite():
+            raise UserError(f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint")
+
+
+def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
     """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all.
 
     A network that grows has some for those parameters only that the optimizer has met.

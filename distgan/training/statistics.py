@@ -22,9 +22,10 @@ class Statistics:
     def add(self, values: Mapping[str, Tensor], applied: Tensor) -> None:
         """Add one micro-batch's 0-d values; those of a skipped update (`applied` 0) do not count."""
         names = tuple(values)
-        row = torch.stack([*values.values(), applied]).double()
-        # An applied update can still report an infinite logit, where its loss is flat.
-        row = torch.where(applied > 0, row.nan_to_num(), 0.0)
+        # An applied update can still report an infinite logit, where its loss is flat. It becomes the largest number
+        # while that is of float32, so that a sum of several of them in float64 is finite.
+        row = torch.stack([*values.values(), applied]).nan_to_num().double()
+        row = torch.where(applied > 0, row, 0.0)
         if names in self._sums:
             self._sums[names] += row
         else:

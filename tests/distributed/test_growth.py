@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.progressive import fade_reals, shrink
@@ -19,7 +22,8 @@ from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import grow, set_growth
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 from distgan.training.player import Player
-from distgan.training.state import Progress, TrainingState
+from distgan.training.state import Progress, TrainingState, check_optimizer
+from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
 
 STEPS = 9
@@ -47,12 +51,13 @@ def build(config: Config) -> TrainingState:
     discriminator = build_discriminator(config.discriminator, shape)
     now = schedule.growth(config, 0)
     set_growth((generator, discriminator), now)
+    average = AveragedGenerator(generator)
     players = (
         Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
     index: Any = SimpleNamespace(num_classes=0, vocabulary=None)
-    state = TrainingState(config, index, *players, AveragedGenerator(generator), Progress(), now)
+    state = TrainingState(config, index, *players, average, Progress(), now)
     state.settle()
     return state
 
@@ -70,32 +75,33 @@ def train_step(state: TrainingState, source: LatentSource) -> None:
     batch = MicroBatch(places, latents.to(reals.dtype), None, reals, None)
     state.discriminator.update([(batch, progress.step, update.index)], 1e-3)
     applied = state.generator.update([(batch, progress.step)], 1e-3)
-    state.average.update(0.5, applied)
+    with runtime.whole(state.generator.network):
+        state.average.update(0.5, applied)
     progress.step += 1
     progress.position += update.batch_size
 
 
-def grow_up(**growth: Any) -> dict[str, Any]:
-    torch.set_default_dtype(torch.float64)
+def grow_up(*, dtype: torch.dtype = torch.float64, **growth: Any) -> dict[str, Any]:
+    torch.set_default_dtype(dtype)
     try:
         config = growing_config(**growth)
         state = build(config)
         source = LatentSource(config.generator, 0, class_counts=None)
-        levels, moments, wrappers = [], [], [weakref.ref(player.engine) for player in state.players]
+        levels, moments, wrappers = [], [], [weakref.ref(player.engine.module) for player in state.players]
         for _ in range(STEPS):
             assert state.growth is not None
             levels.append((state.growth.level, round(24 * state.growth.fade)))
             train_step(state, source)
             grow(state)
-            moments.append({name.partition(".")[0] for name in state.generator.optimizer_state()})
+            moments.append({name.partition(".")[0] for name in state.generator.engine.optimizer_state()})
         tensors = {
             f"{name}/{key}": value
-            for name, network in (
-                ("g", state.generator.network),
-                ("d", state.discriminator.network),
-                ("ema", state.average.network),
+            for name, tensors in (
+                ("g", state.generator.engine.weights()),
+                ("d", state.discriminator.engine.weights()),
+                ("ema", state.average.network.state_dict()),
             )
-            for key, value in network.state_dict().items()
+            for key, value in tensors.items()
         }
         return {
             "levels": levels,
@@ -120,6 +126,15 @@ def test_ranks_do_not_matter(ranks: RankPool) -> None:
                 torch.testing.assert_close(found["tensors"][name], value, rtol=1e-8, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("engine", [needs("zero2"), needs("fsdp")])
+def test_growth_is_the_same_under_every_engine(ranks: RankPool, engine: str) -> None:
+    expected, found = (ranks.run(2, under, LAUNCHED[kind], grow_up, dtype=torch.float32)[0] for kind in ("ddp", engine))
+    assert found["levels"] == expected["levels"]
+    assert found["moments"] == expected["moments"]
+    for name, value in expected["tensors"].items():
+        torch.testing.assert_close(found["tensors"][name], value, rtol=0, atol=1e-6, msg=name)
+
+
 def test_moments_are_forgotten_where_a_fade_begins_and_ends() -> None:
     everything = {"first", "blocks", "to_rgb"}
     # They are gone after the step before the fade, and after its last one.
@@ -131,6 +146,16 @@ def test_moments_can_be_kept() -> None:
     assert found == [{"first", "to_rgb"}] * 3 + [{"first", "blocks", "to_rgb"}] * (STEPS - 3)
 
 
+def test_moments_of_parameters_that_were_met_are_whole() -> None:
+    player = build(growing_config()).generator
+    moments = {"to_rgb.1.bias/step": torch.ones(()), "to_rgb.1.bias/exp_avg": torch.ones(1)}
+    with pytest.raises(UserError, match=r"to_rgb.1.bias/exp_avg_sq is missing"):
+        check_optimizer(Path("checkpoint"), player, moments)
+    check_optimizer(Path("checkpoint"), player, moments | {"to_rgb.1.bias/exp_avg_sq": torch.ones(1)})
+    with pytest.raises(UserError, match=r"to_rgb.9.bias/step is unknown"):
+        check_optimizer(Path("checkpoint"), player, {"to_rgb.9.bias/step": torch.ones(())})
+
+
 def test_a_resumed_run_keeps_its_moments() -> None:
     config = growing_config()
     source = LatentSource(config.generator, 0, class_counts=None)
@@ -139,8 +164,9 @@ def test_a_resumed_run_keeps_its_moments() -> None:
         train_step(state, source)
         grow(state)
     again.progress.position = state.progress.position
+    grow(again)
     moments = {"to_rgb.1.bias/exp_avg": torch.ones(1)}
-    again.generator.load_optimizer_state(moments)
-    grow(again, resumed=True)
+    again.generator.engine.load_optimizer_state(moments)
+    grow(again)
     assert again.growth == state.growth
-    assert again.generator.optimizer_state().keys() == moments.keys()
+    assert again.generator.engine.optimizer_state().keys() == moments.keys()

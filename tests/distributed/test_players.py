@@ -36,20 +36,23 @@ def small_config(**sections: Any) -> Config:
     return parse_config(values)
 
 
-def build(config: Config, runtime: Runtime) -> tuple[Player, Player, AveragedGenerator, LatentSource]:
+def build(
+    config: Config, runtime: Runtime, dtype: torch.dtype
+) -> tuple[Player, Player, AveragedGenerator, LatentSource]:
     shape = sample_shape(config.data, num_classes=CLASSES)
-    generator = build_generator(config.generator, shape).double()
-    discriminator = build_discriminator(config.discriminator, shape).double()
+    generator = build_generator(config.generator, shape).to(dtype)
+    discriminator = build_discriminator(config.discriminator, shape).to(dtype)
     fixed = torch.Generator().manual_seed(11)
     for network in (generator, discriminator):
         if uses_reference(network):
-            samples = torch.rand(network.get_buffer("reference").shape, generator=fixed, dtype=torch.float64)
+            samples = torch.rand(network.get_buffer("reference").shape, generator=fixed, dtype=dtype)
             set_reference(network, samples, torch.arange(len(samples)) % CLASSES if config.data.labels else None)
     average = AveragedGenerator(generator)
+    autocast = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
     players = (
-        Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
+        Player(GeneratorObjective(generator, discriminator, config, autocast), config.generator.optimizer, runtime),
         Player(
-            DiscriminatorObjective(discriminator, generator, config, None),
+            DiscriminatorObjective(discriminator, generator, config, autocast),
             config.discriminator.optimizer,
             runtime,
             clipping=config.objective.weight_clipping,
@@ -58,11 +61,13 @@ def build(config: Config, runtime: Runtime) -> tuple[Player, Player, AveragedGen
     return *players, average, LatentSource(config.generator, 0, class_counts=[1] * CLASSES)
 
 
-def train_steps(steps: int, nan_at: int | None = None, **sections: Any) -> dict[str, Any]:
+def train_steps(
+    steps: int, nan_at: int | None = None, dtype: torch.dtype = torch.float64, **sections: Any
+) -> dict[str, Any]:
     config = small_config(**sections)
-    runtime = Runtime()
-    generator, discriminator, average, source = build(config, runtime)
-    everything = torch.rand(steps * BATCH, 1, 16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    runtime = Runtime(gradients_in_bf16=config.training.gradient_precision == "bf16")
+    generator, discriminator, average, source = build(config, runtime, dtype)
+    everything = torch.rand(steps * BATCH, 1, 16, 16, generator=torch.Generator().manual_seed(5), dtype=dtype)
     micro = config.micro_batch
     share = micro // runtime.world_size
     snapshots, losses = [], []
@@ -78,21 +83,22 @@ def train_steps(steps: int, nan_at: int | None = None, **sections: Any) -> dict[
                 latents, labels = source.draw(f"{role} latents", places)
                 labels = labels if config.data.labels else None
                 real_labels = places % CLASSES if config.data.labels else None
-                micro_batches.append(MicroBatch(places, latents.double(), labels, reals, real_labels))
+                micro_batches.append(MicroBatch(places, latents.to(dtype), labels, reals, real_labels))
         discriminator.update([(batch, step, step) for batch in batches["discriminator"]], 1e-3)
         applied = generator.update([(batch, step) for batch in batches["generator"]], 1e-3)
-        average.update(0.9, applied.double())
-        snapshots.append({k: v.clone() for k, v in discriminator.network.state_dict().items()})
+        with runtime.whole(generator.network):
+            average.update(0.9, applied.to(dtype))
+        snapshots.append({k: v.clone() for k, v in discriminator.engine.weights().items()})
         losses.append(discriminator.statistics.reduce(runtime) | generator.statistics.reduce(runtime))
-    state = {f"{name}/{key}": value for name, module in
-             (("g", generator.network), ("d", discriminator.network), ("ema", average.network))
-             for key, value in module.state_dict().items()}  # fmt: skip
+    state = {f"{name}/{key}": value.clone() for name, tensors in
+             (("g", generator.engine.weights()), ("d", discriminator.engine.weights()),
+              ("ema", average.network.state_dict())) for key, value in tensors.items()}  # fmt: skip
     for player in (generator, discriminator):
         if player.history is not None:
             state |= {f"{player.role}/{name}": value.clone() for name, value in player.history.state().items()}
     return {
         "state": state, "losses": losses, "snapshots": snapshots, "skipped": discriminator.skipped.item(),
-        "moments": discriminator.optimizer_state(),
+        "moments": discriminator.engine.optimizer_state(),
     }  # fmt: skip
 
 
@@ -183,7 +189,7 @@ def count_reductions(accumulation: int) -> int:
         future.set_result(bucket.buffer())
         return future
 
-    player.engine.register_comm_hook(None, hook)  # type: ignore[operator]
+    player.engine.module.register_comm_hook(None, hook)  # type: ignore[operator]
     player.update([(torch.ones(2, 3),)] * accumulation, 1e-3)
     return calls
 

@@ -19,6 +19,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distgan.cli import main
+from distgan.data.index import build_index, save_index
+from tests.labelled_shards import pictures, write_shards
 from tests.ranks import Job
 from tests.runs import recipe, rows, status, tensors
 
@@ -60,7 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 def test_help_names_every_command() -> None:
     result = subprocess.run([sys.executable, "-m", "distgan", "--help"], capture_output=True, text=True, check=True)
-    for command in ("pack", "index", "train", "trace", "sample", "evaluate", "export", "stop", "schema"):
+    commands = "pack index train trace sample evaluate probe export stop status doctor schema"
+    for command in commands.split():
         assert f"\n    {command} " in result.stdout
         page = subprocess.run(
             [sys.executable, "-m", "distgan", command, "--help"], capture_output=True, text=True, check=True
@@ -174,6 +177,41 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert 1 <= found["inception_score[classifier]"] <= 10
     assert 1 <= found["classes[classifier]"] <= 10
     assert found["kid[classifier]"] > 0
+
+
+def test_probe_tells_how_much_a_discriminator_knows(
+    run: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(output(capsys, "probe", str(run), "--num", "400"))
+    assert found == {
+        "classifier": "svm", "training_samples": 400, "test_samples": 359,
+        "features": 16 * (4 + 8), "accuracy/features": found["accuracy/features"],
+        "pixels": 16 * 16, "accuracy/pixels": found["accuracy/pixels"],
+    }  # fmt: skip
+    # Four steps have taught it little, but its layers look at what the pixels show.
+    assert 0.6 < found["accuracy/features"] <= 1
+    assert 0.85 < found["accuracy/pixels"] <= 1
+    other = json.loads(
+        output(capsys, "probe", str(run), "--num", "200", "--test", str(digits), "--classifier", "logistic")
+    )
+    assert (other["training_samples"], other["test_samples"]) == (200, 200)
+    assert other["accuracy/pixels"] > 0.8
+    assert "--num 3: expected at least 10" in mistake(capsys, "probe", str(run), "--num", "3")
+    unlabelled = write_shards(tmp_path / "unlabelled", pictures(30), labels=False)
+    save_index(build_index(unlabelled), unlabelled)
+    assert "images of no classes" in mistake(capsys, "probe", str(run), "--data", unlabelled)
+    three = write_shards(tmp_path / "three", pictures(30))
+    save_index(build_index(three), three)
+    assert "its classes are not those" in mistake(capsys, "probe", str(run), "--test", three)
+
+
+def test_evaluate_refuses_changes_that_it_would_not_heed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("data.resolution=32", "data.channels=3", "data.labels=false", "generator.width=8", "training.steps=9")
+    for change in changes:
+        key, _, value = change.partition("=")
+        said = mistake(capsys, "evaluate", str(run), change)
+        assert f"{key} = {value.capitalize()}: the run was trained with" in said
+    assert "RUN_OR_CHECKPOINT is empty" in mistake(capsys, "evaluate", "")
 
 
 def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import random
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from distgan.cli import main
 from distgan.config import load_config
+from distgan.data.index import load_index
+from distgan.data.stream import open_stream
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
 from distgan.export import export, load_generator
+from distgan.training import schedule
+from distgan.training.assembly import assemble, check_fits
+from distgan.training.feed import Feed
+from distgan.training.growth import grow
 from distgan.training.trace import trace
 from tests.ranks import Job
 from tests.runs import differing, losses, recipe, rows, tensors
@@ -136,6 +146,44 @@ def test_samples_and_metrics_of_a_growing_generator(
         assert picture.size == (16, 16)
     main(["evaluate", checkpoint, "evaluation.num_samples=64", f"evaluation.cache_dir={tmp_path}"])
     assert "fid[classifier]" in capsys.readouterr().out
+
+
+def boxes(images: np.ndarray[Any, Any], factor: int) -> np.ndarray[Any, Any]:
+    count, channels, side, _ = images.shape
+    return images.reshape(count, channels, side // factor, factor, side // factor, factor).mean((3, 5))
+
+
+def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digits: Path) -> None:
+    """From the middle of a fade over the step where the batch size changes, against the images as they were read."""
+    config, index = load_config(make_recipe(tmp_path, digits)), load_index(str(digits))
+    with closing(open_stream(config.data, config.seed, index, start=0, micro_batch=352, rank=0, world_size=1)) as whole:
+        pixels = next(whole).values.numpy() / 127.5 - 1
+    runtime = Runtime()
+    state = assemble(config, index, runtime)
+    state.progress.position = POSITIONS[4]
+    grow(state, resumed=True)
+    with closing(Feed(state, runtime)) as feed:
+        for step in range(4, STEPS):
+            for update in schedule.discriminator_updates(config, step, POSITIONS[step]):
+                (batch,) = feed.discriminator_inputs(update)
+                expected = boxes(pixels[update.start : update.start + update.batch_size], 4 >> LEVELS[step])
+                old = boxes(expected, 2).repeat(2, axis=2).repeat(2, axis=3)
+                expected = FADES[step] * expected + (1 - FADES[step]) * old
+                assert batch.reals is not None
+                np.testing.assert_allclose(batch.reals.numpy(), expected, atol=1e-6)
+                assert batch.addresses.tolist() == list(range(update.start, update.start + update.batch_size))
+            (generated,) = feed.generator_inputs(step)
+            assert generated.addresses.tolist() == [16 * step + number for number in range(len(batch.reals))]
+            state.progress.position = POSITIONS[step + 1] if step + 1 < STEPS else 0
+            if state.progress.position:
+                grow(state)
+
+
+def test_every_batch_divides_among_the_ranks(tmp_path: Path, digits: Path) -> None:
+    config, index = load_config(make_recipe(tmp_path, digits)), load_index(str(digits))
+    check_fits(config, index, 8)
+    with pytest.raises(UserError, match=r"growth.batch_sizes: 16 = 8 .* does not divide among 16 processes"):
+        check_fits(config, index, 16)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +23,8 @@ from hypothesis import strategies as st
 from distgan.config import load_config
 from distgan.data.index import load_index
 from distgan.data.order import make_order
+from distgan.errors import UserError
+from distgan.export import load_generator
 from distgan.training.loop import train
 from tests.ranks import Job, RankPool
 from tests.runs import losses, recipe, rows, status, tensors
@@ -236,14 +243,61 @@ def test_a_description_that_is_wrong_is_one_line(tmp_path: Path, digits: Path, k
     config = recipe(tmp_path, digits, training={"steps": 2})
     assert Job(1, ["train", str(config)]).wait() == [0]
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
-    content = json.dumps(json.loads((checkpoint / "state.json").read_text()) | {key: value}).encode()
-    (checkpoint / "state.json").write_bytes(content)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(
+        checkpoint,
+        "state.json",
+        json.dumps(json.loads((checkpoint / "state.json").read_text()) | {key: value}).encode(),
+    )
     for command in (["train", str(config)], ["sample", str(tmp_path / "run"), "--out", str(tmp_path / "x.png")]):
         log = tmp_path / command[0]
         assert Job(1, command, log=log).wait() == [2]
         assert log.read_text().count("distgan: error:") == 1
         assert "state.json" in log.read_text()
         assert "Traceback" not in log.read_text()
+
+
+def rewrite(checkpoint: Path, name: str, content: bytes) -> None:
+    """Change a file of a checkpoint as somebody would who knows the manifest."""
+    (checkpoint / name).write_bytes(content)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_strangers_checkpoint_is_refused_in_one_line(tmp_path: Path, digits: Path) -> None:
+    config = load_config(recipe(tmp_path, digits, training={"steps": 1}, checkpoint={"every": 1}))
+    train(config)
+    good = tmp_path / "run" / "checkpoints" / "step-00000001"
+    longer = config.model_copy(update={"run_dir": str(tmp_path / "other")})
+    wide = {"width": 2**24, "max_width": 2**24, "latent_size": 2**24}
+
+    def spoiled(value: float) -> Callable[[bytes], bytes]:
+        return lambda content: safetensors.torch.save(
+            {name: torch.full_like(tensor, value) for name, tensor in safetensors.torch.load(content).items()}
+        )
+
+    def described(**changes: Any) -> Callable[[bytes], bytes]:
+        return lambda content: json.dumps(json.loads(content) | changes).encode()
+
+    generous = config.model_dump(mode="json") | {"generator": wide}
+    resumed: Callable[[Path], object] = lambda path: train(longer, resume=str(path))  # noqa: E731
+    for name, change, use, part in (
+        ("generator.safetensors", spoiled(math.nan), resumed, "not finite"),
+        ("generator_ema.safetensors", spoiled(math.inf), resumed, "not finite"),
+        ("generator_ema.safetensors", spoiled(math.nan), load_generator, "not finite"),
+        ("discriminator_optimizer.safetensors", spoiled(math.nan), resumed, "holds NaN"),
+        ("counters.safetensors", spoiled(math.nan), resumed, "holds NaN"),
+        ("counters.safetensors", spoiled(math.inf), resumed, "is no number"),
+        ("state.json", described(substitutions=[[1, 2]]), resumed, "state.json: replaced samples"),
+        ("state.json", described(vocabulary=["a"]), resumed, "state.json: vocabulary: a vocabulary has"),
+        ("state.json", described(config=generous), load_generator, "take another checkpoint"),
+    ):
+        bad = tmp_path / "bad"
+        shutil.rmtree(bad, ignore_errors=True)
+        shutil.copytree(good, bad)
+        rewrite(bad, name, change((bad / name).read_bytes()))
+        with pytest.raises(UserError) as caught:
+            use(bad)
+        assert str(caught.value).startswith(str(bad))
+        assert part in str(caught.value)
+        assert "\n" not in str(caught.value)

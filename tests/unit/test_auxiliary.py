@@ -27,7 +27,7 @@ def test_feature_matching_keeps_positions_apart() -> None:
 
 def test_historical_average_is_the_mean_over_time() -> None:
     parameters = {"a": nn.Parameter(torch.zeros(2).double()), "b": nn.Parameter(torch.zeros(()).double())}
-    history = HistoricalAverage(parameters)
+    history = HistoricalAverage(nn.ParameterDict(parameters))
     course = [{name: p.detach().clone() for name, p in parameters.items()}]
     for step in range(5):
         with torch.no_grad():
@@ -48,7 +48,7 @@ def test_historical_average_is_the_mean_over_time() -> None:
 
 def test_the_first_distance_is_zero_and_has_a_gradient() -> None:
     parameter = nn.Parameter(torch.ones(3))
-    history = HistoricalAverage({"a": parameter})
+    history = HistoricalAverage(nn.ParameterDict({"a": parameter}))
     history.penalty().backward()
     assert parameter.grad is not None
     assert parameter.grad.tolist() == [0.0, 0.0, 0.0]
@@ -56,7 +56,7 @@ def test_the_first_distance_is_zero_and_has_a_gradient() -> None:
 
 def test_a_skipped_update_does_not_count() -> None:
     parameter = nn.Parameter(torch.zeros(1))
-    history = HistoricalAverage({"a": parameter})
+    history = HistoricalAverage(nn.ParameterDict({"a": parameter}))
     with torch.no_grad():
         parameter += 1.0
     history.update(torch.zeros(()))

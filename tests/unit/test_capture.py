@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig
+from distgan.config import DiscriminatorConfig, parse_config
 from distgan.errors import UserError
 from distgan.networks import build_discriminator
 from distgan.networks.capture import captured, find_layer
 from distgan.networks.shape import SampleShape
+from distgan.training.objective import GeneratorObjective
 
 
 class Network(nn.Module):
@@ -81,3 +82,13 @@ def test_features_of_a_discriminator() -> None:
     (features,) = outputs
     assert features.shape == (4, 4, 4, 4)
     torch.testing.assert_close(discriminator.logit(features.flatten(1)).squeeze(1), logits)
+
+
+def test_features_of_a_layer_that_is_not_there_name_the_key() -> None:
+    values = {"run_dir": "r", "data": {"path": "d", "resolution": 16, "channels": 1},
+              "training": {"steps": 1, "batch_size": 4}}  # fmt: skip
+    for layer in ("nope", "layers.0.weight", "__class__"):
+        config = parse_config(values, [f"objective.feature_matching.layer={layer}"])
+        shape = SampleShape(resolution=16, channels=1)
+        with pytest.raises(UserError, match=r"^objective\.feature_matching\.layer: the network has no layer"):
+            GeneratorObjective(nn.Identity(), build_discriminator(config.discriminator, shape), config, None)

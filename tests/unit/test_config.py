@@ -101,6 +101,9 @@ def write(folder: Path, text: str) -> Path:
             "discriminator={minibatch_stddev: {}, normalisation: virtual, reference_size: 6}",
             ["discriminator.reference_size: 6", "multiple of minibatch_stddev.group_size=4", "micro-batch of 8"],
         ),
+        ("evaluation.metrics=[modes]", [".yaml: evaluation.metrics: modes does not measure images", "choose from fid"]),
+        ("growth={}", [".yaml: growth: only networks of architecture progressive grow"]),
+        ("objective.feature_matching.layer=''", ["objective.feature_matching.layer = ''", "at least 1 character"]),
     ],
 )
 def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str, parts: list[str]) -> None:
@@ -129,6 +132,8 @@ def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch(tmp
         ("objective.targets={real: 0.9, fake: 0.1}", ["no longer vanishes where there is no data"]),
         ("objective.adversarial=wasserstein", ["nothing bounds the critic's slope"]),
         ("objective={adversarial: wasserstein, weight_clipping: {}}", []),
+        ("generator={normalisation: virtual, reference_size: 64}", []),
+        ("generator={normalisation: virtual, reference_size: 128}", ["generator.reference_size = 128: each pass"]),
     ],
 )
 def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:

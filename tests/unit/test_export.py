@@ -133,6 +133,8 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         export(tmp_path, "")
     with pytest.raises(UserError, match="--out is empty"):
         sample(tmp_path, "")
+    with pytest.raises(UserError, match="path of the generator is empty"):
+        load_generator("")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,8 @@ def test_an_empty_destination(tmp_path: Path) -> None:
     [
         ({"resolution": 16.0}, "resolution = 16.0"),
         ({"resolution": 17}, "17 is not a power of two"),
-        ({"resolution": 4}, "16 to 256"),
+        ({"resolution": 4}, "config.json: data.resolution = 4: the dcgan generator takes powers of two from 16 to 256"),
+        ({"generator": {"normalisation": "virtual"}}, "config.json: not the description of an exported generator: gen"),
         ({"resolution": "16"}, "resolution = '16'"),
         ({"resolution": 10**5000}, "not the description"),
         ({"channels": -1}, "channels = -1"),
@@ -178,7 +181,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"more": 1}, "unknown key 'more'"),
         ("[" * 100_000, "not the description"),
         ("{}", "is missing"),
-        ("", "not the description"),
+        ("", "generator: invalid JSON"),
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, dict) else str(list(value)),
 )
@@ -191,6 +194,37 @@ def test_descriptions_of_strangers(tmp_path: Path, change: Any, part: str) -> No
         load_generator(write(tmp_path / "export", text))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda name, value: {name: value * float("nan")}, "embedding.weight holds numbers that are not finite"),
+        (lambda name, value: {name: value / 0.0}, "embedding.weight holds numbers that are not finite"),
+        (lambda name, value: {name: value.to(torch.int8)}, "embedding.weight is torch.int8 (2, 8)"),
+        (lambda name, value: {name: value[:1]}, "embedding.weight is torch.float32 (1, 8)"),
+        (lambda name, value: {"a\n\x1b[31m": value.clone()}, "a??[31m is torch.float32 (2, 8) there, but absent"),
+    ],
+    ids=["nan", "infinite", "whole numbers", "shape", "name"],
+)
+def test_weights_of_strangers(tmp_path: Path, change: Any, part: str) -> None:
+    file = write(tmp_path / "export") / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["embedding.weight"].abs_().add_(1.0)
+    safetensors.torch.save_file(tensors | change("embedding.weight", tensors["embedding.weight"]), file)
+    with pytest.raises(UserError) as caught:
+        load_generator(tmp_path / "export")
+    assert str(caught.value).startswith(f"{file}: ")
+    assert part in str(caught.value)
+
+
+def test_weights_in_half_precision(tmp_path: Path) -> None:
+    file = write(tmp_path / "export") / "model.safetensors"
+    halved = {name: value.half() if value.is_floating_point() else value
+              for name, value in safetensors.torch.load_file(file).items()}  # fmt: skip
+    safetensors.torch.save_file(halved, file)
+    generator = load_generator(tmp_path / "export")
+    assert torch.equal(generator.network.get_parameter("embedding.weight"), halved["embedding.weight"].float())
 
 
 def test_weights_that_are_no_regular_file(tmp_path: Path) -> None:

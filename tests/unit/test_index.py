@@ -95,6 +95,9 @@ def test_what_is_never_followed(tmp_path: Path) -> None:
         assert "never followed" in (said := refusal(load_index, path)) or "not read" in said
         refusal(build_index, path)
         refusal(build_index, [path])
+    for empty in ("", " ", ["", str(tmp_path)]):
+        assert "is empty" in refusal(load_index, empty)
+        assert "is empty" in refusal(build_index, empty)
     assert "secret" not in refusal(load_index, "ftp://user:secret@host/a.tar?token=secret")
     for many in ("{0..99}{0..99}{0..999}", "{0..9999999999}", "{-1..1000000..-1}", "{a,{1..9999999999..2}}"):
         assert "1,000,000" in refusal(build_index, str(tmp_path / f"{many}.tar"))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
 from distgan.training import schedule
+from distgan.training.growth import doubts
 
 
 def config(batch_size: int = 6, accumulation: int = 2, critic_steps: int = 3) -> Config:
@@ -103,6 +104,20 @@ def test_batches_by_resolution() -> None:
     assert [schedule.batch_size(config, position) for position in (0, 101, 401)] == [32, 32, 4]
     assert schedule.largest_batch(config) == 32
     assert schedule.batch_size(growing(), 401) == 16
+
+
+def test_steps_until_networks_are_whole() -> None:
+    # Beyond 100 + 200 + 100 + 200 images there are no more fades; 19 steps of 32 images are 608.
+    assert schedule.steps_to_grow(growing()) == 19
+    assert schedule.steps_to_grow(growing(first_resolution=16)) == schedule.steps_to_grow(config()) == 0
+
+
+def test_runs_that_end_too_early_are_doubted() -> None:
+    assert doubts(growing(steps=19)) == ()
+    (line,) = doubts(growing(steps=13))  # 416 images
+    assert "training.steps = 13: ends at 16 pixels a side" in line
+    assert "which takes 19 steps" in line
+    assert doubts(config()) == ()
 
 
 @given(

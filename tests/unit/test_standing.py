@@ -50,3 +50,8 @@ def test_a_recipe_means_its_run_folder(tmp_path: Path, capsys: pytest.CaptureFix
     write_status(tmp_path / "other", "finished", step=5)
     main(["status", str(recipe), f"run_dir={tmp_path / 'other'}"])
     assert capsys.readouterr().out == "finished -1\n"
+
+
+def test_an_empty_path_is_no_run() -> None:
+    with pytest.raises(UserError, match="RUN_OR_CONFIG is empty"):
+        run_folder_of("")

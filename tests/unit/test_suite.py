@@ -148,6 +148,17 @@ def test_points_need_no_detector(shards: str, tmp_path: Path, monkeypatch: pytes
     assert len(list(tmp_path.rglob("real-modes-*.safetensors"))) == 1
 
 
+def test_points_without_labels_have_no_modes(shards: str, tmp_path: Path) -> None:
+    values = evaluation_config(shards, tmp_path).model_dump(mode="json")
+    values["data"] = {"path": shards, "kind": "points"}
+    values["evaluation"]["metrics"] = ["modes"]
+    values["generator"]["architecture"] = values["discriminator"]["architecture"] = "mlp"
+    index = build_index(shards)
+    index.num_classes = 0
+    with pytest.raises(UserError, match=r"modes: the points of .* have no labels"):
+        Evaluator(parse_config(values), index, Runtime())
+
+
 @pytest.mark.parametrize("metric", ["kid", "inception_score"])
 def test_too_few_samples_for_a_metric_are_a_mistake(shards: str, tmp_path: Path, metric: str) -> None:
     config = evaluation_config(shards, tmp_path / "cache", num_samples=3, metrics=[metric])

@@ -35,7 +35,7 @@ class MinibatchDiscrimination(nn.Module):
         nn.init.normal_(self.projection.weight, 0.0, features**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
-        own = _wide(self.projection(features)).unflatten(1, (self.kernels, -1))
+        own = reduce.at_least_float32(self.projection(features)).unflatten(1, (self.kernels, -1))
         everyone = reduce.all_gather(own) if self.synchronized else own
         first = reduce.rank() * len(own) if self.synchronized else 0
         places = torch.arange(len(everyone), device=own.device)
@@ -86,7 +86,7 @@ class MinibatchStddev(nn.Module):
             sums = values.new_zeros(groups, *values.shape[1:]).index_add(0, group, values)
             return reduce.all_reduce_sum(sums) / size
 
-        wide = _wide(activations)
+        wide = reduce.at_least_float32(activations)
         variances = group_means((wide - group_means(wide)[group]).square())
         stddev = (variances + 1e-8).sqrt().mean((1, 2, 3))[group]
         channel = stddev.view(-1, 1, 1, 1).expand(-1, 1, *activations.shape[2:])
@@ -94,7 +94,3 @@ class MinibatchStddev(nn.Module):
 
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}"
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -1,4 +1,4 @@
-"""Virtual batch normalisation (Salimans et al. 2016, section 3.4).
+"""Virtual batch normalisation (Salimans et al. 2016, section 3.5).
 
 Each sample is normalised by the moments of a reference batch that is fixed at the start, mixed with a small share of
 its own, so that what comes out for a sample does not depend on the others it came with. The reference batch lies on
@@ -127,7 +127,7 @@ def reference_moments(network: nn.Module) -> Iterator[None]:
 
 def _own_moments(activations: Tensor, positions: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and variance of each sample and channel over its positions, (n, C) each, at least float32."""
-    wide = activations if activations.dtype == torch.float64 else activations.float()
+    wide = reduce.at_least_float32(activations)
     if not positions:
         return wide, torch.zeros_like(wide)
     variance, mean = torch.var_mean(wide, positions, correction=0)

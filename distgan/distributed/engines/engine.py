@@ -1,0 +1,76 @@
+"""What a player asks of whatever trains its network: gradients averaged over ranks, and an optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Engine(Protocol):
+    """One player's objective on all ranks, and the optimizer of its network. Every rank calls every method."""
+
+    module: nn.Module
+    """The objective; calling it is a forward pass."""
+    optimizer: torch.optim.Optimizer
+    """Of what this rank keeps of the weights. It cancels a step by its attribute `found_inf`."""
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Forward and backward of one micro-batch go inside. Gradients add up until they are averaged in the last."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, which was already divided by the number of micro-batches."""
+
+    def step(self, learning_rate: float) -> Tensor:
+        """One optimizer step on the averaged gradients, which are then forgotten.
+
+        Returns their norm, a 0-d tensor, the same on all ranks. If it is not finite, weights and optimizer state stay
+        as they are; the host does not wait to learn of it.
+        """
+
+    def settle(self, arguments: tuple[object, ...]) -> None:
+        """Make the first gradients be summed in the order of all later ones; `arguments` are of the objective."""
+
+    def regroup(self, *, keep_moments: bool) -> None:
+        """Train those of the network's parameters that require gradients now, and no others."""
+
+    def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
+        """Change weights outside the optimizer: in place, entry by entry, and wherever copies of them are kept."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict, whole on rank 0. Its tensors may be those in use, not copies."""
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `weights`, from the same tensors on all ranks. The caller has checked names and shapes."""
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors as `PARAMETER/QUANTITY`, whole on rank 0; none before the first step."""
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `optimizer_state`, from the same tensors on all ranks. The caller has checked names and shapes."""
+
+
+def cancel_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Make the optimizer's next step change nothing if the norm of its gradients is not finite."""
+    optimizer.found_inf = 1.0 - norm.isfinite().float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """`PARAMETER/QUANTITY` -> tensor, as parameter -> quantity -> tensor."""
+    nested: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, quantity = key.rpartition("/")
+        nested.setdefault(name, {})[quantity] = tensor
+    return nested

@@ -1,0 +1,237 @@
+"""DeepSpeed's ZeRO-1 and ZeRO-2 (Rajbhandari et al. 2020): ranks share the optimizer's state, and in 2 the gradients.
+
+The weights are float32 and whole on every rank. Beside them each rank keeps a float32 copy of its own share, which is
+what its optimizer moves and what the weights are overwritten with after each step: DeepSpeed's masters.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DeepSpeedPlugin
+from torch import Tensor, nn
+
+from distgan.distributed import reduce
+from distgan.distributed.engines.engine import (
+    MakeOptimizer,
+    by_parameter,
+    cancel_unless_finite,
+    set_learning_rate,
+)
+from distgan.errors import UserError
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+_DECIDED_BY_THE_RECIPE = {
+    "optimizer": ((), "generator.optimizer and discriminator.optimizer"),
+    "scheduler": ((), "generator.optimizer.schedule and discriminator.optimizer.schedule"),
+    "train_batch_size": ((), "training.batch_size"),
+    "train_micro_batch_size_per_gpu": ((1,), "training.batch_size"),
+    "gradient_accumulation_steps": ((1,), "training.accumulation"),
+    "communication_data_type": ((), "training.gradient_precision"),
+}
+"""Key of a DeepSpeed config -> values it may have all the same, besides `auto`, and the keys of the recipe."""
+
+_REFUSED = {
+    "fp16.enabled": "gradient penalties overflow its range, and loss scaling skips updates of one player only; "
+    "use training.mixed_precision: bf16",
+    "bf16.enabled": "it rounds the weights themselves, and gradient penalties need them in float32; "
+    "use training.mixed_precision: bf16, which runs the networks in bfloat16 and keeps their weights",
+    "torch_autocast.enabled": "it runs gradient penalties in low precision; use training.mixed_precision: bf16",
+    "gradient_clipping": "distgan's optimizers do not clip gradients; set it to 0.0",
+    "zero_optimization.offload_optimizer.device": "an update with a gradient that is not finite could not be "
+    "cancelled on a CPU optimizer of DeepSpeed's; use none",
+    "zero_optimization.cpu_offload": "as offload_optimizer is; leave it out",
+    "zero_optimization.round_robin_gradients": "it is for offloading; leave it out",
+}
+"""Key of a DeepSpeed config -> why it may not be switched on."""
+
+
+def read_deepspeed_config() -> dict[str, Any]:
+    """The DeepSpeed config that the launcher chose, completed for our players. Raises UserError naming a wrong key."""
+    if missing := [name for name in ("deepspeed", "transformers") if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"DeepSpeed was chosen at launch, but {' and '.join(missing)} cannot be imported here; "
+            "pip install 'distgan[deepspeed]', or launch with --multi_gpu",
+            everywhere=True,
+        )
+    try:
+        plugin = DeepSpeedPlugin()
+        plugin.set_mixed_precision("no")
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(
+            f"the DeepSpeed config cannot be used: {' '.join(str(error).split())}", everywhere=True
+        ) from None
+    config: dict[str, Any] = copy.deepcopy(plugin.deepspeed_config)
+    _check(config)
+    config.pop("train_batch_size", None)
+    return config | {
+        "train_micro_batch_size_per_gpu": 1,  # it is a number in DeepSpeed's log, no more
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,  # where it is left out, DeepSpeed clips at 1.0
+        "zero_allow_untested_optimizer": True,
+        # The optimizer's own hook measures the norm: DeepSpeed's would make the host wait for the device.
+        "zero_optimization": config["zero_optimization"] | {"compute_grad_norm": False},
+    }
+
+
+class ZeroEngine:
+    """See `Engine`."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        network: nn.Module,
+        make_optimizer: MakeOptimizer,
+        runtime: Runtime,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.network = network
+        self._objective, self._make_optimizer = objective.to(runtime.device), make_optimizer
+        self._config = {**config}
+        if runtime.gradients_in_bf16:
+            self._config["communication_data_type"] = "bf16"
+        self._initialize()
+
+    def _initialize(self) -> None:
+        self.optimizer = self._make_optimizer(list(self._trained.values()))
+        self.optimizer.register_step_pre_hook(self._before_step)
+        self.module, *_ = _import_deepspeed().initialize(
+            model=self._objective, optimizer=self.optimizer, config=copy.deepcopy(self._config)
+        )
+
+    @property
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        self.module.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.module.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> Tensor:
+        set_learning_rate(self.optimizer, learning_rate)
+        self.module.step()
+        return self._norm
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """DeepSpeed has just put this rank's share of the averaged gradients where its optimizer looks for them."""
+        gradient = self._share.grad
+        assert gradient is not None
+        square = reduce.all_reduce_sum(torch.linalg.vector_norm(gradient).double().square())
+        self._norm = square.sqrt().to(gradient.dtype)
+        cancel_unless_finite(optimizer, self._norm)
+
+    def settle(self, arguments: tuple[object, ...]) -> None:
+        """Buckets are those of the parameters' order from the first update on."""
+
+    def regroup(self, *, keep_moments: bool) -> None:
+        """Moments are forgotten in any case: what is trained is one flat tensor, of which Adam counts the updates once,
+        but parameters that join later have had fewer."""
+        self.module.destroy()
+        for parameter in self.network.parameters():
+            parameter.data = parameter.data.clone()  # out of the flat tensor, which goes
+        self._initialize()
+
+    @torch.no_grad()
+    def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
+        for parameter in parameters:
+            change(parameter)
+        self.module.optimizer.refresh_fp32_params()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
+        self.module.optimizer.refresh_fp32_params()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        tensors = {}
+        for quantity, share in self.optimizer.state.get(self._share, {}).items():
+            for name, parameter in self._trained.items():
+                whole = share if quantity == "step" else safe_get_full_optimizer_state(parameter, quantity)
+                if reduce.rank() == 0:
+                    tensors[f"{name}/{quantity}"] = whole.cpu()  # one at a time, as ranks may have no room for all
+        return tensors
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_optimizer_state
+
+        moments, share, parameters = by_parameter(tensors), self._share, self._trained
+        if not moments:
+            self.optimizer.state.clear()
+            return
+        self.optimizer.state[share] = {
+            quantity: value.to(share.device, copy=True) if quantity == "step" else torch.zeros_like(share)
+            for quantity, value in next(iter(moments.values())).items()
+        }
+        lazy_init_hp_params_optimizer_state(list(parameters.values()), share, self.optimizer.state)
+        for name, quantities in moments.items():
+            for quantity, value in quantities.items():
+                if quantity != "step":
+                    safe_set_full_optimizer_state(parameters[name], value, quantity)
+
+    @property
+    def _share(self) -> Tensor:
+        """This rank's part of all weights, flat: all that the optimizer sees once DeepSpeed has it."""
+        (share,) = self.optimizer.param_groups[0]["params"]
+        assert isinstance(share, Tensor)
+        return share
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    def refuse(key: str, found: Any, why: str) -> None:
+        raise UserError(f"DeepSpeed config: {key} = {found!r}: {why}", everywhere=True)
+
+    stage = _value(config, "zero_optimization.stage")
+    if stage == 3:
+        refuse(
+            "zero_optimization.stage", stage,
+            "ZeRO-3 takes each layer's weights away after its forward pass, but the second derivative of a gradient "
+            "penalty needs them later, and so does the opponent's update; use 1 or 2",
+        )  # fmt: skip
+    if stage not in (1, 2):
+        refuse("zero_optimization.stage", stage, "expected 1 or 2; without ZeRO, launch with --multi_gpu")
+    for key, (harmless, recipe) in _DECIDED_BY_THE_RECIPE.items():
+        if (found := config.get(key, "auto")) not in ("auto", *harmless):
+            refuse(key, found, f"the recipe's {recipe} decides this; set it there, and `auto` here or leave it out")
+    for key, why in _REFUSED.items():
+        if (found := _value(config, key)) not in (None, "auto", "none", False, 0, 0.0):
+            refuse(key, found, why)
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key; None if there is none."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without the shared-memory all-reduce that it would compile on a CPU: training has no use
+    for that, and it takes a compiler and half a minute."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by names that newer versions of torch have others for.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,167 @@
+"""The engines against DDP on the same ranks, seed and config, and on what an update leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distgan.distributed.runtime import Runtime
+from distgan.training.objective import Objective
+from distgan.training.player import Player
+from tests.distributed.test_players import small_config, train_steps
+from tests.engines import LAUNCHED, needs, under
+from tests.ranks import RankPool
+
+DIVIDED = [needs("zero1"), needs("zero2"), needs("fsdp")]
+ZERO2_AND_FSDP = [needs("zero2"), needs("fsdp")]
+EVERY = ["ddp", *DIVIDED]
+
+PENALISED: dict[str, Any] = {
+    "objective": {
+        "adversarial": "relativistic_paired",
+        "r1": {"gamma": 1.0},
+        "r2": {"gamma": 1.0},
+        "historical_averaging": {"generator": 0.1, "discriminator": 0.1},
+    },
+}
+CLIPPED: dict[str, Any] = {
+    "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {"limit": 0.01}},
+    "generator": {"optimizer": {"name": "rmsprop"}},
+    "discriminator": {"optimizer": {"name": "rmsprop"}},
+}
+
+
+def trained(ranks: RankPool, engine: str, *arguments: Any, world_size: int = 2, **named: Any) -> list[dict[str, Any]]:
+    """What `train_steps` returns in float32 under an engine, of each rank."""
+    named = {"dtype": torch.float32, **named}
+    return ranks.run(world_size, under, LAUNCHED[engine], train_steps, *arguments, **named)
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Equal but for an absolute error, in values that are of the order of 1."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=tolerance, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("engine", DIVIDED)
+def test_twenty_steps_with_penalties_end_where_ddp_does(ranks: RankPool, engine: str) -> None:
+    """Weights, their average and the averages over time, and moments. Gradients are bitwise the same (see the test of
+    clipping); torch's fused Adam treats an entry in the middle of a vector and one at its end differently by 1e-8."""
+    expected, found = (trained(ranks, kind, 20, **PENALISED)[0] for kind in ("ddp", engine))
+    assert_close(found["state"], expected["state"], 1e-7)
+    assert_close(found["moments"], expected["moments"], 1e-6)
+    for step, losses in enumerate(expected["losses"]):
+        assert found["losses"][step] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("engine", DIVIDED)
+def test_clipped_weights_stay_clipped(ranks: RankPool, engine: str) -> None:
+    """The copy of the weights that ZeRO's optimizer moves would bring back what was clamped."""
+    expected, found = (trained(ranks, kind, 8, **CLIPPED)[0] for kind in ("ddp", engine))
+    for snapshot, wanted in zip(found["snapshots"], expected["snapshots"], strict=True):
+        assert all(value.abs().max() <= 0.01 for key, value in snapshot.items() if "running" not in key)
+        assert all(torch.equal(snapshot[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(found["state"][key], value) for key, value in expected["state"].items())
+    assert all(torch.equal(found["moments"][key], value) for key, value in expected["moments"].items())
+
+
+@pytest.mark.parametrize("engine", DIVIDED)
+def test_accumulated_gradients_are_those_of_ddp(ranks: RankPool, engine: str) -> None:
+    accumulated = {**PENALISED, "training": {"accumulation": 4}}
+    expected, found = (trained(ranks, kind, 6, **accumulated)[0] for kind in ("ddp", engine))
+    assert_close(found["state"], expected["state"], 1e-7)
+    assert_close(found["moments"], expected["moments"], 1e-6)
+
+
+@pytest.mark.parametrize("engine", ZERO2_AND_FSDP)
+def test_bfloat16_is_in_the_networks_only(ranks: RankPool, engine: str) -> None:
+    """Weights, moments and averages are float32 under every engine, so that bfloat16 differs from float32 as it does
+    under DDP, and ten updates of at most 1e-3 cannot be lost in its 8 bits."""
+    low = {**PENALISED, "training": {"mixed_precision": "bf16"}}
+    expected, found = (trained(ranks, kind, 10, **low)[0] for kind in ("ddp", engine))
+    assert_close(found["state"], expected["state"], 1e-6)
+    assert {value.dtype for value in (*found["state"].values(), *found["moments"].values())} == {torch.float32}
+    full = trained(ranks, engine, 10, **PENALISED)[0]["state"]
+    differences = [(found["state"][key] - full[key]).abs().max().item() for key in full]
+    assert 1e-6 < max(differences) < 2 * 10 * 1e-3
+
+
+@pytest.mark.parametrize("engine", DIVIDED)
+def test_a_skipped_update_leaves_nothing_behind(ranks: RankPool, engine: str) -> None:
+    """One NaN sample on one rank: no rank's discriminator moves in that step, and all goes on afterwards."""
+    expected, found = (trained(ranks, kind, 4, nan_at=2, **PENALISED)[0] for kind in ("ddp", engine))
+    assert found["skipped"] == expected["skipped"] == 1
+    before, skipped, after = found["snapshots"][1:4]
+    assert all(torch.equal(before[key], skipped[key]) for key in before)
+    assert not torch.equal(skipped["logit.weight"], after["logit.weight"])
+    assert found["moments"]["logit.weight/step"].item() == 3
+    assert_close(found["state"], expected["state"], 1e-7)
+    assert_close(found["moments"], expected["moments"], 1e-6)
+
+
+class Linear(Objective):
+    """A loss whose gradient, of each of four weights, is a number given."""
+
+    role = "generator"
+
+    def forward(self, gradient: float) -> Any:
+        loss = gradient * self.network.weight.sum()
+        return loss, {"loss": loss.detach()}
+
+
+class Broken(Linear):
+    """On demand, the gradient of the first weight alone is not finite, and the loss is."""
+
+    def forward(self, broken: bool) -> Any:
+        loss, parts = super().forward(1.0)
+        if broken:
+            loss = loss + (0.0 * self.network.weight.flatten()[0]).sqrt()
+        return loss, parts
+
+
+def four_weights(objective: type[Objective], gradients_in_bf16: bool = False) -> Player:
+    """A player of four weights that are 1, whose optimizer's one moment is the last gradient's square."""
+    network = nn.Linear(1, 4, bias=False)
+    nn.init.ones_(network.weight)
+    config = small_config(generator={"optimizer": {"name": "rmsprop", "smoothing": 0.0}})
+    runtime = Runtime(gradients_in_bf16=gradients_in_bf16)
+    return Player(objective(network, nn.Identity(), config, None), config.generator.optimizer, runtime)
+
+
+def square_averages(player: Player) -> list[float]:
+    """The optimizer's moment of each weight, as rank 0 sees it."""
+    return player.engine.optimizer_state().get("weight/square_avg", torch.empty(0)).flatten().tolist()
+
+
+def update_with_one_bad_gradient() -> tuple[list[float], list[float], list[float]]:
+    player = four_weights(Broken)
+    applied = [player.update([(broken,)], 0.25).item() for broken in (True, False)]
+    return applied, player.engine.weights()["weight"].flatten().tolist(), square_averages(player)
+
+
+@pytest.mark.parametrize("engine", EVERY)
+def test_ranks_agree_on_a_gradient_that_only_one_of_them_sees(ranks: RankPool, engine: str) -> None:
+    """The loss is finite, and so are the gradients of the second rank's share of the weights."""
+    found = ranks.run(2, under, LAUNCHED[engine], update_with_one_bad_gradient)
+    assert [applied for applied, *_ in found] == [[0.0, 1.0]] * 2
+    # The one update that counts moves each weight, of gradient 1, by the learning rate.
+    assert found[0][1] == pytest.approx([0.75] * 4)
+    assert found[0][2] == [1.0] * 4
+
+
+def squared_mean_gradient(gradients_in_bf16: bool) -> list[float]:
+    player = four_weights(Linear, gradients_in_bf16)
+    player.update([(1.0 + player.runtime.rank * 2**-10,)], 0.25)
+    return square_averages(player)
+
+
+@pytest.mark.parametrize("engine", EVERY)
+def test_gradients_may_travel_in_bfloat16(ranks: RankPool, engine: str) -> None:
+    """It has 8 bits: 1 + 2^-10 is 1 there."""
+    exact, rounded = (ranks.run(2, under, LAUNCHED[engine], squared_mean_gradient, low)[0] for low in (False, True))
+    assert exact == pytest.approx([(1 + 2**-11) ** 2] * 4, rel=1e-6)
+    assert rounded == [1.0] * 4

@@ -1,0 +1,39 @@
+"""Engines as `accelerate launch` chooses them, for one task of the pool of ranks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+LAUNCHED: dict[str, dict[str, str]] = {
+    "ddp": {},
+    "zero1": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+}
+"""What the launcher puts into the environment."""
+
+
+def needs(engine: str) -> Any:
+    """An engine as a test's parameter, skipped where its library is missing."""
+    missing = engine.startswith("zero") and not all(map(importlib.util.find_spec, ("deepspeed", "transformers")))
+    return pytest.param(engine, marks=pytest.mark.skipif(missing, reason="needs distgan[deepspeed]"))
+
+
+def under(environment: Mapping[str, str], function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function as the launcher would with this environment."""
+    os.environ.update(environment)
+    try:
+        return function(*arguments, **named)
+    finally:
+        for name in environment:
+            del os.environ[name]
+        communication = sys.modules.get("deepspeed.comm.comm")
+        if communication is not None and communication.cdb is not None:
+            communication.destroy_process_group()
+            communication.cdb = None

@@ -1,0 +1,217 @@
+"""Both players' whole objectives against the papers' algorithms, with linear networks whose gradients are known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distgan import randomness
+from distgan.config import Config, parse_config
+from distgan.training import readings
+from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+
+SEED, STEPS, COUNT = 3, 10, 6
+W = np.array([0.3, -1.1])
+A = np.array([[0.5, 1.0], [-2.0, 0.25]])
+
+
+class Linear(nn.Module):
+    """A generator x = A z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.from_numpy(A.copy()))
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return latents @ self.weight.T
+
+
+class Bowl(nn.Module):
+    """A discriminator D(x) = w . x + |x|^2 / 2, whose gradient in x is w + x; its features are x w, element by
+    element."""
+
+    feature_layer = "features"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Scaled()
+
+    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.features(samples).sum(1) + samples.square().sum(1) / 2
+        return logits
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.from_numpy(W.copy()))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return samples * self.weight
+
+
+def config_of(**objective: Any) -> Config:
+    network = {"architecture": "mlp", "normalisation": "none"}
+    return parse_config(
+        {
+            "run_dir": "unused",
+            "seed": SEED,
+            "data": {"kind": "points", "path": "unused"},
+            "generator": network,
+            "discriminator": network,
+            "objective": objective,
+            "training": {"steps": STEPS, "batch_size": COUNT},
+        }
+    )
+
+
+def batch() -> MicroBatch:
+    fixed = torch.Generator().manual_seed(1)
+    latents, reals = (torch.randn(COUNT, 2, generator=fixed, dtype=torch.float64) for _ in range(2))
+    return MicroBatch(torch.arange(40, 40 + COUNT), latents, None, reals, None)
+
+
+REALS = batch().reals.numpy()  # type: ignore[union-attr]
+FAKES = batch().latents.numpy() @ A.T
+
+
+def logit(x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = x @ W + (x**2).sum(1) / 2
+    return found
+
+
+def slope_norm(x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.sqrt(((W + x) ** 2).sum(1))
+    return found
+
+
+def softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, x)
+
+
+def discriminator_loss(step: int = 0, update: int = 0, **objective: Any) -> tuple[float, dict[str, Tensor]]:
+    loss, parts = DiscriminatorObjective(Bowl(), Linear(), config_of(**objective), None)(batch(), step, update)
+    return loss.item(), parts
+
+
+def generator_loss(step: int = 0, **objective: Any) -> float:
+    loss, _ = GeneratorObjective(Linear(), Bowl(), config_of(**objective), None)(batch(), step)
+    return loss.item()
+
+
+def test_r1_is_of_reals_and_r2_of_fakes() -> None:
+    plain = softplus(-logit(REALS)).mean() + softplus(logit(FAKES)).mean()
+    assert discriminator_loss()[0] == pytest.approx(plain)
+    r1, r2 = (3.0 / 2 * (slope_norm(x) ** 2).mean() for x in (REALS, FAKES))
+    assert discriminator_loss(r1={"gamma": 3.0})[0] == pytest.approx(plain + r1)
+    assert discriminator_loss(r2={"gamma": 3.0})[0] == pytest.approx(plain + r2)
+
+
+def test_a_lazy_penalty_is_k_times_as_large_in_each_kth_update() -> None:
+    """So that its mean over k updates is the penalty; what is reported of it is the penalty itself."""
+    plain, penalty = discriminator_loss()[0], 3.0 / 2 * (slope_norm(REALS) ** 2).mean()
+    losses = [discriminator_loss(update=update, r1={"gamma": 3.0, "every": 4}) for update in range(8, 12)]
+    assert [loss for loss, _ in losses] == pytest.approx([plain + 4 * penalty, plain, plain, plain])
+    assert ["loss/r1" in parts for _, parts in losses] == [True, False, False, False]
+    assert float(losses[0][1]["loss/r1"]) == pytest.approx(penalty)
+
+
+def test_gamma_follows_its_schedule() -> None:
+    plain, square = discriminator_loss()[0], (slope_norm(REALS) ** 2).mean()
+    half_way = discriminator_loss(step=STEPS // 2, r1={"gamma": 3.0, "final_gamma": 1.0})[0]
+    assert half_way == pytest.approx(plain + 2.0 / 2 * square)
+
+
+def test_wgan_gp_is_algorithm_1_of_gulrajani() -> None:
+    """With one alpha for each sample, drawn at the sample's address."""
+    fractions = randomness.uniform(SEED, "discriminator/interpolation", torch.arange(40, 40 + COUNT), ())
+    alphas = fractions.double().numpy()[:, None]
+    assert len(set(alphas.ravel().tolist())) == COUNT
+    points = alphas * FAKES + (1 - alphas) * REALS
+    penalty = 10 * ((slope_norm(points) - 1) ** 2).mean()
+    drift = 0.001 * (logit(REALS) ** 2).mean()
+    expected = logit(FAKES).mean() - logit(REALS).mean() + penalty + drift
+    found, parts = discriminator_loss(adversarial="wasserstein", gradient_penalty={}, drift=0.001)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert float(parts["divergence/wasserstein"]) == pytest.approx(logit(REALS).mean() - logit(FAKES).mean())
+
+
+def test_r3gan_is_paired_with_both_penalties() -> None:
+    both = {"gamma": 0.5}
+    found, _ = discriminator_loss(adversarial="relativistic_paired", r1=both, r2=both)
+    penalties = 0.25 * ((slope_norm(REALS) ** 2).mean() + (slope_norm(FAKES) ** 2).mean())
+    assert found == pytest.approx(softplus(logit(FAKES) - logit(REALS)).mean() + penalties)
+    assert generator_loss(adversarial="relativistic_paired") == pytest.approx(
+        softplus(logit(REALS) - logit(FAKES)).mean()
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("non_saturating", softplus(-logit(FAKES)).mean()),
+        ("minimax", -softplus(logit(FAKES)).mean()),
+        ("hinge", -logit(FAKES).mean()),
+        ("least_squares", ((logit(FAKES) - 1) ** 2).mean() / 2),
+    ],
+)
+def test_generators(family: str, expected: float) -> None:
+    assert generator_loss(adversarial=family) == pytest.approx(expected)
+
+
+def test_smoothed_targets_are_the_discriminators_alone() -> None:
+    real, fake = logit(REALS), logit(FAKES)
+    expected = (0.9 * softplus(-real) + 0.1 * softplus(real)).mean() + softplus(fake).mean()
+    assert discriminator_loss(targets={"real": 0.9})[0] == pytest.approx(expected, rel=1e-6)
+    assert generator_loss(targets={"real": 0.9}) == pytest.approx(softplus(-fake).mean())
+
+
+def test_feature_matching_replaces_the_adversarial_term_or_joins_it() -> None:
+    distance = (((REALS * W).mean(0) - (FAKES * W).mean(0)) ** 2).sum()
+    assert generator_loss(feature_matching={"weight": 2.0}) == pytest.approx(2 * distance)
+    joined = generator_loss(feature_matching={"weight": 2.0, "adversarial": True})
+    assert joined == pytest.approx(softplus(-logit(FAKES)).mean() + 2 * distance)
+
+
+def test_instance_noise_is_on_all_that_the_discriminator_sees() -> None:
+    """Of reals and fakes that are all 0, D sees the noise alone: E D = E |x|^2 / 2 = sigma^2 for two numbers."""
+    count = 20_000
+    zeros = torch.zeros(count, 2, dtype=torch.float64)
+    silent = MicroBatch(torch.arange(count), zeros, None, zeros, None)
+    config = config_of(instance_noise={"sigma": 0.5, "steps": STEPS}, adversarial="relativistic_average")
+    for step, sigma in ((0, 0.5), (STEPS // 2, 0.25), (STEPS, 0.0)):
+        _, parts = DiscriminatorObjective(Bowl(), Linear(), config, None)(silent, step, 0)
+        for kind in ("real", "fake"):
+            assert float(parts[f"discriminator/{kind}_logit"]) == pytest.approx(sigma**2, abs=0.02 * sigma)
+
+
+def test_the_players_update_only_themselves() -> None:
+    for kind, own, other in ((DiscriminatorObjective, Bowl(), Linear()), (GeneratorObjective, Linear(), Bowl())):
+        objective = kind(own, other, config_of(feature_matching={}), None)
+        assert {id(parameter) for parameter in objective.parameters()} == {id(p) for p in own.parameters()}
+        loss, _ = objective(batch(), *(0,) * (2 if kind is DiscriminatorObjective else 1))
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in own.parameters())
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in other.parameters())
+
+
+def test_divergences_that_losses_estimate() -> None:
+    """With the optimal logits log p/q of p = (3/4, 1/4) and q = (1/4, 3/4), by their frequencies, JS is by hand."""
+    optimal = torch.tensor([math.log(3.0), math.log(3.0), math.log(3.0), -math.log(3.0)], dtype=torch.float64)
+    found = readings.opinions("minimax", optimal, -optimal)
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(
+        0.5
+    )  # KL(p || m), and by symmetry KL(q || m), with m = (1/2, 1/2)
+    assert float(found["divergence/jensen_shannon"]) == pytest.approx(expected)
+    assert float(found["discriminator/real_probability"]) == pytest.approx(0.75 * 0.75 + 0.25 * 0.25)
+
+
+def test_diversity_is_the_mean_difference_of_neighbours() -> None:
+    samples = torch.tensor([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0], [5.0, 9.0], [100.0, 0.0]])
+    assert float(readings.diversity("of", samples)["of"]) == pytest.approx((2 + 0 + 0 + 4) / 4)
+    assert readings.diversity("of", samples[:1]) == {}

@@ -1,0 +1,37 @@
+"""Means of what players report, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from distgan.distributed.runtime import Runtime
+from distgan.training.statistics import Statistics
+
+ONE, ZERO = torch.ones(()), torch.zeros(())
+
+
+def test_each_value_is_averaged_over_the_updates_that_report_it_and_were_applied() -> None:
+    statistics, runtime = Statistics(), Runtime()
+    for loss, applied in ((1.0, ONE), (4.0, ONE), (math.nan, ZERO)):
+        statistics.add({"loss": torch.tensor(loss)}, applied)
+    statistics.add({"loss": torch.tensor(7.0), "penalty": torch.tensor(10.0)}, ONE)
+    assert statistics.reduce(runtime) == {"loss": 4.0, "penalty": 10.0}
+    assert statistics.reduce(runtime) == {}
+
+
+def test_an_interval_goes_on_from_its_totals() -> None:
+    first, second, runtime = Statistics(), Statistics(), Runtime()
+    first.add({"loss": torch.tensor(1.0)}, ONE)
+    second.carry(first.totals(runtime))
+    second.add({"loss": torch.tensor(4.0)}, ONE)
+    assert second.reduce(runtime) == {"loss": pytest.approx(2.5)}
+
+
+def test_infinite_values_of_applied_updates_have_a_finite_mean() -> None:
+    statistics = Statistics()
+    for _ in range(3):
+        statistics.add({"logit": torch.tensor(math.inf)}, ONE)
+    assert math.isfinite(statistics.reduce(Runtime())["logit"])
