@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-cluster lint bench clean
+.PHONY: demo test test-slow test-cluster lint bench theory results clean
 
 demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, and show what came of it
 	$(BIN)/python tools/demo.py
@@ -26,6 +26,12 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)  ## every benchmark; figures depend on the machine, ratios less so
 	for script in tools/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+theory: $(INSTALLED)  ## the theory as experiments, drawn into docs/theory/
+	$(BIN)/python tools/theory.py
+
+results: $(INSTALLED)  ## every recipe on the same budget, as a table with pictures in docs/results/
+	$(BIN)/python tools/results.py
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -21,6 +21,10 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.commands import distgan, launched, processes  # noqa: E402
+
 RUNS, OUT = ROOT / "runs" / "results", ROOT / "docs" / "results"
 SIZED_FOR_A_CPU = ("digits-*", "*-small")
 PACKING: dict[str, list[str]] = {
@@ -114,21 +118,16 @@ def train(recipe: Recipe, options: argparse.Namespace) -> None:
     overrides = [f"run_dir={recipe.run}", "evaluation.every=0", *options.overrides]
     if options.steps:
         overrides.append(f"training.steps={options.steps}")
-    launch = [
-        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes()), "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-    ]  # fmt: skip
-    command = [sys.executable, *launch, "-m", "distgan", "train", str(recipe.path), *overrides]
-    job = subprocess.Popen(command, cwd=ROOT)
-    metrics = recipe.run / "metrics.jsonl"
-    begun: float | None = None
+    started, metrics = time.time(), recipe.run / "metrics.jsonl"
+    job = subprocess.Popen(launched("train", str(recipe.path), *overrides), cwd=ROOT)
+    begun = None  # with the first row, so that starting does not count
     while job.poll() is None:
         time.sleep(0.5)
-        # The time of training, without that of starting.
-        if begun is None and metrics.exists() and metrics.stat().st_size:
+        if begun is None and metrics.exists() and metrics.stat().st_mtime > started:
             begun = time.monotonic()
         if not options.steps and begun is not None and time.monotonic() - begun > 60 * options.minutes:
-            distgan("stop", str(recipe.run))
+            # It may be done just now, and then there is nothing to stop.
+            subprocess.run([sys.executable, "-m", "distgan", "stop", str(recipe.run)], cwd=ROOT, check=False)
             job.wait()
     if job.returncode:
         raise SystemExit(job.returncode)
@@ -186,21 +185,6 @@ def shown(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def processes() -> int:
-    """One a GPU, or two where there is none."""
-    import torch
-
-    return torch.cuda.device_count() or 2
-
-
-def distgan(*arguments: str) -> str:
-    """Run a command and return what it printed; a failure ends this too."""
-    done = subprocess.run([sys.executable, "-m", "distgan", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return done.stdout
 
 
 if __name__ == "__main__":

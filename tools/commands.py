@@ -1,0 +1,33 @@
+"""distgan's command line, as the tools use it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def distgan(*arguments: str) -> str:
+    """Run one command in the project's folder and return what it printed; a failure ends the tool with its status."""
+    done = subprocess.run([sys.executable, "-m", "distgan", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
+
+
+def launched(*arguments: str) -> list[str]:
+    """The same as a command line for one process a GPU, or two where there is none."""
+    launcher = (
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes()), "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    )  # fmt: skip
+    return [sys.executable, *launcher, "-m", "distgan", *arguments]
+
+
+def processes() -> int:
+    """One a GPU, or two where there is none."""
+    import torch
+
+    return torch.cuda.device_count() or 2
