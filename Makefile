@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-cluster lint bench clean
 
 demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, and show what came of it
 	$(BIN)/python tools/demo.py
@@ -14,6 +14,10 @@ test: $(INSTALLED)  ## the whole suite, about ten minutes on two cores
 
 test-slow: $(INSTALLED)  ## the longer proofs
 	$(BIN)/python -m pytest tests -m slow --timeout 3600
+
+# Needs root, and of Debian: slurmctld slurmd slurm-client munge iproute2; without them the tests say what they miss.
+test-cluster: $(INSTALLED)  ## a real Slurm, two hosts, cut links, and a soak test: half an hour
+	$(BIN)/python -m pytest tests/cluster -m slow --timeout 3600
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

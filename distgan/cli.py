@@ -297,7 +297,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_best(export)
 
     stop = command("stop", _stop, "ask a running job to save a checkpoint and leave")
-    stop.add_argument("run", metavar="RUN", help="its run folder, as any machine sees it")
+    _add_run(stop)
+
+    status = command(
+        "status", _status, "print how a run stands, on one line for scripts",
+        "The line is OUTCOME CHECKPOINT REASON: none, running, finished, preempted, failed, or lost, which is failed\n"
+        "for want of a rank only; the step of the newest checkpoint, -1 without any; and why.",
+    )  # fmt: skip
+    _add_run(status)
+
+    doctor = command(
+        "doctor", _doctor, "look at a machine or cluster before training on it",
+        "Alone, or on all ranks as training would be started:\n"
+        "  accelerate launch --multi_gpu --num_processes N -m distgan doctor CONFIG\n"
+        "  srun --ntasks-per-node=1 launch/slurm/node.sh doctor CONFIG\n"
+        "Versions, devices, the network between ranks, clocks and the run folder; with CONFIG also the data, and some\n"
+        "steps in a folder that is removed. Exits with 1 if something FAILED.",
+    )  # fmt: skip
+    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML recipe; without it, what needs none")
+    _add_overrides(doctor)
 
     command(
         "schema", _schema, "print the JSON Schema of a recipe, for editors and for reading",
@@ -310,6 +328,13 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the config, such as training.steps=1000"
     )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", metavar="RUN_OR_CONFIG", help="its run folder, as any machine sees it, or the recipe it was started with"
+    )
+    _add_overrides(parser)
 
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
@@ -407,9 +432,26 @@ def _export(options: argparse.Namespace) -> None:
 
 def _stop(options: argparse.Namespace) -> None:
     from distgan.training.preemption import request_stop
+    from distgan.training.standing import run_folder_of
 
-    request_stop(options.run)
-    _print(f"{options.run}: asked to stop; status.json there will say `preempted` when it has")
+    folder = run_folder_of(options.run, options.overrides)
+    request_stop(folder)
+    _print(f"{folder}: asked to stop; status.json there will say `preempted` when it has")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from distgan.training.standing import run_folder_of, standing
+
+    _print(standing(run_folder_of(options.run, options.overrides)))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    _check_launch()
+    config = _load_config(options) if options.config else None
+    from distgan.doctor import examine
+
+    if not examine(config, _print):
+        _leave(1)
 
 
 def _schema(_: argparse.Namespace) -> None:

@@ -51,6 +51,8 @@ class TrainingConfig(Section):
     """This many non-finite updates of one player in a row stop the run."""
     timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 10.0
     """A rank that waits longer than this for another in a collective gives up."""
+    startup_timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 30.0
+    """The same until the first step is done, while nodes still read data, and kernels are tuned or compiled."""
 
     @model_validator(mode="before")
     @classmethod

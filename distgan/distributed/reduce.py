@@ -8,6 +8,8 @@ would compute; a backward that passes the gradient through unchanged would be of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,11 +28,28 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+Waiting = Callable[[], AbstractContextManager[None]]
+_waiting: Waiting = nullcontext
+
+
+def watch(waiting: Waiting) -> Callable[[], None]:
+    """Have a context entered around every reduction, by whoever measures them. Call what is returned to end that."""
+    global _waiting
+    _waiting = waiting
+
+    def end() -> None:
+        global _waiting
+        _waiting = nullcontext
+
+    return end
+
+
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         total = local.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with _waiting():
+            dist.all_reduce(total)
         return total
 
     @staticmethod

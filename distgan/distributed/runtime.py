@@ -81,8 +81,12 @@ class Runtime:
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.is_main = self.rank == 0
+        self.step = 0
+        """The step that this rank is at, for messages."""
+        self._timeout_minutes = timeout_minutes
         check_world_size(self.world_size)
         self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
+        self._others: list[Any] = []
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
             # What the recipe calls float32 is that: TF32 has 10 bits of mantissa, and bf16 is there for speed.
@@ -225,6 +229,20 @@ class Runtime:
                 f"{name} of rank {', '.join(map(str, others))} differs from rank 0's; {fix}", everywhere=True
             )
 
+    def wait_at_most(self, minutes: float) -> None:
+        """From now on, give up a collective after so many minutes."""
+        if self.world_size == 1 or minutes == self._timeout_minutes:
+            return
+        self._timeout_minutes = minutes
+        for group in (None, self._control, *self._others):
+            _set_timeout(timedelta(minutes=minutes), group)
+
+    def adopt(self, group: Any) -> None:
+        """Have the collectives of a process group that an engine made give up when all others do."""
+        if group not in self._others:
+            self._others.append(group)
+            _set_timeout(timedelta(minutes=self._timeout_minutes), group)
+
     def lost_contact(self, error: Exception) -> bool:
         """Whether an error means that a collective failed because another rank is gone or silent."""
         signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
@@ -253,6 +271,12 @@ class Exchange:
             self._work.wait()
             self._work = None
         return [bool(flag) for flag in self._raised.tolist()]
+
+
+def _set_timeout(timeout: timedelta, group: Any) -> None:
+    # Newer torch has a public name for it.
+    public = getattr(dist, "set_timeout", None)
+    (public or dist.distributed_c10d._set_pg_timeout)(timeout, group)
 
 
 def _use_deterministic_kernels() -> None:

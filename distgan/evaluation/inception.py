@@ -78,6 +78,11 @@ def load_inception(path: str | None, cache: Path, runtime: Runtime) -> tuple[Inc
             ) from None
 
 
+def weights_file(path: str | None, cache: Path) -> Path:
+    """Where the weights are or would be downloaded to: what `load_inception` does with the same arguments."""
+    return Path(path) if path else cache / _URL.rpartition("/")[2]
+
+
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -102,7 +107,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _download(cache: Path) -> Path:
     """The published weights in the cache folder, downloaded and checked unless they are there."""
-    path = cache / _URL.rpartition("/")[2]
+    path = weights_file(None, cache)
     if path.exists():
         return path
     log.info("downloading %s to %s", _URL, path)

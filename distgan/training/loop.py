@@ -12,6 +12,7 @@ from distgan.config import Config, dump_config
 from distgan.data.index import load_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
 from distgan.randomness import derive_key
 from distgan.training import run_folder
@@ -43,7 +44,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     """
     runtime = Runtime(
         deterministic=config.training.deterministic,
-        timeout_minutes=config.training.timeout_minutes,
+        timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),
         gradients_in_bf16=config.training.gradient_precision == "bf16",
     )
     setup_logging(runtime.rank)
@@ -52,6 +53,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             index = load_index(config.data.path)
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
+        runtime.check_equal("the code", code_digest(), "install the same version on every node")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
         for doubt in config.doubts if runtime.is_main else ():
             logger.warning("%s", doubt)
@@ -102,6 +104,8 @@ def run(
             state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
         progress.step += 1
         grow(state)
+        # The first step may compile kernels; from the next one on, silence means that a rank is lost.
+        runtime.wait_at_most(config.training.timeout_minutes)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()

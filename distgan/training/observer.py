@@ -22,6 +22,7 @@ from distgan.monitoring.console import Console
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training.feed import Feed
+from distgan.training.pace import Pace
 from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
 
@@ -52,6 +53,7 @@ class Observer:
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
+        self.pace = Pace(runtime, [player.network for player in state.players])
         self.checkpoint_failures = 0
         self.left_undone = False
         """Whether this step has an evaluation that a stop has left undone. All ranks agree."""
@@ -81,6 +83,8 @@ class Observer:
             evaluate: False leaves an evaluation undone, as a stop does.
         """
         progress, config = self.state.progress, self.config
+        self.pace.end()
+        self.runtime.step = progress.step
         self.console.advance(progress.step)
         row: dict[str, float] = {}
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
@@ -98,10 +102,13 @@ class Observer:
         self._write(row)
         if row or pictured:
             self._start_interval()
+        if (progress.step + 1) % config.monitoring.every == 0:
+            self.pace.begin()
         return is_best
 
     def close(self) -> None:
         """Finish the files."""
+        self.pace.end()
         self.console.close()
         self.tracker.close()
 
@@ -126,6 +133,7 @@ class Observer:
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
+        row |= self.pace.measure()
         row["memory/host_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         if self.runtime.device.type == "cuda":
             row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9

@@ -115,6 +115,8 @@ class Status(BaseModel):
     outcome: Outcome
     reason: str | None = None
     """Why it failed or was preempted, in one line."""
+    lost_rank: bool = False
+    """Whether it failed for want of another rank only, which a restart mends."""
     step: int | None = None
     world_size: int | None = None
     restarts: int = 0
@@ -152,6 +154,7 @@ def write_status(
     step: int | None = None,
     reason: str | None = None,
     world_size: int | None = None,
+    lost_rank: bool = False,
 ) -> bool:
     """Say how the run stands. `running` begins an attempt; the first other outcome of an attempt is its last.
 
@@ -179,6 +182,7 @@ def write_status(
             status = Status(
                 outcome=outcome,
                 reason=reason,
+                lost_rank=lost_rank,
                 step=step,
                 world_size=world_size,
                 restarts=restarts,
@@ -195,10 +199,10 @@ def write_status(
     return True
 
 
-def write_failure(run_dir: str | Path, rank: int, why: str) -> bool:
+def write_failure(run_dir: str | Path, rank: int, why: str, *, lost_rank: bool = False) -> bool:
     """Say that a rank failed, unless the outcome of this attempt is known already. Returns whether it was written."""
     line = " ".join(f"rank {rank}: {why}".split())
-    return write_status(run_dir, "failed", reason=line[:_REASON_LIMIT])
+    return write_status(run_dir, "failed", reason=line[:_REASON_LIMIT], lost_rank=lost_rank)
 
 
 def read_status(run_dir: str | Path) -> Status | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
 from distgan.config import Config, dump_config, flatten, parse_config
+from distgan.distributed.rollcall import RollCall
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
@@ -23,6 +25,8 @@ from distgan.training.state import TrainingState
 logger = logging.getLogger("distgan")
 
 Result = Literal["finished", "preempted"]
+
+_LAST_WORDS_SECONDS = 1.0
 
 HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
 """What belongs to one course of training, and is set aside when a run starts over."""
@@ -105,7 +109,8 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
     without waiting: its peers notice by the broken connection.
 
     Raises:
-        UserError: the folder cannot be written to, or another job trains in it.
+        UserError: the folder cannot be written to, another job trains in it, or a launcher repeats what failed by
+            itself.
     """
     folder = Path(config.run_dir)
 
@@ -117,12 +122,16 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
         runtime.barrier()
         runtime.close()
 
+    restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:
+        roll = held.enter_context(closing(RollCall(runtime)))
         with runtime.together():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 if runtime.is_main:
                     held.enter_context(_alone_in(folder))
+                    if restarted:
+                        _refuse_to_repeat(folder)
                     preemption.write_status(folder, "running", world_size=runtime.world_size)
             except OSError as error:
                 raise UserError(
@@ -138,15 +147,20 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
             raise
         except BaseException as error:
             if isinstance(error, Exception) and runtime.lost_contact(error):
-                # The rank that failed knows why, and should be the one to say it.
-                time.sleep(1.0)
-                lost = LostRankError(
-                    f"rank {runtime.rank} lost contact with another rank: {str(error).splitlines()[0]}"
-                )
-                preemption.write_failure(folder, runtime.rank, str(lost))
-                raise lost from error
+                why = f"lost contact with another rank: {roll.missing()}: {str(error).splitlines()[0]}"
+                # The rank that failed knows why, and should be the one to say it. And others may still ask this one.
+                time.sleep(_LAST_WORDS_SECONDS)
+                preemption.write_failure(folder, runtime.rank, why, lost_rank=True)
+                raise LostRankError(f"rank {runtime.rank} {why}") from error
             preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
             raise
+
+
+def _refuse_to_repeat(folder: Path) -> None:
+    """A launcher starts all ranks again whatever has ended one; only the loss of a rank is mended by that."""
+    status = preemption.read_status(folder)
+    if status is not None and status.outcome == "failed" and not status.lost_rank:
+        raise UserError(f"not restarted, because the attempt before failed by itself: {status.reason}")
 
 
 @contextmanager

@@ -59,7 +59,19 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 def test_help_names_every_command() -> None:
     result = subprocess.run([sys.executable, "-m", "distgan", "--help"], capture_output=True, text=True, check=True)
-    for command in ("pack", "index", "train", "trace", "sample", "evaluate", "export", "stop", "schema"):
+    for command in (
+        "pack",
+        "index",
+        "train",
+        "trace",
+        "sample",
+        "evaluate",
+        "export",
+        "stop",
+        "status",
+        "doctor",
+        "schema",
+    ):
         assert f"\n    {command} " in result.stdout
         page = subprocess.run(
             [sys.executable, "-m", "distgan", command, "--help"], capture_output=True, text=True, check=True

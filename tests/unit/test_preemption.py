@@ -143,6 +143,7 @@ def test_status_is_readable_by_scripts(tmp_path: Path) -> None:
     assert document == {
         "outcome": "preempted",
         "reason": "SIGUSR1",
+        "lost_rank": False,
         "step": 25,
         "world_size": 4,
         "restarts": 0,

@@ -100,7 +100,7 @@ class ZeroEngine:
         runtime: Runtime,
         config: Mapping[str, Any],
     ) -> None:
-        self.network = network
+        self.network, self._runtime = network, runtime
         self._objective, self._make_optimizer = objective.to(runtime.device), make_optimizer
         self._config = copy.deepcopy(dict(config))
         if runtime.gradients_in_bf16:
@@ -116,6 +116,7 @@ class ZeroEngine:
         self.module, *_ = _import_deepspeed().initialize(
             model=self._objective, optimizer=self.optimizer, config=copy.deepcopy(self._config)
         )
+        self._runtime.adopt(self.module.data_parallel_group)
 
     @property
     def _trained(self) -> dict[str, nn.Parameter]:

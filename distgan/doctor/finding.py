@@ -1,0 +1,50 @@
+"""What the doctor says: one line a subject, with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+Verdict = Literal["ok", "warning", "FAILED"]
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at. Of `warning` and `FAILED` the text ends with what to do."""
+
+    verdict: Verdict
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict:<8} {self.subject:<14} {self.text}"
+
+
+def merge(by_rank: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """The findings of all ranks, in order; one that only some of them have says which."""
+    everywhere = len(by_rank)
+    ranks: dict[Finding, list[int]] = {}
+    for rank, findings in enumerate(by_rank):
+        for finding in findings:
+            ranks.setdefault(finding, []).append(rank)
+    return [
+        finding if len(who) == everywhere else finding._replace(text=f"{_name(who)}: {finding.text}")
+        for finding, who in ranks.items()
+    ]
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """The last line: whether a run can start."""
+    verdicts = [finding.verdict for finding in findings]
+    failed, warnings = verdicts.count("FAILED"), verdicts.count("warning")
+    if failed:
+        return f"{failed} of {len(verdicts)} checks FAILED: mend these first"
+    if warnings:
+        return f"fit to train, with {warnings} warning{'s' * (warnings > 1)}"
+    return "fit to train"
+
+
+def _name(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"ranks {shown}"

@@ -1,0 +1,109 @@
+"""What each process finds on its own machine: versions, devices, cores, shared memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+from pathlib import Path
+
+import torch
+
+from distgan import __version__
+from distgan.distributed.runtime import Runtime
+from distgan.doctor.finding import Finding
+from distgan.identity import code_digest
+
+_SHARED_MEMORY_LEAST = 1e9
+
+
+def versions(runtime: Runtime) -> Finding:
+    """The versions of all that computes, which must be the same on all ranks."""
+    packages = {"Python": platform.python_version(), "torch": torch.__version__}
+    for name in ("accelerate", "deepspeed"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        packages["CUDA"] = str(torch.version.cuda)
+        packages["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+    packages["distgan"] = f"{__version__} (code {code_digest()[:8]})"
+    said = ", ".join(f"{name} {version}" for name, version in packages.items())
+    everywhere = runtime.gather_objects(said)
+    others = [rank for rank, other in enumerate(everywhere) if other != everywhere[0]]
+    if not others:
+        return Finding("ok", "versions", said)
+    return Finding(
+        "FAILED",
+        "versions",
+        f"rank 0 has {everywhere[0]}, but rank {', '.join(map(str, others))} {everywhere[others[0]]}; "
+        "give every node the same environment",
+    )
+
+
+def processes(runtime: Runtime) -> Finding:
+    """Who takes part, and whether they get in each other's way on their devices."""
+    here = (socket.gethostname(), str(runtime.device))
+    seats = runtime.gather_objects(here)
+    hosts = {host for host, _ in seats}
+    said = f"{len(seats)} on {len(hosts)} host{'s' * (len(hosts) > 1)}"
+    if runtime.device.type == "cpu":
+        return Finding("ok", "processes", f"{said}, on CPUs")
+    doubled = next((seat for seat in seats if seats.count(seat) > 1), None)
+    if doubled is not None:
+        host, device = doubled
+        return Finding("FAILED", "processes", f"{said}, but several share {device} of {host}; start one a GPU")
+    idle = torch.cuda.device_count() - sum(host == here[0] for host, _ in seats)
+    if idle > 0:
+        fix = "start one a GPU: accelerate launch --multi_gpu --num_processes N, or hide the others"
+        return Finding("warning", "processes", f"{said}; {idle} GPUs have no process; {fix}")
+    return Finding("ok", "processes", f"{said}, one a GPU")
+
+
+def device(runtime: Runtime) -> Finding:
+    """The device that this rank trains on."""
+    if runtime.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(runtime.device)
+        free, total = torch.cuda.mem_get_info(runtime.device)
+        said = f"{properties.name}, {total / 1e9:.0f} GB"
+        if free < 0.9 * total:
+            return Finding(
+                "warning", "device", f"{said}, of which only {free / 1e9:.0f} GB are free; end what else runs there"
+            )
+        return Finding("ok", "device", said)
+    if Path("/dev/nvidiactl").exists():
+        return Finding(
+            "FAILED",
+            "device",
+            "there is an NVIDIA driver, but torch finds no GPU; install a torch for that driver's CUDA (nvidia-smi "
+            "says which), and look at CUDA_VISIBLE_DEVICES",
+        )
+    return Finding("ok", "device", f"CPU, {torch.get_num_threads()} threads a process")
+
+
+def cores(runtime: Runtime, workers: int) -> Finding:
+    """Whether this host has the cores for its processes and their loaders."""
+    hosts = runtime.gather_objects(socket.gethostname())
+    here = hosts.count(socket.gethostname())
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = here * (1 + workers)
+    said = f"{available} for {here} process{'es' * (here > 1)} with {workers} loaders each"
+    if available < wanted:
+        fix = "ask for more (--cpus-per-task in Slurm), or lower data.workers"
+        return Finding("warning", "cores", f"{said}; {wanted} would not wait for each other; {fix}")
+    return Finding("ok", "cores", said)
+
+
+def shared_memory() -> Finding:
+    """Where loaders put their batches; containers often have 64 MB of it."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return Finding("ok", "shared memory", "no /dev/shm, so no limit of it")
+    if free < _SHARED_MEMORY_LEAST:
+        fix = "start the container with more, such as docker run --shm-size=8g"
+        return Finding("warning", "shared memory", f"{free / 1e6:.0f} MB are free in /dev/shm; {fix}")
+    return Finding("ok", "shared memory", f"{free / 1e9:.1f} GB are free in /dev/shm")

@@ -1,0 +1,120 @@
+"""The folders of a run: whether all nodes share them, and whether there is room."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import socket
+import time
+from pathlib import Path
+
+from distgan.config import Config, cache_folder
+from distgan.distributed.runtime import Runtime
+from distgan.doctor.finding import Finding
+
+_PATIENCE_SECONDS = 10.0
+_LATE_SECONDS = 1.0
+_ROOM = 10e9
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the first one above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def shared_folder(runtime: Runtime, folder: Path, probe: str) -> list[Finding]:
+    """Whether what one rank writes in a folder can be read by the others, and how soon. Every rank calls it.
+
+    Args:
+        probe: name of a folder that is made in it, and removed by whoever calls this.
+    """
+    place, findings, refusal = folder / probe, [], None
+    if runtime.is_main:
+        try:
+            place.mkdir()
+            (place / "from-rank-0").write_text(probe)
+            findings.append(_locks(place / "lock"))
+        except OSError as error:
+            refusal = f"{folder}: cannot write there: {error.strerror}; choose a run_dir that you may write to"
+    refusal = runtime.broadcast_object(refusal)
+    if refusal is not None:
+        return [Finding("FAILED", "run folder", refusal)]
+    seen = _wait_for(place / "from-rank-0", probe)
+    complaint = None
+    if seen is None:
+        complaint = "does not see"
+    elif not runtime.is_main:
+        try:
+            (place / f"from-rank-{runtime.rank}").write_text(probe)
+        except OSError as error:
+            complaint = f"cannot write ({error.strerror}) to"
+    complaints = runtime.gather_objects(complaint)
+    late = max(runtime.gather_objects(seen or 0.0))
+    if runtime.is_main:
+        for rank in range(1, runtime.world_size):
+            back = None if complaints[rank] else _wait_for(place / f"from-rank-{rank}", probe)
+            if complaints[rank] is None and back is None:
+                complaints[rank] = "writes to another folder than rank 0 by the name of"
+            late = max(late, back or 0.0)
+    complaints, late = runtime.broadcast_object((complaints, late))
+    wrong = [rank for rank, text in enumerate(complaints) if text]
+    if wrong:
+        hosts = runtime.gather_objects(socket.gethostname())
+        where = f"rank {wrong[0]} on {hosts[wrong[0]]}"
+        text = f"{where} {complaints[wrong[0]]} {folder}; put run_dir on storage that all nodes mount"
+        return [*findings, Finding("FAILED", "run folder", text)]
+    if late > _LATE_SECONDS:
+        text = f"{folder}: files appear elsewhere after {late:.1f} s only, as over NFS with attribute caching; "
+        return [*findings, Finding("warning", "run folder", text + "that is slow, but right")]
+    return [*findings, Finding("ok", "run folder", f"{folder} is the same on all ranks")]
+
+
+def room(folder: Path, *, checkpoint: int = 0, keep: int = 0) -> Finding:
+    """Whether a folder's disk has room for the checkpoints that are kept and two more, of so many bytes each."""
+    free = shutil.disk_usage(folder).free
+    needed = (keep + 2) * checkpoint
+    said = f"{free / 1e9:.1f} GB are free in {folder}"
+    if checkpoint:
+        said += f"; checkpoints of {checkpoint / 1e6:.1f} MB take {needed / 1e9:.2f} GB"
+    if free < needed:
+        return Finding("FAILED", "free disk", f"{said}; free some, or choose another run_dir")
+    if free < max(_ROOM, 2 * needed):
+        return Finding("warning", "free disk", f"{said}; that is little, and a full disk costs checkpoints")
+    return Finding("ok", "free disk", said)
+
+
+def shard_cache(config: Config) -> Finding:
+    """Whether this node has room for the shards that it is to cache."""
+    folder = cache_folder(config.data.cache_dir)
+    wanted = config.data.cache_gigabytes
+    cached = sum(file.stat().st_size for file in (folder / "shards").glob("*.tar"))
+    free = (shutil.disk_usage(nearest_folder(folder)).free + cached) / 1e9
+    if free < wanted:
+        fix = "lower data.cache_gigabytes, or give data.cache_dir a larger disk of this node"
+        return Finding(
+            "FAILED", "shard cache", f"{folder} is to hold {wanted:g} GB, but has room for {free:.1f}; {fix}"
+        )
+    return Finding("ok", "shard cache", f"{folder} has room for {wanted:g} GB")
+
+
+def _wait_for(file: Path, content: str) -> float | None:
+    """Seconds until a file can be read with that content; None when patience ends."""
+    started = time.monotonic()
+    while time.monotonic() - started < _PATIENCE_SECONDS:
+        try:
+            if file.read_text() == content:
+                return time.monotonic() - started
+        except OSError:
+            pass
+        time.sleep(0.02)
+    return None
+
+
+def _locks(file: Path) -> Finding:
+    try:
+        with open(file, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = f"{file.parent.parent}: its file system has none; take care that no two jobs train in one run_dir"
+        return Finding("warning", "locks", text)
+    return Finding("ok", "locks", "a second job in a run_dir would be refused")

@@ -1,0 +1,214 @@
+"""A real Slurm of the test's own: controller, authentication and nodes as processes, all they keep in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.ranks import free_port
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "munged")
+
+
+def missing() -> str | None:
+    """Why there can be no Slurm here; None if there can."""
+    absent = [program for program in PROGRAMS if shutil.which(program) is None]
+    if absent:
+        return f"no {', '.join(absent)}: apt-get install slurmctld slurmd slurm-client munge"
+    return None if os.geteuid() == 0 else "slurmd needs root"
+
+
+class Slurm:
+    """Two nodes, n1 and n2, of two cores each. Enter it with `slurm`.
+
+    Args:
+        folder: configuration, state and logs of all daemons.
+        prefixes: for a node, the command that its daemon is started by, such as `ip netns exec n1`.
+        addresses: of the nodes and, as "controller", of the controller; loopback if left out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        prefixes: Mapping[str, list[str]] | None = None,
+        addresses: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.prefixes, self.addresses = prefixes or {}, addresses or {}
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        self._configure()
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        # All that munge keeps for the whole machine elsewhere is in the folder, so that another one is not disturbed.
+        kept = [f"--{what}={self.folder}/munge.{what}" for what in ("socket", "pid-file", "log-file", "seed-file")]
+        self._daemon("munged", "--force", "--foreground", f"--key-file={key}", *kept)
+        wait_until(lambda: (self.folder / "munge.socket").exists(), 10, "munged does not start")
+        self._daemon("slurmctld", "-D", "-c")
+        for node in ("n1", "n2"):
+            self.start_node(node)
+        wait_until(lambda: self._control("show", "node").count("State=IDLE") == 2, 30, "the nodes do not come up")
+
+    def stop(self) -> None:
+        for daemon in reversed([*self._daemons, *self._nodes.values()]):
+            daemon.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.wait(10)
+            daemon.kill()
+            daemon.wait()
+
+    def start_node(self, node: str) -> None:
+        command = [*self.prefixes.get(node, []), "slurmd", "-D", "-N", node]
+        self._nodes[node] = self._popen(command, f"slurmd-{node}")
+
+    def submit(self, script: str, *arguments: str, options: list[str] | None = None, **environment: str) -> str:
+        """The number of a new job of a script of launch/slurm, submitted as a user would, from the root."""
+        log = self.folder / "job-%j.log"
+        command = ["sbatch", "--parsable", f"--output={log}", *(options or []), f"launch/slurm/{script}", *arguments]
+        result = subprocess.run(
+            command, cwd=ROOT, env={**self.environment, **environment}, capture_output=True, text=True, timeout=30
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    def state(self, job: str) -> str:
+        """PENDING, RUNNING, COMPLETED, FAILED, ..."""
+        fields = dict(word.split("=", 1) for word in self._control("-o", "show", "job", job).split() if "=" in word)
+        return fields["JobState"]
+
+    def restarts(self, job: str) -> int:
+        fields = dict(word.split("=", 1) for word in self._control("-o", "show", "job", job).split() if "=" in word)
+        return int(fields["Restarts"])
+
+    def warn(self, job: str) -> None:
+        """What Slurm does some time before a time limit, with `--signal=B:USR1@...`."""
+        self._run("scancel", "--batch", "--signal=USR1", job)
+
+    def set_node(self, node: str, state: str) -> None:
+        self._control("update", f"NodeName={node}", f"State={state}", "Reason=test")
+
+    def requeue(self, job: str) -> None:
+        self._control("requeue", job)
+
+    def log(self, job: str) -> str:
+        path = self.folder / f"job-{job}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_for(self, job: str, *states: str, timeout: float = 180) -> str:
+        """The state of a job once it is one of these. What the job said is in the failure otherwise."""
+        try:
+            wait_until(lambda: self.state(job) in states, timeout, f"job {job} is not {' or '.join(states)}")
+        except AssertionError as error:
+            raise AssertionError(f"{error} but {self.state(job)}:\n{self.log(job)[-4000:]}") from None
+        return self.state(job)
+
+    def _configure(self) -> None:
+        host = socket.gethostname()
+        address = {node: self.addresses.get(node, "127.0.0.1") for node in ("controller", "n1", "n2")}
+        for name in ("state", "spool-n1", "spool-n2"):
+            (self.folder / name).mkdir(parents=True)
+        settings = {
+            "ClusterName": "test",
+            "SlurmctldHost": f"{host}({address['controller']})",
+            "SlurmctldPort": free_port(),
+            "AuthType": "auth/munge",
+            "CredType": "cred/munge",
+            # A requeued job may start again only when the credential of its last start has expired.
+            "AuthInfo": f"socket={self.folder}/munge.socket,cred_expire=5",
+            "MpiDefault": "none",
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/none",
+            "JobAcctGatherType": "jobacct_gather/none",
+            "AccountingStorageType": "accounting_storage/none",
+            "JobCompType": "jobcomp/none",
+            "SwitchType": "switch/none",
+            "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_Core",
+            "SchedulerType": "sched/builtin",
+            "SchedulerParameters": "sched_interval=2,batch_sched_delay=1",
+            "SlurmUser": "root",
+            "SlurmdUser": "root",
+            "ReturnToService": 2,
+            "KillWait": 5,
+            "SlurmdTimeout": 20,
+            "StateSaveLocation": self.folder / "state",
+            "SlurmdSpoolDir": self.folder / "spool-%n",
+            "SlurmctldPidFile": self.folder / "slurmctld.pid",
+            "SlurmdPidFile": self.folder / "slurmd-%n.pid",
+        }
+        lines = [f"{key}={value}" for key, value in settings.items()]
+        for node in ("n1", "n2"):
+            # With an address of its own each node is a host of its own.
+            hostname = node if self.addresses else host
+            where = f"NodeHostname={hostname} NodeAddr={address[node]} Port={free_port()}"
+            lines.append(f"NodeName={node} {where} CPUs=2 State=UNKNOWN")
+        lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
+        (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+
+    def _daemon(self, *command: str) -> None:
+        self._daemons.append(self._popen(list(command), command[0]))
+
+    def _popen(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _control(self, *arguments: str) -> str:
+        return self._run("scontrol", *arguments)
+
+    def _run(self, *command: str) -> str:
+        # A controller that is busy starting answers late or not at all; callers ask again.
+        try:
+            return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=20).stdout
+        except subprocess.TimeoutExpired:
+            return ""
+
+
+@contextmanager
+def slurm(folder: Path, **named: Mapping[str, list[str]] | Mapping[str, str]) -> Iterator[Slurm]:
+    """A Slurm that is gone afterwards, with all that its jobs have started."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = Slurm(folder, **named)  # type: ignore[arg-type]
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        jobs = cluster._run("squeue", "--noheader", "--format=%A").split()
+        for job in jobs:
+            cluster._run("scancel", "--full", "--signal=KILL", job)
+            cluster._run("scancel", job)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not cluster._run("squeue", "--noheader").strip(), 15, "jobs stay")
+        cluster.stop()
+        _kill_all_with(f"SLURM_CONF={cluster.folder / 'slurm.conf'}")
+
+
+def _kill_all_with(variable: str) -> None:
+    """Kill what still has this in its environment: descendants of the daemons, and nothing else."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            if int(process.name) != os.getpid() and variable.encode() in (process / "environ").read_bytes().split(
+                b"\0"
+            ):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, complaint
+        time.sleep(0.2)

@@ -1,0 +1,256 @@
+"""The job scripts in a real Slurm: whatever happens to a job, it ends with the weights of the undisturbed run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.faults import measure, trainer, wait_for_step
+from tests.cluster.slurm import Slurm, missing, slurm, wait_until
+from tests.ranks import Job
+from tests.runs import differing, losses, recipe, rows, status, tensors
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
+
+STEPS = 100
+CHECKPOINT = {"every": 10, "keep": 100}
+ENVIRONMENT = {
+    "VENV": str(Path(sys.executable).parents[1]),
+    # Both nodes are this machine.
+    "MASTER_ADDR": "127.0.0.1",
+    "NODE_ADDR": "127.0.0.1",
+    "OMP_NUM_THREADS": "1",
+}
+TRAINING = {"steps": STEPS, "batch_size": 16, "critic_steps": 2, "deterministic": True}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = recipe(folder, digits, training=TRAINING, checkpoint=CHECKPOINT)
+    assert Job(2, ["train", str(config)]).wait() == [0, 0]
+    return folder / "run"
+
+
+def submit(cluster: Slurm, config: Path, *arguments: str, nodes: str = "1", restarts: int = 3) -> str:
+    """A training job of two processes on one node, or one on each of two."""
+    environment = ENVIRONMENT | {
+        "PROCESSES_PER_NODE": "2" if nodes == "1" else "1",
+        "MAX_RESTARTS": str(restarts),
+    }
+    options = [f"--nodes={nodes}", "--cpus-per-task=2"]
+    return cluster.submit("train.sbatch", str(config), *arguments, options=options, **environment)
+
+
+def make_recipe(folder: Path, shards: Path) -> Path:
+    return recipe(folder, shards, training=TRAINING, checkpoint=CHECKPOINT)
+
+
+def check_same(run: Path, undisturbed: Path) -> None:
+    assert differing(tensors(run, STEPS), tensors(undisturbed, STEPS)) == []
+    assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(undisturbed)]
+
+
+def test_two_nodes(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits), nodes="2")
+    cluster.wait_for(job, "COMPLETED")
+    assert status(tmp_path / "run")["world_size"] == 2
+    assert "finished at step 100" in cluster.log(job)
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_warned_twice_in_a_row_no_step_is_lost(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits))
+    for step in (20, 40):
+        wait_for_step(tmp_path / "run", step)
+        measure("warned before the time limit, Slurm", tmp_path / "run", lambda: cluster.warn(job))
+    cluster.wait_for(job, "COMPLETED")
+    assert cluster.restarts(job) == 2
+    log = cluster.log(job)
+    assert log.count("warned and saved at step") == 2
+    saved = [int(line.split("at step ")[1].split(";")[0]) for line in log.splitlines() if "warned and saved" in line]
+    for step in saved:
+        assert f"resuming from {tmp_path}/run/checkpoints/step-{step:08d}" in log
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_warned_before_the_first_step(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits))
+    cluster.wait_for(job, "RUNNING")
+    wait_until(lambda: "srun" in str(list_steps(cluster, job)) or cluster.state(job) != "RUNNING", 30, "no step")
+    cluster.warn(job)
+    wait_until(lambda: cluster.restarts(job) == 1, 60, "not requeued")
+    cluster.wait_for(job, "COMPLETED")
+    check_same(tmp_path / "run", undisturbed)
+
+
+def list_steps(cluster: Slurm, job: str) -> str:
+    return cluster._run("squeue", "--steps", "--noheader", f"--jobs={job}", "--format=%i srun")
+
+
+def test_warned_during_an_evaluation(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    evaluation = {"every": 20, "num_samples": 20_000, "batch_size": 16, "cache_dir": str(tmp_path / "cache")}
+    config = recipe(tmp_path, digits, training=TRAINING | {"steps": 40}, checkpoint=CHECKPOINT, evaluation=evaluation)
+    job = submit(cluster, config)
+    wait_until(lambda: 20 in [row["step"] for row in rows_if_any(tmp_path / "run")] or in_evaluation(tmp_path), 120, "")
+    cluster.warn(job)
+    wait_until(lambda: cluster.restarts(job) == 1, 60, "not requeued")
+    cluster.wait_for(job, "COMPLETED", timeout=400)
+    assert status(tmp_path / "run")["outcome"] == "finished"
+
+
+def rows_if_any(run: Path) -> list[dict[str, float]]:
+    return rows(run) if (run / "metrics.jsonl").exists() else []
+
+
+def in_evaluation(folder: Path) -> bool:
+    return (folder / "cache").exists()
+
+
+def test_the_time_limit(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    config = make_recipe(tmp_path, digits)
+    options = ["--time=1", "--signal=B:USR1@30", "--nodes=1", "--cpus-per-task=2"]
+    job = cluster.submit(
+        "train.sbatch", str(config), "training.steps=1000000", options=options,
+        **ENVIRONMENT, PROCESSES_PER_NODE="2",
+    )  # fmt: skip
+    wait_until(lambda: cluster.restarts(job) == 1, 120, "not requeued")
+    assert "warned and saved" in cluster.log(job)
+    wait_until(lambda: status(tmp_path / "run")["restarts"] == 1, 60, "not started again")
+    Job(1, ["stop", str(tmp_path / "run")]).wait()
+    # Asked by a user this time: it stays stopped.
+    cluster.wait_for(job, "COMPLETED")
+    assert "preempted at step" in cluster.log(job)
+    assert cluster.restarts(job) == 1
+
+
+@pytest.mark.parametrize("restarts", [3, 0])
+def test_a_rank_is_killed(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path, restarts: int) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits), restarts=restarts)
+    wait_for_step(tmp_path / "run", 20)
+    name = "a rank is killed, restarted by the launcher" if restarts else "a rank is killed, requeued by Slurm"
+    measure(name, tmp_path / "run", trainer(f"SLURM_JOB_ID={job}", 1).kill)
+    cluster.wait_for(job, "COMPLETED")
+    assert cluster.restarts(job) == (0 if restarts else 1)
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_all_processes_of_a_node_are_killed(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits), nodes="2")
+    wait_for_step(tmp_path / "run", 20)
+    rank = trainer(f"SLURM_JOB_ID={job}", 1)
+    launcher = rank.parent()
+    assert launcher is not None
+
+    def fault() -> None:
+        launcher.kill()
+        rank.kill()
+
+    measure("all processes of one of two nodes are killed, Slurm", tmp_path / "run", fault)
+    cluster.wait_for(job, "COMPLETED")
+    assert cluster.restarts(job) == 1
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_a_job_that_fails_by_itself_does_not_loop(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    config = recipe(
+        tmp_path, digits, discriminator={"optimizer": {"learning_rate": 1e30}, "normalisation": "none"},
+        training={"steps": 200, "batch_size": 16, "max_skipped_updates": 5},
+        monitoring={"every": 5}, checkpoint={"every": 1, "keep": 2},
+    )  # fmt: skip
+    job = submit(cluster, config)
+    cluster.wait_for(job, "FAILED", "COMPLETED")
+    assert cluster.state(job) == "FAILED"
+    assert cluster.restarts(job) == 0
+    assert "train.sbatch: failed:" in cluster.log(job)
+    assert status(tmp_path / "run")["restarts"] == 0
+
+
+def test_what_is_killed_without_progress_does_not_loop(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    config = recipe(tmp_path, digits, training=TRAINING | {"steps": 1_000_000}, checkpoint={"every": 1_000_000})
+    job = submit(cluster, config, restarts=0)
+    wait_until(lambda: len(rows_if_any(tmp_path / "run")) > 1, 60, "does not train")
+    trainer(f"SLURM_JOB_ID={job}", 0).send_signal(signal.SIGKILL)
+    cluster.wait_for(job, "FAILED")
+    assert cluster.restarts(job) == 0
+    assert "lost contact" in cluster.log(job)
+
+
+def test_requeued_without_a_warning(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits))
+    wait_for_step(tmp_path / "run", 20)
+    measure("scontrol requeue", tmp_path / "run", lambda: cluster.requeue(job))
+    cluster.wait_for(job, "COMPLETED")
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_a_node_goes_down(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits))
+    wait_for_step(tmp_path / "run", 20)
+    nodes = cluster._control("-o", "show", "job", job)
+    node = "n1" if "NodeList=n1 " in nodes else "n2"
+    try:
+        measure("its node is set down, Slurm", tmp_path / "run", lambda: cluster.set_node(node, "DOWN"))
+        cluster.wait_for(job, "COMPLETED")
+    finally:
+        cluster.set_node(node, "RESUME")
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_a_smaller_job_continues_the_same_stream(
+    tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path
+) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits), nodes="1-2")
+    wait_for_step(tmp_path / "run", 20)
+    assert status(tmp_path / "run")["world_size"] == 2
+    try:
+        cluster.set_node("n2", "DOWN")
+        cluster.wait_for(job, "COMPLETED")
+    finally:
+        cluster.set_node("n2", "RESUME")
+    assert status(tmp_path / "run")["world_size"] == 1
+    for step, values in losses(undisturbed).items():
+        if step <= 40:
+            assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=1e-2, abs=1e-3)
+
+
+def test_a_sweep(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    config = recipe(tmp_path, digits, training=TRAINING | {"steps": 12})
+    (tmp_path / "sweep.txt").write_text(f"seed=1\nseed=2 run_dir={tmp_path / 'two'}\n")
+    job = cluster.submit(
+        "array-sweep.sbatch", str(config), str(tmp_path / "sweep.txt"), "training.steps=6", options=["--array=1-2"],
+        **ENVIRONMENT,
+    )  # fmt: skip
+    for folder in (tmp_path / "sweep" / "1", tmp_path / "two"):
+        wait_until(lambda folder=folder: (folder / "status.json").exists(), 90, f"{folder} does not start")
+        wait_until(lambda folder=folder: status(folder)["outcome"] == "finished", 90, f"{folder} does not finish")
+        assert status(folder)["step"] == 6
+    deadline = time.monotonic() + 30
+    while cluster._run("squeue", "--noheader", f"--jobs={job}").strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_an_evaluation(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = cluster.submit(
+        "evaluate.sbatch", str(undisturbed), "evaluation.num_samples=128", options=["--nodes=2"],
+        **ENVIRONMENT,
+        DISTGAN_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    cluster.wait_for(job, "COMPLETED")
+    assert '"fid' in cluster.log(job)

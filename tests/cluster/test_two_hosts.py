@@ -1,0 +1,88 @@
+"""A network that breaks, between two hosts of which each has an address and a name of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.faults import MEASURED, rows_if_any, wait_for_step
+from tests.cluster.hosts import Hosts, hosts, missing
+from tests.cluster.slurm import wait_until
+from tests.ranks import Job
+from tests.runs import differing, recipe, rows, status, tensors
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
+
+STEPS = 60
+TRAINING = {"steps": STEPS, "batch_size": 16, "critic_steps": 2, "deterministic": True}
+
+
+@pytest.fixture
+def two() -> Iterator[Hosts]:
+    with hosts() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = recipe(folder, digits, training=TRAINING, checkpoint={"every": 10})
+    assert Job(2, ["train", str(config)]).wait() == [0, 0]
+    return folder / "run"
+
+
+def test_a_link_that_is_cut_for_a_while_is_waited_for(
+    tmp_path: Path, digits: Path, two: Hosts, undisturbed: Path
+) -> None:
+    config = recipe(tmp_path, digits, training=TRAINING, checkpoint={"every": 10})
+    nodes = two.launch(tmp_path / "log", "train", str(config))
+    wait_for_step(tmp_path / "run", 20)
+    two.cut(2)
+    time.sleep(8)
+    before = len(rows(tmp_path / "run"))
+    time.sleep(2)
+    assert len(rows(tmp_path / "run")) == before, "the cut did not stop training"
+    start = time.monotonic()
+    two.mend(2)
+    wait_until(lambda: len(rows(tmp_path / "run")) > before, 60, "training does not go on")
+    MEASURED["a link is cut for 10 s"] = (float("nan"), time.monotonic() - start)
+    assert [node.wait(180) for node in nodes] == [0, 0], (tmp_path / "log").read_text()
+    assert status(tmp_path / "run")["restarts"] == 0
+    assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed, STEPS)) == []
+
+
+def test_a_link_that_stays_cut_ends_all_ranks_in_time(tmp_path: Path, digits: Path, two: Hosts) -> None:
+    training = TRAINING | {"steps": 1_000_000, "timeout_minutes": 0.25}
+    config = recipe(tmp_path, digits, training=training, checkpoint={"every": 10})
+    nodes = two.launch(tmp_path / "log", "train", str(config), MAX_RESTARTS="0")
+    wait_until(lambda: len(rows_if_any(tmp_path / "run")) > 2, 90, "does not train")
+    start = time.monotonic()
+    two.cut(2)
+    wait_until(lambda: status(tmp_path / "run")["outcome"] == "failed", 60, "nobody notices")
+    MEASURED["a link is cut for good, time-out 15 s"] = (time.monotonic() - start, float("nan"))
+    found = status(tmp_path / "run")
+    assert found["lost_rank"]
+    log = (tmp_path / "log").read_text()
+    wait_until(lambda: (tmp_path / "log").read_text().count("distgan: error: ") == 2, 30, "not all ranks say why")
+    log = (tmp_path / "log").read_text()
+    for rank, other in ((0, 1), (1, 0)):
+        [line] = [line for line in log.splitlines() if line.startswith(f"distgan: error: rank {rank} ")]
+        assert "waited at step " in line
+        assert f"for rank {other} on distgan{other + 1} (its host is not reached" in line
+    for node in nodes:
+        assert node.wait(60) != 0
+
+
+def test_the_doctor_sees_two_hosts(tmp_path: Path, digits: Path, two: Hosts) -> None:
+    config = recipe(tmp_path, digits)
+    nodes = two.launch(tmp_path / "log", "doctor", str(config))
+    assert [node.wait(120) for node in nodes] == [0, 0], (tmp_path / "log").read_text()
+    assert "2 on 2 hosts" in (tmp_path / "log").read_text()
+    assert "GB/s a rank" in (tmp_path / "log").read_text()

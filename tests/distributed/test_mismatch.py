@@ -1,0 +1,47 @@
+"""Ranks that were given different things are refused at the start, by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distgan.config import load_config
+from distgan.data.index import load_index
+from distgan.data.pack import pack
+from distgan.errors import UserError
+from distgan.training import loop
+from tests.ranks import RankPool
+from tests.runs import recipe, status
+
+
+def refusal(config: str, what: str, other: str) -> str:
+    """What training says when the last rank has something else than the rest."""
+    changes, patch = [], pytest.MonkeyPatch()
+    if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+        if what == "config":
+            changes = ["generator.optimizer.learning_rate=0.5"]
+        elif what == "code":
+            patch.setattr(loop, "code_digest", lambda: "other")
+        else:
+            patch.setattr(loop, "load_index", lambda _: load_index(other))
+    try:
+        with pytest.raises(UserError) as caught:
+            loop.train(load_config(config, changes))
+    finally:
+        patch.undo()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("config", "the config"), ("code", "the code"), ("data", "the data's fingerprint")]
+)
+def test_a_rank_that_differs_is_named(tmp_path: Path, digits: Path, ranks: RankPool, what: str, said: str) -> None:
+    other = tmp_path / "other"
+    pack("builtin:digits", other, resolution=16, shard_size=500, workers=1, seed=1)
+    config = recipe(tmp_path, digits, training={"steps": 2, "batch_size": 18})
+    for text in ranks.run(3, refusal, str(config), what, str(other)):
+        assert text.startswith(f"{said} of rank 2 differs from rank 0's; ")
+    assert status(tmp_path / "run")["outcome"] == "failed"
+    assert not (tmp_path / "run" / "checkpoints").exists()

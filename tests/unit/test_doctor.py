@@ -1,0 +1,198 @@
+"""The doctor's verdicts, alone and between two real processes of which one is ill."""
+
+from __future__ import annotations
+
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distgan.cli import main
+from distgan.config import load_config
+from distgan.distributed.runtime import Runtime
+from distgan.doctor import examine, machine, network, rehearsal, storage
+from distgan.doctor.finding import Finding, merge, summary
+from distgan.identity import code_digest
+from tests.ranks import Job, RankPool
+from tests.runs import recipe, status
+
+Usage = namedtuple("Usage", "total used free")
+
+
+class Others:
+    """A runtime whose other ranks answer what a test says."""
+
+    def __init__(self, device: str, answers: list[Any] | None = None) -> None:
+        self.device = torch.device(device)
+        self._answers = answers or []
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value, *self._answers]
+
+
+def test_findings_of_all_ranks_are_one_line() -> None:
+    same, other = Finding("ok", "device", "H100"), Finding("warning", "device", "A100")
+    assert merge([[same], [same]]) == [same]
+    assert [str(finding) for finding in merge([[same], [other], [same]])] == [
+        "ok       device         ranks 0, 2: H100",
+        "warning  device         rank 1: A100",
+    ]
+    many = merge([[same] if rank else [other] for rank in range(20)])
+    assert many[1].text == "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 11 more: H100"
+
+
+def test_the_summary_says_whether_to_start() -> None:
+    ok, warning, failed = (Finding(verdict, "x", "y") for verdict in ("ok", "warning", "FAILED"))
+    assert summary([ok, ok]) == "fit to train"
+    assert summary([ok, warning]) == "fit to train, with 1 warning"
+    assert summary([warning, warning, ok]) == "fit to train, with 2 warnings"
+    assert summary([warning, failed, ok]) == "1 of 3 checks FAILED: mend these first"
+
+
+def test_other_code_elsewhere_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine.versions(Others("cpu")).text
+    assert code_digest()[:8] in here
+    found = machine.versions(Others("cpu", [here, here.replace("torch 2", "torch 1")]))
+    assert found.verdict == "FAILED"
+    assert "but rank 2 Python" in found.text
+
+
+def test_two_processes_on_one_gpu_are_a_failure() -> None:
+    import socket
+
+    host = socket.gethostname()
+    found = machine.processes(Others("cuda:0", [(host, "cuda:0")]))
+    assert (found.verdict, "several share cuda:0" in found.text) == ("FAILED", True)
+    assert machine.processes(Others("cuda:0", [(host, "cuda:1"), ("elsewhere", "cuda:0")])).verdict == "ok"
+    assert machine.processes(Others("cpu", [(host, "cpu")])).text == "2 on 1 host, on CPUs"
+
+
+def test_a_driver_without_a_gpu_for_torch_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "Path", lambda path: Path("/dev/null"))
+    found = machine.device(Others("cpu"))
+    assert (found.verdict, "torch finds no GPU" in found.text) == ("FAILED", True)
+
+
+def test_few_cores_and_little_memory_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(4)))
+    assert machine.cores(Others("cpu"), workers=3).verdict == "ok"
+    assert machine.cores(Others("cpu"), workers=4).verdict == "warning"
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Usage(0, 0, 64_000_000))
+    assert machine.shared_memory() == Finding(
+        "warning", "shared memory",
+        "64 MB are free in /dev/shm; start the container with more, such as docker run --shm-size=8g",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(1.9e9, "FAILED"), (3.9e9, "warning"), (9e9, "warning"), (11e9, "ok")])
+def test_room_for_the_checkpoints_kept_and_two_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, verdict: str
+) -> None:
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage(0, 0, free))
+    assert storage.room(tmp_path, checkpoint=400_000_000, keep=3).verdict == verdict
+
+
+def test_a_cache_that_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"run_dir": "r", "training": {"steps": 5, "batch_size": 8}}
+    config = rehearsal.parse_config(
+        values | {"data": {"path": "d", "resolution": 32, "cache_dir": str(tmp_path / "a" / "b"), "cache_gigabytes": 5}}
+    )
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage(0, 0, 4e9))
+    assert storage.shard_cache(config).verdict == "FAILED"
+    (tmp_path / "a" / "b" / "shards").mkdir(parents=True)
+    with open(tmp_path / "a" / "b" / "shards" / "x.tar", "wb") as shard:
+        shard.truncate(2_000_000_000)  # sparse; what is cached already needs no more room
+    assert storage.shard_cache(config).verdict == "ok"
+
+
+@pytest.mark.parametrize(("detector", "verdict"), [("classifier", "ok"), ("inception", "warning")])
+def test_detector_weights(tmp_path: Path, digits: Path, detector: str, verdict: str) -> None:
+    evaluation = {"every": 5, "detector": detector, "cache_dir": str(tmp_path / "cache")}
+    config = load_config(recipe(tmp_path, digits, evaluation=evaluation))
+    assert rehearsal.detector(config).verdict == verdict
+    if detector == "inception":
+        missing = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'absent'}"])
+        assert rehearsal.detector(missing).verdict == "FAILED"
+        there = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'recipe.yaml'}"])
+        assert rehearsal.detector(there).verdict == "ok"
+
+
+def test_alone_and_without_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:2]] == ["versions", "processes"]
+    assert all(line.startswith(("ok ", "warning ")) for line in lines[:-1])
+    assert lines[-1].startswith("fit to train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_is_rehearsed_on_two_ranks_and_leaves_nothing(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits)
+    assert Job(2, ["doctor", str(config)], log=tmp_path / "log").wait() == [0, 0]
+    lines = (tmp_path / "log").read_text().splitlines()
+    subjects = [line.split("  ")[0] + line[9:23].strip() for line in lines[:-1]]
+    for subject in ("all-reduce", "clocks", "run folder", "data", "reading", "training", "free disk"):
+        assert any(subject in found for found in subjects), lines
+    assert lines[-1].startswith("fit to train")
+    assert "is the same on all ranks" in (tmp_path / "log").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "recipe.yaml"]
+
+
+def test_a_failure_ends_with_1(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = recipe(tmp_path, digits, data={"path": str(tmp_path / "nowhere")})
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", str(config)])
+    assert caught.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("FAILED")] == [line for line in lines if "nowhere" in line]
+    assert "1 of" in lines[-1]
+
+
+def test_a_run_that_exists_is_not_touched(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 2})
+    assert Job(1, ["train", str(config)]).wait() == [0]
+    before = sorted(path for path in (tmp_path / "run").rglob("*"))
+    lines: list[str] = []
+    assert examine(load_config(config), lines.append)
+    assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+    assert status(tmp_path / "run")["restarts"] == 0
+
+
+def ill(rank: int, what: str, folder: str, shards: str) -> list[str]:
+    """What two ranks find when one of them has the illness."""
+    runtime = Runtime()
+    place = Path(folder) / (f"rank-{runtime.rank}" if what == "folder" else "same")
+    place.mkdir(parents=True, exist_ok=True)
+    if what == "clock" and runtime.rank == rank:
+        truth = time.time
+        time.time = lambda: truth() + 100
+        try:
+            return [str(network.clocks(runtime))]
+        finally:
+            time.time = truth
+    if what == "clock":
+        return [str(network.clocks(runtime))]
+    if what == "data":
+        config = load_config(recipe(place, Path(folder) / "nowhere" if runtime.rank == rank else Path(shards)))
+        return [str(rehearsal.index(config, runtime)[1])]
+    storage._PATIENCE_SECONDS = 0.5
+    return [str(finding) for finding in storage.shared_folder(runtime, place, "probe")]
+
+
+@pytest.mark.parametrize(
+    ("what", "parts"),
+    [
+        ("clock", ["FAILED", "rank 1's is +100 s off rank 0's"]),
+        ("folder", ["FAILED", "rank 1 on", "does not see", "storage that all nodes mount"]),
+        ("data", ["FAILED", "data", "rank 1: ", "nowhere"]),
+    ],
+)
+def test_an_ill_rank_is_named(tmp_path: Path, digits: Path, ranks: RankPool, what: str, parts: list[str]) -> None:
+    for lines in ranks.run(2, ill, 1, what, str(tmp_path), str(digits)):
+        assert all(part in lines[-1] for part in parts), lines

@@ -1,0 +1,73 @@
+"""docs/cluster.md keeps to what there is: files, commands, keys and messages."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from distgan.cli import _parse
+from distgan.config import Config, flatten, parse_config
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "cluster.md").read_text()
+CODE = re.findall(r"`([^`\n]+)`", TEXT)
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+SOURCES = "\n".join(path.read_text() for path in (ROOT / "distgan").rglob("*.py"))
+
+
+def test_files_are_there() -> None:
+    named = set(re.findall(r"(?:launch|configs|docs)/[\w./-]+\w", TEXT)) - {"configs/x.yaml"}
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_distgan_accepts_the_commands() -> None:
+    accepted = 0
+    for command in COMMANDS:
+        words = shlex.split(command, comments=True)
+        if "distgan" in words:
+            _parse(words[words.index("distgan") + 1 :])
+            accepted += 1
+    assert accepted >= 8
+
+
+def test_keys_exist() -> None:
+    whole = parse_config(
+        {"run_dir": "r", "data": {"path": "d", "resolution": 8}, "training": {"steps": 1, "batch_size": 2}}
+    )
+    sections = "|".join(name for name, value in Config.model_fields.items() if name not in ("run_dir", "seed"))
+    keys = {key for code in CODE for key in re.findall(rf"(?:^|\s)((?:{sections})\.\w+)", code)}
+    assert len(keys) > 10
+    assert keys - set(flatten(whole)) == set()
+
+
+@pytest.mark.parametrize(
+    "message", re.findall(r"^\| `([^`]+)` \|", TEXT.partition("## What each error")[2], re.MULTILINE)
+)
+def test_messages_are_the_programs(message: str) -> None:
+    """Every fixed part of it, between numbers and names."""
+    parts = [part for part in re.split(r"\bN\b|\d+|\.\.\.|rank|generator", message) if len(part.strip(" ,;'")) > 3]
+    assert parts
+    joined = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
+    for part in parts:
+        assert part.strip() in joined, part
+
+
+def test_scalars_are_the_ones_that_are_written() -> None:
+    table = TEXT.partition("## Reading the TensorBoard page")[2].partition("## ")[0]
+    names = re.findall(r"`((?:speed|ranks|skipped_updates|data|checkpoint|memory|discriminator)/\w+)`", table)
+    assert len(names) >= 9
+    for name in names:
+        tag = name.replace("/generator", "/{player.role}") if name.startswith("skipped") else name
+        assert f'"{tag}"' in SOURCES, name
+
+
+def test_links_lead_somewhere() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)", TEXT, re.M)
+    }
+    assert set(re.findall(r"\(#([\w-]+)\)", TEXT)) <= headings

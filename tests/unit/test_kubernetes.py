@@ -1,0 +1,136 @@
+"""The manifests have what we rely on, and a pod ends with the code that Kubernetes is to act on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "launch" / "kubernetes"
+# Of the API references: batch/v1 JobSpec, core/v1 PodSpec and Container, kubeflow.org/v1 PyTorchJob.
+JOB = {"completionMode", "completions", "parallelism", "backoffLimit", "podFailurePolicy", "template"}
+POD = {"subdomain", "restartPolicy", "terminationGracePeriodSeconds", "containers", "volumes"}
+CONTAINER = {"name", "image", "command", "args", "env", "resources", "volumeMounts"}
+PYTORCH = {"nprocPerNode", "elasticPolicy", "runPolicy", "pytorchReplicaSpecs"}
+ELASTIC = {"minReplicas", "maxReplicas", "rdzvBackend", "maxRestarts"}
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+def check_pod(spec: dict[str, Any]) -> dict[str, Any]:
+    """The only container of a pod that can save before it leaves."""
+    assert spec.keys() <= POD
+    assert spec["terminationGracePeriodSeconds"] >= 60
+    [container] = spec["containers"]
+    assert container.keys() <= CONTAINER
+    assert container["command"][1] == "train"
+    script = container["command"][0].removeprefix("/opt/distgan/")
+    assert os.access(ROOT / script, os.X_OK)
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    assert "persistentVolumeClaim" in mounted["/runs"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    return container
+
+
+def variables(container: dict[str, Any]) -> dict[str, Any]:
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+def test_the_indexed_job() -> None:
+    service, job = documents("indexed-job.yaml")
+    assert (service["apiVersion"], service["kind"], service["spec"]["clusterIP"]) == ("v1", "Service", "None")
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec = job["spec"]
+    assert spec.keys() <= JOB
+    assert spec["completionMode"] == "Indexed"
+    container = check_pod(spec["template"]["spec"])
+    # A policy for failed pods is only allowed with this.
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    environment = variables(container)
+    assert spec["completions"] == spec["parallelism"] == int(environment["PET_NNODES"])
+    # Pod 0 is NAME-0 in the subdomain of the service.
+    host = f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert environment["PET_RDZV_ENDPOINT"] == f"{host}:29400"
+    assert environment["PET_RDZV_BACKEND"] == "c10d"
+    assert environment["PET_LOCAL_ADDR"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert environment["PET_NPROC_PER_NODE"] == "8"
+    rules = spec["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in rules] == ["FailJob", "Ignore"]
+    assert rules[0]["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [42]}
+
+
+def test_the_pytorch_job() -> None:
+    [job] = documents("pytorchjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    spec = job["spec"]
+    assert spec.keys() <= PYTORCH
+    assert spec["elasticPolicy"].keys() <= ELASTIC
+    worker = spec["pytorchReplicaSpecs"]["Worker"]
+    assert worker["replicas"] == spec["elasticPolicy"]["minReplicas"] == spec["elasticPolicy"]["maxReplicas"]
+    assert worker["restartPolicy"] == "ExitCode"
+    assert check_pod(worker["template"]["spec"])["name"] == "pytorch"
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> dict[str, str]:
+    """An environment in which torchrun and distgan do what SCRIPT and STANDING say."""
+    (tmp_path / "torchrun").write_text(
+        f'#!/bin/bash\nprintf "%q " "$@" "$PET_RDZV_CONF" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" > {tmp_path}/said\n'
+        'eval "$SCRIPT"\n'
+    )
+    (tmp_path / "distgan").write_text('#!/bin/bash\n[ -n "$STANDING" ] && echo "$STANDING"\n')
+    for name in ("torchrun", "distgan"):
+        (tmp_path / name).chmod(0o755)
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "1"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("standing", "script", "code"),
+    [
+        ("finished 100", "exit 0", 0),
+        ("preempted 40 stop request", "exit 0", 0),
+        ("preempted 40 SIGTERM", "exit 0", 138),
+        ("lost 40 rank 0: lost contact", "exit 1", 138),
+        ("running 40", "exit 1", 138),
+        ("failed 40 rank 0: ValueError", "exit 1", 42),
+        ("", "exit 2", 42),
+    ],
+)
+def test_a_pod_ends_as_the_run_stands(pod: dict[str, str], standing: str, script: str, code: int) -> None:
+    command = [str(FOLDER / "pod.sh"), "train", "x y.yaml", "seed=1"]
+    result = subprocess.run(command, env=pod | {"STANDING": standing, "SCRIPT": script}, capture_output=True)
+    assert result.returncode == code
+    said = shlex.split((Path(pod["PATH"].partition(":")[0]) / "said").read_text())
+    assert said == ["-m", "distgan", "train", "x y.yaml", "seed=1", "is_host=0,read_timeout=600,join_timeout=600", "1"]
+
+
+def test_an_evicted_pod_passes_it_on_and_waits(pod: dict[str, str], tmp_path: Path) -> None:
+    script = (
+        f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    )
+    environment = pod | {"STANDING": "preempted 40 SIGTERM", "SCRIPT": script}
+    process = subprocess.Popen([str(FOLDER / "pod.sh"), "train", "x.yaml"], env=environment)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 138
+    assert (tmp_path / "saved").exists()

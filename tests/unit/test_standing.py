@@ -1,0 +1,52 @@
+"""How a run stands, for scripts, and the run that a recipe means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distgan.cli import main
+from distgan.errors import UserError
+from distgan.training.preemption import write_failure, write_status
+from distgan.training.standing import run_folder_of, standing
+
+
+def test_each_outcome_is_one_word(tmp_path: Path) -> None:
+    assert str(standing(tmp_path)) == "none -1"
+    write_status(tmp_path, "running")
+    assert str(standing(tmp_path)) == "running -1"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000120\n")
+    write_status(tmp_path, "preempted", step=120, reason="SIGUSR1")
+    assert str(standing(tmp_path)) == "preempted 120 SIGUSR1"
+    write_status(tmp_path, "running")
+    write_failure(tmp_path, 1, "ValueError: broken")
+    assert str(standing(tmp_path)) == "failed 120 rank 1: ValueError: broken"
+
+
+def test_what_failed_for_want_of_a_rank_is_lost_and_only_that(tmp_path: Path) -> None:
+    write_status(tmp_path, "running")
+    write_failure(tmp_path, 0, "lost contact with another rank", lost_rank=True)
+    write_failure(tmp_path, 1, "ValueError: later")
+    assert standing(tmp_path).outcome == "lost"
+    write_status(tmp_path, "running")
+    write_failure(tmp_path, 1, "ValueError: first")
+    write_failure(tmp_path, 0, "lost contact with another rank", lost_rank=True)
+    assert standing(tmp_path).outcome == "failed"
+
+
+def test_a_recipe_means_its_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"run_dir: {tmp_path / 'run'}\ndata: {{path: d, resolution: 32}}\ntraining: {{steps: 5, batch_size: 8}}\n"
+    )
+    assert run_folder_of(str(recipe)) == tmp_path / "run"
+    assert run_folder_of(str(recipe), [f"run_dir={tmp_path / 'other'}"]) == tmp_path / "other"
+    assert run_folder_of(str(tmp_path / "run")) == tmp_path / "run"
+    with pytest.raises(UserError, match=r"training\.steps=5 means nothing"):
+        run_folder_of(str(tmp_path), ["training.steps=5"])
+    (tmp_path / "other").mkdir()
+    write_status(tmp_path / "other", "finished", step=5)
+    main(["status", str(recipe), f"run_dir={tmp_path / 'other'}"])
+    assert capsys.readouterr().out == "finished -1\n"
