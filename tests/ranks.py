@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -40,13 +40,24 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 
 class Job:
-    """Fresh processes, one a rank, that run one of distgan's commands and can be killed."""
+    """Fresh processes, one a rank, that run one of distgan's commands and can be killed.
 
-    def __init__(self, world_size: int, arguments: list[str], *, log: Path | None = None) -> None:
+    Args:
+        environment: what a launcher would add to that of all ranks.
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        arguments: list[str],
+        *,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         context = _context()
         port = free_port()
         self.processes = [
-            context.Process(target=_command, args=(arguments, rank, world_size, port, log))
+            context.Process(target=_command, args=(arguments, rank, world_size, port, log, environment or {}))
             for rank in range(world_size)
         ]
         for process in self.processes:
@@ -79,7 +90,9 @@ class Job:
         return all(process.is_alive() for process in self.processes)
 
 
-def _command(arguments: list[str], rank: int, world_size: int, port: int, log: Path | None) -> None:
+def _command(
+    arguments: list[str], rank: int, world_size: int, port: int, log: Path | None, environment: Mapping[str, str]
+) -> None:
     import torch
 
     from distgan.cli import main
@@ -89,6 +102,7 @@ def _command(arguments: list[str], rank: int, world_size: int, port: int, log: P
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if world_size > 1:
         _set_rank(rank, world_size, port)
+    os.environ.update(environment)
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)

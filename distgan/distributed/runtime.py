@@ -86,6 +86,7 @@ class Runtime:
         self._timeout_minutes = timeout_minutes
         check_world_size(self.world_size)
         self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
+        self._others: list[Any] = []
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
             # What the recipe calls float32 is that: TF32 has 10 bits of mantissa, and bf16 is there for speed.
@@ -233,8 +234,14 @@ class Runtime:
         if self.world_size == 1 or minutes == self._timeout_minutes:
             return
         self._timeout_minutes = minutes
-        for group in (None, self._control):
+        for group in (None, self._control, *self._others):
             _set_timeout(timedelta(minutes=minutes), group)
+
+    def adopt(self, group: Any) -> None:
+        """Have the collectives of a process group that an engine made give up when all others do."""
+        if group not in self._others:
+            self._others.append(group)
+            _set_timeout(timedelta(minutes=self._timeout_minutes), group)
 
     def lost_contact(self, error: Exception) -> bool:
         """Whether an error means that a collective failed because another rank is gone or silent."""

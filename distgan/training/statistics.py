@@ -32,11 +32,12 @@ class Statistics:
             self._sums[names] = row
 
     def totals(self, runtime: Runtime) -> Totals:
-        """Sum and count of each value over all ranks; one all-reduce, and a wait for the device."""
+        """Sum and count of each value, as means over ranks; one all-reduce, and a wait for the device."""
         totals = dict(self._carried)
         if not self._sums:
             return totals
-        flat = runtime.all_reduce_sum(torch.cat(list(self._sums.values()))).tolist()
+        # By rank, because a resume may be on another number of them.
+        flat = (runtime.all_reduce_sum(torch.cat(list(self._sums.values()))) / runtime.world_size).tolist()
         for names in self._sums:
             row, flat = flat[: len(names) + 1], flat[len(names) + 1 :]
             for name, value in zip(names, row, strict=False):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distgan.distributed.runtime import Runtime
 from distgan.training.objective import Objective
 from distgan.training.player import Player
-from tests.distributed.test_players import small_config, train_steps
+from tests.distributed.test_players import build, small_config, train_steps
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
 
@@ -165,3 +165,45 @@ def test_gradients_may_travel_in_bfloat16(ranks: RankPool, engine: str) -> None:
     exact, rounded = (ranks.run(2, under, LAUNCHED[engine], squared_mean_gradient, low)[0] for low in (False, True))
     assert exact == pytest.approx([(1 + 2**-11) ** 2] * 4, rel=1e-6)
     assert rounded == [1.0] * 4
+
+
+def passed_through(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a player gives out of the weights and moments that it was given."""
+    player, *_ = build(small_config(**PENALISED), Runtime(), torch.float32)
+    player.engine.load_weights(saved["weights"])
+    player.engine.load_optimizer_state(saved["moments"])
+    given = {"weights": player.engine.weights(), "moments": player.engine.optimizer_state()}
+    return {name: {key: value.clone() for key, value in tensors.items()} for name, tensors in given.items()}
+
+
+@pytest.mark.parametrize("engine", DIVIDED)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_state_passes_through_any_engine_unchanged(ranks: RankPool, engine: str, world_size: int) -> None:
+    """Weights and moments that an engine divides among its ranks come out of it as they were, bit for bit."""
+    player, *_ = build(small_config(**PENALISED), Runtime(), torch.float32)
+    moments = {
+        f"{name}/{quantity}": torch.tensor(7.0) if quantity == "step" else torch.rand_like(weight)
+        for name, weight in player.network.named_parameters()
+        for quantity in player.quantities
+    }
+    weights = {name: torch.rand_like(value) for name, value in player.network.state_dict().items()}
+    saved = {"weights": weights, "moments": moments}
+    found = ranks.run(world_size, under, LAUNCHED[engine], passed_through, saved)[0]
+    for name, tensors in saved.items():
+        assert found[name].keys() == tensors.keys()
+        assert all(torch.equal(found[name][key], value) for key, value in tensors.items())
+
+
+def bucket_size(config: dict[str, Any]) -> tuple[int, int]:
+    player, *_ = build(small_config(**config), Runtime(), torch.float32)
+    weights = sum(weight.numel() for weight in player.network.parameters())
+    return weights, player.engine.module.zero_reduce_bucket_size()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("engine", [needs("zero2")])
+def test_gradient_buffers_are_no_larger_than_the_network(ranks: RankPool, engine: str) -> None:
+    """They are filled anew at each update where kernels are deterministic: by default 4 GB, in fifteen seconds."""
+    weights, bucket = ranks.run(2, under, LAUNCHED[engine], bucket_size, {})[0]
+    assert bucket == weights
+    weights, bucket = ranks.run(2, under, LAUNCHED[engine], bucket_size, {"generator": {"width": 512}})[0]
+    assert bucket == 25 * 2**20 // 4 < weights

@@ -41,6 +41,10 @@ _DECIDED_BY_THE_RECIPE = {
 }
 """Key of a DeepSpeed config -> values it may have all the same, besides `auto`, and the keys of the recipe."""
 
+_BUCKET_SIZE = 6_553_600
+"""Gradients that are averaged at once where the config does not say: DDP's 25 MiB. More would come later, and so be
+overlapped less with the backward pass."""
+
 _REFUSED = {
     "fp16.enabled": "gradient penalties overflow its range, and loss scaling skips updates of one player only; "
     "use training.mixed_precision: bf16",
@@ -74,13 +78,14 @@ def read_deepspeed_config() -> dict[str, Any]:
     config: dict[str, Any] = copy.deepcopy(plugin.deepspeed_config)
     _check(config)
     config.pop("train_batch_size", None)
+    zero = {key: value for key, value in config["zero_optimization"].items() if value != "auto"}
     return config | {
         "train_micro_batch_size_per_gpu": 1,  # it is a number in DeepSpeed's log, no more
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,  # where it is left out, DeepSpeed clips at 1.0
         "zero_allow_untested_optimizer": True,
         # The optimizer's own hook measures the norm: DeepSpeed's would make the host wait for the device.
-        "zero_optimization": config["zero_optimization"] | {"compute_grad_norm": False},
+        "zero_optimization": zero | {"compute_grad_norm": False},
     }
 
 
@@ -95,11 +100,14 @@ class ZeroEngine:
         runtime: Runtime,
         config: Mapping[str, Any],
     ) -> None:
-        self.network = network
+        self.network, self._runtime = network, runtime
         self._objective, self._make_optimizer = objective.to(runtime.device), make_optimizer
-        self._config = {**config}
+        self._config = copy.deepcopy(dict(config))
         if runtime.gradients_in_bf16:
             self._config["communication_data_type"] = "bf16"
+        # Its buffers are as large as this says, whatever the network: 4 GB a player by DeepSpeed's default.
+        settings, size = self._config["zero_optimization"], sum(weight.numel() for weight in network.parameters())
+        settings["reduce_bucket_size"] = min(size, int(settings.get("reduce_bucket_size", _BUCKET_SIZE)))
         self._initialize()
 
     def _initialize(self) -> None:
@@ -108,6 +116,7 @@ class ZeroEngine:
         self.module, *_ = _import_deepspeed().initialize(
             model=self._objective, optimizer=self.optimizer, config=copy.deepcopy(self._config)
         )
+        self._runtime.adopt(self.module.data_parallel_group)
 
     @property
     def _trained(self) -> dict[str, nn.Parameter]:
