@@ -169,7 +169,7 @@ def _warn_of_hanging_restarts() -> None:
     may_restart = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if may_restart and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
         logger.warning(
-            "a restart by --max-restarts hangs now and then unless the launcher has --rdzv-backend c10d, or --standalone, "
+            "restarts by --max-restarts may hang unless the launcher has --rdzv-backend c10d, or --standalone, "
             "and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
         )
 
