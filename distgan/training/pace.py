@@ -24,8 +24,8 @@ from distgan.distributed.runtime import Runtime
 
 logger = logging.getLogger("distgan")
 
-_SLOW = 1.5
-"""How many times the median a rank's step takes before it is complained of."""
+_SLOW, _IN_A_ROW = 1.5, 3
+"""How many times the median rank's step one takes, and how often in a row, before it is complained of."""
 
 Span = tuple[Any, Any]
 
@@ -40,7 +40,8 @@ class Pace:
         self._began: Any = None
         self._whole: Span | None = None
         self._waits: list[Span] = []
-        self._complained: int | None = None
+        self._suspect: int | None = None
+        self._suspicions = 0
 
     def begin(self) -> None:
         """The next step is watched."""
@@ -75,7 +76,7 @@ class Pace:
     def measure(self) -> dict[str, float]:
         """Of the step watched last: own seconds of the slowest and the fastest rank, and the slowest one's number.
 
-        Call it when the device has done that step. A rank that is far slower than most is named in the log.
+        Call it when the device has done that step. A rank that is far slower than most for a while is named in the log.
         """
         if self._whole is None:
             return {}
@@ -84,22 +85,25 @@ class Pace:
         reports = self._runtime.gather_objects((own, socket.gethostname()))
         seconds = [each for each, _ in reports]
         slowest = max(range(len(seconds)), key=seconds.__getitem__)
-        median = statistics.median_low(seconds)
-        if seconds[slowest] <= _SLOW * median:
-            self._complained = None
-        elif slowest != self._complained:
-            self._complained = slowest
-            if self._runtime.is_main:
-                logger.warning(
-                    "rank %d on %s is slow: a step takes it %.3g s without waiting for others, which is %.1f times the "
-                    "median rank's, and all wait for it; look at that node, or leave it out",
-                    slowest, reports[slowest][1], seconds[slowest], seconds[slowest] / median,
-                )  # fmt: skip
+        self._consider(slowest, seconds[slowest], statistics.median_low(seconds), reports[slowest][1])
         return {
             "ranks/own_step_seconds_max": max(seconds),
             "ranks/own_step_seconds_min": min(seconds),
             "ranks/slowest": float(slowest),
         }
+
+    def _consider(self, rank: int, seconds: float, median: float, host: str) -> None:
+        if seconds <= _SLOW * median:
+            self._suspect = None
+            return
+        self._suspicions = self._suspicions + 1 if rank == self._suspect else 1
+        self._suspect = rank
+        if self._suspicions == _IN_A_ROW and self._runtime.is_main:
+            logger.warning(
+                "rank %d on %s is slow: a step takes it %.3g s without waiting for others, which is %.1f times the "
+                "median rank's, and all wait for it; look at that node, or leave it out",
+                rank, host, seconds, seconds / median,
+            )  # fmt: skip
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

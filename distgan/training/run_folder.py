@@ -132,6 +132,7 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
                     held.enter_context(_alone_in(folder))
                     if restarted:
                         _refuse_to_repeat(folder)
+                    _warn_of_hanging_restarts()
                     preemption.write_status(folder, "running", world_size=runtime.world_size)
             except OSError as error:
                 raise UserError(
@@ -161,6 +162,16 @@ def _refuse_to_repeat(folder: Path) -> None:
     status = preemption.read_status(folder)
     if status is not None and status.outcome == "failed" and not status.lost_rank:
         raise UserError(f"not restarted, because the attempt before failed by itself: {status.reason}")
+
+
+def _warn_of_hanging_restarts() -> None:
+    """torchrun's restarted ranks may find the addresses of those before them, unless each attempt has its own store."""
+    may_restart = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if may_restart and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        logger.warning(
+            "restarts by --max-restarts may hang unless the launcher has --rdzv-backend c10d, or --standalone, "
+            "and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
 
 
 @contextmanager

@@ -104,6 +104,14 @@ class Slurm:
     def requeue(self, job: str) -> None:
         self._control("requeue", job)
 
+    def cancel_all(self) -> None:
+        """Leave no job behind."""
+        for job in self._run("squeue", "--noheader", "--format=%A").split():
+            # Without a chance to save, which only training asks for.
+            self._run("scancel", "--full", "--signal=KILL", job)
+            self._run("scancel", job)
+        wait_until(lambda: not self._run("squeue", "--noheader").strip(), 30, "jobs stay")
+
     def log(self, job: str) -> str:
         path = self.folder / f"job-{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -187,12 +195,8 @@ def slurm(folder: Path, **named: Mapping[str, list[str]] | Mapping[str, str]) ->
         cluster.start()
         yield cluster
     finally:
-        jobs = cluster._run("squeue", "--noheader", "--format=%A").split()
-        for job in jobs:
-            cluster._run("scancel", "--full", "--signal=KILL", job)
-            cluster._run("scancel", job)
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not cluster._run("squeue", "--noheader").strip(), 15, "jobs stay")
+            cluster.cancel_all()
         cluster.stop()
         _kill_all_with(f"SLURM_CONF={cluster.folder / 'slurm.conf'}")
 

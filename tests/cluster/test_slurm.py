@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.faults import measure, trainer, wait_for_step
+from tests.cluster.faults import measure, rows_if_any, trainer, wait_for_step
 from tests.cluster.slurm import Slurm, missing, slurm, wait_until
 from tests.ranks import Job
 from tests.runs import differing, losses, recipe, rows, status, tensors
@@ -37,6 +37,12 @@ TRAINING = {"steps": STEPS, "batch_size": 16, "critic_steps": 2, "deterministic"
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     with slurm(tmp_path_factory.mktemp("slurm")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def no_job_left(cluster: Slurm) -> Iterator[None]:
+    yield
+    cluster.cancel_all()
 
 
 @pytest.fixture(scope="module")
@@ -114,29 +120,30 @@ def test_warned_during_an_evaluation(tmp_path: Path, digits: Path, cluster: Slur
     assert status(tmp_path / "run")["outcome"] == "finished"
 
 
-def rows_if_any(run: Path) -> list[dict[str, float]]:
-    return rows(run) if (run / "metrics.jsonl").exists() else []
-
-
 def in_evaluation(folder: Path) -> bool:
     return (folder / "cache").exists()
 
 
 def test_the_time_limit(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     config = make_recipe(tmp_path, digits)
-    options = ["--time=1", "--signal=B:USR1@30", "--nodes=1", "--cpus-per-task=2"]
+    # The limit is in minutes, and the warning comes up to a minute earlier than it says.
+    options = ["--time=2", "--signal=B:USR1@20", "--nodes=1", "--cpus-per-task=2"]
     job = cluster.submit(
         "train.sbatch", str(config), "training.steps=1000000", options=options,
         **ENVIRONMENT, PROCESSES_PER_NODE="2",
     )  # fmt: skip
-    wait_until(lambda: cluster.restarts(job) == 1, 120, "not requeued")
+    wait_until(lambda: cluster.restarts(job) == 1, 180, "not requeued")
     assert "warned and saved" in cluster.log(job)
-    wait_until(lambda: status(tmp_path / "run")["restarts"] == 1, 60, "not started again")
+    wait_until(lambda: "resuming from" in cluster.log(job), 90, "not continued")
+
+
+def test_a_run_that_its_user_stops_stays_stopped(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits), "training.steps=1000000")
+    wait_for_step(tmp_path / "run", 10)
     Job(1, ["stop", str(tmp_path / "run")]).wait()
-    # Asked by a user this time: it stays stopped.
     cluster.wait_for(job, "COMPLETED")
-    assert "preempted at step" in cluster.log(job)
-    assert cluster.restarts(job) == 1
+    assert "train.sbatch: preempted at step" in cluster.log(job)
+    assert cluster.restarts(job) == 0
 
 
 @pytest.mark.parametrize("restarts", [3, 0])

@@ -43,7 +43,7 @@ def train_with_a_slow_rank(config: str, slow: int, where: str) -> list[str]:
 
 @pytest.mark.parametrize(("slow", "where"), [(1, "data"), (0, "network")])
 def test_the_slow_rank_is_named(tmp_path: Path, digits: Path, ranks: RankPool, slow: int, where: str) -> None:
-    config = recipe(tmp_path, digits, training={"steps": 6, "batch_size": 16})
+    config = recipe(tmp_path, digits, training={"steps": 4, "batch_size": 16}, monitoring={"every": 1})
     said = ranks.run(2, train_with_a_slow_rank, str(config), slow, where)[0]
     for row in rows(tmp_path / "run"):
         assert row["ranks/slowest"] == slow

@@ -90,7 +90,7 @@ def test_two_machines_go_on_when_a_rank_is_lost(tmp_path: Path, digits: Path, st
 
 def test_a_launcher_does_not_repeat_what_failed_by_itself(tmp_path: Path, digits: Path, start: Start) -> None:
     config = recipe(tmp_path, digits, training={"steps": 1_000}, data={"retries": 0})
-    tampered = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    tampered = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}
     run = tmp_path / "run"
     assert Job(1, ["train", str(config), "discriminator.optimizer.learning_rate=1e30", "training.max_skipped_updates=2",
                    "discriminator.normalisation=none", "monitoring.every=1"]).wait() == [2]  # fmt: skip

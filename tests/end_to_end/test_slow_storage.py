@@ -1,0 +1,110 @@
+"""Storage that is slow, fails or vanishes under a run of two ranks: it goes on as if not, or says why it stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distgan.config import load_config
+from distgan.data.index import load_index
+from distgan.training import checkpoint
+from distgan.training.checkpoint_folder import newest_valid
+from distgan.training.loop import train
+from tests.ranks import Job, RankPool
+from tests.runs import differing, recipe, rows, status, tensors
+from tests.servers import RangeServer, range_server
+
+STEPS = 30
+
+
+def train_into_a_slow_folder(config: str) -> tuple[int, list[str]]:
+    """Train while each checkpoint takes longer than the steps between two; most writers at once, and what was said."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("distgan").addHandler(handler)
+    patch, write, most = pytest.MonkeyPatch(), checkpoint.write_file, 0
+
+    def slow(*arguments: object) -> object:
+        nonlocal most
+        most = max(most, sum(thread.name.startswith("checkpoint of") for thread in threading.enumerate()))
+        time.sleep(0.2)
+        return write(*arguments)  # type: ignore[arg-type]
+
+    patch.setattr(checkpoint, "write_file", slow)
+    patch.setattr(checkpoint, "_PATIENCE_SECONDS", 0.01)
+    try:
+        train(load_config(config))
+    finally:
+        patch.undo()
+        logging.getLogger("distgan").removeHandler(handler)
+    return most, said
+
+
+def test_checkpoints_slower_than_their_interval_do_not_pile_up(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 12}, checkpoint={"every": 1, "keep": 100})
+    most, said = ranks.run(2, train_into_a_slow_folder, str(config))[0]
+    assert most == 1
+    skipped = [line for line in said if "still being written" in line]
+    assert len(skipped) >= 5
+    # The last one is waited for.
+    newest = newest_valid(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step-00000012"
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp"))
+    assert rows(tmp_path / "run")[-1]["checkpoint/failures"] == 0
+
+
+@pytest.fixture
+def server(digits: Path, tmp_path: Path) -> Iterator[RangeServer]:
+    shutil.copytree(digits, tmp_path / "store")
+    with range_server(tmp_path / "store") as running:
+        yield running
+
+
+def remote_recipe(folder: Path, server: RangeServer, **sections: object) -> Path:
+    data = {"path": server.url, "cache_dir": str(folder / "cache"), "order": "lanes", "lanes": 2, "shuffle_block": 64}
+    return recipe(folder, Path(server.url), data=data, training={"steps": STEPS}, **sections)
+
+
+def wait_for_rows(run: Path, job: Job) -> None:
+    deadline = time.monotonic() + 90
+    while not (run / "metrics.jsonl").exists() or not rows(run):
+        assert time.monotonic() < deadline
+        assert job.running(), "the job ended by itself"
+        time.sleep(0.02)
+
+
+def test_errors_cuts_delays_and_a_lost_cache_change_nothing(tmp_path: Path, server: RangeServer) -> None:
+    config = remote_recipe(tmp_path, server)
+    data = f"data.path={server.url}"
+    undisturbed = tmp_path / "undisturbed"
+    assert Job(2, ["train", str(config), data, f"run_dir={undisturbed}"]).wait() == [0, 0]
+    shutil.rmtree(tmp_path / "cache")
+    server.delay = 0.1
+    job = Job(2, ["train", str(config), data], log=tmp_path / "log")
+    wait_for_rows(tmp_path / "run", job)
+    # Nothing is left to read from, and the store is in trouble.
+    server.failures, server.failure = 3, "cut"
+    shutil.rmtree(tmp_path / "cache" / "shards", ignore_errors=True)
+    assert job.wait() == [0, 0], (tmp_path / "log").read_text()
+    assert rows(tmp_path / "run")[-1]["data/replaced_samples"] == 0
+    assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed, STEPS)) == []
+
+
+def test_a_shard_that_vanished_stops_the_run_by_its_name(tmp_path: Path, server: RangeServer) -> None:
+    config = remote_recipe(tmp_path, server)
+    gone = Path(load_index(server.url).shards[1].url).name
+    os.unlink(server.folder / gone)
+    job = Job(2, ["train", str(config), "data.retries=1"], log=tmp_path / "log")
+    assert job.wait(120) == [2, 2], (tmp_path / "log").read_text()
+    said = next(line for line in (tmp_path / "log").read_text().splitlines() if "distgan: error:" in line)
+    assert gone in said
+    assert status(tmp_path / "run")["outcome"] == "failed"
