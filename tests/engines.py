@@ -19,9 +19,13 @@ LAUNCHED: dict[str, dict[str, str]] = {
 """What the launcher puts into the environment."""
 
 
+def deepspeed_is_there() -> bool:
+    return all(map(importlib.util.find_spec, ("deepspeed", "transformers")))
+
+
 def needs(engine: str) -> Any:
     """An engine as a test's parameter, skipped where its library is missing."""
-    missing = engine.startswith("zero") and not all(map(importlib.util.find_spec, ("deepspeed", "transformers")))
+    missing = engine.startswith("zero") and not deepspeed_is_there()
     return pytest.param(engine, marks=pytest.mark.skipif(missing, reason="needs distgan[deepspeed]"))
 
 

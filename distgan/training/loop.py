@@ -58,6 +58,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         for doubt in (*config.doubts, *growth.doubts(config)) if runtime.is_main else ():
             logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
+        if runtime.is_main and runtime.world_size > 1:
+            logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
         with ExitStack() as held:
             with runtime.together():
                 # First, because it completes what a killed predecessor had almost published.

@@ -13,11 +13,13 @@ from typing import IO
 import psutil
 import pytest
 
+from tests.engines import deepspeed_is_there
 from tests.ranks import Job, free_port
 from tests.runs import differing, recipe, status, tensors
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
+WITH_DEEPSPEED = pytest.mark.skipif(not deepspeed_is_there(), reason="needs distgan[deepspeed]")
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -47,21 +49,40 @@ def with_config(name: str, config: Path, *flags: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "world_size"),
+    ("name", "world_size", "engine"),
     [
-        ("cpu", [], 2),
-        pytest.param("single-gpu", [], 1, marks=pytest.mark.slow),
-        pytest.param("multi-gpu", ["--num_processes", "2"], 2, marks=pytest.mark.slow),
+        ("cpu", 2, "DDP"),
+        pytest.param("single-gpu", 1, None, marks=pytest.mark.slow),
+        pytest.param("multi-gpu", 2, "DDP", marks=pytest.mark.slow),
+        pytest.param("deepspeed-zero1", 2, "DeepSpeed ZeRO-1", marks=[WITH_DEEPSPEED, pytest.mark.slow]),
+        pytest.param("deepspeed-zero2", 2, "DeepSpeed ZeRO-2", marks=WITH_DEEPSPEED),
+        ("fsdp", 2, "FSDP2"),
     ],
 )
 def test_on_one_machine(
-    tmp_path: Path, digits: Path, start: Start, name: str, flags: list[str], world_size: int
+    tmp_path: Path, digits: Path, start: Start, name: str, world_size: int, engine: str | None
 ) -> None:
     config = recipe(tmp_path, digits, training={"steps": 2})
     with open(tmp_path / "log", "wb") as log:
-        assert start(with_config(name, config, *flags), log).wait(120) == 0, (tmp_path / "log").read_text()
+        command = with_config(name, config, "--num_processes", str(world_size))
+        assert start(command, log).wait(120) == 0, (tmp_path / "log").read_text()
     assert status(tmp_path / "run")["outcome"] == "finished"
     assert status(tmp_path / "run")["world_size"] == world_size
+    # Accelerate has ways to start one of these and get another.
+    assert engine is None or f"2 ranks train with {engine}" in (tmp_path / "log").read_text()
+
+
+@WITH_DEEPSPEED
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, {"ACCELERATE_USE_CPU": "true"}])
+def test_deepspeed_by_a_flag(tmp_path: Path, digits: Path, start: Start, environment: dict[str, str]) -> None:
+    """The variable makes accelerate itself train with DDP and say nothing."""
+    config = recipe(tmp_path, digits, training={"steps": 2})
+    launch = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--zero_stage", "2", "--num_processes", "2"]
+    with open(tmp_path / "log", "wb") as log:
+        command = [sys.executable, *launch, "-m", "distgan", "train", str(config)]
+        assert start(command, log, **environment).wait(120) == 0, (tmp_path / "log").read_text()
+    assert "2 ranks train with DeepSpeed ZeRO-2" in (tmp_path / "log").read_text()
 
 
 def test_two_machines_go_on_when_a_rank_is_lost(tmp_path: Path, digits: Path, start: Start) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 from accelerate.utils import parse_flag_from_env
 
+from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
 from distgan.distributed.engines.engine import Engine
 from distgan.distributed.engines.replicated import ReplicatedEngine
 from distgan.distributed.engines.sharded import ShardedEngine, check_fsdp_config
-from distgan.distributed.engines.zero import ZeroEngine, read_deepspeed_config
+from distgan.distributed.engines.zero import ZeroEngine
 
 __all__ = ["Engine", "MakeEngine", "ReplicatedEngine", "ShardedEngine", "ZeroEngine", "chosen_engine"]
 

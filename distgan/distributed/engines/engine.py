@@ -15,6 +15,8 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 class Engine(Protocol):
     """One player's objective on all ranks, and the optimizer of its network. Every rank calls every method."""
 
+    name: str
+    """As users know it."""
     module: nn.Module
     """The objective; calling it is a forward pass."""
     optimizer: torch.optim.Optimizer

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class ReplicatedEngine:
     """See `Engine`."""
 
+    name = "DDP"
+
     def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
         self.network, self.runtime = network, runtime
         self._objective = objective.to(runtime.device)

@@ -55,6 +55,8 @@ def check_fsdp_config() -> None:
 class ShardedEngine:
     """See `Engine`."""
 
+    name = "FSDP2"
+
     def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
         self.network = network
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
