@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..commands import ROOT, distgan
 
 RUNS = ROOT / "runs" / "theory"
-UPDATES = 5000
-SEEDS = (0, 1, 2)
+UPDATES = 8000
+SEEDS = (0, 1)
 MIXTURES = {"ring": (8, 1.5), "grid": (25, 5.5)}
 """How many modes there are, and how far out the picture of them goes."""
 
@@ -36,15 +36,15 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "instance noise, falling to 0": (f"objective.instance_noise={{sigma: 0.5, steps: {UPDATES}}}",),
     "historical averaging, 0.01": ("objective.historical_averaging={generator: 0.01, discriminator: 0.01}",),
     "feature matching": ("objective.feature_matching={}",),
-    "minibatch discrimination": ("discriminator.minibatch_discrimination={}",),
+    "minibatch discrimination, 20 kernels": ("discriminator.minibatch_discrimination={kernels: 20}",),
     "least squares": ("objective.adversarial=least_squares",),
     "hinge, spectral norm": ("objective.adversarial=hinge", "discriminator.spectral_norm=true"),
     "relativistic average": ("objective.adversarial=relativistic_average",),
-    "R1, gamma 1": ("objective.r1={gamma: 1}",),
-    "relativistic paired, R1 and R2": (
-        "objective.adversarial=relativistic_paired", "objective.r1={gamma: 1}", "objective.r2={gamma: 1}",
+    "R1, gamma 0.1": ("objective.r1={gamma: 0.1}",),
+    "relativistic paired, R1 and R2, gamma 0.1": (
+        "objective.adversarial=relativistic_paired", "objective.r1={gamma: 0.1}", "objective.r2={gamma: 0.1}",
     ),
-    "DRAGAN": ("objective.gradient_penalty={weight: 10, points: uniform}",),
+    "DRAGAN, lambda 1": ("objective.gradient_penalty={weight: 1, points: uniform}",),
     "WGAN, RMSProp 5e-4, c 0.01": (*_CRITIC, *_RMSPROP, "objective.weight_clipping={limit: 0.01}"),
     "WGAN-GP, lambda 0.1": (*_CRITIC, "objective.gradient_penalty={weight: 0.1}"),
 }  # fmt: skip
