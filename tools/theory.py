@@ -8,11 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.experiments import optimal_discriminator, vanishing_gradients  # noqa: E402
+from tools.experiments import mode_coverage, optimal_discriminator, vanishing_gradients  # noqa: E402
 
 EXPERIMENTS = {
     "optimal-discriminator": optimal_discriminator.main,
     "vanishing-gradients": vanishing_gradients.main,
+    "mode-coverage": mode_coverage.main,
 }
 
 
