@@ -58,11 +58,15 @@ class _AllReduceSum(torch.autograd.Function):
         return _AllReduceSum.apply(gradient)  # type: ignore[no-any-return]
 
 
+# A compiled network is cut in two here: traced, it would be compiled anew whenever someone watches, or no longer does.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _apply_all_reduce_sum(local: Tensor) -> Any:
+    return _AllReduceSum.apply(local)
+
+
 def all_reduce_sum(local: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, differentiable any number of times. Every rank must call it."""
-    if world_size() == 1:
-        return local
-    return _AllReduceSum.apply(local)  # type: ignore[no-any-return]
+    return local if world_size() == 1 else _apply_all_reduce_sum(local)
 
 
 def all_reduce_mean(local: Tensor) -> Tensor:
