@@ -71,6 +71,19 @@ def test_depends_on_the_data_alone_and_leaves_no_trace(tmp_path: Path) -> None:
     assert found[0].facts == found[1].facts == {"accuracy": found[0].facts["accuracy"], "held_out": 6}
 
 
+def test_probabilities_fit_the_held_out_labels() -> None:
+    """Logits that are four times too flat, of labels drawn from their softmax; then labels that never err."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(20_000, 5, generator=generator, dtype=torch.float64) * 3
+    labels = torch.multinomial(true.softmax(1), 1, generator=generator).squeeze(1)
+    assert classifier.calibrate(true / 4, labels) == pytest.approx(4, rel=0.05)
+    assert classifier.calibrate(true * 4, labels) == pytest.approx(1 / 4, rel=0.05)
+    certain = torch.eye(2, dtype=torch.float64).repeat(50, 1)
+    # The likeliest gap g of two classes has sigmoid(g) = 1 - e/2 when labels are taken for wrong at a rate of e/2.
+    gap = torch.logit(torch.tensor(1 - 1 / 101 / 2, dtype=torch.float64))
+    assert classifier.calibrate(certain, certain.argmax(1)) == pytest.approx(float(gap), rel=0.05)
+
+
 @pytest.mark.parametrize("resolution", [4, 8, 16, 64, 256])
 def test_any_resolution(resolution: int, tmp_path: Path) -> None:
     config = evaluation_config("unused", tmp_path, resolution=resolution, channels=3)
