@@ -17,10 +17,12 @@ def distgan(*arguments: str) -> str:
     return done.stdout
 
 
-def launched(*arguments: str) -> list[str]:
-    """The same as a command line for one process a GPU, or two where there is none."""
+def launched(count: int, *arguments: str) -> list[str]:
+    """The same as a command line for so many processes."""
+    if count == 1:
+        return [sys.executable, "-m", "distgan", *arguments]
     launcher = (
-        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes()), "--num_machines", "1",
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
     )  # fmt: skip
     return [sys.executable, *launcher, "-m", "distgan", *arguments]

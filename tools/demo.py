@@ -12,18 +12,21 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.commands import launched, processes  # noqa: E402
+
 DATA = ROOT / "datasets" / "digits"
 RUN = ROOT / "runs" / "digits-dcgan"
 
 
 def main() -> None:
     started = time.monotonic()
+    distgan = [sys.executable, "-m", "distgan"]
     if not (DATA / "index.safetensors").exists():
-        call("-m", "distgan", "pack", "builtin:digits", str(DATA), "--resolution", "32", "--shard-size", "300")
-    call("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes()), "--num_machines", "1",
-         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-         "-m", "distgan", "train", "configs/digits-dcgan.yaml")  # fmt: skip
-    call("-m", "distgan", "sample", str(RUN), "--num", "100", "--out", str(RUN / "digits.png"))
+        call(*distgan, "pack", "builtin:digits", str(DATA), "--resolution", "32", "--shard-size", "300")
+    call(*launched(processes(), "train", "configs/digits-dcgan.yaml"))
+    call(*distgan, "sample", str(RUN), "--num", "100", "--out", str(RUN / "digits.png"))
     rows = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     scores = [(row["step"], row["fid[classifier]"]) for row in rows if "fid[classifier]" in row]
     (first, before), (last, after) = scores[0], scores[-1]
@@ -37,16 +40,9 @@ def main() -> None:
     )
 
 
-def processes() -> int:
-    """One a GPU, or two where there is none."""
-    import torch
-
-    return torch.cuda.device_count() or 2
-
-
-def call(*arguments: str) -> None:
-    """Run Python with these arguments in the project's folder; a failure ends the demo with its status."""
-    status = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
+def call(*command: str) -> None:
+    """Run a command in the project's folder; a failure ends the demo with its status."""
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if status:
         raise SystemExit(status)
 

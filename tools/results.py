@@ -76,6 +76,7 @@ class Recipe:
 def main() -> None:
     options = parse()
     budget = f"{options.steps} steps" if options.steps else f"{options.minutes:g} minutes"
+    budget += f" of {options.processes} process{'es' * (options.processes > 1)}"
     names = options.recipes or SIZED_FOR_A_CPU
     recipes = [Recipe(path) for name in names for path in sorted((ROOT / "configs").glob(f"{name}.yaml"))]
     done = []
@@ -98,6 +99,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names in configs/; default: those for a CPU")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training for each; default %(default)s")
+    parser.add_argument(
+        "--processes", type=int, default=processes(), help="for each; default: one a GPU, or two without"
+    )
     parser.add_argument("--steps", type=int, help="steps for each, instead of minutes")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="key=value", help="a change to all recipes"
@@ -119,7 +123,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.steps:
         overrides.append(f"training.steps={options.steps}")
     started, metrics = time.time(), recipe.run / "metrics.jsonl"
-    job = subprocess.Popen(launched("train", str(recipe.path), *overrides), cwd=ROOT)
+    job = subprocess.Popen(launched(options.processes, "train", str(recipe.path), *overrides), cwd=ROOT)
     begun = None  # with the first row, so that starting does not count
     while job.poll() is None:
         time.sleep(0.5)
@@ -165,9 +169,9 @@ def table(recipes: list[Recipe], budget: str) -> str:
     lines = [
         "# Every recipe, the same budget",
         "",
-        f"{budget} of training for each, {processes()} processes, written by `make results`. FID, Inception Score and",
-        "classes by the classifier trained on the same data, so that they compare between rows on the same data only;",
-        "a class is found when a sample is taken for it, and the smallest has that share of the samples.",
+        f"At most {budget} for each, written by `make results`. FID, Inception Score and classes are",
+        "by a classifier trained on the same data, so they compare between rows on the same data only; a class is",
+        "found when a sample is taken for it, and the smallest has that share of the samples.",
         "",
         "| recipe | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),
