@@ -108,6 +108,7 @@ Family = Literal[
     "relativistic_average", "relativistic_average_least_squares", "relativistic_average_hinge",
 ]  # fmt: skip
 CROSS_ENTROPY = ("non_saturating", "minimax")
+"""Families whose logits stand for probabilities."""
 
 
 class ObjectiveConfig(Section):
