@@ -15,9 +15,10 @@ from distgan import interpolation
 from distgan.data.index_table import plain
 from distgan.data.text import decode_lines
 from distgan.errors import UserError
-from distgan.export import Generator, load_generator
+from distgan.export import load_generator
 from distgan.files import write_atomically, write_lines
 from distgan.generation import from_network
+from distgan.generator import Generator
 from distgan.monitoring import pictures
 from distgan.monitoring.scatter import scatter
 from distgan.networks.layers.virtual import reference_moments
