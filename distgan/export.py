@@ -1,4 +1,4 @@
-"""A trained generator on its own: `config.json` and `model.safetensors`, and a module made of them in one call."""
+"""A trained generator as files, `config.json` and `model.safetensors`, and a module of them or of a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
-from distgan.data.text import decode_lines
 from distgan.errors import UserError, blaming
 from distgan.files import read_bounded, sync_folder, write_atomically
-from distgan.generation import from_network, statistics_batches
+from distgan.generation import statistics_batches
+from distgan.generator import Generator
 from distgan.latents import LatentSource
-from distgan.networks import build_generator
 from distgan.networks.layers.normalisation import recompute_statistics
-from distgan.networks.layers.virtual import reference_moments
-from distgan.networks.shape import SampleShape, sample_shape
+from distgan.networks.shape import sample_shape
 from distgan.training import checkpoint, schedule
 from distgan.training.description import Vocabulary, load_description
-from distgan.training.growth import set_growth
 from distgan.training.restore import find_broken, find_checkpoint, find_misfit
 from distgan.validation import explain
 
@@ -92,81 +89,6 @@ class _Description(BaseModel):
             if 4 << self.growth.level > self.resolution:
                 raise ValueError(f"growth: level {self.growth.level} is above the resolution")
         return self
-
-
-class Generator(nn.Module):
-    """An averaged generator ready for use: `generator(generator.latents(16, seed=0))`.
-
-    Attributes:
-        latent_size: numbers in a latent vector.
-        shape: the kind and sizes of its samples.
-        resolution, channels: those of images; 0 for other kinds.
-        vocabulary: the characters of a generator of text, by their numbers; else None.
-        num_classes: 0 for an unconditional generator.
-        class_names: names of the classes, or None.
-        step, images: how long it was trained, in steps and in real images seen.
-    """
-
-    def __init__(self, description: dict[str, Any], config: GeneratorConfig) -> None:
-        super().__init__()
-        self.description = description
-        self.latent_size = config.latent_size
-        self.vocabulary: list[str] | None = description.get("vocabulary")
-        self.num_classes = len(description["class_counts"] or ())
-        self.class_names: list[str] | None = description["class_names"]
-        self.step: int = description["step"]
-        self.images: int = description["images"]
-        self.config = config
-        sizes = ("kind", "resolution", "channels", "length", "dimensions")
-        self.shape = SampleShape(
-            **{name: description[name] for name in sizes if name in description},
-            vocabulary=len(self.vocabulary or ()),
-            num_classes=self.num_classes,
-        )
-        self.resolution, self.channels = self.shape.resolution, self.shape.channels
-        self.network = build_generator(config, self.shape)
-        if description.get("growth"):
-            set_growth([self.network], schedule.Growth(**description["growth"]))
-        self.eval().requires_grad_(False)
-
-    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents (n, latent_size) float, and labels (n,) int64 if it has classes, to samples.
-
-        Images are (n, C, R, R) in [-1, 1]; text is (n, vocabulary, length), at each place the probabilities of the
-        characters (see `decode`); points are (n, dimensions).
-
-        Raises:
-            UserError: labels are missing.
-        """
-        if self.num_classes and labels is None:
-            raise UserError(f"this generator is conditional: give labels, integers in [0, {self.num_classes})")
-        with reference_moments(self.network):
-            samples: Tensor = self.network(latents, labels)
-        return samples
-
-    def decode(self, samples: Tensor) -> list[str]:
-        """The most probable lines of samples of text, (n, vocabulary, length), without the padding at their ends.
-
-        Raises:
-            UserError: this generator makes no text.
-        """
-        if self.vocabulary is None:
-            raise UserError(f"this generator makes {self.shape.kind}; only those of text have lines to decode")
-        return decode_lines(from_network(self.shape, samples).cpu().numpy(), self.vocabulary)
-
-    def latents(self, number: int, *, seed: int = 0) -> Tensor:
-        """`number` latent vectors, a function of the seed alone."""
-        return self.inputs(number, seed=seed)[0]
-
-    def labels(self, number: int, *, seed: int = 0) -> Tensor | None:
-        """`number` labels in the proportions of the training data, or None for an unconditional generator."""
-        return self.inputs(number, seed=seed)[1]
-
-    def inputs(self, number: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Latents and labels numbered from `first`, on the generator's device."""
-        device = next(self.network.parameters()).device
-        source = LatentSource(self.config, seed, class_counts=self.description["class_counts"], device=device)
-        return source.draw("samples", torch.arange(first, first + number))
 
 
 def load_generator(path: str | os.PathLike[str], *, best: bool = False) -> Generator:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -69,12 +70,20 @@ def statistics_batches(
         yield source.draw("batch statistics", torch.arange(batch * batch_size, (batch + 1) * batch_size))
 
 
-@torch.no_grad()
-def generate(network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, positions: Tensor) -> Tensor:
-    """Samples of a network in evaluation mode, as `from_network` gives them."""
-    latents, labels = source.draw(purpose, positions)
-    with reference_moments(network):
-        return from_network(shape, network(latents, labels))
+@contextmanager
+def generating(
+    network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A function from positions to samples of a network in evaluation mode, as `from_network` gives them.
+
+    The network does not change meanwhile: virtual batch norm's reference batch passes through it once for all calls.
+    """
+
+    def generate(positions: Tensor) -> Tensor:
+        return from_network(shape, network(*source.draw(purpose, positions)))
+
+    with torch.no_grad(), reference_moments(network):
+        yield generate
 
 
 @torch.no_grad()

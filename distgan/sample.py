@@ -15,11 +15,13 @@ from distgan import interpolation
 from distgan.data.index_table import plain
 from distgan.data.text import decode_lines
 from distgan.errors import UserError
-from distgan.export import Generator, load_generator
+from distgan.export import load_generator
 from distgan.files import write_atomically, write_lines
 from distgan.generation import from_network
+from distgan.generator import Generator
 from distgan.monitoring import pictures
 from distgan.monitoring.scatter import scatter
+from distgan.networks.layers.virtual import reference_moments
 
 GRID_LIMIT = 4096
 FILE_LIMIT = 10_000_000
@@ -138,12 +140,13 @@ def interpolate(
     path = interpolation.lerp if linear else interpolation.slerp
     latents, drawn = interpolation.interpolate(latents, drawn, steps, path)
     places = torch.arange(len(latents)).split(batch_size)
-    images = torch.cat(
-        [
-            from_network(generator.shape, generator(latents[at], drawn[at] if drawn is not None else None)).cpu()
-            for at in places
-        ]
-    )
+    with reference_moments(generator.network):
+        images = torch.cat(
+            [
+                from_network(generator.shape, generator(latents[at], drawn[at] if drawn is not None else None)).cpu()
+                for at in places
+            ]
+        )
     try:
         if kind == ".png":
             pictures.save_png(target, pictures.grid(images, columns=steps))
@@ -177,12 +180,13 @@ def _load(source: str | os.PathLike[str], best: bool, labels: Sequence[str] | No
 
 @torch.no_grad()
 def _batches(generator: Generator, number: int, seed: int, classes: Tensor | None, batch_size: int) -> Iterator[Tensor]:
-    for first in range(0, number, batch_size):
-        count = min(batch_size, number - first)
-        latents, labels = generator.inputs(count, seed=seed, first=first)
-        if classes is not None:
-            labels = classes[torch.arange(first, first + count) % len(classes)].to(latents.device)
-        yield from_network(generator.shape, generator(latents, labels)).cpu()
+    with reference_moments(generator.network):
+        for first in range(0, number, batch_size):
+            count = min(batch_size, number - first)
+            latents, labels = generator.inputs(count, seed=seed, first=first)
+            if classes is not None:
+                labels = classes[torch.arange(first, first + count) % len(classes)].to(latents.device)
+            yield from_network(generator.shape, generator(latents, labels)).cpu()
 
 
 def _class_number(generator: Generator, label: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,12 @@ from distgan.config.fields import Count, CountOrZero, Real, Section, Share, Size
 
 class DataConfig(Section):
     """What is trained on, and how it is read."""
+
+    takes_effect_with: ClassVar = {
+        **dict.fromkeys(("resolution", "channels", "dequantize", "mirror", "max_pixels"), ("kind", ("images",))),
+        "length": ("kind", ("text",)),
+        "dimensions": ("kind", ("points",)),
+    }
 
     kind: Literal["images", "text", "points"] = "images"
     """What a sample is: an image, a line of text, or a point of a few numbers."""
@@ -57,10 +63,6 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.kind != "images":
-            if self.resolution or self.mirror or self.dequantize:
-                raise ValueError(f"kind: {self.kind} has no resolution, mirror or dequantize; leave them out")
-            return self
-        if self.resolution < 4 or self.resolution & (self.resolution - 1):
+        if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
             raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
         return self

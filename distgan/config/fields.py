@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _number(value: Any) -> Any:
@@ -39,3 +39,18 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, documented by attribute docstrings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    takes_effect_with: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {}
+    """Key -> another key of the section, and the values of that with which the first one does something."""
+
+    @model_validator(mode="after")
+    def _refuse_keys_without_effect(self) -> Self:
+        # Compared with defaults, because a resolved config has all keys.
+        for key, (other, values) in self.takes_effect_with.items():
+            found = getattr(self, other)
+            if found not in values and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}: has no effect with {other}: {found}, only with {' or '.join(values)}; leave it out, or "
+                    f"change {other}"
+                )
+        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,8 @@ class ZeroCentredPenaltyConfig(Section):
 
 class GradientPenaltyConfig(Section):
     """A penalty on how far the norm of the discriminator's gradient is from a target."""
+
+    takes_effect_with: ClassVar = {"perturbation": ("points", ("gaussian",))}
 
     weight: Positive = 10.0
     """Lambda."""
@@ -106,10 +108,13 @@ Family = Literal[
     "relativistic_average", "relativistic_average_least_squares", "relativistic_average_hinge",
 ]  # fmt: skip
 CROSS_ENTROPY = ("non_saturating", "minimax")
+"""Families whose logits stand for probabilities."""
 
 
 class ObjectiveConfig(Section):
     """What the players minimise."""
+
+    takes_effect_with: ClassVar = {"targets": ("adversarial", CROSS_ENTROPY)}
 
     adversarial: Family = "non_saturating"
     """The family of losses; `minimax` is Goodfellow's value function itself, `non_saturating` the -log D(G(z)) one."""
@@ -131,15 +136,6 @@ class ObjectiveConfig(Section):
     """Match the batch means of the discriminator's features."""
     historical_averaging: HistoricalAveragingConfig = HistoricalAveragingConfig()
     """Hold a player near the average of its past parameters."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ObjectiveConfig:
-        if self.targets is not None and self.adversarial not in CROSS_ENTROPY:
-            raise ValueError(
-                f"targets: the labels of a cross-entropy, which {self.adversarial} has not; "
-                f"use adversarial: {' or '.join(CROSS_ENTROPY)}, or leave targets out"
-            )
-        return self
 
     @property
     def uses_batch_statistics(self) -> bool:

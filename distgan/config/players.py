@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,8 @@ from distgan.config.fields import Count, CountOrZero, NotNegative, Positive, Rea
 
 class OptimizerConfig(Section):
     """One player's optimizer and learning-rate schedule."""
+
+    takes_effect_with: ClassVar = {"betas": ("name", ("adam",)), "smoothing": ("name", ("rmsprop",))}
 
     name: Literal["adam", "rmsprop"] = "adam"
     """The optimization algorithm."""
@@ -59,6 +61,12 @@ Normalisation = Literal["synchronized", "batch", "layer", "virtual", "none"]
 class NetworkConfig(Section):
     """What both networks have."""
 
+    takes_effect_with: ClassVar = {
+        "max_width": ("architecture", ("dcgan", "resnet", "progressive", "r3gan")),
+        "depth": ("architecture", ("characters", "mlp", "r3gan")),
+        "reference_size": ("normalisation", ("virtual",)),
+    }
+
     architecture: Literal["dcgan", "resnet", "progressive", "r3gan", "characters", "mlp"] = "dcgan"
     """Which network: `dcgan`, `resnet`, `progressive`, `r3gan` for images, `characters` for text, `mlp` for points."""
     width: Size = 64
@@ -68,7 +76,8 @@ class NetworkConfig(Section):
     max_width: Size = 1024
     """Upper bound of the channels of a layer."""
     depth: Annotated[Size, Field(le=1024)] | None = None
-    """Residual blocks of `characters` (default 5) and of a stage of `r3gan` (2), hidden layers of `mlp` (3)."""
+    """Residual blocks of `characters` (default 5) and of a stage of `r3gan` (2), hidden layers of `mlp` (3). That of
+    the others follows from `data.resolution`."""
     normalisation: Normalisation = "synchronized"
     """Batch norm over all ranks, over each rank alone, layer norm, virtual batch norm, or none."""
     reference_size: Size | None = None
@@ -76,12 +85,6 @@ class NetworkConfig(Section):
     spectral_norm: bool = False
     """Divide each weight by its largest singular value (Miyato et al. 2018)."""
     optimizer: OptimizerConfig = OptimizerConfig()
-
-    @model_validator(mode="after")
-    def _check_depth(self) -> NetworkConfig:
-        if self.depth is not None and self.architecture not in ("characters", "mlp", "r3gan"):
-            raise ValueError(f"depth: that of a {self.architecture} network follows from data.resolution; leave it out")
-        return self
 
 
 class GeneratorConfig(NetworkConfig):
@@ -96,25 +99,18 @@ class GeneratorConfig(NetworkConfig):
 class DiscriminatorConfig(NetworkConfig):
     """The discriminator (critic): its network and its optimizer."""
 
+    takes_effect_with: ClassVar = NetworkConfig.takes_effect_with | {
+        "pooling": ("architecture", ("resnet",)),
+        "minibatch_discrimination": ("architecture", ("dcgan", "mlp")),
+        "minibatch_stddev": ("architecture", ("dcgan", "progressive")),
+    }
+
     pooling: Literal["sum", "mean"] = "sum"
     """How `resnet` pools before its logit: `sum` (SNGAN) or `mean` (WGAN-GP)."""
     minibatch_discrimination: MinibatchDiscriminationConfig | None = None
     """Let it compare the samples of a batch (`dcgan` and `mlp`)."""
     minibatch_stddev: MinibatchStddevConfig | None = None
     """Let it see how much the samples of a batch differ (`dcgan` and `progressive`)."""
-
-    @model_validator(mode="after")
-    def _check_comparisons(self) -> DiscriminatorConfig:
-        for key, architectures in _COMPARING.items():
-            if getattr(self, key) is not None and self.architecture not in architectures:
-                raise ValueError(
-                    f"{key}: {self.architecture} networks do not have it; choose architecture: "
-                    f"{' or '.join(architectures)}, or leave it out"
-                )
-        return self
-
-
-_COMPARING = {"minibatch_discrimination": ("dcgan", "mlp"), "minibatch_stddev": ("dcgan", "progressive")}
 
 
 class EMAConfig(Section):

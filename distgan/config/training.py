@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -112,6 +112,8 @@ class MonitoringConfig(Section):
 
 class EvaluationConfig(Section):
     """Metrics of the averaged generator."""
+
+    takes_effect_with: ClassVar = {"inception_weights": ("detector", ("inception",))}
 
     every: CountOrZero = 0
     """Steps between evaluations; 0 evaluates only when asked with `distgan evaluate`."""

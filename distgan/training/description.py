@@ -59,6 +59,8 @@ class Description(_Record):
     """Stream position, and the number of real images seen."""
     images: Count
     best: BestSoFar | None
+    accepted: list[str] = []
+    """What `--accept` has allowed resumes so far; with `batch`, the position is no function of the step."""
     substitutions: list[Any]
     data: Data
     classes: Classes | None

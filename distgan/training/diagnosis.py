@@ -97,7 +97,7 @@ def _watch_saturation(past: Diagnosis, step: int, row: Row) -> tuple[dict[str, o
     if _GRADIENT not in row:
         return {}, None
     gradient, before = row[_GRADIENT], past.gradient
-    # A critic has no probabilities, so that it is never certain.
+    # Only the cross-entropy families have probabilities; other discriminators are never certain.
     real, fake = row.get("discriminator/real_probability", 0.5), row.get("discriminator/fake_probability", 0.5)
     if before is None or gradient >= VANISHED * before or real < CERTAIN or fake > 1 - CERTAIN:
         return {"gradient": _average(before, gradient, step - past.step, HALF_LIFE)}, None

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor
-
 from distgan import generation
 from distgan.config import Config, flatten, parse_config
 from distgan.data.index import load_index
@@ -64,12 +62,10 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     counts = generator.description["class_counts"]
     source = LatentSource(config.generator, config.seed, class_counts=counts, device=runtime.device)
 
-    def generate(samples: Tensor) -> Tensor:
-        return generation.generate(generator.network, generator.shape, source, "evaluation", samples)
-
     from distgan.evaluation import suite  # late, because it takes seconds, and a mistake should be told before
 
-    return suite.evaluate(generate, config, index, runtime)
+    with generation.generating(generator.network, generator.shape, source, "evaluation") as generate:
+        return suite.evaluate(generate, config, index, runtime)
 
 
 def _check_changes(trained: Config, config: Config) -> None:

@@ -42,6 +42,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Raises:
         UserError: something that the user can mend.
     """
+    if not resume:
+        raise UserError("--resume is empty; give auto, never, or the path of a checkpoint or run", everywhere=True)
     runtime = Runtime(
         deterministic=config.training.deterministic,
         timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),

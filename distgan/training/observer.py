@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from distgan import generation
 from distgan.config import dump_config, flatten
@@ -185,18 +184,16 @@ class Observer:
         """
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
-        def generate(samples: Tensor) -> Tensor:
-            return generation.generate(
-                self.state.average.network, self.state.shape, self.latents, "evaluation", samples
-            )
-
         try:
             if self._evaluator is None:
                 self._evaluator = Evaluator(self.config, self.state.index, self.runtime, lambda: self.stop.requested)
             if self.runtime.is_main:
                 count, step = self.config.evaluation.num_samples, self.state.progress.step
                 logger.info("step %d: evaluating %d generated samples", step, count)
-            metrics = self._evaluator(generate)
+            with generation.generating(
+                self.state.average.network, self.state.shape, self.latents, "evaluation"
+            ) as generate:
+                metrics = self._evaluator(generate)
         except Interrupted:
             self.left_undone = True
             if self.runtime.is_main:
@@ -222,7 +219,8 @@ class Observer:
         """Samples of the same latents every time, on disk and in TensorBoard: a grid of images, lines, or points."""
         step, shape, vocabulary = self.state.progress.step, self.state.shape, self.state.index.vocabulary
         numbers = torch.arange(self.config.monitoring.num_samples)
-        samples = generation.generate(self.state.average.network, shape, self.latents, "sample grid", numbers).cpu()
+        with generation.generating(self.state.average.network, shape, self.latents, "sample grid") as generate:
+            samples = generate(numbers).cpu()
         file = self.run_dir / "samples" / f"step-{step:08d}"
         try:
             if vocabulary is not None:

@@ -39,7 +39,7 @@ def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
     """The run folder that is meant: by its path, or by the recipe (and overrides) that the run was started with.
 
     Raises:
-        UserError: the path is empty, the recipe is wrong, or overrides are given to a folder.
+        UserError: the path is empty or of no run, the recipe is wrong, or overrides are given to a folder.
     """
     if not run_or_recipe:
         raise UserError("RUN_OR_CONFIG is empty; name a run folder or a recipe")
@@ -50,4 +50,9 @@ def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
         raise UserError(
             f"{run_or_recipe}: no recipe, so {overrides[0]} means nothing; give the recipe, or only the folder"
         )
-    return Path(run_or_recipe)
+    folder = Path(run_or_recipe)
+    if not any((folder / name).exists() for name in ("status.json", "config.yaml", "checkpoints")):
+        raise UserError(
+            f"{run_or_recipe}: not a run folder (it would hold status.json); give the run_dir of a run, or its recipe"
+        )
+    return folder

@@ -39,6 +39,8 @@ class Progress:
     step: int = 0
     position: int = 0
     best: dict[str, Any] | None = None
+    accepted: frozenset[str] = frozenset()
+    """The changes of `ACCEPTABLE` that resumes of this course were allowed."""
     substitutions: Substitutions = field(default_factory=Substitutions)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
@@ -103,6 +105,7 @@ class TrainingState:
             "position": self.progress.position,
             "images": self.progress.position,
             "best": self.progress.best,
+            "accepted": sorted(self.progress.accepted),
             "substitutions": self.progress.substitutions.to_json(),
             "data": {"fingerprint": self.index.fingerprint, "samples": len(self.index)},
             "classes": class_description(self.config, self.index),
@@ -118,7 +121,7 @@ class TrainingState:
         """Become what a checkpoint holds. Returns its description.
 
         Raises:
-            UserError: the checkpoint is of another data set, seed, statistics batch or architecture.
+            UserError: the checkpoint is of another data set, seed, statistics batch or architecture, or damaged.
         """
         description = load_description(path)
         self._check_fits(path, description, accept)
@@ -142,6 +145,7 @@ class TrainingState:
             _load_history(player, files["history"])
             for name, counter in player.counters.items():
                 counter.copy_(files["counters"][f"{player.role}/{name}"])
+        self.progress.accepted = frozenset(description.accepted) | accept
         self.progress.best = description.best.model_dump() if description.best else None
         self.progress.diagnosis = description.diagnosis
         with blaming(path / "state.json"):
@@ -150,6 +154,12 @@ class TrainingState:
 
     def _check_fits(self, path: Path, description: Description, accept: frozenset[str]) -> None:
         then, now = parse_config(description.config, source=f"{path}/state.json"), self.config
+        follows = schedule.position_after(then, description.step)
+        if description.position != follows and "batch" not in description.accepted:
+            raise UserError(
+                f"{path}/state.json: position {description.position} at step {description.step}, where its config has "
+                f"position {follows}; the file was changed, take another checkpoint"
+            )
         found = description.data.fingerprint
         if found != self.index.fingerprint and "data" not in accept:
             raise UserError(
@@ -185,6 +195,14 @@ class TrainingState:
                 f"but now they would be over {batches[1]}, which changes the objective; restore the two, or use "
                 "--accept statistics"
             )
+        for role in ("generator", "discriminator"):
+            sizes = [getattr(config, role).reference_size for config in (then, now)]
+            if sizes[0] != sizes[1] and None not in sizes:
+                raise UserError(
+                    f"{path}: {role}.reference_size was {sizes[0]}, but is {sizes[1]} now (where it is not given, it "
+                    f"is batch_size / accumulation), and a reference batch cannot change; set "
+                    f"{role}.reference_size={sizes[0]}"
+                )
 
 
 def run_shape(config: Config, index: Index) -> SampleShape:

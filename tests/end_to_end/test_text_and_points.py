@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -17,7 +19,9 @@ from distgan.data.index import INDEX_NAME
 from distgan.data.pack import pack
 from distgan.errors import UserError
 from distgan.export import export, load_generator
+from distgan.networks.layers.virtual import VirtualBatchNorm
 from distgan.sample import interpolate, sample
+from distgan.training.observer import Observer
 from distgan.training.trace import trace
 from tests.ranks import RankPool
 from tests.runs import differing, losses, rows, tensors
@@ -155,3 +159,37 @@ def test_trace_and_evaluate(text: Path, capsys: pytest.CaptureFixture[str]) -> N
     main(["evaluate", str(text / "run")])
     last = [row for row in rows(text / "run") if "ngram_js[4]" in row][-1]
     assert f'"ngram_js[4]": {last["ngram_js[4]"]}' in capsys.readouterr().out
+
+
+def test_a_reference_batch_passes_once_for_all_batches_of_an_evaluation(
+    points: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = batches = 0
+    normalise = VirtualBatchNorm.forward
+
+    def count(layer: VirtualBatchNorm, activations: torch.Tensor) -> torch.Tensor:
+        nonlocal passes, batches
+        passes += len(activations) == 7
+        batches += len(activations) == 16
+        return normalise(layer, activations)
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            before = passes, batches
+            result = function(*arguments, **options)
+            found.append((passes - before[0], batches - before[1]))
+            return result
+
+        return call
+
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(VirtualBatchNorm, "forward", count)
+    monkeypatch.setattr(Observer, "_evaluate", counted(Observer._evaluate))
+    shutil.copytree(points / "shards", tmp_path / "shards")
+    train(
+        recipe(tmp_path, "points"), "generator.normalisation=virtual", "generator.reference_size=7",
+        "evaluation.num_samples=48", "training.steps=3",
+    )  # fmt: skip
+    counted(distgan.evaluate)(tmp_path / "run")
+    counted(sample)(tmp_path / "run", tmp_path / "points.npy", number=32, batch_size=16)
+    assert found == [(1, 3), (1, 3), (1, 3), (1, 2)]

@@ -290,6 +290,8 @@ def test_a_strangers_checkpoint_is_refused_in_one_line(tmp_path: Path, digits: P
         ("counters.safetensors", spoiled(math.inf), resumed, "is no number"),
         ("state.json", described(substitutions=[[1, 2]]), resumed, "state.json: replaced samples"),
         ("state.json", described(vocabulary=["a"]), resumed, "state.json: vocabulary: a vocabulary has"),
+        ("state.json", described(position=33), resumed, "position 33 at step 1, where its config has position 32"),
+        ("state.json", described(step=2), resumed, "position 32 at step 2, where its config has position 64"),
         ("state.json", described(config=generous), load_generator, "take another checkpoint"),
     ):
         bad = tmp_path / "bad"

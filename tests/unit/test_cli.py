@@ -17,7 +17,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(cli, "_leave", leave)  # under a launcher it would end this very process
+    monkeypatch.setattr(cli, "leave", leave)  # under a launcher it would end this very process
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
 

@@ -50,12 +50,10 @@ def write(folder: Path, text: str) -> Path:
         ("data=3", ["data = 3"]),
         ("objective.targets={real: 2.0}", ["objective.targets.real"]),
         ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
-        ("objective={adversarial: hinge, targets: {}}", ["objective", "targets", "hinge has not", "non_saturating"]),
         ("objective.gradient_penalty={}", ["discriminator.normalisation", "use layer or none"]),
         ("generator.architecture=mlp", ["generator.architecture", "mlp does not make images", "dcgan"]),
         ("generator.architecture=progressive", ["discriminator.architecture", "must be progressive"]),
         ("growth={}", ["growth", "progressive"]),
-        ("data.kind=points", ["data", "points has no resolution"]),
         ("seed.x=3", ["'seed' is not a section"]),
         ("training.steps", ["expected section.key=value"]),
         ("training.steps=[", ["not a YAML value"]),
@@ -82,18 +80,6 @@ def write(folder: Path, text: str) -> Path:
         ('run_dir="a\\0b"', ["run_dir: 'a\\x00b' is not the path"]),
         ("run_dir=~nobody-of-this-name/x", ["run_dir", "no such home folder"]),
         (
-            "generator.depth=3",
-            ["generator.depth", "that of a dcgan network follows from data.resolution; leave it out"],
-        ),
-        (
-            "discriminator={architecture: resnet, minibatch_discrimination: {}}",
-            ["discriminator.minibatch_discrimination", "resnet networks do not have it", "architecture: dcgan or mlp"],
-        ),
-        (
-            "discriminator={architecture: mlp, minibatch_stddev: {}}",
-            ["discriminator.minibatch_stddev", "mlp networks do not have it", "architecture: dcgan or progressive"],
-        ),
-        (
             "discriminator.minibatch_stddev={group_size: 3}",
             ["discriminator.minibatch_stddev.group_size", "3 does not divide the micro-batch of 8 samples"],
         ),
@@ -114,6 +100,60 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.kind=points", "data.resolution: has no effect with kind: points, only with images; leave it out"),
+        ("data={path: d, kind: text, channels: 1}", "data.channels: has no effect with kind: text, only with images"),
+        ("data={path: d, kind: text, mirror: true}", "data.mirror: has no effect with kind: text, only with images"),
+        ("data={path: d, kind: text, dimensions: 3}", "data.dimensions: has no effect with kind: text, only with po"),
+        ("data={path: d, kind: points, length: 8}", "data.length: has no effect with kind: points, only with text"),
+        ("data.length=8", "data.length: has no effect with kind: images, only with text"),
+        (
+            "generator.depth=3",
+            "generator.depth: has no effect with architecture: dcgan, only with characters or mlp or",
+        ),
+        ("generator={architecture: mlp, max_width: 8}", "generator.max_width: has no effect with architecture: mlp"),
+        ("discriminator={architecture: characters, max_width: 8}", "discriminator.max_width: has no effect with arch"),
+        ("generator.reference_size=8", "generator.reference_size: has no effect with normalisation: synchronized, on"),
+        ("discriminator.pooling=mean", "discriminator.pooling: has no effect with architecture: dcgan, only with res"),
+        (
+            "discriminator={architecture: resnet, minibatch_discrimination: {}}",
+            "discriminator.minibatch_discrimination: has no effect with architecture: resnet, only with dcgan or mlp",
+        ),
+        (
+            "discriminator={architecture: mlp, minibatch_stddev: {}}",
+            "discriminator.minibatch_stddev: has no effect with architecture: mlp, only with dcgan or progressive",
+        ),
+        (
+            "generator.optimizer={name: rmsprop, betas: [0.0, 0.9]}",
+            "generator.optimizer.betas: has no effect with name: rmsprop, only with adam; leave it out, or change name",
+        ),
+        ("generator.optimizer.smoothing=0.9", "generator.optimizer.smoothing: has no effect with name: adam, only w"),
+        (
+            "objective={adversarial: hinge, targets: {}}",
+            "objective.targets: has no effect with adversarial: hinge, only with non_saturating or minimax",
+        ),
+        (
+            "objective.gradient_penalty={points: uniform, perturbation: 2}",
+            "objective.gradient_penalty.perturbation: has no effect with points: uniform, only with gaussian",
+        ),
+        ("evaluation.inception_weights=w", "evaluation.inception_weights: has no effect with detector: classifier"),
+    ],
+)
+def test_keys_without_effect_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"config: {message}")) as caught:
+        parse_config(MINIMAL, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_without_effect_may_be_given_its_default() -> None:
+    config = parse_config(
+        MINIMAL, ["discriminator.pooling=sum", "generator.optimizer={smoothing: 0.99}", "data.length=32"]
+    )
+    assert config == parse_config(MINIMAL)
 
 
 def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch(tmp_path: Path) -> None:

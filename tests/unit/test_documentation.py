@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distgan.cli import _parse
+from distgan.cli.parser import parse
 from distgan.config import Config, flatten, parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def test_distgan_accepts_the_commands() -> None:
     for command in COMMANDS:
         words = shlex.split(command, comments=True)
         if "distgan" in words:
-            _parse(words[words.index("distgan") + 1 :])
+            parse(words[words.index("distgan") + 1 :])
             accepted += 1
     assert accepted >= 8
 

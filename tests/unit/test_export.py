@@ -12,7 +12,8 @@ import torch
 from distgan import export as exports
 from distgan.config import GeneratorConfig
 from distgan.errors import UserError
-from distgan.export import Generator, export, load_generator
+from distgan.export import export, load_generator
+from distgan.generator import Generator
 from distgan.networks.layers.virtual import reference_moments, set_reference
 from distgan.sample import sample
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import Config, parse_config
+from distgan.objectives.adversarial import ADVERSARIAL
 from distgan.training import readings
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 
@@ -209,6 +210,16 @@ def test_divergences_that_losses_estimate() -> None:
     )  # KL(p || m), and by symmetry KL(q || m), with m = (1/2, 1/2)
     assert float(found["divergence/jensen_shannon"]) == pytest.approx(expected)
     assert float(found["discriminator/real_probability"]) == pytest.approx(0.75 * 0.75 + 0.25 * 0.25)
+
+
+def test_only_a_cross_entropys_outputs_are_read_as_probabilities() -> None:
+    logits = torch.tensor([1.0, 2.0])
+    for family in ADVERSARIAL:
+        found = {name.partition("/")[2] for name in readings.opinions(family, logits, -logits)}
+        divergence = {"wasserstein": {"wasserstein"}}.get(family, set())
+        if family in ("minimax", "non_saturating"):
+            divergence = {"real_probability", "fake_probability", "jensen_shannon"}
+        assert found == {"real_logit", "fake_logit"} | divergence, family
 
 
 def test_diversity_is_the_mean_difference_of_neighbours() -> None:

@@ -43,7 +43,6 @@ def test_a_recipe_means_its_run_folder(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert run_folder_of(str(recipe)) == tmp_path / "run"
     assert run_folder_of(str(recipe), [f"run_dir={tmp_path / 'other'}"]) == tmp_path / "other"
-    assert run_folder_of(str(tmp_path / "run")) == tmp_path / "run"
     with pytest.raises(UserError, match=r"training\.steps=5 means nothing"):
         run_folder_of(str(tmp_path), ["training.steps=5"])
     (tmp_path / "other").mkdir()
@@ -52,6 +51,30 @@ def test_a_recipe_means_its_run_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "finished -1\n"
 
 
-def test_an_empty_path_is_no_run() -> None:
-    with pytest.raises(UserError, match="RUN_OR_CONFIG is empty"):
-        run_folder_of("")
+@pytest.mark.parametrize("name", ["status.json", "config.yaml", "checkpoints"])
+def test_a_run_folder_is_known_by_what_a_run_leaves(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert run_folder_of(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+@pytest.mark.parametrize(
+    ("path", "part"), [("", "RUN_OR_CONFIG is empty"), ("samples", "not a run folder"), ("typo", "not a run folder")]
+)
+def test_other_folders_are_no_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    path: str,
+    part: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        main([command, path])
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert part in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""

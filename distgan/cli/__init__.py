@@ -1,0 +1,42 @@
+"""The command line: `distgan COMMAND`, or `python -m distgan COMMAND` under a launcher."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from distgan.cli.commands import COMMANDS
+from distgan.cli.launch import is_first, leave
+from distgan.cli.output import OutputError, discard_output
+from distgan.cli.parser import parse
+from distgan.errors import LostRankError, UserError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exits with 0, with 2 for a mistake of the user's, with 1 for anything else."""
+    options = parse(arguments)
+    try:
+        COMMANDS[options.command](options)
+    except OutputError as error:
+        discard_output()
+        print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+        leave(1)
+    except UserError as error:
+        if not error.everywhere or is_first("RANK"):
+            print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+        leave(2)
+    except KeyboardInterrupt:
+        print("distgan: interrupted", file=sys.stderr, flush=True)
+        leave(130)
+    except LostRankError as error:
+        print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+        leave(1)
+    except BrokenPipeError:
+        discard_output()
+        raise SystemExit(1) from None
+    except Exception:
+        traceback.print_exc()
+        leave(1)

@@ -1,0 +1,175 @@
+"""What each command does. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from distgan.cli.launch import check_launch, is_first, leave
+from distgan.cli.output import write_line
+from distgan.errors import UserError
+
+
+def _pack(options: argparse.Namespace) -> None:
+    if not options.source or not options.dest:
+        raise UserError("pack: SOURCE or DEST is empty; name what to pack and the folder to make")
+    from distgan.data.pack import pack
+    from distgan.monitoring.console import progress_bar
+
+    with progress_bar("packing") as progress:
+        report = pack(
+            options.source, options.dest, shard_size=options.shard_size, resolution=options.resolution,
+            image_format=options.image_format, quality=options.quality, shuffle=options.shuffle, seed=options.seed,
+            held_out=options.held_out, points=options.points, on_error=options.on_error, workers=options.workers,
+            overwrite=options.overwrite, progress=progress,
+        )  # fmt: skip
+    for note in (*report.notes, *(f"left out: {name}" for name in report.skipped)):
+        print(f"distgan: {note}", file=sys.stderr)
+    classes = f" of {report.num_classes} classes" if report.num_classes else ", no labels"
+    held_out = f"; {report.held_out} more in held-out" if report.held_out else ""
+    size = f"{report.shards} shards, {report.size / 1e6:.1f} MB"
+    write_line(f"{report.dest}: {report.samples} samples{classes} in {size}{held_out}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from distgan.data import locations
+    from distgan.data.index import save_index
+    from distgan.data.indexing import build_index
+    from distgan.monitoring.console import progress_bar
+
+    destination = options.out or locations.common_folder(locations.expand(options.shards))
+    if not destination or destination.startswith(("http://", "https://")):
+        raise UserError(
+            f"{' '.join(options.shards)}: an index cannot be written beside these shards; name a folder with --out"
+        )
+    with progress_bar("indexing") as progress:
+        index = build_index(options.shards, verify=options.verify, progress=progress)
+    path = save_index(index, destination)
+    classes = f" of {index.num_classes} classes" if index.num_classes else ", no labels"
+    write_line(
+        f"{path}: {len(index)} samples{classes} in {len(index.shards)} shards, fingerprint {index.fingerprint[:12]}"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    check_launch()
+    config = _load_config(options)
+    if config.data.workers:
+        from distgan.data.workers import start_worker_server
+
+        start_worker_server()  # it imports torch while this process does
+    from distgan.training.loop import train
+
+    train(config, resume=options.resume, accept=options.accept)
+
+
+def _trace(options: argparse.Namespace) -> None:
+    config = _load_config(options)
+    from distgan.training.trace import trace
+
+    first, colon, last = options.steps.partition(":")
+    if not colon or not all(step.isdecimal() and len(step) <= 18 for step in (first, last)):
+        raise UserError(f"--steps {options.steps[:80]}: expected A:B with A < B < 2**40, such as 0:10")
+    for line in trace(config, int(first), int(last), options.world_size):
+        write_line(json.dumps(line))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from distgan.sample import interpolate, sample
+
+    shared = {name: getattr(options, name) for name in ("seed", "labels", "batch_size", "best")}
+    if options.num is not None:
+        shared["number"] = options.num
+    if options.interpolate is not None:
+        write_line(interpolate(options.source, options.out, steps=options.interpolate, linear=options.linear, **shared))
+    elif options.linear:
+        raise UserError("--linear is about paths between images; add --interpolate STEPS, or leave it out")
+    else:
+        write_line(sample(options.source, options.out, **shared))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    check_launch()
+    from distgan.training.evaluate_run import evaluate
+
+    metrics = evaluate(options.source, options.overrides, best=options.best)
+    if is_first("RANK"):
+        write_line(json.dumps(metrics))
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from distgan.training.probe import probe
+
+    report = probe(
+        options.source, data=options.data, test=options.test, number=options.num, classifier=options.classifier,
+        best=options.best,
+    )  # fmt: skip
+    write_line(json.dumps(report))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from distgan.export import export
+
+    write_line(export(options.source, options.dest, best=options.best))
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from distgan.training.preemption import request_stop
+    from distgan.training.standing import run_folder_of
+
+    folder = run_folder_of(options.run, options.overrides)
+    request_stop(folder)
+    write_line(f"{folder}: asked to stop; status.json there will say `preempted` when it has")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from distgan.training.standing import run_folder_of, standing
+
+    write_line(standing(run_folder_of(options.run, options.overrides)))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    check_launch()
+    config = _load_config(options) if options.config else None
+    from distgan.doctor import examine
+
+    if not examine(config, write_line):
+        leave(1)
+
+
+def _schema(_: argparse.Namespace) -> None:
+    from distgan.config import json_schema
+
+    write_line(json.dumps(json_schema(), indent=1))
+
+
+def _load_config(options: argparse.Namespace) -> Any:
+    from distgan.config import load_config
+
+    try:
+        return load_config(options.config, options.overrides)
+    except UserError:
+        # The ranks of one machine read the same file; another machine may lack it.
+        if is_first("LOCAL_RANK"):
+            raise
+        raise SystemExit(2) from None
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "pack": _pack,
+    "index": _index,
+    "train": _train,
+    "trace": _trace,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "probe": _probe,
+    "export": _export,
+    "stop": _stop,
+    "status": _status,
+    "doctor": _doctor,
+    "schema": _schema,
+}
+"""What each command does with its options."""

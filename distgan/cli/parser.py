@@ -1,0 +1,54 @@
+"""The command line as a whole. Nothing heavy is imported for it, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from distgan import __version__
+from distgan.cli.options import add_commands
+
+_DESCRIPTION = """\
+Train GANs across machines, resume them exactly, and compare them by numbers that can be trusted."""
+
+_EXAMPLES = """\
+from images to a generator:
+  distgan pack photos/ datasets/photos --resolution 64
+  accelerate launch --multi_gpu --num_processes 8 -m distgan train configs/photos.yaml
+  distgan evaluate runs/photos
+  distgan sample runs/photos --num 64 --out samples.png
+  distgan export runs/photos exported/
+"""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of one command; its name is in `command`. Exits with 2 after a word that is no option."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one go only, but `train CONFIG --resume never key=value` is natural.
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="distgan", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"distgan {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=more,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        added.set_defaults(command=name)
+        return added
+
+    add_commands(command)
+    return parser

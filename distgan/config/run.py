@@ -1,0 +1,186 @@
+"""A run, whole: all sections, what follows from them, and what of one does not fit another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, model_validator
+
+from distgan.config.data import DataConfig
+from distgan.config.fields import Section, Seed, folder
+from distgan.config.objective import ObjectiveConfig
+from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
+from distgan.config.training import CheckpointConfig, EvaluationConfig, MetricName, MonitoringConfig, TrainingConfig
+
+ARCHITECTURES = {
+    "images": ("dcgan", "resnet", "progressive", "r3gan"),
+    "text": ("characters",),
+    "points": ("mlp",),
+}
+"""Which networks are for which kind of data."""
+METRICS: dict[str, list[MetricName]] = {
+    "images": ["fid", "inception_score", "kid", "classes"],
+    "text": ["ngram_js"],
+    "points": ["modes"],
+}
+"""Which metrics are for which kind of data; the first is the default."""
+
+
+class Config(Section):
+    """A run, whole."""
+
+    run_dir: Annotated[str, AfterValidator(folder)]
+    """The folder that everything of this run is written to."""
+    seed: Seed = 0
+    """All randomness is a function of this number and of what it is drawn for."""
+    data: DataConfig
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig
+    ema: EMAConfig = EMAConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    growth: GrowthConfig | None = None
+    """Progressive growing of both networks; null trains all of their layers at full resolution throughout."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that one forward pass of all ranks together sees: the batch that batch statistics are over.
+
+        With progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
+        """
+        return self.training.batch_size // self.training.accumulation
+
+    @property
+    def metrics(self) -> list[MetricName]:
+        """What evaluations measure: as configured, else what suits the kind of data."""
+        return self.evaluation.metrics or METRICS[self.data.kind][:1]
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether the objective depends on how a batch is cut into micro-batches."""
+        comparing = self.discriminator.minibatch_discrimination or self.discriminator.minibatch_stddev
+        normalisations = {self.generator.normalisation, self.discriminator.normalisation}
+        batch_norm = bool(normalisations & {"synchronized", "batch"})
+        return batch_norm or comparing is not None or self.objective.uses_batch_statistics
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the run will do as told, though its user may not want it; one line each."""
+        found = []
+        targets, objective = self.objective.targets, self.objective
+        if targets is not None and targets.fake not in (0.0, (0.0, 0.0)):
+            found.append(
+                f"objective.targets.fake = {targets.fake}: with targets above 0 for generated samples the optimal "
+                "discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so that the "
+                "generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
+            )
+        held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
+        if objective.adversarial == "wasserstein" and not held and not self.discriminator.spectral_norm:
+            found.append(
+                "objective.adversarial = wasserstein: nothing bounds the critic's slope, so that its loss has no "
+                "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
+                "discriminator.spectral_norm=true"
+            )
+        for role in ("generator", "discriminator"):
+            network: NetworkConfig = getattr(self, role)
+            times = (network.reference_size or 0) // self.micro_batch
+            if network.normalisation == "virtual" and times >= 16:
+                found.append(
+                    f"{role}.reference_size = {network.reference_size}: each pass through the network runs its "
+                    f"reference batch too, which is {times} times the micro-batch of {self.micro_batch}; lower it"
+                )
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Config:
+        for role in ("generator", "discriminator"):
+            network: NetworkConfig = getattr(self, role)
+            if network.normalisation == "virtual" and network.reference_size is None:
+                sized = network.model_copy(update={"reference_size": self.micro_batch})
+                object.__setattr__(self, role, sized)  # sections are frozen for everybody else
+        return self
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Config:
+        """Networks and metrics are for this kind of data."""
+        kind = self.data.kind
+        for role in ("generator", "discriminator"):
+            architecture = getattr(self, role).architecture
+            if architecture not in ARCHITECTURES[kind]:
+                raise ValueError(
+                    f"{role}.architecture: {architecture} does not make {kind} (data.kind); "
+                    f"for these choose {' or '.join(ARCHITECTURES[kind])}"
+                )
+        for metric in self.metrics:
+            if metric not in METRICS[kind]:
+                raise ValueError(
+                    f"evaluation.metrics: {metric} does not measure {kind} (data.kind); "
+                    f"for these choose from {', '.join(METRICS[kind])}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Config:
+        """The objective means something for these networks."""
+        if self.objective.gradient_penalty and self.discriminator.normalisation in ("synchronized", "batch"):
+            raise ValueError(
+                "discriminator.normalisation: batch norm makes a critic's output depend on the whole batch, so that "
+                "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
+                "section 4); use layer or none"
+            )
+        if self.training.stop_when_flat is not None and self.objective.adversarial != "wasserstein":
+            raise ValueError(
+                f"training.stop_when_flat: {self.objective.adversarial} does not estimate the Wasserstein distance; "
+                "set objective.adversarial=wasserstein, or leave stop_when_flat out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Config:
+        """Groups of the minibatch standard deviation are equally large in each batch that the layer sees."""
+        if self.discriminator.minibatch_stddev is None:
+            return self
+        size = self.discriminator.minibatch_stddev.group_size
+        sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
+        for batch in sorted(batch_size // self.training.accumulation for batch_size in sizes):
+            if batch > size and batch % size:
+                raise ValueError(
+                    f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
+                    "samples (training.batch_size / training.accumulation); change one of them"
+                )
+        reference = self.discriminator.reference_size or self.micro_batch
+        if self.discriminator.normalisation == "virtual" and reference != self.micro_batch and reference % size:
+            raise ValueError(
+                f"discriminator.reference_size: {reference} is neither a multiple of minibatch_stddev.group_size="
+                f"{size} nor the micro-batch of {self.micro_batch}; change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_growth(self) -> Config:
+        """Both networks grow, or neither does; levels and their batches fit the data."""
+        growing = [self.generator.architecture == "progressive", self.discriminator.architecture == "progressive"]
+        if any(growing) and not all(growing):
+            role, other = ("discriminator", "generator") if growing[0] else ("generator", "discriminator")
+            raise ValueError(f"{role}.architecture: must be progressive as the {other}'s is")
+        if self.growth is None:
+            return self
+        if not all(growing):
+            raise ValueError("growth: only networks of architecture progressive grow; set both to it, or leave it out")
+        for key, side in (
+            ("first_resolution", self.growth.first_resolution),
+            ("batch_sizes", max(self.growth.batch_sizes, default=0)),
+        ):
+            if side > self.data.resolution:
+                raise ValueError(f"growth.{key}: {side} is above data.resolution = {self.data.resolution}")
+        for side, batch in self.growth.batch_sizes.items():
+            if batch % self.training.accumulation:
+                raise ValueError(
+                    f"growth.batch_sizes: {batch} at {side} does not divide into training.accumulation="
+                    f"{self.training.accumulation} micro-batches; change one of them"
+                )
+        return self
