@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 import yaml
+
+from tests.ranks import Job
 
 
 def recipe(folder: Path, shards: Path, **sections: Any) -> Path:
@@ -35,6 +38,15 @@ def recipe(folder: Path, shards: Path, **sections: Any) -> Path:
 
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_rows(run: Path, job: Job, count: int = 1) -> None:
+    """Until a job has written so many rows of metrics."""
+    deadline = time.monotonic() + 90
+    while not (run / "metrics.jsonl").exists() or len(rows(run)) < count:
+        assert time.monotonic() < deadline
+        assert job.running(), "the job ended by itself"
+        time.sleep(0.02)
 
 
 def losses(run: Path) -> dict[int, dict[str, float]]:

@@ -30,6 +30,9 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # The processes that it starts have their own; these would be taken for theirs.
 unset MASTER_ADDR MASTER_PORT
 
+# `scancel --signal=USR1` reaches launchers and ranks alike. Ranks save and leave; a launcher would die of it.
+trap '' USR1
+
 run exec "${python[@]}" -m accelerate.commands.launch \
   --config_file "${ACCELERATE_CONFIG:-launch/accelerate/multi-node.yaml}" \
   --num_machines "$nodes" --num_processes "$((nodes * per_node))" --machine_rank "$node" \

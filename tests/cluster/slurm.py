@@ -98,6 +98,18 @@ class Slurm:
         """What Slurm does some time before a time limit, with `--signal=B:USR1@...`."""
         self._run("scancel", "--batch", "--signal=USR1", job)
 
+    def signal(self, job: str, name: str) -> None:
+        """A signal to all processes of the job but the batch script."""
+        self._run("scancel", f"--signal={name}", job)
+
+    def cancel(self, job: str) -> None:
+        self._run("scancel", job)
+        wait_until(lambda: not self._run("squeue", "--noheader", f"--jobs={job}").strip(), 60, f"job {job} stays")
+
+    def preempt(self) -> None:
+        """A job that is more urgent takes all nodes for a moment."""
+        self._run("sbatch", "--partition=urgent", "--nodes=2", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true")
+
     def set_node(self, node: str, state: str) -> None:
         self._control("update", f"NodeName={node}", f"State={state}", "Reason=test")
 
@@ -148,6 +160,9 @@ class Slurm:
             "SelectTypeParameters": "CR_Core",
             "SchedulerType": "sched/builtin",
             "SchedulerParameters": "sched_interval=2,batch_sched_delay=1",
+            # Jobs of the partition `urgent` send those of `main` away.
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
             "SlurmUser": "root",
             "SlurmdUser": "root",
             "ReturnToService": 2,
@@ -164,7 +179,8 @@ class Slurm:
             hostname = node if self.addresses else host
             where = f"NodeHostname={hostname} NodeAddr={address[node]} Port={free_port()}"
             lines.append(f"NodeName={node} {where} CPUs=2 State=UNKNOWN")
-        lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
+        lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60")
+        lines.append("PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF")
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 

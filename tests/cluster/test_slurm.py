@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -72,6 +73,16 @@ def check_same(run: Path, undisturbed: Path) -> None:
     assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(undisturbed)]
 
 
+def check_nothing_lost(cluster: Slurm, job: str, run: Path, warnings: int) -> None:
+    """After each warning the job went on from the very step that it had reached."""
+    assert cluster.restarts(job) == warnings
+    log = cluster.log(job)
+    saved = [int(step) for step in re.findall(r"warned and saved at step (\d+);", log)]
+    assert len(saved) == warnings
+    for step in saved:
+        assert f"resuming from {run}/checkpoints/step-{step:08d}" in log
+
+
 def test_two_nodes(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
     job = submit(cluster, make_recipe(tmp_path, digits), nodes="2")
     cluster.wait_for(job, "COMPLETED")
@@ -86,12 +97,7 @@ def test_warned_twice_in_a_row_no_step_is_lost(tmp_path: Path, digits: Path, clu
         wait_for_step(tmp_path / "run", step)
         measure("warned before the time limit, Slurm", tmp_path / "run", lambda: cluster.warn(job))
     cluster.wait_for(job, "COMPLETED")
-    assert cluster.restarts(job) == 2
-    log = cluster.log(job)
-    assert log.count("warned and saved at step") == 2
-    saved = [int(line.split("at step ")[1].split(";")[0]) for line in log.splitlines() if "warned and saved" in line]
-    for step in saved:
-        assert f"resuming from {tmp_path}/run/checkpoints/step-{step:08d}" in log
+    check_nothing_lost(cluster, job, tmp_path / "run", 2)
     check_same(tmp_path / "run", undisturbed)
 
 
@@ -135,6 +141,34 @@ def test_the_time_limit(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     wait_until(lambda: cluster.restarts(job) == 1, 180, "not requeued")
     assert "warned and saved" in cluster.log(job)
     wait_until(lambda: "resuming from" in cluster.log(job), 90, "not continued")
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_signalled_by_scancel(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path, name: str) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits))
+    wait_for_step(tmp_path / "run", 20)
+    measure(f"`scancel --signal={name}`", tmp_path / "run", lambda: cluster.signal(job, name))
+    cluster.wait_for(job, "COMPLETED")
+    check_nothing_lost(cluster, job, tmp_path / "run", 1)
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_preempted_twice_by_more_urgent_jobs(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits), nodes="2")
+    for step in (20, 40):
+        wait_for_step(tmp_path / "run", step)
+        measure("preempted by a more urgent job, Slurm", tmp_path / "run", cluster.preempt)
+    cluster.wait_for(job, "COMPLETED")
+    check_nothing_lost(cluster, job, tmp_path / "run", 2)
+    check_same(tmp_path / "run", undisturbed)
+
+
+def test_cancelled_for_good(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits), "training.steps=1000000")
+    wait_for_step(tmp_path / "run", 10)
+    cluster.cancel(job)
+    assert cluster.state(job) == "CANCELLED"
+    assert cluster.restarts(job) == 0
 
 
 def test_a_run_that_its_user_stops_stays_stopped(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
@@ -219,21 +253,26 @@ def test_a_node_goes_down(tmp_path: Path, digits: Path, cluster: Slurm, undistur
     check_same(tmp_path / "run", undisturbed)
 
 
-def test_a_smaller_job_continues_the_same_stream(
+def test_fewer_and_more_nodes_continue_the_same_stream(
     tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path
 ) -> None:
+    run = tmp_path / "run"
     job = submit(cluster, make_recipe(tmp_path, digits), nodes="1-2")
-    wait_for_step(tmp_path / "run", 20)
-    assert status(tmp_path / "run")["world_size"] == 2
+    wait_for_step(run, 20)
+    assert status(run)["world_size"] == 2
     try:
         cluster.set_node("n2", "DOWN")
-        cluster.wait_for(job, "COMPLETED")
+        wait_for_step(run, 50)
+        assert status(run)["world_size"] == 1
     finally:
         cluster.set_node("n2", "RESUME")
-    assert status(tmp_path / "run")["world_size"] == 1
+    cluster.warn(job)
+    cluster.wait_for(job, "COMPLETED")
+    assert status(run)["world_size"] == 2
+    assert cluster.log(job).count("(saved on ") == 2
     for step, values in losses(undisturbed).items():
-        if step <= 40:
-            assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=1e-2, abs=1e-3)
+        if step <= 60:
+            assert losses(run)[step] == pytest.approx(values, rel=1e-2, abs=1e-3)
 
 
 def test_a_sweep(tmp_path: Path, digits: Path, cluster: Slurm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,15 @@ def test_a_rank_that_differs_is_named(tmp_path: Path, digits: Path, ranks: RankP
         assert text.startswith(f"{said} of rank 2 differs from rank 0's; ")
     assert status(tmp_path / "run")["outcome"] == "failed"
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_rank_whose_tar_changed_is_named(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(digits, other)
+    changed = min(other.glob("*.tar"))
+    with open(changed, "ab") as file:
+        file.write(b"\0" * 10240)
+    config = recipe(tmp_path, digits, training={"steps": 2, "batch_size": 18})
+    for text in ranks.run(3, refusal, str(config), "data", str(other)):
+        assert text.startswith(f"rank 2: {changed}: has ")
+        assert "it changed after indexing" in text

@@ -8,23 +8,15 @@ import time
 from pathlib import Path
 
 from tests.ranks import Job
-from tests.runs import differing, recipe, rows, status, tensors
+from tests.runs import differing, recipe, status, tensors, wait_for_rows
 
 ENDLESS = {"steps": 1_000_000, "batch_size": 16}
-
-
-def wait_for_rows(run: Path, count: int, job: Job) -> None:
-    deadline = time.monotonic() + 90
-    while not (run / "metrics.jsonl").exists() or len(rows(run)) < count:
-        assert time.monotonic() < deadline
-        assert job.running(), "the job ended by itself"
-        time.sleep(0.02)
 
 
 def test_a_rank_that_is_stopped_for_a_while_is_waited_for(tmp_path: Path, digits: Path) -> None:
     config = recipe(tmp_path, digits, training={"steps": 30})
     job = Job(2, ["train", str(config)])
-    wait_for_rows(tmp_path / "run", 2, job)
+    wait_for_rows(tmp_path / "run", job, 2)
     stopped = job.processes[1].pid
     assert stopped is not None
     os.kill(stopped, signal.SIGSTOP)
@@ -40,7 +32,7 @@ def test_a_rank_that_is_stopped_for_a_while_is_waited_for(tmp_path: Path, digits
 def test_a_rank_that_stays_silent_is_named_when_time_is_up(tmp_path: Path, digits: Path) -> None:
     config = recipe(tmp_path, digits, training={**ENDLESS, "timeout_minutes": 0.05})
     job = Job(3, ["train", str(config), "training.batch_size=18"], log=tmp_path / "log")
-    wait_for_rows(tmp_path / "run", 2, job)
+    wait_for_rows(tmp_path / "run", job, 2)
     stopped = job.processes[1].pid
     assert stopped is not None
     os.kill(stopped, signal.SIGSTOP)
@@ -61,7 +53,7 @@ def test_a_rank_that_stays_silent_is_named_when_time_is_up(tmp_path: Path, digit
 def test_a_rank_that_is_killed_is_named_at_once(tmp_path: Path, digits: Path) -> None:
     # The time-out of ten minutes is not what ends the others.
     job = Job(3, ["train", str(recipe(tmp_path, digits, training=ENDLESS)), "training.batch_size=18"])
-    wait_for_rows(tmp_path / "run", 2, job)
+    wait_for_rows(tmp_path / "run", job, 2)
     job.kill(2)
     found = status(tmp_path / "run")
     assert (found["outcome"], found["lost_rank"]) == ("failed", True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 import time
@@ -18,7 +17,7 @@ from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import newest_valid
 from distgan.training.loop import train
 from tests.ranks import Job, RankPool
-from tests.runs import differing, recipe, rows, status, tensors
+from tests.runs import differing, recipe, rows, status, tensors, wait_for_rows
 from tests.servers import RangeServer, range_server
 
 STEPS = 30
@@ -74,14 +73,6 @@ def remote_recipe(folder: Path, server: RangeServer, **sections: object) -> Path
     return recipe(folder, Path(server.url), data=data, training={"steps": STEPS}, **sections)
 
 
-def wait_for_rows(run: Path, job: Job) -> None:
-    deadline = time.monotonic() + 90
-    while not (run / "metrics.jsonl").exists() or not rows(run):
-        assert time.monotonic() < deadline
-        assert job.running(), "the job ended by itself"
-        time.sleep(0.02)
-
-
 def test_errors_cuts_delays_and_a_lost_cache_change_nothing(tmp_path: Path, server: RangeServer) -> None:
     config = remote_recipe(tmp_path, server)
     data = f"data.path={server.url}"
@@ -99,12 +90,19 @@ def test_errors_cuts_delays_and_a_lost_cache_change_nothing(tmp_path: Path, serv
     assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed, STEPS)) == []
 
 
-def test_a_shard_that_vanished_stops_the_run_by_its_name(tmp_path: Path, server: RangeServer) -> None:
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_shard_that_vanishes_stops_the_run_by_its_name(tmp_path: Path, server: RangeServer, when: str) -> None:
     config = remote_recipe(tmp_path, server)
-    gone = Path(load_index(server.url).shards[1].url).name
-    os.unlink(server.folder / gone)
-    job = Job(2, ["train", str(config), "data.retries=1"], log=tmp_path / "log")
+    gone = server.folder / Path(load_index(server.url).shards[1].url).name
+    if when == "before":
+        gone.unlink()
+    job = Job(2, ["train", str(config), "data.retries=1", "training.steps=1000000"], log=tmp_path / "log")
+    if when == "meanwhile":
+        wait_for_rows(tmp_path / "run", job)
+        gone.unlink()
+        shutil.rmtree(tmp_path / "cache" / "shards")
     assert job.wait(120) == [2, 2], (tmp_path / "log").read_text()
     said = next(line for line in (tmp_path / "log").read_text().splitlines() if "distgan: error:" in line)
-    assert gone in said
+    assert gone.name in said
+    assert "max_failure_rate" in said
     assert status(tmp_path / "run")["outcome"] == "failed"

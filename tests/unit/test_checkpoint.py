@@ -10,10 +10,8 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +29,7 @@ from distgan.training.checkpoint import (
     verify,
 )
 from distgan.training.snapshot import Snapshot
+from tests.disks import small_disk
 
 
 def contents(step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -423,30 +422,18 @@ def test_a_full_disk_lets_training_go_on(
     assert names(folder) == ["latest", "step-00000003"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small file system needs root")
-    point = tmp_path / "small"
-    point.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", point], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
-    yield point
-    subprocess.run(["umount", point], check=True)
-
-
-def test_a_disk_that_is_really_full(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = small_disk / "checkpoints"
-    with CheckpointWriter(folder, keep=3) as writer:
-        assert save(writer, 1)
-        large = {"generator": {"weight": torch.zeros(2 << 20, dtype=torch.uint8)}}
-        assert not writer.save(2, large, {}, blocking=True)
-        assert "needs 2.1 MB" in caplog.text
-        assert "1.0 MB are free" in caplog.text
-        assert names(folder) == ["latest", "step-00000001"]
-        assert save(writer, 3)
-    assert newest_valid(folder) == folder / "step-00000003"
+def test_a_disk_that_is_really_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_disk(tmp_path / "small", megabytes=1) as disk:
+        folder = disk.point / "checkpoints"
+        with CheckpointWriter(folder, keep=3) as writer:
+            assert save(writer, 1)
+            large = {"generator": {"weight": torch.zeros(2 << 20, dtype=torch.uint8)}}
+            assert not writer.save(2, large, {}, blocking=True)
+            assert "needs 2.1 MB" in caplog.text
+            assert "1.0 MB are free" in caplog.text
+            assert names(folder) == ["latest", "step-00000001"]
+            assert save(writer, 3)
+        assert newest_valid(folder) == folder / "step-00000003"
 
 
 def test_a_file_where_the_folder_should_be(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
