@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("distgan")
 
 DIMENSION = 64
-_VERSION = 1  # Raised by any change of what is trained or how, so that no cached classifier outlives it.
+_VERSION = 2  # Raised by any change of what is trained or how, so that no cached classifier outlives it.
 _SEED = 0
 _MAX_RESOLUTION = 64
 _MAX_SAMPLES = 20_000
