@@ -92,6 +92,7 @@ def main() -> None:
         picture(recipe)
         OUT.mkdir(parents=True, exist_ok=True)
         (OUT / "README.md").write_text(table(done, budget))
+    gallery(done)
     print(f"\n{OUT / 'README.md'}")
 
 
@@ -161,6 +162,19 @@ def picture(recipe: Recipe) -> None:
     ImageDraw.Draw(page).multiline_text((12, 8), lines.read_text(), fill=0, font=font, spacing=6)
     OUT.mkdir(parents=True, exist_ok=True)
     page.save(target, optimize=True)
+
+
+def gallery(recipes: list[Recipe]) -> None:
+    """All pictures on one page, each the upper left of its own."""
+    side, columns, title = 200, 4, 22
+    page = Image.new("RGB", (columns * (side + 8), -(-len(recipes) // columns) * (side + title + 8)), "white")
+    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    for number, recipe in enumerate(recipes):
+        left, upper = number % columns * (side + 8), number // columns * (side + title + 8)
+        canvas.text((left + side / 2, upper + 4), recipe.name, fill="black", font=font, anchor="mt")
+        with Image.open(OUT / f"{recipe.name}.png") as picture:
+            page.paste(picture.convert("RGB").crop((0, 0, side, side)), (left, upper + title))
+    page.save(OUT / "gallery.png", optimize=True)
 
 
 def table(recipes: list[Recipe], budget: str) -> str:

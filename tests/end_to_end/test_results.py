@@ -27,6 +27,7 @@ def test_results_are_measured_once_and_tabled(tmp_path: Path, monkeypatch: pytes
         assert bool(cells[0]) == (name == "digits-dcgan")
         assert bool(cells[4]) == (name == "text-wgan-gp-small")
         assert (tmp_path / "docs" / f"{name}.png").exists()
+    assert (tmp_path / "docs" / "gallery.png").exists()
     results.main()
     assert (tmp_path / "docs" / "README.md").read_text() == written
     assert [(tmp_path / "runs" / name / "result.json").stat().st_mtime_ns for name in names] == measured
