@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from distgan.config import cache_folder
-from distgan.data import locations
+from distgan.data import locations, patterns, storage
 from distgan.data.index_checks import find_problem
 from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.indexing import build_index
@@ -64,7 +64,7 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
     arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
     data = safetensors.numpy.save(arrays, metadata={_METADATA_KEY: table.model_dump_json()})
     try:
-        locations.write(path, data)
+        storage.write(path, data)
     except OSError as error:
         raise UserError(f"{locations.public_name(path)}: cannot write the index: {error.strerror or error}") from None
     return path
@@ -125,14 +125,14 @@ def _locate(item: str) -> _Part:
         return _part(url, locations.folder_of(url))
     if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
         return _part(locations.join(url, INDEX_NAME), url)
-    urls = locations.expand(item)
+    urls = patterns.expand(item)
     folder = locations.common_folder(urls)
     return _part(locations.join(folder, INDEX_NAME), folder, tuple(urls))
 
 
 def _part(file: str, folder: str, urls: tuple[str, ...] | None = None) -> _Part:
     name = locations.public_name(file)
-    if not locations.exists(file):
+    if not storage.exists(file):
         there = "not found, or no answer" if locations.is_remote(file) else f"not found, {_tars_beside(folder)}"
         raise UserError(f"{name}: {there}; build the index of the shards with `distgan index`")
     return _Part(_local_copy(file), name, folder, urls)
@@ -140,7 +140,7 @@ def _part(file: str, folder: str, urls: tuple[str, ...] | None = None) -> _Part:
 
 def _tars_beside(folder: str) -> str:
     try:
-        return f"though there are {len(locations.expand(folder))} tars" if os.path.isdir(folder) else "nor its folder"
+        return f"though there are {len(patterns.expand(folder))} tars" if os.path.isdir(folder) else "nor its folder"
     except UserError:
         return "nor any tar beside it"
 
@@ -150,7 +150,7 @@ def _local_copy(url: str) -> str:
     if not locations.is_remote(url):
         return url
     try:
-        return locations.fetch_by_content(url, cache_folder(None) / "indexes", _MAX_FILE_BYTES)
+        return storage.fetch_by_content(url, cache_folder(None) / "indexes", _MAX_FILE_BYTES)
     except OSError as error:
         raise UserError(f"{locations.public_name(url)}: cannot read the index: {error.strerror or error}") from None
 
