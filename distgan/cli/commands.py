@@ -35,12 +35,12 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from distgan.data import locations
+    from distgan.data import locations, patterns
     from distgan.data.index import save_index
     from distgan.data.indexing import build_index
     from distgan.monitoring.console import progress_bar
 
-    destination = options.out or locations.common_folder(locations.expand(options.shards))
+    destination = options.out or locations.common_folder(patterns.expand(options.shards))
     if not destination or destination.startswith(("http://", "https://")):
         raise UserError(
             f"{' '.join(options.shards)}: an index cannot be written beside these shards; name a folder with --out"

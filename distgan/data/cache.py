@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from distgan.config import DataConfig, cache_folder
-from distgan.data import locations
+from distgan.data import storage
 from distgan.data.index import Shard
 
 _POLL_SECONDS = 0.02
@@ -89,7 +89,7 @@ class ShardCache:
             part = path.with_name(f"{path.stem}-{shard.size}.part")
             try:
                 self._reserve(part, shard)
-                locations.download(shard.url, str(part), shard.size)
+                storage.download(shard.url, str(part), shard.size)
                 _check(part, shard)
                 descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
                 os.fsync(descriptor)

@@ -1,26 +1,23 @@
-"""The index of a set of shards as one file beside them, `index.safetensors`.
+"""The index of a set of shards, kept beside them: saved, found again, checked, and joined with others.
 
-Arrays are tensors, memory-mapped when read; the shard table is JSON in the metadata; nothing is ever unpickled. The
-file may come from a stranger, so loading checks every bound before anything is read through it.
+It may come from a stranger, so loading checks every bound before anything is read through it, and an index names only
+what lies beside it.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from distgan.config import cache_folder
-from distgan.data import locations
+from distgan.data import locations, patterns, storage
 from distgan.data.index_checks import find_problem
+from distgan.data.index_file import Table, pack_file, read_file
 from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.indexing import build_index
 from distgan.errors import UserError
@@ -39,10 +36,7 @@ __all__ = [
 
 INDEX_NAME = "index.safetensors"
 _SUFFIX = ".safetensors"
-_METADATA_KEY = "distgan_index"
 _MAX_FILE_BYTES = 64 << 30
-_MAX_HEADER_BYTES = 256 << 20
-_DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
 
 
 def save_index(index: Index, where: str | os.PathLike[str]) -> str:
@@ -52,7 +46,7 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
     """
     path = locations.normalise(os.fspath(where))
     path = path if path.endswith(_SUFFIX) else locations.join(path, INDEX_NAME)
-    table = _Table(
+    table = Table(
         version=1,
         shards=[
             (_stored_name(shard, path), shard.size, shard.count, shard.header_digest, shard.sha256)
@@ -61,10 +55,8 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
         class_names=list(index.class_names) if index.class_names is not None else None,
         vocabulary=list(index.vocabulary) if index.vocabulary is not None else None,
     )
-    arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
-    data = safetensors.numpy.save(arrays, metadata={_METADATA_KEY: table.model_dump_json()})
     try:
-        locations.write(path, data)
+        storage.write(path, pack_file(table, {name: getattr(index, name) for name in ARRAYS}))
     except OSError as error:
         raise UserError(f"{locations.public_name(path)}: cannot write the index: {error.strerror or error}") from None
     return path
@@ -96,16 +88,6 @@ class _Part:
     urls: tuple[str, ...] | None = None
 
 
-class _Table(BaseModel):
-    """The shard table as the file holds it: (name, bytes, samples, header digest, SHA-256 of the whole) each."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    version: Literal[1]
-    shards: list[tuple[str, NonNegativeInt, PositiveInt, str, str | None]]
-    class_names: list[str] | None
-    vocabulary: list[str] | None = None
-
-
 class _Opened(NamedTuple):
     """What a part holds."""
 
@@ -125,14 +107,14 @@ def _locate(item: str) -> _Part:
         return _part(url, locations.folder_of(url))
     if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
         return _part(locations.join(url, INDEX_NAME), url)
-    urls = locations.expand(item)
+    urls = patterns.expand(item)
     folder = locations.common_folder(urls)
     return _part(locations.join(folder, INDEX_NAME), folder, tuple(urls))
 
 
 def _part(file: str, folder: str, urls: tuple[str, ...] | None = None) -> _Part:
     name = locations.public_name(file)
-    if not locations.exists(file):
+    if not storage.exists(file):
         there = "not found, or no answer" if locations.is_remote(file) else f"not found, {_tars_beside(folder)}"
         raise UserError(f"{name}: {there}; build the index of the shards with `distgan index`")
     return _Part(_local_copy(file), name, folder, urls)
@@ -140,7 +122,7 @@ def _part(file: str, folder: str, urls: tuple[str, ...] | None = None) -> _Part:
 
 def _tars_beside(folder: str) -> str:
     try:
-        return f"though there are {len(locations.expand(folder))} tars" if os.path.isdir(folder) else "nor its folder"
+        return f"though there are {len(patterns.expand(folder))} tars" if os.path.isdir(folder) else "nor its folder"
     except UserError:
         return "nor any tar beside it"
 
@@ -150,7 +132,7 @@ def _local_copy(url: str) -> str:
     if not locations.is_remote(url):
         return url
     try:
-        return locations.fetch_by_content(url, cache_folder(None) / "indexes", _MAX_FILE_BYTES)
+        return storage.fetch_by_content(url, cache_folder(None) / "indexes", _MAX_FILE_BYTES)
     except OSError as error:
         raise UserError(f"{locations.public_name(url)}: cannot read the index: {error.strerror or error}") from None
 
@@ -177,7 +159,7 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
 
 
 def _open_part(part: _Part, check: bool) -> _Opened:
-    table, arrays = _read_file(part.file, part.name)
+    table, arrays = read_file(part.file, part.name)
     shards = [
         Shard(_resolve(name, part), size, count, digest, sha256) for name, size, count, digest, sha256 in table.shards
     ]
@@ -191,39 +173,6 @@ def _open_part(part: _Part, check: bool) -> _Opened:
         for shard in shards:
             _check_shard(shard, part.name)
     return _Opened(shards, arrays, table.class_names, table.vocabulary)
-
-
-def _read_file(file: str, name: str) -> tuple[_Table, dict[str, NDArray[Any]]]:
-    """Memory-map a safetensors file: 8 bytes of header length, a JSON header, then the tensors' bytes."""
-    wrong = "run `distgan index` on the shards"
-    try:
-        with open(file, "rb") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: cannot read the index: {getattr(error, 'strerror', None) or error}; {wrong}"
-        ) from None
-    length = int.from_bytes(mapped[:8], "little")
-    try:
-        if not 0 < length <= min(len(mapped) - 8, _MAX_HEADER_BYTES):
-            raise ValueError("it has no safetensors header")
-        header = json.loads(mapped[8 : 8 + length])
-        arrays = {array: _array(mapped, 8 + length, header[array], ARRAYS[array]) for array in ARRAYS}
-        table = _Table.model_validate_json(header["__metadata__"][_METADATA_KEY])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: not an index of shards ({type(error).__name__}: {reason}); {wrong}") from None
-    return table, arrays
-
-
-def _array(mapped: mmap.mmap, base: int, entry: dict[str, Any], kind: np.dtype[Any]) -> NDArray[Any]:
-    start, stop = entry["data_offsets"]
-    (length,) = entry["shape"]
-    if entry["dtype"] != _DTYPE_NAMES[kind.str[1:]] or not all(type(n) is int for n in (start, stop, length)):
-        raise ValueError(f"expected a vector of {kind}")
-    if not (0 <= start <= stop <= len(mapped) - base and stop - start == length * kind.itemsize):
-        raise ValueError("a tensor lies outside the file")
-    return np.frombuffer(mapped, kind, length, base + start)
 
 
 def _select(

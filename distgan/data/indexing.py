@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.data import locations, text
+from distgan.data import locations, patterns, text
 from distgan.data.index_table import ARRAYS, EXTENSIONS, KINDS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.tar import Digest, WindowReader, walk
 from distgan.errors import UserError
@@ -40,7 +40,7 @@ def build_index(
     Raises:
         UserError: naming the shard and member that is wrong.
     """
-    urls = locations.expand(shards)
+    urls = patterns.expand(shards)
     scans: list[_Scan] = []
     with ThreadPoolExecutor(max_workers=32 if locations.is_remote(urls[0]) else 4) as pool:
         try:

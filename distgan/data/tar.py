@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from distgan.data import locations
+from distgan.data import locations, storage
 from distgan.errors import UserError
 
 BLOCK = 512
@@ -52,7 +52,7 @@ class WindowReader:
     def __init__(self, url: str) -> None:
         self._descriptor, self._remote = -1, None
         if locations.is_remote(url):
-            self._remote = locations.RemoteFile(url)
+            self._remote = storage.RemoteFile(url)
             self.size = self._remote.size
         else:
             self._descriptor = os.open(url, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would be waited for

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from distgan.config import Config
-from distgan.data import locations
+from distgan.data import locations, storage
 from distgan.data.index import INDEX_NAME, Index, load_index
 from distgan.data.order import permute
 from distgan.data.shard_folder import HELD_OUT
@@ -101,7 +101,7 @@ def held_out_index(config: Config, index: Index) -> Index:
     where = config.evaluation.held_out
     if where is None:
         where = locations.join(index.folder, HELD_OUT)
-        if not index.folder or not locations.exists(locations.join(where, INDEX_NAME)):
+        if not index.folder or not storage.exists(locations.join(where, INDEX_NAME)):
             raise UserError(
                 f"evaluation.metrics: ngram_js compares with text that is not trained on, and there is none in "
                 f"{locations.public_name(where)}; pack the text with --held-out 0.1, or name a folder in "

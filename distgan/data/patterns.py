@@ -1,0 +1,97 @@
+"""Patterns that name many shards: folders, globs, and brace expansions of local paths and URLs."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import urlsplit
+
+import braceexpand
+
+from distgan.data.locations import common_folder, is_remote, join, normalise, public_name, relative_name
+from distgan.data.storage import filesystem
+from distgan.errors import UserError
+
+_MAX_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
+
+
+def expand(patterns: str | Sequence[str]) -> list[str]:
+    """All shards that folders, globs, brace expansions, paths and URLs name: normalised, in order, none twice.
+
+    Globs and folders are sorted by name. Raises UserError when one names nothing or a shard is named twice.
+    """
+    shards = [shard for pattern in _each(patterns) for shard in _expand_one(pattern)]
+    seen: set[str] = set()
+    for shard in shards:
+        if shard in seen:
+            raise UserError(f"{public_name(shard)}: named twice; a shard counts once")
+        seen.add(shard)
+    folder = common_folder(shards)
+    for shard in shards:
+        if not relative_name(shard, folder).isprintable():
+            raise UserError(f"{shard!a}: a name that cannot be printed, which an index does not hold; rename it")
+    return shards
+
+
+def _each(patterns: str | Sequence[str]) -> Iterator[str]:
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not given:
+        raise UserError("no shards: the list is empty; name a folder, a glob, a brace expansion, a path or a URL")
+    for pattern in given:
+        if not is_remote(pattern) and os.path.exists(pattern):
+            yield pattern
+            continue
+        try:
+            # A range is a list in full before its first name comes out.
+            fits = all(_range_length(*match.groups()) <= _MAX_SHARDS for match in _RANGE.finditer(pattern))
+            expanded = list(itertools.islice(_braces(pattern), _MAX_SHARDS + 1)) if fits else []
+        except ValueError as error:
+            raise UserError(f"{pattern}: not a valid brace expansion: {error}") from None
+        if not fits or len(expanded) > _MAX_SHARDS:
+            raise UserError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
+        yield from expanded
+
+
+def _range_length(first: str, last: str, step: str | None) -> int:
+    return abs(int(last) - int(first)) // max(abs(int(step or 1)), 1) + 1
+
+
+def _braces(pattern: str) -> Iterable[str]:
+    return braceexpand.braceexpand(pattern, escape=False)
+
+
+def _expand_one(pattern: str) -> list[str]:
+    url = normalise(pattern)
+    try:
+        found = _list_remote(url) if is_remote(url) else _list_local(url)
+    except OSError as error:
+        raise UserError(f"{public_name(url)}: cannot be listed: {error.strerror or error}") from None
+    if not found:
+        raise UserError(f"{public_name(url)}: no tar found; name a folder of *.tar, a glob, a brace expansion or a URL")
+    return found
+
+
+def _list_local(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(".tar") and entry.is_file())
+    if os.path.exists(path):
+        return [path]
+    return sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+
+
+def _list_remote(url: str) -> list[str]:
+    protocol = urlsplit(url).scheme
+    if protocol in ("http", "https"):
+        if "*" in urlsplit(url).path:
+            raise UserError(
+                f"{public_name(url)}: HTTP servers cannot be listed; name the shards, for example with {{000..015}}"
+            )
+        return [url]
+    pattern = url if "*" in url or url.endswith(".tar") else join(url, "*.tar")
+    if "*" not in pattern:
+        return [pattern]
+    return [f"{protocol}://{path}" for path in sorted(filesystem(url).glob(pattern))]

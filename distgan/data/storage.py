@@ -1,0 +1,153 @@
+"""Files where they are, on local disks and in object stores: reads of byte ranges, downloads, and atomic writes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import fsspec.callbacks
+
+from distgan.data.locations import is_remote, public_name
+from distgan.errors import UserError
+
+_CONNECT_SECONDS, _READ_SECONDS = 30.0, 60.0
+
+
+@lru_cache(maxsize=64)
+def _filesystem(protocol: str, pid: int) -> Any:
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        import aiohttp  # only where HTTP is read: fsspec's default gives up on a shard after five minutes in all
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+        options["client_kwargs"] = {"timeout": timeout}
+    try:
+        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+    except ImportError as error:
+        raise UserError(f"{protocol}://: {error}; install the package it names") from None
+
+
+def filesystem(url: str) -> Any:
+    """The fsspec filesystem of a URL, made anew in each process because they do not survive a fork."""
+    return _filesystem(urlsplit(url).scheme.lower(), os.getpid())
+
+
+class RemoteFile:
+    """A remote file read by ranges: `size` in bytes, and bounded reads. All raise OSError."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        try:
+            self._file = filesystem(url).open(url, "rb", cache_type="none", block_size=1 << 20)
+        except Exception as error:  # each filesystem raises its own kinds
+            raise _as_os_error(url, error) from error
+        if not isinstance(self._file.size, int) or not self._file.seekable():
+            raise OSError("the server does not offer byte ranges")
+        self.size: int = self._file.size
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), fewer at the end."""
+        try:
+            self._file.seek(start)
+            return bytes(self._file.read(stop - start))
+        except Exception as error:  # each filesystem raises its own kinds
+            raise _as_os_error(self._url, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def exists(url: str) -> bool:
+    """Whether there is such a file; a remote one that cannot be reached counts as absent."""
+    if not is_remote(url):
+        return os.path.isfile(url)
+    try:
+        return bool(filesystem(url).exists(url))
+    except Exception as error:  # each filesystem raises its own kinds
+        _as_os_error(url, error)
+        return False
+
+
+def write(path: str, data: bytes) -> None:
+    """Put a whole file in place, folder included: locally by a rename. Raises OSError."""
+    if is_remote(path):
+        try:
+            filesystem(path).pipe_file(path, data)
+        except Exception as error:  # each filesystem raises its own kinds
+            raise _as_os_error(path, error) from error
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with publish(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def publish(path: str) -> Iterator[str]:
+    """Yields a temporary path beside `path`; what was written there becomes `path` at once, or nothing does."""
+    temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def download(url: str, path: str, most: int) -> None:
+    """Copy a remote file of at most `most` bytes to a local path, in one request where the store allows it.
+
+    Raises OSError, also when there is more to it than that.
+    """
+    try:
+        filesystem(url).get_file(url, path, callback=_Bound(url, most))
+    except Exception as error:  # each filesystem raises its own kinds
+        raise _as_os_error(url, error) from error
+
+
+class _Bound(fsspec.callbacks.Callback):  # type: ignore[misc]
+    """Stops a download that is longer than it should be."""
+
+    def __init__(self, url: str, most: int) -> None:
+        super().__init__()
+        self._url, self._most = url, most
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        if self.value > self._most:
+            raise OSError(f"more than the {self._most:,} bytes expected")
+
+
+def fetch_by_content(url: str, folder: Path, most: int) -> str:
+    """Download into `folder` under the hash of what came; the path. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp") as file:
+        download(url, file.name, most)
+        with open(file.name, "rb") as downloaded:
+            digest = hashlib.file_digest(downloaded, "sha256").hexdigest()
+        path = str(folder / f"{digest}{os.path.splitext(public_name(url))[1]}")
+        if not os.path.exists(path):
+            with publish(path) as temporary:
+                os.link(file.name, temporary)
+    return path
+
+
+def _as_os_error(url: str, error: Exception) -> OSError:
+    """What went wrong, in one line without the URL, whose query may be a secret."""
+    if isinstance(error, UserError):
+        raise error
+    if isinstance(error, FileNotFoundError):  # fsspec's name for much of what a server may answer
+        return OSError("not found, or no answer")
+    text = " ".join(str(error).split()).replace(url, public_name(url))
+    return OSError(text or type(error).__name__)
