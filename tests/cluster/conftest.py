@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from tests.cluster.faults import MEASURED
@@ -12,7 +10,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not MEASURED:
         return
     terminalreporter.section("faults")
-    terminalreporter.write_line("| fault | noticed after | training again after |\n| --- | --- | --- |")
-    for name, (noticed, again) in MEASURED.items():
-        cells = ["-" if math.isnan(seconds) else f"{seconds:.1f} s" for seconds in (noticed, again)]
-        terminalreporter.write_line(f"| {name} | {' | '.join(cells)} |")
+    terminalreporter.write_line("| fault | noticed after | trains again after | test |\n| --- | --- | --- | --- |")
+    for name, (*times, test) in MEASURED.items():
+        noticed, again = ("" if seconds is None else f"{seconds:.1f} s" for seconds in times)
+        terminalreporter.write_line(f"| {name} | {noticed} | {again} | `{test}` |")

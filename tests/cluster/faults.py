@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -13,11 +14,26 @@ from distgan.training.preemption import read_status
 from tests.cluster.slurm import wait_until
 from tests.runs import rows
 
-MEASURED: dict[str, tuple[float, float]] = {}
-"""By the name of a fault: seconds until it was noticed, and until the next row of metrics after it."""
+
+class Measured(NamedTuple):
+    """Seconds from a fault until it was noticed, and until the next row of metrics after it; None if that is not."""
+
+    noticed: float | None
+    again: float | None
+    test: str
 
 
-def measure(name: str, run: Path, fault: Callable[[], object], *, timeout: float = 180) -> None:
+MEASURED: dict[str, Measured] = {}
+"""By the name of a fault: what was measured last."""
+
+
+def record(name: str, *, noticed: float | None = None, again: float | None = None) -> None:
+    """Keep what the current test has measured, for the table at the end of the session."""
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].partition(" ")[0].partition("[")[0]
+    MEASURED[name] = Measured(noticed, again, test)
+
+
+def measure(name: str, run: Path, fault: Callable[[], object]) -> None:
     """Do it, and wait until the run trains again in another attempt."""
     before = read_status(run)
     assert before is not None
@@ -36,9 +52,9 @@ def measure(name: str, run: Path, fault: Callable[[], object], *, timeout: float
         return bool(rows(run)) and (run / "metrics.jsonl").stat().st_mtime > (run / "status.json").stat().st_mtime
 
     for condition in (noticed, again):
-        wait_until(condition, timeout, f"{name}: not {condition.__name__}")
+        wait_until(condition, f"{name}: not {condition.__name__}")
         seconds.append(time.monotonic() - start)
-    MEASURED[name] = (seconds[0], seconds[1])
+    record(name, noticed=seconds[0], again=seconds[1])
 
 
 def trainer(variable: str, rank: int) -> psutil.Process:
@@ -55,10 +71,10 @@ def trainer(variable: str, rank: int) -> psutil.Process:
     raise AssertionError(f"no rank {rank} with {variable}")
 
 
-def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
+def wait_for_step(run: Path, step: int) -> None:
     """Until the checkpoint of a step is there."""
     path = run / "checkpoints" / f"step-{step:08d}"
-    wait_until(path.exists, seconds, f"{path} does not appear")
+    wait_until(path.exists, f"{path} does not appear")
 
 
 def rows_if_any(run: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,33 +32,35 @@ class Hosts:
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, host: int, command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-        """A process on a host, in the repository's root."""
+    def start(
+        self, host: int, command: list[str], log: Path, *, root: Path = ROOT, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """A process on a host."""
         name = f"distgan{host}"
         inside = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
         inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                [*inside, *command], cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+                [*inside, *command], cwd=root, stdout=output, stderr=output, start_new_session=True,
                 env=inherited | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"} | environment,
             )  # fmt: skip
         self.processes.append(process)
         return process
 
     def launch(
-        self, log: Path, *arguments: str, per_host: int = 1, **environment: str
+        self, log: Path, *arguments: str, roots: Sequence[Path] = (ROOT, ROOT), **environment: str
     ) -> list[subprocess.Popen[bytes]]:
-        """A distgan command on both hosts, by the launcher that Slurm's nodes use."""
+        """A distgan command on both hosts, a rank on each, by the launcher that Slurm's nodes use."""
         shared = {
             "VENV": str(Path(sys.executable).parents[1]), "SLURM_NNODES": "2", "MASTER_ADDR": f"{SUBNET}.1",
-            "MASTER_PORT": "29400", "PROCESSES_PER_NODE": str(per_host), **environment,
+            "MASTER_PORT": "29400", "PROCESSES_PER_NODE": "1", **environment,
         }  # fmt: skip
         return [
             self.start(
-                host, ["launch/slurm/node.sh", *arguments], log, SLURM_NODEID=str(host - 1),
+                host, ["launch/slurm/node.sh", *arguments], log, root=root, SLURM_NODEID=str(host - 1),
                 NODE_ADDR=f"{SUBNET}.{host}", **shared,
             )
-            for host in (1, 2)
+            for host, root in zip((1, 2), roots, strict=True)
         ]  # fmt: skip
 
     def cut(self, host: int) -> None:

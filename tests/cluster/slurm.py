@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 300.0
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "munged")
 
 
@@ -57,11 +58,11 @@ class Slurm:
         # All that munge keeps for the whole machine elsewhere is in the folder, so that another one is not disturbed.
         kept = [f"--{what}={self.folder}/munge.{what}" for what in ("socket", "pid-file", "log-file", "seed-file")]
         self._daemon("munged", "--force", "--foreground", f"--key-file={key}", *kept)
-        wait_until(lambda: (self.folder / "munge.socket").exists(), 10, "munged does not start")
+        wait_until(lambda: (self.folder / "munge.socket").exists(), "munged does not start")
         self._daemon("slurmctld", "-D", "-c")
         for node in ("n1", "n2"):
             self.start_node(node)
-        wait_until(lambda: self._control("show", "node").count("State=IDLE") == 2, 30, "the nodes do not come up")
+        wait_until(lambda: self.control("show", "node").count("State=IDLE") == 2, "the nodes do not come up")
 
     def stop(self) -> None:
         for daemon in reversed([*self._daemons, *self._nodes.values()]):
@@ -87,12 +88,20 @@ class Slurm:
 
     def state(self, job: str) -> str:
         """PENDING, RUNNING, COMPLETED, FAILED, ..."""
-        fields = dict(word.split("=", 1) for word in self._control("-o", "show", "job", job).split() if "=" in word)
-        return fields["JobState"]
+        return self.show(job)["JobState"]
 
     def restarts(self, job: str) -> int:
-        fields = dict(word.split("=", 1) for word in self._control("-o", "show", "job", job).split() if "=" in word)
-        return int(fields["Restarts"])
+        return int(self.show(job)["Restarts"])
+
+    def show(self, job: str) -> dict[str, str]:
+        """What Slurm knows of a job."""
+        answer: list[str] = []
+        wait_until(lambda: bool(answer or answer.extend(self.control("-o", "show", "job", job).split())), "no answer")
+        return dict(word.split("=", 1) for word in answer if "=" in word)
+
+    def has_steps(self, job: str) -> bool:
+        """Whether an srun of the job has started."""
+        return bool(self._run("squeue", "--steps", "--noheader", f"--jobs={job}").strip())
 
     def warn(self, job: str) -> None:
         """What Slurm does some time before a time limit, with `--signal=B:USR1@...`."""
@@ -104,17 +113,17 @@ class Slurm:
 
     def cancel(self, job: str) -> None:
         self._run("scancel", job)
-        wait_until(lambda: not self._run("squeue", "--noheader", f"--jobs={job}").strip(), 60, f"job {job} stays")
+        wait_until(lambda: not self._run("squeue", "--noheader", f"--jobs={job}").strip(), f"job {job} stays")
 
     def preempt(self) -> None:
         """A job that is more urgent takes all nodes for a moment."""
         self._run("sbatch", "--partition=urgent", "--nodes=2", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true")
 
     def set_node(self, node: str, state: str) -> None:
-        self._control("update", f"NodeName={node}", f"State={state}", "Reason=test")
+        self.control("update", f"NodeName={node}", f"State={state}", "Reason=test")
 
     def requeue(self, job: str) -> None:
-        self._control("requeue", job)
+        self.control("requeue", job)
 
     def cancel_all(self) -> None:
         """Leave no job behind."""
@@ -122,19 +131,19 @@ class Slurm:
             # Without a chance to save, which only training asks for.
             self._run("scancel", "--full", "--signal=KILL", job)
             self._run("scancel", job)
-        wait_until(lambda: not self._run("squeue", "--noheader").strip(), 30, "jobs stay")
+        wait_until(lambda: not self._run("squeue", "--noheader").strip(), "jobs stay")
 
     def log(self, job: str) -> str:
         path = self.folder / f"job-{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_for(self, job: str, *states: str, timeout: float = 180) -> str:
+    def wait_for(self, job: str, *states: str) -> str:
         """The state of a job once it is one of these. What the job said is in the failure otherwise."""
-        try:
-            wait_until(lambda: self.state(job) in states, timeout, f"job {job} is not {' or '.join(states)}")
-        except AssertionError as error:
-            raise AssertionError(f"{error} but {self.state(job)}:\n{self.log(job)[-4000:]}") from None
-        return self.state(job)
+        last = ("FAILED", "CANCELLED", "TIMEOUT", *states)
+        wait_until(lambda: self.state(job) in last, f"job {job} stays {self.state(job)}")
+        found = self.state(job)
+        assert found in states, f"job {job} is {found}:\n{self.log(job)[-4000:]}"
+        return found
 
     def _configure(self) -> None:
         host = socket.gethostname()
@@ -165,7 +174,8 @@ class Slurm:
             "PreemptMode": "REQUEUE",
             "SlurmUser": "root",
             "SlurmdUser": "root",
-            "ReturnToService": 2,
+            # Set down, a node stays so until it is resumed.
+            "ReturnToService": 1,
             "KillWait": 5,
             "SlurmdTimeout": 20,
             "StateSaveLocation": self.folder / "state",
@@ -191,7 +201,7 @@ class Slurm:
         with open(self.folder / f"{name}.log", "ab") as log:
             return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
 
-    def _control(self, *arguments: str) -> str:
+    def control(self, *arguments: str) -> str:
         return self._run("scontrol", *arguments)
 
     def _run(self, *command: str) -> str:
@@ -227,8 +237,9 @@ def _kill_all_with(variable: str) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], object], complaint: str) -> None:
+    """For as long as even a busy machine may need."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, complaint
         time.sleep(0.2)
