@@ -123,7 +123,8 @@ class EvaluationConfig(Section):
     """Samples per forward pass of an evaluation on one rank."""
     metrics: Annotated[list[MetricName], Field(min_length=1)] | None = None
     """What is measured; the first decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
-    `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`."""
+    `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`: how
+    many have at least a tenth of their share in the data (StackedMNIST's protocol asks for one sample of each)."""
     detector: Literal["classifier", "inception"] = "classifier"
     """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
     inception_weights: str | None = None
