@@ -33,6 +33,21 @@ class Interrupted(Exception):
 
 
 @contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """A lack of memory inside, on the host or a device, is a user error that begins with what it was wanted for."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise UserError(f"{what}: more memory than there is: {' '.join(str(error).split())[:200]}") from None
+
+
+_NO_MEMORY = "can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed"
+"""As torch's allocators say it."""
+
+
+@contextmanager
 def blaming(place: object) -> Iterator[None]:
     """A user error inside begins with the file or key that is to blame for it."""
     try:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
-from distgan.errors import UserError, blaming
+from distgan.errors import UserError, blaming, within_memory
 from distgan.files import read_bounded, sync_folder, write_atomically
 from distgan.generation import statistics_batches
 from distgan.generator import Generator
@@ -244,5 +244,6 @@ def _load_checkpoint(path: Path) -> Generator:
     if problem := _take_weights(generator.network, tensors):
         raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
     source = LatentSource(config.generator, config.seed, class_counts=classes.counts if classes else None)
-    recompute_statistics(generator.network, statistics_batches(source, config))
+    with within_memory(f"{path}/state.json: training.batch_size = {config.training.batch_size}"):
+        recompute_statistics(generator.network, statistics_batches(source, config))
     return generator

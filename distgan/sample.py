@@ -161,9 +161,9 @@ def interpolate(
 def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, seed: int) -> Path:
     if not os.fspath(out):
         raise UserError("--out is empty; name a file ending in .png, .txt or .npy, or a folder")
-    if not (1 <= number <= 2**40 and 1 <= batch_size <= 2**24):
+    if not (1 <= number <= 2**40 and 1 <= batch_size <= 2**17):
         raise UserError(
-            f"--num {number} --batch-size {batch_size}: expected at least 1, and at most 2**40 samples, 2**24 at a time"
+            f"--num {number} --batch-size {batch_size}: expected at least 1, and at most 2**40 samples, 2**17 at a time"
         )
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed}: expected a number from 0 to 2**63 - 1")

@@ -30,9 +30,9 @@ class DataConfig(Section):
     """1 for greyscale, 3 for RGB; images are converted when they differ."""
     labels: bool = False
     """Use the class labels: both networks become class-conditional."""
-    length: Annotated[Size, Field(ge=4, le=2**16)] = 32
+    length: Annotated[Size, Field(ge=4)] = 32
     """Characters of a line of text: longer lines are cut, shorter ones padded."""
-    dimensions: Annotated[Size, Field(le=2**16)] = 2
+    dimensions: Size = 2
     """Numbers of a point."""
     dequantize: bool = False
     """Map 8-bit pixels to 2x/256 - 1 plus addressed noise from U[0, 1/128), as the WGAN-GP and SNGAN code does."""
@@ -56,9 +56,9 @@ class DataConfig(Section):
     """How often a failed read is tried again, with backoff, before the sample is replaced."""
     max_failure_rate: Share = 0.01
     """The run stops when more than this share of the samples read could not be read."""
-    max_pixels: Count = 64_000_000
+    max_pixels: Annotated[Count, Field(le=2**30)] = 64_000_000
     """An image with more pixels than this is treated as unreadable."""
-    max_bytes: Count = 64_000_000
+    max_bytes: Annotated[Count, Field(le=2**32)] = 64_000_000
     """A file inside a shard larger than this many bytes is treated as unreadable."""
 
     @model_validator(mode="after")

@@ -24,10 +24,14 @@ def folder(value: str) -> str:
     return expanded
 
 
-# The bounds keep products of a few of these inside 64 bits, and are far from what any run needs.
+# The bounds keep products of a few of these inside 64 bits and what a stranger's config asks for near what a machine
+# has, and are far from what any run needs.
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**40)]
 CountOrZero = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**40)]
-Size = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**24)]
+Size = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**16)]
+"""Of a layer."""
+Batch = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**17)]
+"""Samples at a time."""
 Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**63 - 1)]
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]

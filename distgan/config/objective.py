@@ -17,7 +17,9 @@ class ZeroCentredPenaltyConfig(Section):
     final_gamma: Positive | None = None
     """Gamma goes along half a cosine to this value at the last step, as R3GAN's does; null keeps it."""
     every: Count = 1
-    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization)."""
+    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization; Karras et al.
+    2020, appendix B). Learning rate and betas stay as configured; StyleGAN2's code, whose penalty has an optimizer step
+    of its own, rescales both, by k/(k + 1) and to that power."""
 
 
 class GradientPenaltyConfig(Section):
@@ -37,7 +39,9 @@ class GradientPenaltyConfig(Section):
     perturbation: Positive = 10.0
     """Variance of `gaussian` noise."""
     every: Count = 1
-    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization)."""
+    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization; Karras et al.
+    2020, appendix B). Learning rate and betas stay as configured; StyleGAN2's code, whose penalty has an optimizer step
+    of its own, rescales both, by k/(k + 1) and to that power."""
 
 
 class WeightClippingConfig(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, CountOrZero, NotNegative, Positive, Real, Section, Size
+from distgan.config.fields import Batch, Count, CountOrZero, NotNegative, Positive, Real, Section, Size
 
 
 class OptimizerConfig(Section):
@@ -51,7 +51,7 @@ class MinibatchDiscriminationConfig(Section):
 class MinibatchStddevConfig(Section):
     """Karras et al. 2018, section 3: one more channel before the discriminator's last convolution."""
 
-    group_size: Size = 4
+    group_size: Batch = 4
     """Samples in a group (the micro-batch where that is smaller); it must divide the micro-batch."""
 
 
@@ -80,7 +80,7 @@ class NetworkConfig(Section):
     the others follows from `data.resolution`."""
     normalisation: Normalisation = "synchronized"
     """Batch norm over all ranks, over each rank alone, layer norm, virtual batch norm, or none."""
-    reference_size: Size | None = None
+    reference_size: Batch | None = None
     """Samples in virtual batch norm's reference batch; null: as many as the micro-batch."""
     spectral_norm: bool = False
     """Divide each weight by its largest singular value (Miyato et al. 2018)."""
@@ -120,7 +120,7 @@ class EMAConfig(Section):
     """Half-life in thousands of images; 0 makes the average equal the live weights."""
     rampup: Positive | None = 0.05
     """Early on the half-life is at most this share of the images seen so far; null switches the ramp off."""
-    statistics_samples: Size = 2048
+    statistics_samples: Annotated[Count, Field(le=2**20)] = 2048
     """Addressed latents from which batch-norm statistics are recomputed before evaluation, sampling and export."""
 
 
@@ -133,7 +133,7 @@ class GrowthConfig(Section):
     """Each level trains as it is for so long."""
     fade_kimg: Annotated[NotNegative, Field(le=1e9)] = 600.0
     """Before that, each level but the first is faded in linearly for so long."""
-    batch_sizes: dict[Count, Size] = Field(default_factory=dict)
+    batch_sizes: dict[Size, Batch] = Field(default_factory=dict)
     """Global batch sizes by resolution, for levels where it is not `training.batch_size`; they apply to that
     resolution and the higher ones."""
     reset_optimizers: bool = True

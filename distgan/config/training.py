@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, CountOrZero, Real, Section, Size
+from distgan.config.fields import Batch, Count, CountOrZero, Real, Section
 
 MetricName = Literal["fid", "inception_score", "kid", "classes", "modes", "ngram_js"]
 
@@ -14,7 +14,7 @@ MetricName = Literal["fid", "inception_score", "kid", "classes", "modes", "ngram
 class ExtraCriticStepsConfig(Section):
     """Steps in which the discriminator is trained longer (Arjovsky et al. 2017, released code only)."""
 
-    updates: Size = 100
+    updates: Annotated[Count, Field(le=2**24)] = 100
     """Discriminator updates in such a step."""
     first: CountOrZero = 25
     """The first so many steps are such."""
@@ -36,11 +36,11 @@ class TrainingConfig(Section):
 
     steps: Count
     """Steps of the run; a step is one generator update with its discriminator updates."""
-    batch_size: Size
+    batch_size: Batch
     """Global batch: over all ranks and all accumulation."""
-    accumulation: Size = 1
+    accumulation: Batch = 1
     """Micro-batches per update. Batch statistics are over one micro-batch of all ranks."""
-    critic_steps: Size = 1
+    critic_steps: Annotated[Count, Field(le=2**24)] = 1
     """Discriminator updates in a step, before the generator's."""
     extra_critic_steps: ExtraCriticStepsConfig | None = None
     """Steps with more discriminator updates than that."""
@@ -117,13 +117,14 @@ class EvaluationConfig(Section):
 
     every: CountOrZero = 0
     """Steps between evaluations; 0 evaluates only when asked with `distgan evaluate`."""
-    num_samples: Count = 10_000
+    num_samples: Annotated[Count, Field(le=2**24)] = 10_000
     """Generated samples per evaluation."""
-    batch_size: Size = 64
+    batch_size: Batch = 64
     """Samples per forward pass of an evaluation on one rank."""
     metrics: Annotated[list[MetricName], Field(min_length=1)] | None = None
     """What is measured; the first decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
-    `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`."""
+    `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`: how
+    many have at least a tenth of their share in the data (StackedMNIST's protocol asks for one sample of each)."""
     detector: Literal["classifier", "inception"] = "classifier"
     """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
     inception_weights: str | None = None

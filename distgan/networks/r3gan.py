@@ -5,6 +5,10 @@ convolution that doubles the channels, a 3x3 one in groups of 16, and a 1x1 one 
 Between stages the image is resampled with the filter [1, 2, 1] and, where widths differ, passed through a 1x1
 convolution. Weights start as in Fixup (Zhang et al. 2019): each block is the identity at first.
 
+Labels' vectors start as large for any number of classes, from N(0, 1) in the generator and N(0, 1/width) in the
+discriminator. The released code draws them as weights of a dense layer of one-hot labels, whose variances are less by
+the number of classes, so that with many of them labels hardly count at first.
+
 The paper trains them with relativistic pairing, R1 and R2, Adam with beta1 = 0, and gamma along half a cosine; its
 annealing of beta2 is left out here.
 """

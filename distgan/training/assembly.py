@@ -13,7 +13,7 @@ from distgan.data.reader import read_samples
 from distgan.data.samples import sample_format
 from distgan.distributed.engines import ZeroEngine
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import UserError, within_memory
 from distgan.generation import to_network
 from distgan.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
@@ -33,7 +33,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
     shape = run_shape(config, index)
-    with runtime.together():
+    with runtime.together(), within_memory("generator, discriminator: networks of this width, depth and resolution"):
         generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
         discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
         _fill_references(generator, discriminator, config, index)

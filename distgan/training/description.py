@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,7 +59,7 @@ class Description(_Record):
     """Stream position, and the number of real images seen."""
     images: Count
     best: BestSoFar | None
-    accepted: list[str] = []
+    accepted: list[Literal["data", "seed", "batch", "statistics"]] = []
     """What `--accept` has allowed resumes so far; with `batch`, the position is no function of the step."""
     substitutions: list[Any]
     data: Data

@@ -18,6 +18,7 @@ from distgan.randomness import derive_key
 from distgan.training import growth, run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
+from distgan.training.compatibility import ACCEPTABLE
 from distgan.training.diagnosis import why_stop
 from distgan.training.feed import Feed
 from distgan.training.observer import Observer
@@ -34,7 +35,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Args:
         resume: `auto` continues from the newest valid checkpoint of the run folder, if there is one; `never` starts
             over, setting aside what the folder holds; anything else is the path of a checkpoint or run.
-        accept: changes against the checkpoint that are fine, of `state.ACCEPTABLE`.
+        accept: changes against the checkpoint that are fine, of `compatibility.ACCEPTABLE`.
 
     Returns:
         `finished` or `preempted`, which status.json in the run folder says too.
@@ -44,6 +45,9 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     """
     if not resume:
         raise UserError("--resume is empty; give auto, never, or the path of a checkpoint or run", everywhere=True)
+    accepted = frozenset(accept)
+    if unknown := accepted.difference(ACCEPTABLE):
+        raise UserError(f"--accept {min(unknown)}: accepted are {', '.join(ACCEPTABLE)}", everywhere=True)
     runtime = Runtime(
         deterministic=config.training.deterministic,
         timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),
@@ -66,7 +70,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             with runtime.together():
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
-                run_folder.prepare(config, state, runtime, resume, frozenset(accept))
+                run_folder.prepare(config, state, runtime, resume, accepted)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)

@@ -8,7 +8,7 @@ is referenced, not registered, so that a wrapper sees one network's parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -83,10 +83,10 @@ class Objective(nn.Module):
         """The other player's network."""
         return self._opponent[0]
 
-    def _autocast(self, like: Tensor) -> torch.autocast:
+    def _autocast(self, like: Tensor, *, unless: bool = False) -> torch.autocast:
         """Networks run in bf16 inside, if the run says so; losses and penalties are float32."""
         dtype = self.autocast_dtype
-        return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None and not unless)
 
     def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, step: int) -> Tensor:
         """Instance noise on the discriminator's inputs, if the run has it at this step."""
@@ -126,7 +126,11 @@ class DiscriminatorObjective(Objective):
         reals = self._with_noise(batch.reals, "real", batch, step)
         fakes = self._with_noise(fakes.to(reals.dtype), "fake", batch, step)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
-        with reference_moments(self.network):
+        with ExitStack() as held:
+            # A penalised pass is normalised by moments in its own precision.
+            penalised = any(penalty is not None for penalty in (r1, r2, gp))
+            with self._autocast(reals, unless=penalised):
+                held.enter_context(reference_moments(self.network))
             reals, real_logits = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
             fakes, fake_logits = self._judge(fakes, batch.labels, differentiable=r2 is not None)
             loss = self._adversarial(real_logits, fake_logits, batch)

@@ -1,4 +1,4 @@
-"""All that a run is at one moment: what a checkpoint holds, how it is taken, and whether it fits."""
+"""All that a run is at one moment: what a checkpoint holds, and how it is taken and given back."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 import distgan
-from distgan.config import Config, parse_config
+from distgan.config import Config
 from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError, blaming
-from distgan.networks.progressive import GrowingNetwork
+from distgan.errors import blaming
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.training import checkpoint, schedule
+from distgan.training.compatibility import check_counters, check_fits, check_history, check_optimizer, own_tensors
 from distgan.training.description import Description, load_description
 from distgan.training.diagnosis import Diagnosis
 from distgan.training.ema import AveragedGenerator
@@ -27,9 +27,6 @@ from distgan.training.growth import grow
 from distgan.training.objective import blank_batch
 from distgan.training.player import Player
 from distgan.training.restore import check_numbers, read_network
-
-ACCEPTABLE = ("data", "seed", "batch", "statistics")
-"""Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
 
 
 @dataclass
@@ -40,7 +37,7 @@ class Progress:
     position: int = 0
     best: dict[str, Any] | None = None
     accepted: frozenset[str] = frozenset()
-    """The changes of `ACCEPTABLE` that resumes of this course were allowed."""
+    """The changes of `compatibility.ACCEPTABLE` that resumes of this course were allowed."""
     substitutions: Substitutions = field(default_factory=Substitutions)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
@@ -124,7 +121,7 @@ class TrainingState:
             UserError: the checkpoint is of another data set, seed, statistics batch or architecture, or damaged.
         """
         description = load_description(path)
-        self._check_fits(path, description, accept)
+        check_fits(path, description, self.config, self.index, accept)
         weights = {player.role: read_network(path, player.role, player.network) for player in self.players}
         average = read_network(path, "generator_ema", self.average.network)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
@@ -132,8 +129,8 @@ class TrainingState:
         check_numbers(path, files)
         for player in self.players:
             check_optimizer(path, player, files[f"{player.role}_optimizer"])
-            _check_history(path, player, files["history"])
-            _check_counters(path, player, files["counters"])
+            check_history(path, player, files["history"])
+            check_counters(path, player, files["counters"])
         self.progress.step = description.step
         self.progress.position = description.position
         grow(self)  # before the moments, which are those of the parameters that take part there
@@ -151,58 +148,6 @@ class TrainingState:
         with blaming(path / "state.json"):
             self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
-
-    def _check_fits(self, path: Path, description: Description, accept: frozenset[str]) -> None:
-        then, now = parse_config(description.config, source=f"{path}/state.json"), self.config
-        follows = schedule.position_after(then, description.step)
-        if description.position != follows and "batch" not in description.accepted:
-            raise UserError(
-                f"{path}/state.json: position {description.position} at step {description.step}, where its config has "
-                f"position {follows}; the file was changed, take another checkpoint"
-            )
-        found = description.data.fingerprint
-        if found != self.index.fingerprint and "data" not in accept:
-            raise UserError(
-                f"{path}: saved from data with fingerprint {found[:12]}, but data.path has "
-                f"{self.index.fingerprint[:12]}; restore the data, start another run_dir, or continue on "
-                "the new data with --accept data"
-            )
-        if tuple(description.vocabulary or ()) != (self.index.vocabulary or ()):
-            raise UserError(
-                f"{path}: its text has other characters than that of data.path, or they are numbered otherwise; "
-                "restore the data and their index, or start another run_dir"
-            )
-        if then.seed != now.seed and "seed" not in accept:
-            raise UserError(
-                f"{path}: saved with seed = {then.seed}, but the config has {now.seed}, which is another order of "
-                f"the data and other noise; set seed={then.seed}, or change it all the same with --accept seed"
-            )
-        images = [
-            [schedule.position_after(config, step) for step in (description.step, description.step + 1)]
-            for config in (then, now)
-        ]
-        if images[0] != images[1] and "batch" not in accept:
-            raise UserError(
-                f"{path}: its next step would see the real images {images[0][0]} to {images[0][1]}, with this config "
-                f"{images[1][0]} to {images[1][1]} (batch_size, critic_steps, warm_start, growth), and `distgan trace` "
-                "would no longer tell which samples a step had; restore them (accumulation is free to change), or use "
-                "--accept batch"
-            )
-        batches = [schedule.micro_batch(config, description.position) for config in (then, now)]
-        if batches[0] != batches[1] and now.uses_batch_statistics and "statistics" not in accept:
-            raise UserError(
-                f"{path}: its batch statistics were over {batches[0]} samples (batch_size / accumulation), "
-                f"but now they would be over {batches[1]}, which changes the objective; restore the two, or use "
-                "--accept statistics"
-            )
-        for role in ("generator", "discriminator"):
-            sizes = [getattr(config, role).reference_size for config in (then, now)]
-            if sizes[0] != sizes[1] and None not in sizes:
-                raise UserError(
-                    f"{path}: {role}.reference_size was {sizes[0]}, but is {sizes[1]} now (where it is not given, it "
-                    f"is batch_size / accumulation), and a reference batch cannot change; set "
-                    f"{role}.reference_size={sizes[0]}"
-                )
 
 
 def run_shape(config: Config, index: Index) -> SampleShape:
@@ -223,28 +168,9 @@ def class_counts(index: Index) -> list[int]:
     return counts
 
 
-def _own(player: Player, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a file's tensors that are a player's."""
-    prefix = f"{player.role}/"
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _check_history(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless an average over time is whole, or none was kept."""
-    own = _own(player, saved)
-    if player.history is None or not own:
-        return
-    for name, tensor in player.history.state().items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}/history.safetensors: {player.role}/{name} is missing or of another shape; "
-                "take another checkpoint, or leave objective.historical_averaging out"
-            )
-
-
 def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
     """Take a saved average over time, or begin one at the weights now if none was kept then."""
-    own = _own(player, saved)
+    own = own_tensors(player, saved)
     if player.history is None:
         return
     if not own:
@@ -253,38 +179,3 @@ def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
         return
     for name, tensor in player.history.state().items():
         tensor.copy_(own[name])
-
-
-def _check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless all of a player's counters are numbers."""
-    for name in player.counters:
-        counter = saved.get(f"{player.role}/{name}")
-        if counter is None or counter.dim() or not counter.isfinite():
-            raise UserError(f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint")
-
-
-def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless there are all of the optimizer's quantities for each parameter, or none at all.
-
-    A network that grows has some for those parameters only that the optimizer has met.
-    """
-    file = f"{path}/{player.role}_optimizer.safetensors"
-    parameters = dict(player.network.named_parameters())
-    met = set(parameters)
-    if isinstance(player.network, GrowingNetwork):
-        met &= {key.rpartition("/")[0] for key in moments}
-    expected = {f"{name}/{quantity}" for name in met for quantity in player.quantities}
-    if moments and expected != moments.keys():
-        odd = min(expected ^ moments.keys())
-        raise UserError(
-            f"{file}: {odd} is {'missing' if odd in expected else 'unknown'}; resume with the optimizer the run was "
-            "started with (config.yaml in its folder), or take another checkpoint"
-        )
-    for key, tensor in moments.items():
-        name, _, quantity = key.rpartition("/")
-        like = player.skipped if quantity == "step" else parameters[name]
-        if tensor.shape != like.shape or tensor.dtype != like.dtype:
-            raise UserError(
-                f"{file}: {key} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {like.dtype} of shape "
-                f"{tuple(like.shape)}; the checkpoint is damaged or of another architecture"
-            )

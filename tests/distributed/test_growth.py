@@ -18,11 +18,12 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.networks.shape import sample_shape
 from distgan.training import schedule
+from distgan.training.compatibility import check_optimizer
 from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import grow, set_growth
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 from distgan.training.player import Player
-from distgan.training.state import Progress, TrainingState, check_optimizer
+from distgan.training.state import Progress, TrainingState
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
 

@@ -49,7 +49,14 @@ def test_a_reference_batch_keeps_its_size(tmp_path: Path, train: Train) -> None:
     assert state(tmp_path, 4)["position"] == 4 * 16
 
 
-def test_an_empty_resume_is_no_checkpoint(tmp_path: Path, train: Train) -> None:
-    with pytest.raises(UserError, match="--resume is empty; give auto, never, or the path"):
-        train(resume="")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resume": ""}, "--resume is empty; give auto, never, or the path"),
+        ({"accept": ["seed", "seeds"]}, "--accept seeds: accepted are data, seed, batch, statistics"),
+    ],
+)
+def test_what_is_no_way_to_resume(tmp_path: Path, train: Train, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(**options)
     assert not (tmp_path / "run").exists()

@@ -161,6 +161,13 @@ def test_trace_and_evaluate(text: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f'"ngram_js[4]": {last["ngram_js[4]"]}' in capsys.readouterr().out
 
 
+def test_a_network_that_no_memory_holds(text: Path, tmp_path: Path) -> None:
+    shutil.copytree(text / "shards", tmp_path / "shards")
+    wide = ("generator.width=65536", "generator.latent_size=65536", "data.length=65536")
+    with pytest.raises(UserError, match="networks of this width, depth and resolution: more memory than there is"):
+        train(recipe(tmp_path, "text"), *wide)
+
+
 def test_a_reference_batch_passes_once_for_all_batches_of_an_evaluation(
     points: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,7 +269,7 @@ def test_a_strangers_checkpoint_is_refused_in_one_line(tmp_path: Path, digits: P
     train(config)
     good = tmp_path / "run" / "checkpoints" / "step-00000001"
     longer = config.model_copy(update={"run_dir": str(tmp_path / "other")})
-    wide = {"width": 2**24, "max_width": 2**24, "latent_size": 2**24}
+    wide = {"width": 2**16, "max_width": 2**16, "latent_size": 2**16}
 
     def spoiled(value: float) -> Callable[[bytes], bytes]:
         return lambda content: safetensors.torch.save(

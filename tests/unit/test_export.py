@@ -149,7 +149,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"resolution": 10**5000}, "not the description"),
         ({"channels": -1}, "channels = -1"),
         ({"generator": {"latent_size": 10**12}}, "generator.latent_size"),
-        ({"generator": {"latent_size": 2**24, "width": 2**24, "max_width": 2**24}}, "weights"),
+        ({"generator": {"latent_size": 2**16, "width": 2**16, "max_width": 2**16}}, "weights"),
         ({"generator": {"widht": 4}}, "did you mean 'generator.width'"),
         ({"generator": 5}, "generator = 5"),
         ({"class_names": 5}, "class_names = 5"),

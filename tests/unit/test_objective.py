@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distgan import randomness
-from distgan.config import Config, parse_config
+from distgan.config import Config, DiscriminatorConfig, parse_config
+from distgan.networks import build_discriminator
+from distgan.networks.layers.virtual import VirtualBatchNorm
+from distgan.networks.shape import SampleShape
 from distgan.objectives.adversarial import ADVERSARIAL
 from distgan.training import readings
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
@@ -199,6 +202,29 @@ def test_the_players_update_only_themselves() -> None:
         loss.backward()
         assert all(parameter.grad is not None for parameter in own.parameters())
         assert all(parameter.grad is None and parameter.requires_grad for parameter in other.parameters())
+
+
+def test_a_reference_batch_passes_in_bf16_unless_a_penalty_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, torch.dtype]] = []
+    normalise = VirtualBatchNorm.forward
+
+    def look(layer: VirtualBatchNorm, activations: Tensor) -> Tensor:
+        seen.append((len(activations), activations.dtype))
+        return normalise(layer, activations)
+
+    monkeypatch.setattr(VirtualBatchNorm, "forward", look)
+    settings = {"architecture": "mlp", "normalisation": "virtual", "reference_size": 4, "width": 3, "depth": 1}
+    shape = SampleShape("points", dimensions=2)
+    discriminator = build_discriminator(DiscriminatorConfig.model_validate(settings), shape)
+    config = config_of(r1={"gamma": 1.0, "every": 2})
+    objective = DiscriminatorObjective(discriminator, Linear().float(), config, torch.bfloat16)
+    floats = MicroBatch(
+        *(value.float() if value is not None and value.is_floating_point() else value for value in batch())
+    )
+    for update, reference, real in ((0, torch.float32, torch.float32), (1, torch.bfloat16, torch.bfloat16)):
+        seen.clear()
+        objective(floats, 0, update)[0].backward()
+        assert seen == [(4, reference), (COUNT, real), (COUNT, torch.bfloat16)]
 
 
 def test_divergences_that_losses_estimate() -> None:
