@@ -7,6 +7,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ENGINES = {
+    "ddp": "multi-gpu.yaml",
+    "zero1": "deepspeed-zero1.yaml",
+    "zero2": "deepspeed-zero2.yaml",
+    "fsdp": "fsdp.yaml",
+}
+"""The launcher's config of each, in launch/accelerate."""
 
 
 def distgan(*arguments: str) -> str:
@@ -26,6 +33,12 @@ def launched(count: int, *arguments: str) -> list[str]:
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
     )  # fmt: skip
     return [sys.executable, *launcher, "-m", "distgan", *arguments]
+
+
+def under_engine(engine: str, processes: int, *program: str) -> list[str]:
+    """The command line of a program on one machine, under one of `ENGINES`."""
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/accelerate" / ENGINES[engine]))
+    return [sys.executable, *launcher, "--num_processes", str(processes), *program]
 
 
 def processes() -> int:

@@ -44,7 +44,8 @@ class RollCall:
         self._door = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=_AT_ONCE)
         here = Seat(socket.gethostname(), _address(), self._door.getsockname()[1])
         self._seats = runtime.gather_objects(here)
-        threading.Thread(target=self._answer, args=(self._door,), name="roll call", daemon=True).start()
+        self._thread = threading.Thread(target=self._answer, args=(self._door,), name="roll call", daemon=True)
+        self._thread.start()
 
     def missing(self) -> str:
         """Whom this rank waited for, as far as the others answer now."""
@@ -60,6 +61,8 @@ class RollCall:
             with suppress(OSError):
                 self._door.shutdown(socket.SHUT_RDWR)
             self._door.close()
+            # It holds the process groups, which must not be left to a thread that outlives the interpreter.
+            self._thread.join(_PATIENCE_SECONDS)
 
     def _answer(self, door: socket.socket) -> None:
         while True:

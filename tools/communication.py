@@ -1,0 +1,179 @@
+"""What ranks send each other in a step of a recipe: number and bytes of collectives, by player, purpose and kind.
+
+The recipe is trained for some steps by two real processes, and each collective that torch dispatches is counted, those
+of DDP's and DeepSpeed's own too; who called it tells what it was for. The first step is left out. Bytes are those of
+the whole tensor that is summed, gathered or scattered. Readings are made once in `monitoring.every` steps, and a
+growing network is counted at its first level, unless `growth=null` is given.
+
+    python tools/communication.py configs/digits-dcgan.yaml
+    python tools/communication.py configs/digits-r3gan.yaml training.batch_size=16 --engine zero2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.commands import ENGINES, under_engine
+
+AFTER_A_STEP = ("flags", "readings")
+"""Purposes of what the loop sends when it counts the step as done."""
+
+
+class Kind(NamedTuple):
+    """One row of the table."""
+
+    player: str
+    """`generator`, `discriminator`, or `both` for what is not of an update."""
+    purpose: str
+    """`gradients`, `gradient norm`, `weights`, `batch statistics`, `flags`, `readings` or `checkpoint`."""
+    collective: str
+
+
+class Traffic(NamedTuple):
+    """Of an average step."""
+
+    number: float
+    bytes: float
+
+
+class Counting(TorchDispatchMode):
+    """Counts the collectives of distgan's training loop while it is entered.
+
+    Attributes:
+        found: for each step and kind, the bytes of each collective.
+        parameters: of each player's network.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[tuple[int, Kind, int]] = []
+        self.parameters: dict[str, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "c10d":
+            self._note(function._schema.name.removeprefix("c10d::").strip("_"), args)
+        return function(*args, **kwargs or {})
+
+    def _note(self, collective: str, args: Sequence[Any]) -> None:
+        step, player, names = None, "both", set()
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            name = frame.f_code.co_qualname
+            if frame.f_globals.get("__name__", "").startswith("distgan."):
+                names.add(name)
+                if name == "Player.update":
+                    acting = frame.f_locals["self"]
+                    player = acting.role
+                    self.parameters[player] = sum(weight.numel() for weight in acting.network.parameters())
+                elif name == "run" and "progress" in frame.f_locals:
+                    step = frame.f_locals["progress"].step
+            frame = frame.f_back
+        if step is not None:
+            self.found.append((step, Kind(player, purpose(names), collective), max(map(size, args))))
+
+
+def purpose(names: set[str]) -> str:
+    """What a collective is for, by the distgan functions that it is called in."""
+    if "save" in names:
+        return "checkpoint"
+    if "Observer._measure" in names:
+        return "readings"
+    if "Control.exchange" in names:
+        return "flags"
+    if "_AllReduceSum.forward" in names:
+        return "gradient norm" if names & {"ZeroEngine._before_step", "ShardedEngine.step"} else "batch statistics"
+    return "gradients" if any(name.endswith("Engine.backward") for name in names) else "weights"
+
+
+def size(argument: Any) -> int:
+    """Bytes of the tensors in an argument of a collective."""
+    if isinstance(argument, torch.Tensor):
+        return argument.nbytes
+    return sum(map(size, argument)) if isinstance(argument, (list, tuple)) else 0
+
+
+def counted(
+    recipe: str, settings: Sequence[str], folder: str, steps: int
+) -> tuple[dict[Kind, Traffic], dict[str, int]]:
+    """Train for some steps as this rank; traffic of an average step but the first, and the players' parameters."""
+    from distgan.config import load_config
+    from distgan.training.loop import train
+
+    config = load_config(recipe, [
+        *settings, f"run_dir={folder}/run", f"training.steps={steps}", "training.warm_start=0",
+        "training.extra_critic_steps=null", "evaluation.every=0", "monitoring.every=1", "monitoring.tensorboard=false",
+        "monitoring.samples_every=1000000", "checkpoint.every=1000000",
+    ])  # fmt: skip
+    with Counting() as counting:
+        train(config, resume="never")
+    numbers, bytes_ = Counter[Kind](), Counter[Kind]()
+    for step, kind, amount in counting.found:
+        done = step - 1 if kind.purpose in AFTER_A_STEP else step
+        if done >= 1 and kind.purpose != "checkpoint":
+            numbers[kind] += 1
+            bytes_[kind] += amount
+    later = steps - 1
+    return {kind: Traffic(numbers[kind] / later, bytes_[kind] / later) for kind in numbers}, counting.parameters
+
+
+def count(
+    recipe: str, settings: Sequence[str], *, engine: str = "ddp", processes: int = 2, steps: int = 2
+) -> tuple[dict[Kind, Traffic], dict[str, int]]:
+    """The same, of processes that are started for it. A failure ends the tool."""
+    with tempfile.TemporaryDirectory() as folder:
+        worker = ["--worker", folder, "--steps", str(steps)]
+        command = under_engine(engine, processes, __file__, recipe, *settings, *worker)
+        log = Path(folder, "log")
+        with open(log, "wb") as output:
+            if subprocess.run(command, stdout=output, stderr=output).returncode:
+                raise SystemExit(log.read_text())
+        found = json.loads(Path(folder, "found.json").read_text())
+    return {Kind(*kind): Traffic(*traffic) for kind, traffic in found["traffic"]}, found["parameters"]
+
+
+def table(traffic: dict[Kind, Traffic], parameters: dict[str, int]) -> str:
+    """In Markdown."""
+    lines = ["| player | purpose | collective | number a step | bytes a step |", "| --- | --- | --- | --- | --- |"]
+    for kind, amount in sorted(traffic.items()):
+        lines.append(f"| {' | '.join(kind)} | {amount.number:,.4g} | {amount.bytes:,.0f} |")
+    sizes = ", ".join(f"{player} {count:,}" for player, count in sorted(parameters.items()))
+    return "\n".join([*lines, "", f"Parameters: {sizes}."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", metavar="CONFIG")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--engine", choices=ENGINES, default="ddp", help="default %(default)s")
+    parser.add_argument("--processes", type=int, default=2, help="default %(default)s")
+    parser.add_argument("--steps", type=int, default=2, help="more for penalties that are not in each; default 2")
+    parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args()
+    if options.worker:
+        traffic, parameters = counted(options.recipe, options.settings, options.worker, options.steps)
+        if int(os.environ["RANK"]) == 0:
+            found = {"traffic": list(traffic.items()), "parameters": parameters}
+            Path(options.worker, "found.json").write_text(json.dumps(found))
+        return
+    print(table(*count(
+        options.recipe, options.settings, engine=options.engine, processes=options.processes, steps=options.steps
+    )))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
