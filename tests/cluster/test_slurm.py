@@ -195,6 +195,7 @@ def test_a_rank_is_killed(tmp_path: Path, digits: Path, cluster: Slurm, undistur
     measure(name, tmp_path / "run", trainer(f"SLURM_JOB_ID={job}", 1).kill)
     cluster.wait_for(job, "COMPLETED")
     assert cluster.restarts(job) == (0 if restarts else 1)
+    assert "for rank 1 on " in cluster.log(job)
     check_same(tmp_path / "run", undisturbed)
 
 
@@ -212,6 +213,7 @@ def test_all_processes_of_a_node_are_killed(tmp_path: Path, digits: Path, cluste
     measure("all processes of one of two nodes are killed, Slurm", tmp_path / "run", fault)
     cluster.wait_for(job, "COMPLETED")
     assert cluster.restarts(job) == 1
+    assert "for rank 1 on " in cluster.log(job)
     check_same(tmp_path / "run", undisturbed)
 
 
