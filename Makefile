@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-cluster lint bench theory results clean
+.PHONY: demo test test-slow test-cluster test-image lint bench theory results clean
 
 demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, and show what came of it
 	$(BIN)/python tools/demo.py
@@ -17,7 +17,11 @@ test-slow: $(INSTALLED)  ## the longer proofs
 
 # Needs root, and of Debian: slurmctld slurmd slurm-client munge iproute2; without them the tests say what they miss.
 test-cluster: $(INSTALLED)  ## a real Slurm, two hosts, cut links, and a soak test: half an hour
-	$(BIN)/python -m pytest tests/cluster -m slow --timeout 3600
+	$(BIN)/python -m pytest tests/cluster -m slow --timeout 3600 --ignore tests/cluster/test_image.py
+
+# Needs root, and of Debian: buildah debootstrap.
+test-image: $(INSTALLED)  ## the container image, built and tried on a base made here
+	$(BIN)/python -m pytest tests/cluster/test_image.py -m slow --timeout 3600
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -22,6 +22,8 @@ class RangeServer(ThreadingHTTPServer):
         self.folder = folder
         self.failures = 0
         self.failure = "status"
+        """`status`: 503; `cut`: half of what was asked for; `silence`: half, and then nothing more."""
+        self.over = threading.Event()
         self.ranges = True
         self.delay = 0.0
         self.gets: list[str] = []
@@ -72,9 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        if failing and self.server.failure == "cut":
+        if failing and self.server.failure in ("cut", "silence"):
             self.wfile.write(data[: len(data) // 2])
             self.close_connection = True
+            if self.server.failure == "silence":
+                self.server.over.wait()
             return
         self.wfile.write(data)
         self.server.sent += len(data)
@@ -88,6 +92,7 @@ def range_server(folder: Path) -> Iterator[RangeServer]:
     try:
         yield server
     finally:
+        server.over.set()
         server.shutdown()
         thread.join()
         server.server_close()

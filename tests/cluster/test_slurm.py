@@ -161,6 +161,15 @@ def test_preempted_twice_by_more_urgent_jobs(tmp_path: Path, digits: Path, clust
     check_same(tmp_path / "run", undisturbed)
 
 
+def test_preempted_while_starting(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
+    job = submit(cluster, make_recipe(tmp_path, digits))
+    wait_until(lambda: cluster.has_steps(job), "no step")
+    cluster.preempt()
+    wait_until(lambda: cluster.restarts(job) == 1, "not requeued")
+    cluster.wait_for(job, "COMPLETED")
+    check_same(tmp_path / "run", undisturbed)
+
+
 def test_cancelled_for_good(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     job = submit(cluster, make_recipe(tmp_path, digits), "training.steps=1000000")
     wait_for_step(tmp_path / "run", 10)
@@ -186,6 +195,7 @@ def test_a_rank_is_killed(tmp_path: Path, digits: Path, cluster: Slurm, undistur
     measure(name, tmp_path / "run", trainer(f"SLURM_JOB_ID={job}", 1).kill)
     cluster.wait_for(job, "COMPLETED")
     assert cluster.restarts(job) == (0 if restarts else 1)
+    assert "for rank 1 on " in cluster.log(job)
     check_same(tmp_path / "run", undisturbed)
 
 
@@ -203,6 +213,7 @@ def test_all_processes_of_a_node_are_killed(tmp_path: Path, digits: Path, cluste
     measure("all processes of one of two nodes are killed, Slurm", tmp_path / "run", fault)
     cluster.wait_for(job, "COMPLETED")
     assert cluster.restarts(job) == 1
+    assert "for rank 1 on " in cluster.log(job)
     check_same(tmp_path / "run", undisturbed)
 
 

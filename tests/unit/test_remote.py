@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
 from distgan.config import DataConfig
+from distgan.data import locations
 from distgan.data import reader as reader_module
 from distgan.data.cache import ShardCache
 from distgan.data.index import Index, Shard, build_index, load_index, save_index
@@ -108,6 +110,20 @@ def test_a_reader_tries_again_and_then_replaces(index: Index, server: RangeServe
     assert server.gets.count("/002.tar") <= 2 * 3
 
 
+def test_a_store_that_falls_silent_is_not_waited_for_for_ever(
+    index: Index, server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "_READ_SECONDS", 0.2)
+    locations._filesystem.cache_clear()
+    fsspec.get_filesystem_class("http").clear_instance_cache()
+    server.failures, server.failure = 2, "silence"
+    batch = read_samples(config(retries=2), index, [3])
+    assert batch.samples.tolist() == [3] == numbers_of(batch.values.numpy())
+    assert batch.failures == []
+    assert server.gets.count("/000.tar") == 3
+    locations._filesystem.cache_clear()
+
+
 @pytest.mark.parametrize("order", ["permutation", "lanes"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_remote_stream_is_the_local_one(index: Index, server: RangeServer, order: str, workers: int) -> None:
@@ -176,7 +192,7 @@ def test_looking_ahead_ends_after_an_epoch(index: Index, server: RangeServer, tm
 
 
 def test_a_download_does_not_hold_up_a_process_that_leaves(index: Index, server: RangeServer, tmp_path: Path) -> None:
-    server.delay = 30
+    server.delay = 300
     script = f"""
 import time
 from distgan.config import DataConfig
@@ -189,7 +205,7 @@ stream.close()
 """
     save_index(index, tmp_path / "named")
     process = subprocess.Popen([sys.executable, "-c", script])
-    assert process.wait(25) == 0
+    assert process.wait(250) == 0
     assert server.gets
 
 
