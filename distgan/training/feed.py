@@ -14,16 +14,14 @@ from distgan.data.stream import open_stream
 from distgan.data.substitutions import Failure, check_failure_rate
 from distgan.distributed.runtime import Runtime
 from distgan.generation import dequantize, to_network
-from distgan.latents import LatentSource
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.training import schedule
 from distgan.training.assembly import latent_source, uses_channels_last
+from distgan.training.draws import DrawnAhead
 from distgan.training.objective import MicroBatch
 from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
-
-_DRAWN_AT_ONCE = 1024
 
 
 class Feed:
@@ -44,9 +42,12 @@ class Feed:
         """Begin micro-batches of this size at a stream position."""
         self.micro_batch = micro_batch
         self.share = micro_batch // self.runtime.world_size
+        accumulation = self.config.training.accumulation
+        # Updates of the discriminator follow one another; those of the generator are as far apart at every level.
+        apart = {"discriminator": accumulation * micro_batch, "generator": schedule.largest_batch(self.config)}
         self._draws = {
-            role: _DrawnAhead(self.latents, f"{role} latents", self.share, micro_batch)
-            for role in ("discriminator", "generator")
+            role: DrawnAhead(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
+            for role, distance in apart.items()
         }
         self._stream = open_stream(
             self.config.data,
@@ -122,28 +123,3 @@ class Feed:
                 reals = fade_reals(reals, self.state.growth.fade)
         labels = batch.labels.to(device, non_blocking=True) if self.config.data.labels else None
         return reals.contiguous(memory_format=self._memory_format), labels
-
-
-class _DrawnAhead:
-    """Addresses, latents and labels for micro-batches that begin `stride` apart, many of them in one draw: it is some
-    hundred small operations, and costs hardly more for a thousand rows than for one."""
-
-    def __init__(self, source: LatentSource, purpose: str, share: int, stride: int) -> None:
-        self._source, self._purpose, self._share, self._stride = source, purpose, share, stride
-        self._drawn: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
-
-    def take(self, first: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Those numbered from `first` on: (share,) int64, (share, latent_size), and (share,) int64 or None."""
-        if first not in self._drawn:
-            starts = [first + ahead * self._stride for ahead in range(max(1, _DRAWN_AT_ONCE // self._share))]
-            addresses = torch.tensor(starts)[:, None] + torch.arange(self._share)
-            addresses = addresses.to(self._source.device)
-            latents, labels = self._source.draw(self._purpose, addresses.flatten())
-            rows = zip(
-                addresses,
-                latents.split(self._share),
-                labels.split(self._share) if labels is not None else [None] * len(starts),
-                strict=True,
-            )
-            self._drawn = dict(zip(starts, rows, strict=True))
-        return self._drawn.pop(first)
