@@ -1,0 +1,181 @@
+"""Bytes that a rank holds of a large generator under each engine, beside what theory says.
+
+Two processes under `accelerate launch` train an R3GAN generator of 308 million parameters against a tiny discriminator
+on a batch of two. Counted is the storage of every tensor that a rank can reach, in the generator's last update and on
+the greater of both ranks: when its gradients are averaged and the optimizer is about to step, by kind; and all in all
+when its backward pass has come to the first layer. The peak is of resident memory since before the networks were
+built, with passing copies and activations in it.
+
+    python tools/memory.py
+    python tools/memory.py --width 256 --engines ddp zero2
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.commands import distgan, under_engine
+
+UPDATES = 3
+BATCH = 2
+KINDS = ("weights", "gradients", "masters", "moments", "average")
+BYTES: dict[str, tuple[float, ...]] = {
+    "ddp": (4, 4, 0, 8, 4),
+    "zero1": (4, 4, 4 / 2, 8 / 2, 4),
+    "zero2": (4, 4 / 2, 4 / 2, 8 / 2, 4),
+    "fsdp": (4 / 2, 4 / 2, 0, 8 / 2, 4),
+}
+"""Of each kind a parameter, on each of two ranks: everything is float32, Adam has two moments."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=3584, help="of the generator, a multiple of 16")
+    parser.add_argument("--engines", nargs="+", choices=BYTES, default=list(BYTES), help="default: all")
+    parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(Path(options.worker), options.width)
+        return
+    check_room(options.width)
+    print(
+        f"| bytes a parameter | {' | '.join(KINDS)} | together | expected | in the backward pass | peak, GB |\n"
+        f"|{' --- |' * (len(KINDS) + 5)}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        distgan("pack", "builtin:digits", f"{folder}/digits", "--resolution", "16")
+        for engine in options.engines:
+            print(row(engine, measure(engine, folder, options.width)), flush=True)
+
+
+def check_room(width: int) -> None:
+    """Leave unless two ranks of DDP, at their peak, are sure to fit."""
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free, needed = int(memory["MemAvailable"].split()[0]) * 1024, 2 * 28 * 24 * width**2 + 2e9
+    if free < needed:
+        raise SystemExit(f"needs {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free; lower --width")
+
+
+def measure(engine: str, folder: str, width: int) -> dict[str, Any]:
+    """What the greater of two ranks holds, in bytes, and the generator's `parameters`."""
+    command = under_engine(engine, 2, __file__, "--worker", folder, "--width", str(width))
+    log = Path(folder, "log")
+    with open(log, "wb") as output:
+        if subprocess.run(command, stdout=output, stderr=output).returncode:
+            raise SystemExit(f"{engine}:\n{log.read_text()}")
+    found: dict[str, Any] = json.loads(Path(folder, "found.json").read_text())
+    return found
+
+
+def row(engine: str, found: dict[str, Any]) -> str:
+    """Of the table."""
+    measured = [found[kind] / found["parameters"] for kind in KINDS]
+    columns = [*measured, sum(measured), sum(BYTES[engine]), found["backward"] / found["parameters"]]
+    return f"| {found['engine']} | {' | '.join(f'{value:.2f}' for value in columns)} | {found['peak'] / 1e9:.1f} |"
+
+
+def recipe(folder: Path, width: int) -> dict[str, Any]:
+    """A generator that is nearly all weights: they work on at most 16x16 pixels."""
+    r3gan = {"architecture": "r3gan", "normalisation": "none", "optimizer": {"betas": (0.0, 0.99)}}
+    return {
+        "run_dir": str(folder / "run"),
+        "data": {"path": str(folder / "digits"), "resolution": 16, "channels": 1},
+        "generator": {**r3gan, "width": width, "max_width": width, "latent_size": 64},
+        "discriminator": {**r3gan, "width": 16, "max_width": 16},
+        "objective": {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}},
+        "training": {"steps": UPDATES, "batch_size": BATCH},
+    }
+
+
+def work(folder: Path, width: int) -> None:
+    """One rank."""
+    from distgan.config import parse_config
+    from distgan.data.index import load_index
+    from distgan.distributed.runtime import Runtime
+    from distgan.training.assembly import assemble
+    from distgan.training.objective import blank_batch
+
+    config = parse_config(recipe(folder, width))
+    runtime = Runtime()
+    before = resident()
+    state = assemble(config, load_index(config.data.path), runtime)
+    player, average = state.generator, state.average
+    parameters = sum(parameter.numel() for parameter in player.network.parameters())
+    batch = blank_batch(BATCH // runtime.world_size, config.generator.latent_size, state.shape, runtime.device)
+    found: dict[str, int] = {}
+
+    def count_in_backward(_: Any) -> None:
+        found["backward"] = sum(held(player, average.network).values())
+
+    def count_before_step() -> None:
+        found.update(held(player, average.network))
+
+    def watch_backward(_module: Any, _inputs: Any, output: Any) -> None:
+        if output.requires_grad:
+            output.register_hook(count_in_backward)
+
+    player.network.get_submodule("projection").register_forward_hook(watch_backward)
+    for step in range(UPDATES):
+        state.discriminator.update([(batch, step, step)], 1e-4)
+        applied = player.update([(batch, step)], 1e-4, before_change=count_before_step)
+        with runtime.whole(player.network):
+            average.update(0.5, applied)
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    ranks = runtime.gather_objects(found)
+    if runtime.is_main:
+        greater: dict[str, Any] = {kind: max(rank[kind] for rank in ranks) for kind in found}
+        greater |= {"parameters": parameters, "engine": player.engine.name}
+        (folder / "found.json").write_text(json.dumps(greater))
+    runtime.close()
+
+
+def held(player: Any, average: Any) -> dict[str, int]:
+    """Bytes by kind. A storage counts once, and as the first kind that has it: ZeRO's weights are views of one."""
+    import torch
+
+    weights = list(player.network.parameters())
+    optimizer = player.engine.optimizer
+    shares = [share for group in optimizer.param_groups for share in group["params"]]
+    # Where DeepSpeed keeps a rank's share between the backward pass and the step.
+    kept = getattr(getattr(player.engine.module, "optimizer", None), "averaged_gradients", {})
+    averaged = [gradient for group in kept.values() for gradient in group or ()]
+    gradients = [*averaged, *(tensor.grad for tensor in (*weights, *shares))]
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    kinds: dict[str, Iterable[Any]] = {
+        "weights": weights, "gradients": gradients, "masters": shares, "moments": moments,
+        "average": average.parameters(),
+        "buffers": [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)],
+    }  # fmt: skip
+    seen: set[int] = set()
+    sizes = dict.fromkeys(kinds, 0)
+    for kind, tensors in kinds.items():
+        for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            local = getattr(tensor, "_local_tensor", tensor)  # of a tensor that is divided among ranks
+            storage = local.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                sizes[kind] += storage.nbytes()
+    return sizes
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()

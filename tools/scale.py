@@ -1,0 +1,163 @@
+"""How a recipe would go on up to 1,024 GPUs: seconds a step, and how much of the GPUs' work is had.
+
+What ranks send each other is counted on two real processes; the computation of a step is measured here, on one GPU or
+core, for two sizes of its batch, or given; the rest is the model of `tools/scaling.py`. Every GPU's batch stays the
+same however many there are. An update of either player is taken to be equally long. What grows with the batch of all
+ranks, as minibatch statistics do, is counted at the recipe's own.
+
+    python tools/scale.py configs/digits-dcgan.yaml
+    python tools/scale.py configs/cifar10-sngan.yaml --compute 16:0.09 64:0.21 --ethernet 50:1.1
+    python tools/scale.py configs/digits-dcgan.yaml generator.width=64 --check 50 200    # as root: two hosts are made
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import communication, speed
+from tools.communication import Kind, Traffic
+from tools.scaling import Cluster, Link, Update, efficiency, step_seconds
+
+GPUS = [1 << power for power in range(11)]
+LINKS = {"inside": "3:350", "infiniband": "8:340", "ethernet": "30:11"}
+"""What is reached of an H100's NVLink (450 GB/s each way), of a node's eight NDR adapters (400 GB/s together) and of
+100 Gbit/s Ethernet a node with TCP; microseconds are of one message among those that a small sum takes."""
+EFFICIENT = 0.9
+MOST = 1 << 16
+"""Images of one GPU beyond which nobody looks, and micro-batches."""
+
+
+def updates(traffic: dict[Kind, Traffic], critic_steps: int, seconds: float) -> list[Update]:
+    """Of a step whose computation takes so long."""
+    made = []
+    for player, count in (("discriminator", critic_steps), ("generator", 1)):
+        nothing = Traffic(0, 0)
+        gradients = traffic.get(Kind(player, "gradients", "allreduce"), nothing)
+        sums = traffic.get(Kind(player, "batch statistics", "allreduce"), nothing)
+        made += [
+            Update(
+                seconds / (critic_steps + 1), gradients.bytes / count, round(gradients.number / count),
+                round(sums.number / count), sums.bytes / max(1, sums.number),
+            )
+        ] * count  # fmt: skip
+    return made
+
+
+def accumulated(whole: Sequence[Update], micro_batches: int) -> list[Update]:
+    """The same updates, each on so many micro-batches: only the last one's gradients are sent."""
+    return [
+        replace(update, gradient_bytes=0.0, buckets=0) if number < micro_batches - 1 else update
+        for update in whole
+        for number in range(micro_batches)
+    ]
+
+
+def line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Seconds of a step on no images, and of each image in it: the straight line of least squares."""
+    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    return mean_y - slope * mean_x, slope
+
+
+def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int) -> None:
+    """Print the table."""
+    points = options.compute or [(images, speed.alone(options.recipe, options.settings, images)) for images in (8, 32)]
+    fixed, each = line(points)
+    print(
+        f"A step's computation: {fixed * 1e3:.3g} ms and {each * 1e3:.3g} ms an image. {options.images} images a GPU."
+    )
+    clusters = {
+        "NVLink and InfiniBand": Cluster(options.per_node, options.inside, options.infiniband),
+        "NVLink and Ethernet": Cluster(options.per_node, options.inside, options.ethernet),
+    }
+    columns = [f"{name}: {what}" for name in clusters for what in ("step, ms", "efficiency", "images", "micro-batches")]
+    print(f"| GPUs | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
+
+    def of(images: int) -> list[Update]:
+        return updates(traffic, critic_steps, fixed + each * images)
+
+    def fewest(steps: dict[int, list[Update]], gpus: int, cluster: Cluster) -> str:
+        return next((str(size) for size, made in steps.items() if efficiency(made, gpus, cluster) >= EFFICIENT), "-")
+
+    by_images = {1 << power: of(1 << power) for power in range(17)}
+    by_micro_batches = {1 << power: accumulated(of(options.images), 1 << power) for power in range(9)}
+    for gpus in GPUS:
+        cells = []
+        for cluster in clusters.values():
+            made = of(options.images)
+            cells += [
+                f"{step_seconds(made, gpus, cluster) * 1e3:.3g}", f"{efficiency(made, gpus, cluster):.0%}",
+                fewest(by_images, gpus, cluster), fewest(by_micro_batches, gpus, cluster),
+            ]  # fmt: skip
+        print(f"| {gpus} | {' | '.join(cells)} |")
+    print(
+        f"\nimages: the fewest a GPU, of powers of two, for {EFFICIENT:.0%}. micro-batches: the fewest of "
+        f"{options.images} images a GPU (training.accumulation) for the same."
+    )
+
+
+def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int, batch: int) -> None:
+    """Print seconds a step as the model has them beside real ones, of ranks on two hosts of this machine.
+
+    Their computation is that of as many processes by themselves at a time, since they share its cores.
+    """
+    print("| ranks | link, Mbit/s | measured, s | predicted, s | error |\n| --- | --- | --- | --- | --- |")
+    own = {ranks: speed.alone(options.recipe, options.settings, batch // ranks, ranks) for ranks in (1, 2, 4)}
+    print(f"| 1 | none | {own[1]:.3f} | {own[1]:.3f} | by definition |", flush=True)
+    for megabits in options.check:
+        with speed.shaped(megabits) as two:
+            for ranks in (2, 4):
+                link = speed.measured_link(two, ranks)
+                made = updates(traffic, critic_steps, own[ranks])
+                predicted = step_seconds(made, ranks, Cluster(1, link, link, trees=False))
+                measured = speed.together(two, options.recipe, options.settings, ranks)
+                error = predicted / measured - 1
+                print(f"| {ranks} | {megabits:g} | {measured:.3f} | {predicted:.3f} | {error:+.0%} |", flush=True)
+
+
+def link(text: str) -> Link:
+    """`MICROSECONDS:GIGABYTES`, a message and a second."""
+    latency, bandwidth = map(float, text.split(":"))
+    return Link(latency / 1e6, bandwidth * 1e9)
+
+
+def timing(text: str) -> tuple[int, float]:
+    """`IMAGES:SECONDS`."""
+    images, seconds = text.split(":")
+    return int(images), float(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", metavar="CONFIG")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--images", type=int, default=32, help="of one GPU's batch; default %(default)s")
+    parser.add_argument("--compute", nargs="+", type=timing, metavar="IMAGES:SECONDS", help="of a step on one GPU")
+    parser.add_argument("--per-node", type=int, default=8, metavar="GPUS", help="default %(default)s")
+    for name, usual in LINKS.items():
+        parser.add_argument(
+            f"--{name}", type=link, default=usual, metavar="MICROSECONDS:GIGABYTES",
+            help="a message, and a second: of a GPU inside, of a node outside; default %(default)s",
+        )  # fmt: skip
+    parser.add_argument("--check", nargs="+", type=float, metavar="MBIT", help="compare with real ranks on such links")
+    options = parser.parse_intermixed_args()
+    from distgan.config import load_config
+
+    if options.check and (reason := speed.why_no_hosts()):
+        raise SystemExit(f"--check: {reason}")
+    config = load_config(options.recipe, options.settings)
+    traffic, _ = communication.count(options.recipe, options.settings)
+    if options.check:
+        check(options, traffic, config.training.critic_steps, config.training.batch_size)
+    else:
+        predict(options, traffic, config.training.critic_steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Seconds a step of `distgan train`: of processes by themselves, and of ranks on two hosts with a slow link between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.cluster.hosts import SUBNET, Hosts, hosts, missing
+from tools.commands import ROOT
+from tools.scaling import Link
+
+INTERVAL, INTERVALS = 8, 4
+LARGE = 1 << 21
+"""Numbers of a sum that takes long: 8 MiB."""
+
+
+def run_settings(folder: str | Path) -> list[str]:
+    """Changes to a recipe that leave only the training."""
+    return [
+        f"run_dir={folder}", f"training.steps={INTERVAL * INTERVALS}", f"monitoring.every={INTERVAL}",
+        "monitoring.samples_every=1000000", "monitoring.tensorboard=false", "checkpoint.every=1000000",
+        "evaluation.every=0", "data.workers=0", "training.warm_start=0", "training.extra_critic_steps=null",
+    ]  # fmt: skip
+
+
+def step_seconds(run: Path) -> float:
+    """The median over the intervals of a run but the first."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds: list[float] = [row["speed/step_seconds"] for row in rows if "speed/step_seconds" in row]
+    return statistics.median(seconds[1:])
+
+
+def alone(recipe: str, settings: Sequence[str], images: int, copies: int = 1) -> float:
+    """Seconds a step on so many images of a process by itself, beside copies of it that share the machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        commands = [
+            [sys.executable, "-m", "distgan", "train", recipe, *settings, *run_settings(f"{folder}/{copy}"),
+             f"training.batch_size={images}"]
+            for copy in range(copies)
+        ]  # fmt: skip
+        with open(f"{folder}/log", "wb") as log:
+            running = [subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) for command in commands]
+            _wait(running, Path(folder, "log"))
+        return statistics.mean(step_seconds(Path(folder, str(copy))) for copy in range(copies))
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], log: Path) -> None:
+    """For all of them; a failure ends the tool."""
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise SystemExit(log.read_text())
+
+
+def why_no_hosts() -> str | None:
+    """What this machine lacks for `shaped`; None if nothing."""
+    return missing() or (None if shutil.which("tc") else "no tc: apt-get install iproute2")
+
+
+@contextmanager
+def shaped(megabits: float) -> Iterator[Hosts]:
+    """Two hosts that send each other no more than so many megabits a second."""
+    with hosts() as two:
+        for host in (1, 2):
+            subprocess.run(
+                ["tc", "-n", f"distgan{host}", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate",
+                 f"{megabits}mbit", "burst", "64kb", "latency", "400ms"], check=True,
+            )  # fmt: skip
+        yield two
+
+
+def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int) -> float:
+    """Seconds a step of ranks on two hosts."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        nodes = two.launch(log, "train", recipe, *settings, *run_settings(f"{folder}/run"), per_host=ranks // 2)
+        _wait(nodes, log)
+        return step_seconds(Path(folder, "run"))
+
+
+def measured_link(two: Hosts, ranks: int) -> Link:
+    """The link between the hosts, as a ring of so many ranks has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        nodes = [
+            two.start(host, [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(host - 1),
+                "--nproc-per-node", str(ranks // 2), "--master-addr", f"{SUBNET}.1", "--master-port", "29500",
+                __file__, f"{folder}/link",
+            ], log)
+            for host in (1, 2)
+        ]  # fmt: skip
+        _wait(nodes, log)
+        small, large = json.loads(Path(folder, "link").read_text())
+    turns = 2 * (ranks - 1)
+    return Link(small / turns, turns / ranks * 4 * LARGE / (large - small))
+
+
+def work(path: str) -> None:
+    """Time sums of one number, and of many, as a rank."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+
+    def median(count: int, repetitions: int) -> float:
+        numbers: Any = torch.ones(count)
+        seconds = []
+        for _ in range(repetitions):
+            dist.barrier()
+            started = time.perf_counter()
+            dist.all_reduce(numbers)
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds)
+
+    found = median(1, 50), median(LARGE, 5)
+    if dist.get_rank() == 0:
+        Path(path).write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
