@@ -46,7 +46,8 @@ def test_keys_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", re.findall(r"^\| `([^`]+)` \|", TEXT.partition("## What each error")[2], re.MULTILINE)
+    "message",
+    re.findall(r"^\| `([^`]+)` \|", TEXT.partition("## What each error")[2].partition("\n## ")[0], re.MULTILINE),
 )
 def test_messages_are_the_programs(message: str) -> None:
     """Every fixed part of it, between numbers and names."""
@@ -55,6 +56,13 @@ def test_messages_are_the_programs(message: str) -> None:
     joined = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
     for part in parts:
         assert part.strip() in joined, part
+
+
+def test_faults_have_the_tests_that_are_named() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = {code for code in CODE if code.startswith("test_")}
+    assert len(named) > 25
+    assert {name for name in named if f"def {name}(" not in tests} == set()
 
 
 def test_scalars_are_the_ones_that_are_written() -> None:
