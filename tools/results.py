@@ -186,7 +186,7 @@ def table(recipes: list[Recipe], budget: str) -> str:
         f"At most {budget} for each, written by `make results`. FID, Inception Score and classes are",
         "by a classifier trained on the same data, so they compare between rows on the same data only; a class is",
         "found when at least a tenth of its share in the data are taken for it, and the smallest has that share of the",
-        "samples.",
+        "samples. How many samples a second were trained on depends on the machine, and on what else it did.",
         "",
         "| recipe | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),
