@@ -29,8 +29,6 @@ LINKS = {"inside": "3:350", "infiniband": "8:340", "ethernet": "30:11"}
 """What is reached of an H100's NVLink (450 GB/s each way), of a node's eight NDR adapters (400 GB/s together) and of
 100 Gbit/s Ethernet a node with TCP; microseconds are of one message among those that a small sum takes."""
 EFFICIENT = 0.9
-MOST = 1 << 16
-"""Images of one GPU beyond which nobody looks, and micro-batches."""
 
 
 def updates(traffic: dict[Kind, Traffic], critic_steps: int, seconds: float) -> list[Update]:
@@ -66,40 +64,32 @@ def line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
 
 
 def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int) -> None:
-    """Print the table."""
+    """Print a table for each network between nodes."""
     points = options.compute or [(images, speed.alone(options.recipe, options.settings, images)) for images in (8, 32)]
     fixed, each = line(points)
-    print(
-        f"A step's computation: {fixed * 1e3:.3g} ms and {each * 1e3:.3g} ms an image. {options.images} images a GPU."
-    )
-    clusters = {
-        "NVLink and InfiniBand": Cluster(options.per_node, options.inside, options.infiniband),
-        "NVLink and Ethernet": Cluster(options.per_node, options.inside, options.ethernet),
-    }
-    columns = [f"{name}: {what}" for name in clusters for what in ("step, ms", "efficiency", "images", "micro-batches")]
-    print(f"| GPUs | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
+    print(f"A step computes {fixed * 1e3:.3g} ms and {each * 1e3:.3g} ms an image; {options.images} images a GPU.")
 
     def of(images: int) -> list[Update]:
         return updates(traffic, critic_steps, fixed + each * images)
 
-    def fewest(steps: dict[int, list[Update]], gpus: int, cluster: Cluster) -> str:
-        return next((str(size) for size, made in steps.items() if efficiency(made, gpus, cluster) >= EFFICIENT), "-")
-
+    whole = of(options.images)
     by_images = {1 << power: of(1 << power) for power in range(17)}
     by_micro_batches = {1 << power: accumulated(of(options.images), 1 << power) for power in range(9)}
-    for gpus in GPUS:
-        cells = []
-        for cluster in clusters.values():
-            made = of(options.images)
-            cells += [
-                f"{step_seconds(made, gpus, cluster) * 1e3:.3g}", f"{efficiency(made, gpus, cluster):.0%}",
-                fewest(by_images, gpus, cluster), fewest(by_micro_batches, gpus, cluster),
-            ]  # fmt: skip
-        print(f"| {gpus} | {' | '.join(cells)} |")
+    for name, between in (("InfiniBand", options.infiniband), ("Ethernet", options.ethernet)):
+        cluster = Cluster(options.per_node, options.inside, between)
+        print(f"\n| GPUs, {name} | step, ms | efficiency | images | micro-batches |\n| --- | --- | --- | --- | --- |")
+        for gpus in GPUS:
+            seconds, share = step_seconds(whole, gpus, cluster), efficiency(whole, gpus, cluster)
+            needed = " | ".join(_first_efficient(sizes, gpus, cluster) for sizes in (by_images, by_micro_batches))
+            print(f"| {gpus} | {seconds * 1e3:.3g} | {share:.0%} | {needed} |")
     print(
         f"\nimages: the fewest a GPU, of powers of two, for {EFFICIENT:.0%}. micro-batches: the fewest of "
-        f"{options.images} images a GPU (training.accumulation) for the same."
+        f"{options.images} images a GPU for the same (training.accumulation)."
     )
+
+
+def _first_efficient(sizes: dict[int, list[Update]], gpus: int, cluster: Cluster) -> str:
+    return next((str(size) for size, made in sizes.items() if efficiency(made, gpus, cluster) >= EFFICIENT), "-")
 
 
 def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int, batch: int) -> None:
@@ -109,16 +99,19 @@ def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_step
     """
     print("| ranks | link, Mbit/s | measured, s | predicted, s | error |\n| --- | --- | --- | --- | --- |")
     own = {ranks: speed.alone(options.recipe, options.settings, batch // ranks, ranks) for ranks in (1, 2, 4)}
-    print(f"| 1 | none | {own[1]:.3f} | {own[1]:.3f} | by definition |", flush=True)
+    print(f"| 1 | | {own[1]:.3f} | {own[1]:.3f} | |", flush=True)
+    latencies: dict[int, float] = {}
     for megabits in options.check:
         with speed.shaped(megabits) as two:
             for ranks in (2, 4):
-                link = speed.measured_link(two, ranks)
+                latencies[ranks] = latencies.get(ranks) or speed.latency(two, ranks)
+                between = Link(latencies[ranks], megabits / 8 * 1e6)
                 made = updates(traffic, critic_steps, own[ranks])
-                predicted = step_seconds(made, ranks, Cluster(1, link, link, trees=False))
+                predicted = step_seconds(made, ranks, Cluster(1, between, between, trees=False))
                 measured = speed.together(two, options.recipe, options.settings, ranks)
                 error = predicted / measured - 1
                 print(f"| {ranks} | {megabits:g} | {measured:.3f} | {predicted:.3f} | {error:+.0%} |", flush=True)
+    print(f"\nA step by itself: {own}; a message: {latencies} seconds, by ranks.")
 
 
 def link(text: str) -> Link:

@@ -12,17 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.cluster.hosts import SUBNET, Hosts, hosts, missing
 from tools.commands import ROOT
-from tools.scaling import Link
 
 INTERVAL, INTERVALS = 8, 4
-LARGE = 1 << 21
-"""Numbers of a sum that takes long: 8 MiB."""
 
 
 def run_settings(folder: str | Path) -> list[str]:
@@ -88,44 +84,36 @@ def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int) -> fl
         return step_seconds(Path(folder, "run"))
 
 
-def measured_link(two: Hosts, ranks: int) -> Link:
-    """The link between the hosts, as a ring of so many ranks has it."""
+def latency(two: Hosts, ranks: int) -> float:
+    """Seconds of each message of a sum of a single number over so many ranks in a ring, alone on the network."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         nodes = [
             two.start(host, [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(host - 1),
                 "--nproc-per-node", str(ranks // 2), "--master-addr", f"{SUBNET}.1", "--master-port", "29500",
-                __file__, f"{folder}/link",
+                __file__, f"{folder}/seconds",
             ], log)
             for host in (1, 2)
         ]  # fmt: skip
         _wait(nodes, log)
-        small, large = json.loads(Path(folder, "link").read_text())
-    turns = 2 * (ranks - 1)
-    return Link(small / turns, turns / ranks * 4 * LARGE / (large - small))
+        return float(Path(folder, "seconds").read_text()) / (2 * (ranks - 1))
 
 
 def work(path: str) -> None:
-    """Time sums of one number, and of many, as a rank."""
+    """Time such sums as a rank."""
     import torch
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-
-    def median(count: int, repetitions: int) -> float:
-        numbers: Any = torch.ones(count)
-        seconds = []
-        for _ in range(repetitions):
-            dist.barrier()
-            started = time.perf_counter()
-            dist.all_reduce(numbers)
-            seconds.append(time.perf_counter() - started)
-        return statistics.median(seconds)
-
-    found = median(1, 50), median(LARGE, 5)
+    seconds = []
+    for _ in range(100):
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(torch.ones(1))
+        seconds.append(time.perf_counter() - started)
     if dist.get_rank() == 0:
-        Path(path).write_text(json.dumps(found))
+        Path(path).write_text(str(statistics.median(seconds)))
     dist.destroy_process_group()
 
 
