@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,22 +33,12 @@ class Slurm:
 
     Args:
         folder: configuration, state and logs of all daemons.
-        prefixes: for a node, the command that its daemon is started by, such as `ip netns exec n1`.
-        addresses: of the nodes and, as "controller", of the controller; loopback if left out.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        prefixes: Mapping[str, list[str]] | None = None,
-        addresses: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.prefixes, self.addresses = prefixes or {}, addresses or {}
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: list[subprocess.Popen[bytes]] = []
-        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         self._configure()
@@ -61,20 +51,16 @@ class Slurm:
         wait_until(lambda: (self.folder / "munge.socket").exists(), "munged does not start")
         self._daemon("slurmctld", "-D", "-c")
         for node in ("n1", "n2"):
-            self.start_node(node)
+            self._daemon("slurmd", "-D", "-N", node)
         wait_until(lambda: self.control("show", "node").count("State=IDLE") == 2, "the nodes do not come up")
 
     def stop(self) -> None:
-        for daemon in reversed([*self._daemons, *self._nodes.values()]):
+        for daemon in reversed(self._daemons):
             daemon.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 daemon.wait(10)
             daemon.kill()
             daemon.wait()
-
-    def start_node(self, node: str) -> None:
-        command = [*self.prefixes.get(node, []), "slurmd", "-D", "-N", node]
-        self._nodes[node] = self._popen(command, f"slurmd-{node}")
 
     def submit(self, script: str, *arguments: str, options: list[str] | None = None, **environment: str) -> str:
         """The number of a new job of a script of launch/slurm, submitted as a user would, from the root."""
@@ -95,9 +81,15 @@ class Slurm:
 
     def show(self, job: str) -> dict[str, str]:
         """What Slurm knows of a job."""
-        answer: list[str] = []
-        wait_until(lambda: bool(answer or answer.extend(self.control("-o", "show", "job", job).split())), "no answer")
-        return dict(word.split("=", 1) for word in answer if "=" in word)
+        answer = ""
+
+        def answers() -> bool:
+            nonlocal answer
+            answer = self.control("-o", "show", "job", job)
+            return bool(answer)
+
+        wait_until(answers, "Slurm does not answer")
+        return dict(word.split("=", 1) for word in answer.split() if "=" in word)
 
     def has_steps(self, job: str) -> bool:
         """Whether an srun of the job has started."""
@@ -139,20 +131,24 @@ class Slurm:
 
     def wait_for(self, job: str, *states: str) -> str:
         """The state of a job once it is one of these. What the job said is in the failure otherwise."""
-        last = ("FAILED", "CANCELLED", "TIMEOUT", *states)
-        wait_until(lambda: self.state(job) in last, f"job {job} stays {self.state(job)}")
-        found = self.state(job)
+        found = ""
+
+        def is_one() -> bool:
+            nonlocal found
+            found = self.state(job)
+            return found in (*states, "FAILED", "CANCELLED", "TIMEOUT")
+
+        wait_until(is_one, f"job {job} is not {' or '.join(states)}")
         assert found in states, f"job {job} is {found}:\n{self.log(job)[-4000:]}"
         return found
 
     def _configure(self) -> None:
         host = socket.gethostname()
-        address = {node: self.addresses.get(node, "127.0.0.1") for node in ("controller", "n1", "n2")}
         for name in ("state", "spool-n1", "spool-n2"):
             (self.folder / name).mkdir(parents=True)
         settings = {
             "ClusterName": "test",
-            "SlurmctldHost": f"{host}({address['controller']})",
+            "SlurmctldHost": f"{host}(127.0.0.1)",
             "SlurmctldPort": free_port(),
             "AuthType": "auth/munge",
             "CredType": "cred/munge",
@@ -185,9 +181,7 @@ class Slurm:
         }
         lines = [f"{key}={value}" for key, value in settings.items()]
         for node in ("n1", "n2"):
-            # With an address of its own each node is a host of its own.
-            hostname = node if self.addresses else host
-            where = f"NodeHostname={hostname} NodeAddr={address[node]} Port={free_port()}"
+            where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
             lines.append(f"NodeName={node} {where} CPUs=2 State=UNKNOWN")
         lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60")
         lines.append("PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF")
@@ -195,11 +189,9 @@ class Slurm:
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 
     def _daemon(self, *command: str) -> None:
-        self._daemons.append(self._popen(list(command), command[0]))
-
-    def _popen(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
-        with open(self.folder / f"{name}.log", "ab") as log:
-            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        with open(self.folder / f"{command[0]}.log", "ab") as log:
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        self._daemons.append(process)
 
     def control(self, *arguments: str) -> str:
         return self._run("scontrol", *arguments)
@@ -213,10 +205,10 @@ class Slurm:
 
 
 @contextmanager
-def slurm(folder: Path, **named: Mapping[str, list[str]] | Mapping[str, str]) -> Iterator[Slurm]:
+def slurm(folder: Path) -> Iterator[Slurm]:
     """A Slurm that is gone afterwards, with all that its jobs have started."""
     folder.mkdir(parents=True, exist_ok=True)
-    cluster = Slurm(folder, **named)  # type: ignore[arg-type]
+    cluster = Slurm(folder)
     try:
         cluster.start()
         yield cluster

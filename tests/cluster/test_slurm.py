@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.faults import measure, rows_if_any, trainer, wait_for_step
-from tests.cluster.slurm import Slurm, missing, slurm, wait_until
+from tests.cluster.slurm import PATIENCE_SECONDS, Slurm, missing, slurm, wait_until
 from tests.ranks import Job
 from tests.runs import differing, losses, recipe, rows, status, tensors
 
@@ -49,7 +49,7 @@ def no_job_left(cluster: Slurm) -> Iterator[None]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     config = recipe(folder, digits, training=TRAINING, checkpoint=CHECKPOINT)
-    assert Job(2, ["train", str(config)]).wait() == [0, 0]
+    assert Job(2, ["train", str(config)]).wait(PATIENCE_SECONDS) == [0, 0]
     return folder / "run"
 
 

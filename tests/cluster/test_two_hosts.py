@@ -12,7 +12,7 @@ import pytest
 from distgan.data.pack import pack
 from tests.cluster.faults import record, rows_if_any, wait_for_step
 from tests.cluster.hosts import ROOT, Hosts, hosts, missing
-from tests.cluster.slurm import wait_until
+from tests.cluster.slurm import PATIENCE_SECONDS, wait_until
 from tests.ranks import Job
 from tests.runs import differing, recipe, rows, status, tensors
 
@@ -36,7 +36,7 @@ def two() -> Iterator[Hosts]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     config = recipe(folder, digits, training=TRAINING, checkpoint={"every": 10})
-    assert Job(2, ["train", str(config)]).wait() == [0, 0]
+    assert Job(2, ["train", str(config)]).wait(PATIENCE_SECONDS) == [0, 0]
     return folder / "run"
 
 
@@ -55,7 +55,7 @@ def test_a_link_that_is_cut_for_a_while_is_waited_for(
     two.mend(2)
     wait_until(lambda: len(rows(tmp_path / "run")) > before, "training does not go on")
     record("a link is cut for 10 s", again=time.monotonic() - start)
-    assert [node.wait(300) for node in nodes] == [0, 0], (tmp_path / "log").read_text()
+    assert [node.wait(PATIENCE_SECONDS) for node in nodes] == [0, 0], (tmp_path / "log").read_text()
     assert status(tmp_path / "run")["restarts"] == 0
     assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed, STEPS)) == []
 
@@ -81,7 +81,7 @@ def test_a_link_that_stays_cut_ends_all_ranks_in_time(tmp_path: Path, digits: Pa
     # The launcher behind the cut looks for the rendezvous, which is the other host's, for ten minutes more.
     two.mend(2)
     for node in nodes:
-        assert node.wait(300) != 0
+        assert node.wait(PATIENCE_SECONDS) != 0
 
 
 @pytest.mark.parametrize("what", ["config", "code", "data's fingerprint"])
@@ -105,7 +105,7 @@ def test_a_host_that_has_something_else_is_refused(tmp_path: Path, digits: Path,
         shutil.rmtree(roots[1] / "shards")
         pack("builtin:digits", roots[1] / "shards", resolution=16, shard_size=500, workers=1, seed=1)
     nodes = two.launch(tmp_path / "log", "train", config.name, roots=roots, MAX_RESTARTS="0")
-    assert all(node.wait(300) != 0 for node in nodes)
+    assert all(node.wait(PATIENCE_SECONDS) != 0 for node in nodes)
     log = (tmp_path / "log").read_text()
     assert f"distgan: error: the {what} of rank 1 differs from rank 0's; " in log
     assert status(tmp_path / "run")["outcome"] == "failed"
@@ -115,6 +115,6 @@ def test_a_host_that_has_something_else_is_refused(tmp_path: Path, digits: Path,
 def test_the_doctor_sees_two_hosts(tmp_path: Path, digits: Path, two: Hosts) -> None:
     config = recipe(tmp_path, digits)
     nodes = two.launch(tmp_path / "log", "doctor", str(config))
-    assert [node.wait(300) for node in nodes] == [0, 0], (tmp_path / "log").read_text()
+    assert [node.wait(PATIENCE_SECONDS) for node in nodes] == [0, 0], (tmp_path / "log").read_text()
     assert "2 on 2 hosts" in (tmp_path / "log").read_text()
     assert "GB/s a rank" in (tmp_path / "log").read_text()
