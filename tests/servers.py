@@ -25,6 +25,8 @@ class RangeServer(ThreadingHTTPServer):
         """`status`: 503; `cut`: half of what was asked for; `silence`: half, and then nothing more."""
         self.over = threading.Event()
         self.ranges = True
+        self.tags = False
+        """Whether answers tell revisions of a file apart (ETag)."""
         self.delay = 0.0
         self.gets: list[str] = []
         self.sent = 0
@@ -70,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
+        if self.server.tags:
+            self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if not body:

@@ -110,7 +110,7 @@ def work(folder: Path, width: int) -> None:
     config = parse_config(recipe(folder, width))
     runtime = Runtime()
     before = resident()
-    state = assemble(config, load_index(config.data.path), runtime)
+    state = assemble(config, load_index(config.data.path, config.data.cache_dir), runtime)
     player, average = state.generator, state.average
     parameters = sum(parameter.numel() for parameter in player.network.parameters())
     batch = blank_batch(BATCH // runtime.world_size, config.generator.latent_size, state.shape, runtime.device)

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from distgan.config import DataConfig, cache_folder
@@ -83,7 +82,7 @@ class ShardCache:
     def _download(self, path: Path, shard: Shard) -> int | None:
         """None when another process has it in hand."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _locked(path.with_suffix(".claim")) as claimed:
+        with storage.locked(path.with_suffix(".claim")) as claimed:
             if not claimed or path.exists():
                 return None
             part = path.with_name(f"{path.stem}-{shard.size}.part")
@@ -102,7 +101,7 @@ class ShardCache:
         """Create the empty part once its full size fits under the bound, evicting what was used longest ago."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            with _locked(self._folder / "lock", wait=True):
+            with storage.locked(self._folder / "lock", wait=True):
                 if self._make_room(shard.size):
                     part.touch()
                     return
@@ -124,7 +123,7 @@ class ShardCache:
                     used += status.st_size
                 elif entry.name.endswith(".part"):
                     key, _, reserved = entry.name.removesuffix(".part").rpartition("-")
-                    with _locked(self._folder / f"{key}.claim") as abandoned:
+                    with storage.locked(self._folder / f"{key}.claim") as abandoned:
                         if abandoned:
                             os.unlink(entry.path)
                         else:
@@ -148,20 +147,3 @@ def _check(part: Path, shard: Shard) -> None:
         with part.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 raise OSError("its SHA-256 is not the one in its index; run `distgan index` again if it changed")
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Try for, or wait for, an exclusive lock on a file; yields whether it is held. A claim is removed afterwards."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    held = False
-    try:
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Its last holder may have removed the file: then others lock a newer one.
-            held = os.stat(path).st_ino == os.fstat(descriptor).st_ino
-        yield held
-    finally:
-        if held and not wait:
-            os.unlink(path)
-        os.close(descriptor)

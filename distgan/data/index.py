@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,12 +63,13 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
     return path
 
 
-def load_index(path: str | Sequence[str]) -> Index:
+def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
     """The index of what `data.path` names, checked.
 
     Args:
         path: a folder with an index, an index file, or shards beside an index (path, glob, brace expansion), local or
             URLs; or a list of these, which are joined in order.
+        cache: the folder that a remote index is kept in, `data.cache_dir`; by default the node's cache.
 
     Raises:
         UserError: there is no index, it is damaged, or it does not fit the shards.
@@ -75,7 +77,8 @@ def load_index(path: str | Sequence[str]) -> Index:
     given = [path] if isinstance(path, str) else list(path)
     if not given:
         raise UserError("data.path is an empty list; name a folder of shards")
-    return _open(tuple(_locate(item) for item in given), check=True)
+    kept = cache_folder(cache) / "indexes"
+    return _open(tuple(_locate(item, kept) for item in given), check=True)
 
 
 @dataclass(frozen=True)
@@ -101,23 +104,28 @@ class _Opened(NamedTuple):
         return kind_of(EXTENSIONS[self.arrays["extensions"][0]])
 
 
-def _locate(item: str) -> _Part:
+def _locate(item: str, kept: Path) -> _Part:
     url = locations.normalise(item)
     if url.endswith(_SUFFIX):
-        return _part(url, locations.folder_of(url))
+        return _part(url, locations.folder_of(url), kept)
     if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
-        return _part(locations.join(url, INDEX_NAME), url)
+        return _part(locations.join(url, INDEX_NAME), url, kept)
     urls = patterns.expand(item)
     folder = locations.common_folder(urls)
-    return _part(locations.join(folder, INDEX_NAME), folder, tuple(urls))
+    return _part(locations.join(folder, INDEX_NAME), folder, kept, tuple(urls))
 
 
-def _part(file: str, folder: str, urls: tuple[str, ...] | None = None) -> _Part:
-    name = locations.public_name(file)
-    if not storage.exists(file):
-        there = "not found, or no answer" if locations.is_remote(file) else f"not found, {_tars_beside(folder)}"
-        raise UserError(f"{name}: {there}; build the index of the shards with `distgan index`")
-    return _Part(_local_copy(file), name, folder, urls)
+def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = None) -> _Part:
+    name, build = locations.public_name(file), "build the index of the shards with `distgan index`"
+    if not locations.is_remote(file):
+        if not os.path.isfile(file):
+            raise UserError(f"{name}: not found, {_tars_beside(folder)}; {build}")
+        return _Part(file, name, folder, urls)
+    try:
+        # On the node, so that processes can map it.
+        return _Part(storage.fetch(file, kept, _MAX_FILE_BYTES), name, folder, urls)
+    except OSError as error:
+        raise UserError(f"{name}: cannot read the index: {error.strerror or error}; {build}") from None
 
 
 def _tars_beside(folder: str) -> str:
@@ -125,16 +133,6 @@ def _tars_beside(folder: str) -> str:
         return f"though there are {len(patterns.expand(folder))} tars" if os.path.isdir(folder) else "nor its folder"
     except UserError:
         return "nor any tar beside it"
-
-
-def _local_copy(url: str) -> str:
-    """A remote index is kept in the node's cache under its content's hash, so that processes can map it."""
-    if not locations.is_remote(url):
-        return url
-    try:
-        return storage.fetch_by_content(url, cache_folder(None) / "indexes", _MAX_FILE_BYTES)
-    except OSError as error:
-        raise UserError(f"{locations.public_name(url)}: cannot read the index: {error.strerror or error}") from None
 
 
 def _open(parts: tuple[_Part, ...], check: bool) -> Index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -129,18 +130,59 @@ class _Bound(fsspec.callbacks.Callback):  # type: ignore[misc]
             raise OSError(f"more than the {self._most:,} bytes expected")
 
 
-def fetch_by_content(url: str, folder: Path, most: int) -> str:
-    """Download into `folder` under the hash of what came; the path. Raises OSError."""
+def fetch(url: str, folder: Path, most: int) -> str:
+    """A local copy of a remote file in `folder`; its path. Raises OSError.
+
+    Where the store names revisions (ETag), a node downloads each once, whichever of its processes asks first; elsewhere
+    each download goes under the hash of what came. So no path ever has another content.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    name, suffix = _revision(url), os.path.splitext(public_name(url))[1]
+    if name is None:
+        return _download_into(folder, url, most, None, suffix)
+    path = folder / f"{name}{suffix}"
+    with locked(path.with_suffix(".lock"), wait=True):
+        return str(path) if path.exists() else _download_into(folder, url, most, name, suffix)
+
+
+def _revision(url: str) -> str | None:
+    """A name for what is there now, if the store tells it apart from what was there before."""
+    try:
+        said = filesystem(url).info(url)
+    except Exception as error:  # each filesystem raises its own kinds
+        raise _as_os_error(url, error) from error
+    tag = said.get("ETag") or said.get("etag")
+    return hashlib.sha256(f"{url}\n{tag}\n{said.get('size')}".encode()).hexdigest() if tag else None
+
+
+def _download_into(folder: Path, url: str, most: int, name: str | None, suffix: str) -> str:
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp") as file:
         download(url, file.name, most)
-        with open(file.name, "rb") as downloaded:
-            digest = hashlib.file_digest(downloaded, "sha256").hexdigest()
-        path = str(folder / f"{digest}{os.path.splitext(public_name(url))[1]}")
+        if name is None:
+            with open(file.name, "rb") as downloaded:
+                name = hashlib.file_digest(downloaded, "sha256").hexdigest()
+        path = str(folder / f"{name}{suffix}")
         if not os.path.exists(path):
             with publish(path) as temporary:
                 os.link(file.name, temporary)
     return path
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Try for, or wait for, an exclusive lock on a file; yields whether it is held. A claim is removed afterwards."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    held = False
+    try:
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Its last holder may have removed the file: then others lock a newer one.
+            held = os.stat(path).st_ino == os.fstat(descriptor).st_ino
+        yield held
+    finally:
+        if held and not wait:
+            os.unlink(path)
+        os.close(descriptor)
 
 
 def _as_os_error(url: str, error: Exception) -> OSError:

@@ -26,7 +26,7 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
     """The index that this rank finds, and whether all find the same. Every rank calls it."""
     found, mistake = None, None
     try:
-        found = load_index(config.data.path)
+        found = load_index(config.data.path, config.data.cache_dir)
         check_fits(config, found, runtime.world_size)
     except UserError as error:
         mistake = str(error)

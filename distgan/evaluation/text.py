@@ -107,7 +107,7 @@ def held_out_index(config: Config, index: Index) -> Index:
                 f"{locations.public_name(where)}; pack the text with --held-out 0.1, or name a folder in "
                 "evaluation.held_out"
             )
-    held_out = load_index(where)
+    held_out = load_index(where, config.data.cache_dir)
     if held_out.kind != "text":
         raise UserError(f"evaluation.held_out = {where}: holds {held_out.kind}; name a folder of shards of text")
     if {shard.url for shard in held_out.shards} & {shard.url for shard in index.shards}:

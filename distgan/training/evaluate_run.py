@@ -45,7 +45,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
         trained = parse_config(state.config, source=f"{found}/state.json")
         config = parse_config(state.config, overrides, source=f"{found}/state.json")
         _check_changes(trained, config)
-        index = load_index(config.data.path)
+        index = load_index(config.data.path, config.data.cache_dir)
         if index.fingerprint != state.data.fingerprint and not any(o.startswith("data.path=") for o in overrides):
             raise UserError(
                 f"data.path = {config.data.path}: its fingerprint is {index.fingerprint[:12]}, but the run was trained "

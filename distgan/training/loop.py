@@ -56,7 +56,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
         with runtime.together():
-            index = load_index(config.data.path)
+            index = load_index(config.data.path, config.data.cache_dir)
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the code", code_digest(), "install the same version on every node")

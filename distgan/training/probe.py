@@ -200,7 +200,7 @@ class _View:
 
 
 def _labelled(config: Config, key: str, path: str | list[str]) -> Index:
-    index = load_index(path)
+    index = load_index(path, config.data.cache_dir)
     if index.kind != config.data.kind or index.num_classes < 2:
         what = f"{index.kind} of {index.num_classes or 'no'} classes"
         raise UserError(f"{key} = {path}: a probe tells classes of {config.data.kind} apart, and there are {what}")

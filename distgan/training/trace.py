@@ -29,7 +29,7 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
         raise UserError(f"--steps {first}:{last}: expected A:B with 0 <= A < B < 2**40, such as 0:10")
     if world_size < 1:
         raise UserError(f"--world-size {world_size}: expected a number of ranks, 1 or more")
-    index = load_index(config.data.path)
+    index = load_index(config.data.path, config.data.cache_dir)
     check_fits(config, index, world_size)
     order = orders.make_order(config.data, config.seed, index)
     for step in range(first, last):

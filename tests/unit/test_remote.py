@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import numpy as np
 import pytest
 
 from distgan.config import DataConfig
-from distgan.data import locations
 from distgan.data import reader as reader_module
+from distgan.data import storage
 from distgan.data.cache import ShardCache
 from distgan.data.index import Index, Shard, build_index, load_index, save_index
 from distgan.data.order import Integers, make_order
@@ -75,6 +76,39 @@ def test_an_index_over_http_is_the_local_one(server: RangeServer, tmp_path: Path
     assert load_index(f"{server.url}/{{001..002}}.tar").shards == remote.shards[1:3]
 
 
+def downloads(server: RangeServer) -> int:
+    return server.gets.count("/index.safetensors")
+
+
+@pytest.mark.usefixtures("index")
+def test_a_node_downloads_a_revision_of_an_index_once(server: RangeServer, tmp_path: Path) -> None:
+    server.tags = True
+    folder = tmp_path / "node"
+    first = load_index(server.url, str(folder))
+    assert downloads(server) == 1
+    assert load_index(server.url, str(folder)).fingerprint == first.fingerprint
+    assert downloads(server) == 1
+    write_numbered(tmp_path / "served", [4], classes=3)
+    save_index(build_index(f"{server.url}/000.tar"), server.folder)
+    assert len(load_index(server.url, str(folder))) == 4
+    assert downloads(server) == 2
+    assert len(first.keys) > 4  # still mapped
+
+
+@pytest.mark.usefixtures("index")
+def test_processes_of_a_node_share_one_download(server: RangeServer, tmp_path: Path) -> None:
+    server.tags, server.delay = True, 0.1
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: load_index(server.url, str(tmp_path / "node")).fingerprint, range(4)))
+    assert len(set(found)) == 1
+    assert downloads(server) == 1
+
+
+def test_a_store_that_names_no_revisions_is_asked_each_time(server: RangeServer, index: Index) -> None:
+    assert load_index(server.url).fingerprint == index.fingerprint
+    assert downloads(server) == 1
+
+
 def test_indexing_large_shards_is_no_download(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [(f"{i}.jpg", bytes(1 << 20)) for i in range(10)])
     with range_server(tmp_path) as server:
@@ -113,15 +147,15 @@ def test_a_reader_tries_again_and_then_replaces(index: Index, server: RangeServe
 def test_a_store_that_falls_silent_is_not_waited_for_for_ever(
     index: Index, server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locations, "_READ_SECONDS", 0.2)
-    locations._filesystem.cache_clear()
+    monkeypatch.setattr(storage, "_READ_SECONDS", 0.2)
+    storage._filesystem.cache_clear()
     fsspec.get_filesystem_class("http").clear_instance_cache()
     server.failures, server.failure = 2, "silence"
     batch = read_samples(config(retries=2), index, [3])
     assert batch.samples.tolist() == [3] == numbers_of(batch.values.numpy())
     assert batch.failures == []
     assert server.gets.count("/000.tar") == 3
-    locations._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
 
 
 @pytest.mark.parametrize("order", ["permutation", "lanes"])
