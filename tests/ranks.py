@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from distgan.data.workers import STOP_SIGNALS
 
 
 def free_port() -> int:
@@ -33,7 +33,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(["torch", "accelerate", "distgan.training.loop", "distgan.training.evaluate_run"])
     # As distgan starts it for its loaders, because this process has one fork server for everything.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
@@ -98,7 +98,7 @@ def _command(
     from distgan.cli import main
 
     torch.set_num_threads(1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if world_size > 1:
         _set_rank(rank, world_size, port)

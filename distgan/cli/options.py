@@ -36,8 +36,8 @@ def _train(command: AddCommand) -> None:
         "Alone, or on N ranks:\n"
         "  accelerate launch --multi_gpu --num_processes N -m distgan train CONFIG\n"
         "  torchrun --nproc-per-node N -m distgan train CONFIG\n"
-        "SIGTERM, SIGUSR1, Ctrl-C and `distgan stop` save a checkpoint and leave; status.json in the run folder says\n"
-        "how a run ended. Every key of CONFIG is explained by `distgan schema`.",
+        "SIGTERM, SIGUSR1, SIGHUP, Ctrl-C and `distgan stop` save a checkpoint and leave; status.json in the run\n"
+        "folder says how a run ended. Every key of CONFIG is explained by `distgan schema`.",
     )  # fmt: skip
     parser.add_argument("config", metavar="CONFIG", help="a YAML recipe, such as configs/digits-dcgan.yaml")
     _add_overrides(parser)

@@ -142,12 +142,6 @@ class ObjectiveConfig(Section):
     """Hold a player near the average of its past parameters."""
 
     @property
-    def uses_batch_statistics(self) -> bool:
-        """Whether a loss depends on how a batch is cut into micro-batches."""
-        spread = self.gradient_penalty is not None and self.gradient_penalty.points == "uniform"
-        return self.feature_matching is not None or self.adversarial.startswith("relativistic_average") or spread
-
-    @property
     def generator_needs_reals(self) -> bool:
         """Whether the generator's loss looks at real samples."""
         return self.feature_matching is not None or self.adversarial.startswith("relativistic")

@@ -48,7 +48,7 @@ class Config(Section):
 
     @property
     def micro_batch(self) -> int:
-        """Samples that one forward pass of all ranks together sees: the batch that batch statistics are over.
+        """Samples that one forward pass of all ranks together sees.
 
         With progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
         """
@@ -58,14 +58,6 @@ class Config(Section):
     def metrics(self) -> list[MetricName]:
         """What evaluations measure: as configured, else what suits the kind of data."""
         return self.evaluation.metrics or METRICS[self.data.kind][:1]
-
-    @property
-    def uses_batch_statistics(self) -> bool:
-        """Whether the objective depends on how a batch is cut into micro-batches."""
-        comparing = self.discriminator.minibatch_discrimination or self.discriminator.minibatch_stddev
-        normalisations = {self.generator.normalisation, self.discriminator.normalisation}
-        batch_norm = bool(normalisations & {"synchronized", "batch"})
-        return batch_norm or comparing is not None or self.objective.uses_batch_statistics
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -16,19 +16,20 @@ from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 _PRELOAD = "distgan.data.stream"
-_TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What asks a trainer to save and leave."""
 
 
 def start_worker_server() -> ForkServerContext:
     """Start the fork server unless it runs; the context that makes processes from it.
 
-    Slurm and terminals signal every process of a job. The server and its children inherit a mask that blocks what is
-    meant for the trainer, which must still be fed while it decides when to stop.
+    Slurm signals every process of a job, and so does a terminal, also when it is closed. The server and its children
+    inherit a mask that blocks what is meant for the trainer, which must still be fed while it decides when to stop.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD])
     resource_tracker.ensure_running()  # first, as it resets the mask when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -42,7 +43,7 @@ def start_worker(_worker: int, *, environment: dict[str, str]) -> None:
     `environment` is the trainer's, whose credentials and folders may have been set after the server started.
     """
     os.environ.update(environment)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     threading.Thread(target=_leave_with_trainer, name="trainer-watch", daemon=True).start()
 
 

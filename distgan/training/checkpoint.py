@@ -60,9 +60,9 @@ class CheckpointWriter:
     """Writes checkpoints of a run from a background thread; for one process of a run.
 
     Tensors are copied to host memory, which is allocated once and holds one checkpoint, while the caller goes on with
-    what does not change them; it stalls in `copied` for what is left of that. Disk errors are logged, counted in
-    `failures` and otherwise leave training alone. Construct it before looking for the newest checkpoint: it finishes or
-    removes what a killed predecessor left half done.
+    what does not change them; it stalls in `copied` for what is left of that. Want of memory and errors of the disk are
+    logged, counted in `failures` and otherwise leave training alone. Construct it before looking for the newest
+    checkpoint: it finishes or removes what a killed predecessor left half done.
 
     Args:
         folder: made when the first checkpoint is written.
@@ -79,6 +79,7 @@ class CheckpointWriter:
         """The newest checkpoint that this writer has published."""
         self._snapshots: dict[str, Snapshot] = {}
         self._thread: threading.Thread | None = None
+        self._on_disk = False
         self._copied = threading.Event()
         self._copied.set()
         self._lock = threading.Lock()
@@ -116,15 +117,15 @@ class CheckpointWriter:
             return False
         self.wait()
         document = json.dumps(state, allow_nan=False).encode()
-        failures = self.failures
         self._writing = step
+        self._on_disk = False
         self._copied.clear()
         name = f"checkpoint of step {step}"
         self._thread = threading.Thread(target=self._write, args=(step, files, document), name=name, daemon=True)
         self._thread.start()
         if blocking:
             self.wait()
-        return self.failures == failures
+        return self._on_disk or not blocking
 
     def copied(self) -> None:
         """Return when the tensors that `save` was given may change again."""
@@ -188,9 +189,11 @@ class CheckpointWriter:
             publish(temporary, path)
         except Exception as error:  # whatever it is, it must not end a training run
             shutil.rmtree(temporary, ignore_errors=True)
-            self._report_failure(step, error, len(state) + sum(snapshot.size for snapshot in self._snapshots.values()))
+            size = len(state) + sum(tensor.nbytes for file in tensors.values() for tensor in file.values())
+            self._report_failure(step, error, size)
             return
         self.last_good = path
+        self._on_disk = True
         with self._lock:
             if self._best is not None:
                 self._record_best(self._best)

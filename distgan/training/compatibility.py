@@ -19,8 +19,10 @@ ACCEPTABLE = ("data", "seed", "batch", "statistics")
 """Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
 
 
-def check_fits(path: Path, description: Description, now: Config, index: Index, accept: frozenset[str]) -> None:
-    """Raise UserError unless a run of this config and data goes on where the checkpoint's left off.
+def check_fits(
+    path: Path, description: Description, now: Config, index: Index, world_size: int, accept: frozenset[str]
+) -> None:
+    """Raise UserError unless a run of this config, data and ranks goes on where the checkpoint's left off.
 
     Args:
         accept: differences that are fine, of `ACCEPTABLE`.
@@ -60,13 +62,14 @@ def check_fits(path: Path, description: Description, now: Config, index: Index, 
             "would no longer tell which samples a step had; restore them (accumulation is free to change), or use "
             "--accept batch"
         )
-    batches = [schedule.micro_batch(config, description.position) for config in (then, now)]
-    if batches[0] != batches[1] and now.uses_batch_statistics and "statistics" not in accept:
-        raise UserError(
-            f"{path}: its batch statistics were over {batches[0]} samples (batch_size / accumulation), "
-            f"but now they would be over {batches[1]}, which changes the objective; restore the two, or use "
-            "--accept statistics"
-        )
+    before = schedule.statistics_batches(then, description.position, description.world_size)
+    for key, size in schedule.statistics_batches(now, description.position, world_size).items():
+        if before.get(key, size) != size and "statistics" not in accept:
+            raise UserError(
+                f"{path}: batch statistics were over {before[key]} samples for {key}, but now they would be over "
+                f"{size}, which changes the objective; restore batch_size / accumulation and, where each rank has "
+                f"statistics of its own, the {description.world_size} ranks, or use --accept statistics"
+            )
     for role in ("generator", "discriminator"):
         sizes = [getattr(config, role).reference_size for config in (then, now)]
         if sizes[0] != sizes[1] and None not in sizes:

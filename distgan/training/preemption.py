@@ -1,8 +1,8 @@
 """Being asked to stop, and saying how a run ended.
 
-A run is asked by SIGTERM, by SIGUSR1 (Slurm's warning before the time limit), by Ctrl-C, or by the file `stop.request`
-in its folder, which `distgan stop` writes. It says how it ended in `status.json`, because launchers turn every exit
-code into 1.
+A run is asked by SIGTERM, by SIGUSR1 (Slurm's warning before the time limit), by SIGHUP (its terminal is gone), by
+Ctrl-C, or by the file `stop.request` in its folder, which `distgan stop` writes. It says how it ended in `status.json`,
+because launchers turn every exit code into 1.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from distgan.data.workers import STOP_SIGNALS
 from distgan.errors import UserError
 from distgan.files import read_bounded, write_atomically
 
 logger = logging.getLogger("distgan")
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 SAME_PRESS_SECONDS = 2.0
 """A Ctrl-C reaches a rank from the terminal and once more from its launcher; so close together they are one."""
 POLL_SECONDS = 1.0
@@ -51,7 +51,7 @@ class StopRequest:
 
     def __init__(self, run_dir: str | Path, *, main: bool) -> None:
         self.reason: str | None = None
-        """`SIGTERM`, `SIGUSR1`, `SIGINT` or `stop request`: the first that this rank knows of."""
+        """`SIGTERM`, `SIGUSR1`, `SIGHUP`, `SIGINT` or `stop request`: the first that this rank knows of."""
         self._file = _request_file(run_dir)
         self._watches = main
         self._polled = -POLL_SECONDS
@@ -73,7 +73,7 @@ class StopRequest:
         if self._watches:
             self._consume()
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._take_note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._take_note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(

@@ -150,6 +150,31 @@ def micro_batch(config: Config, position: int) -> int:
     return batch_size(config, position) // config.training.accumulation
 
 
+def statistics_batches(config: Config, position: int, world_size: int) -> dict[str, int]:
+    """How many samples the batch statistics of a step from stream position `position` are over, by the key they are of.
+
+    They are part of the objective: what it is depends on how a batch is cut.
+    """
+    whole = micro_batch(config, position)
+    sizes = {"synchronized": whole, "batch": whole // world_size, "global": whole, "rank": whole // world_size}
+    discriminator, objective = config.discriminator, config.objective
+    used: dict[str, str] = {
+        "generator.normalisation": config.generator.normalisation,
+        "discriminator.normalisation": discriminator.normalisation,
+    }
+    if discriminator.minibatch_discrimination is not None:
+        used["discriminator.minibatch_discrimination"] = discriminator.minibatch_discrimination.over
+    if discriminator.minibatch_stddev is not None:
+        used["discriminator.minibatch_stddev"] = "global"
+    if objective.feature_matching is not None:
+        used["objective.feature_matching"] = "global"
+    if objective.adversarial.startswith("relativistic_average"):
+        used["objective.adversarial"] = "global"
+    if objective.gradient_penalty is not None and objective.gradient_penalty.points == "uniform":
+        used["objective.gradient_penalty"] = "global"
+    return {key: sizes[over] for key, over in used.items() if over in sizes}
+
+
 def largest_batch(config: Config) -> int:
     """The largest global batch that any step of the run has."""
     sizes: Iterable[int] = config.growth.batch_sizes.values() if config.growth is not None else ()

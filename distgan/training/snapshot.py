@@ -71,11 +71,6 @@ class Snapshot:
                 view.copy_(tensor, non_blocking=True)
         self._copied = torch.cuda.current_stream(cuda).record_event() if cuda is not None else None
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return len(self._header()) + self._data.numel()
-
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The file's content, piece by piece, once the copies have arrived."""
         if self._copied is not None:
@@ -86,7 +81,8 @@ class Snapshot:
             yield content[start : start + _CHUNK]
 
     def _allocate(self, layout: Layout, *, pinned: bool) -> None:
-        self._views, self._data = [], torch.empty(0, dtype=torch.uint8)  # frees the old memory before taking new
+        # Frees the old memory before taking new, which there may not be enough of.
+        self._layout, self._views, self._data = None, [], torch.empty(0, dtype=torch.uint8)
         offsets = _offsets(layout)
         self._data = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=pinned)
         for (_, dtype, shape), (start, end) in zip(layout, itertools.pairwise(offsets), strict=True):

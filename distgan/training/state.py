@@ -121,7 +121,7 @@ class TrainingState:
             UserError: the checkpoint is of another data set, seed, statistics batch or architecture, or damaged.
         """
         description = load_description(path)
-        check_fits(path, description, self.config, self.index, accept)
+        check_fits(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
         weights = {player.role: read_network(path, player.role, player.network) for player in self.players}
         average = read_network(path, "generator_ema", self.average.network)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])

@@ -85,6 +85,7 @@ def check_stopped(run: Path, family: list[psutil.Process], log: Path, seconds: f
     [
         ("alone", signal.SIGTERM, "ranks"),
         ("alone", signal.SIGINT, "ranks"),
+        ("alone", signal.SIGHUP, "all"),
         ("accelerate", signal.SIGTERM, "launcher"),
         ("accelerate", signal.SIGUSR1, "one rank"),
         ("torchrun", signal.SIGTERM, "launcher"),

@@ -137,7 +137,6 @@ def test_host_memory_is_reused_until_the_layout_changes() -> None:
     snapshot.copy({"a": torch.ones(4), "b": torch.ones(3)})
     written = safetensors.torch.load(b"".join(snapshot.chunks()))
     assert torch.equal(written["b"], torch.ones(3))
-    assert snapshot.size == sum(len(chunk) for chunk in snapshot.chunks())
 
 
 def test_changes_after_the_copy_do_not_reach_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,6 +442,43 @@ def test_a_file_where_the_folder_should_be(folder: Path, caplog: pytest.LogCaptu
     assert writer.failures == 1
     assert folder.read_text() == "in the way"
     assert "step 1 failed" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of pinned memory"), MemoryError()], ids=["runtime", "memory"])
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_copy_that_no_memory_holds_is_a_failed_checkpoint(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    blocking: bool,
+    first: bool,
+) -> None:
+    empty = torch.empty
+
+    def scarce(size: int, **options: object) -> torch.Tensor:
+        if size:
+            raise error
+        return empty(size, **options)  # type: ignore[call-overload,no-any-return]
+
+    larger = {"generator": {"weight": torch.zeros(100_000)}, "counters": {}}
+    with CheckpointWriter(folder, keep=5) as writer:
+        if not first:
+            assert save(writer, 1)
+        good = writer.last_good
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", scarce)
+            assert writer.save(2, larger, {}, blocking=blocking) is not blocking
+            writer.copied()
+            writer.wait()
+        assert writer.failures == 1
+        assert writer.last_good == good
+        assert "step 2 failed" in caplog.text
+        assert "it needs 0.4 MB" in caplog.text
+        assert not (folder / "step-00000002").exists()
+        assert save(writer, 3), "there is memory again"
+    assert_holds(folder / "step-00000003", 3)
 
 
 def test_an_unfinite_state_is_refused_at_once(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from distgan.data.workers import STOP_SIGNALS
 from distgan.errors import UserError
 from distgan.training import preemption
 from distgan.training.preemption import StopRequest, read_status, request_stop, write_failure, write_status
@@ -26,10 +27,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_signal_is_noted_and_the_handler_put_back(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
-    before = [signal.getsignal(each) for each in preemption.SIGNALS]
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
     with StopRequest(tmp_path, main=False) as stop:
         assert not stop.requested
         assert stop.reason is None
@@ -38,7 +39,7 @@ def test_a_signal_is_noted_and_the_handler_put_back(tmp_path: Path, name: str) -
         assert stop.reason == name
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reason == name, "the first reason stays"
-    assert [signal.getsignal(each) for each in preemption.SIGNALS] == before
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
 def test_handlers_are_put_back_after_an_error(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def wait_forever(started: Event) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", preemption.SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_forked_child_still_ends_by_signals(tmp_path: Path, number: signal.Signals) -> None:
     with StopRequest(tmp_path, main=False):
         context = multiprocessing.get_context("fork")

@@ -1,0 +1,113 @@
+"""Whether a run can go on from a checkpoint: the batch that statistics are over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from distgan.config import Config, parse_config
+from distgan.errors import UserError
+from distgan.training.compatibility import check_fits
+from distgan.training.description import Description
+from distgan.training.schedule import statistics_batches
+
+INDEX: Any = SimpleNamespace(fingerprint="f", vocabulary=None)
+
+
+def config(**sections: Any) -> Config:
+    """A config without batch statistics but for those of `sections`; its micro-batch is 8."""
+    values = {
+        "run_dir": "unused",
+        "data": {"path": "unused", "resolution": 16, "channels": 1},
+        "generator": {"normalisation": "none"},
+        "discriminator": {"normalisation": "none"},
+        "training": {"steps": 10, "batch_size": 16, "accumulation": 2},
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if name in values else section  # type: ignore[dict-item]
+    return parse_config(values)
+
+
+SYNCHRONIZED = config(generator={"normalisation": "synchronized"})
+BY_RANK = config(generator={"normalisation": "batch"})
+COMPARED_BY_RANK = config(discriminator={"normalisation": "none", "minibatch_discrimination": {"over": "rank"}})
+
+
+def check(then: Config, world_then: int, now: Config, world_now: int, accept: frozenset[str] = frozenset()) -> None:
+    description = Description(
+        step=0,
+        position=0,
+        images=0,
+        best=None,
+        substitutions=[],
+        data={"fingerprint": "f", "samples": 100},  # type: ignore[arg-type]
+        classes=None,
+        world_size=world_then,
+        statistics={},
+        config=then.model_dump(mode="json"),
+        versions={},
+    )
+    check_fits(Path("checkpoint"), description, now, INDEX, world_now, accept)
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({}, {}),
+        ({"generator": {"normalisation": "layer"}}, {}),
+        ({"generator": {"normalisation": "synchronized"}}, {"generator.normalisation": 8}),
+        ({"discriminator": {"normalisation": "batch"}}, {"discriminator.normalisation": 2}),
+        (
+            {"discriminator": {"normalisation": "none", "minibatch_discrimination": {}}},
+            {"discriminator.minibatch_discrimination": 8},
+        ),
+        (
+            {"discriminator": {"normalisation": "none", "minibatch_discrimination": {"over": "rank"}}},
+            {"discriminator.minibatch_discrimination": 2},
+        ),
+        (
+            {"discriminator": {"normalisation": "none", "minibatch_stddev": {}}},
+            {"discriminator.minibatch_stddev": 8},
+        ),
+        ({"objective": {"feature_matching": {}}}, {"objective.feature_matching": 8}),
+        ({"objective": {"adversarial": "relativistic_average"}}, {"objective.adversarial": 8}),
+        ({"objective": {"adversarial": "relativistic_paired"}}, {}),
+    ],
+)
+def test_what_batch_statistics_are_over_on_four_ranks(sections: dict[str, Any], expected: dict[str, int]) -> None:
+    assert statistics_batches(config(**sections), position=0, world_size=4) == expected
+
+
+@pytest.mark.parametrize(
+    ("then", "world_then", "now", "world_now", "key"),
+    [
+        (BY_RANK, 2, BY_RANK, 4, "generator.normalisation"),
+        (COMPARED_BY_RANK, 4, COMPARED_BY_RANK, 1, "discriminator.minibatch_discrimination"),
+        (SYNCHRONIZED, 2, BY_RANK, 2, "generator.normalisation"),
+        (BY_RANK, 4, SYNCHRONIZED, 4, "generator.normalisation"),
+    ],
+    ids=["other ranks", "other ranks compared", "to each rank's own", "to all ranks'"],
+)
+def test_other_batch_statistics_are_to_be_accepted(
+    then: Config, world_then: int, now: Config, world_now: int, key: str
+) -> None:
+    with pytest.raises(UserError, match=rf"{key}.*--accept statistics"):
+        check(then, world_then, now, world_now)
+    check(then, world_then, now, world_now, frozenset({"statistics"}))
+
+
+@pytest.mark.parametrize(
+    ("then", "world_then", "now", "world_now"),
+    [
+        (SYNCHRONIZED, 2, SYNCHRONIZED, 4),
+        (BY_RANK, 1, SYNCHRONIZED, 4),
+        (BY_RANK, 4, BY_RANK, 4),
+        (config(), 1, config(training={"accumulation": 4}), 2),
+    ],
+    ids=["synchronized", "the same in other words", "as many ranks", "none"],
+)
+def test_the_same_batch_statistics_are_no_change(then: Config, world_then: int, now: Config, world_now: int) -> None:
+    check(then, world_then, now, world_now)
