@@ -118,7 +118,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _stop(options: argparse.Namespace) -> None:
     from distgan.training.preemption import request_stop
-    from distgan.training.standing import run_folder_of
+    from distgan.training.status import run_folder_of
 
     folder = run_folder_of(options.run, options.overrides)
     request_stop(folder)
@@ -126,7 +126,7 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from distgan.training.standing import run_folder_of, standing
+    from distgan.training.status import run_folder_of, standing
 
     write_line(standing(run_folder_of(options.run, options.overrides)))
 

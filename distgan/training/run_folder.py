@@ -17,10 +17,11 @@ from distgan.distributed.rollcall import RollCall
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
-from distgan.training import checkpoint, preemption
+from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import directory_name, steps
 from distgan.training.restore import find_checkpoint
 from distgan.training.state import TrainingState
+from distgan.training.status import read_status, write_failure, write_status
 
 logger = logging.getLogger("distgan")
 
@@ -118,7 +119,7 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
         reasons = [known for known in runtime.gather_objects(reason) if known]
         if runtime.is_main:
             why = reasons[0] if reasons else None
-            preemption.write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
+            write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
         runtime.barrier()
         runtime.close()
 
@@ -133,7 +134,7 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
                     if restarted:
                         _refuse_to_repeat(folder)
                     _warn_of_hanging_restarts()
-                    preemption.write_status(folder, "running", world_size=runtime.world_size)
+                    write_status(folder, "running", world_size=runtime.world_size)
             except OSError as error:
                 raise UserError(
                     f"run_dir = {config.run_dir}: cannot write there: {error.strerror}; choose a writable folder"
@@ -141,25 +142,25 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
         try:
             yield finish
         except KeyboardInterrupt:
-            preemption.write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
+            write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
             raise
         except UserError as error:
-            preemption.write_failure(folder, runtime.rank, str(error))
+            write_failure(folder, runtime.rank, str(error))
             raise
         except BaseException as error:
             if isinstance(error, Exception) and runtime.lost_contact(error):
                 why = f"lost contact with another rank: {roll.missing()}: {str(error).splitlines()[0]}"
                 # The rank that failed knows why, and should be the one to say it. And others may still ask this one.
                 time.sleep(_LAST_WORDS_SECONDS)
-                preemption.write_failure(folder, runtime.rank, why, lost_rank=True)
+                write_failure(folder, runtime.rank, why, lost_rank=True)
                 raise LostRankError(f"rank {runtime.rank} {why}") from error
-            preemption.write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
+            write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
             raise
 
 
 def _refuse_to_repeat(folder: Path) -> None:
     """A launcher starts all ranks again whatever has ended one; only the loss of a rank is mended by that."""
-    status = preemption.read_status(folder)
+    status = read_status(folder)
     if status is not None and status.outcome == "failed" and not status.lost_rank:
         raise UserError(f"not restarted, because the attempt before failed by itself: {status.reason}")
 
@@ -181,7 +182,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            status = preemption.read_status(folder)
+            status = read_status(folder)
             who = f" (process {status.pid} on {status.host})" if status else ""
             raise UserError(f"run_dir = {folder}: another job is training there{who}; choose another run_dir") from None
         except OSError:

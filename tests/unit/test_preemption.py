@@ -16,7 +16,8 @@ import pytest
 from distgan.data.workers import STOP_SIGNALS
 from distgan.errors import UserError
 from distgan.training import preemption
-from distgan.training.preemption import StopRequest, read_status, request_stop, write_failure, write_status
+from distgan.training.preemption import StopRequest, request_stop
+from distgan.training.status import read_status, write_failure, write_status
 
 
 @pytest.fixture
@@ -25,6 +26,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
     return now
+
+
+def wait_until_asked(stop: StopRequest) -> None:
+    deadline = time.monotonic() + 20
+    while not stop.requested and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stop.requested
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
@@ -77,12 +85,13 @@ def test_outside_the_main_thread_only_the_file_counts(tmp_path: Path) -> None:
         with StopRequest(tmp_path, main=True) as stop:
             seen.append(signal.getsignal(signal.SIGTERM))
             request_stop(tmp_path)
-            seen.append(stop.requested)
+            wait_until_asked(stop)
+            seen.append(stop.reason)
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert seen == [before, True]
+    assert seen == [before, "stop request"]
 
 
 def wait_forever(started: Event) -> None:
@@ -106,20 +115,42 @@ def test_a_forked_child_still_ends_by_signals(tmp_path: Path, number: signal.Sig
     assert code == -number
 
 
-def test_a_stop_request_reaches_the_run_once(tmp_path: Path, clock: list[float]) -> None:
+def test_a_stop_request_reaches_the_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.01)
     write_status(tmp_path, "running", world_size=1)
     request_stop(tmp_path)
     with StopRequest(tmp_path, main=True) as stop, StopRequest(tmp_path, main=False) as other:
-        assert not stop.requested, "it is from before this start"
+        assert not (tmp_path / "stop.request").exists(), "it is from before this start"
+        time.sleep(0.1)
+        assert not stop.requested
         request_stop(tmp_path)
-        assert not stop.requested, "looked less than a second ago"
-        clock[0] += 1.0
-        assert not other.requested
-        assert stop.requested
+        wait_until_asked(stop)
         assert stop.reason == "stop request"
+        assert not other.requested
         assert not (tmp_path / "stop.request").exists()
     with StopRequest(tmp_path, main=True) as stop:
+        time.sleep(0.1)
         assert not stop.requested
+
+
+def test_a_folder_that_hangs_holds_up_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that answers only when all is over, as a shared file system may for minutes."""
+    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.01)
+    hanging, over = threading.Event(), threading.Event()
+
+    with StopRequest(tmp_path, main=True) as stop:
+
+        def hang(path: Path) -> None:
+            hanging.set()
+            over.wait(20)
+            raise FileNotFoundError
+
+        monkeypatch.setattr(Path, "unlink", hang)
+        assert hanging.wait(20)
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+    over.set()
 
 
 def test_stopping_what_does_not_run_is_a_mistake(tmp_path: Path) -> None:
