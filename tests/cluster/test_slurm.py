@@ -94,7 +94,7 @@ def test_warned_twice_in_a_row_no_step_is_lost(tmp_path: Path, digits: Path, clu
     job = submit(cluster, make_recipe(tmp_path, digits))
     for step in (20, 40):
         wait_for_step(tmp_path / "run", step)
-        measure("warned before the time limit, Slurm", tmp_path / "run", lambda: cluster.warn(job))
+        measure("the warning before a time limit, twice in a row", tmp_path / "run", lambda: cluster.warn(job))
     cluster.wait_for(job, "COMPLETED")
     check_nothing_lost(cluster, job, tmp_path / "run", 2)
     check_same(tmp_path / "run", undisturbed)
@@ -155,7 +155,7 @@ def test_preempted_twice_by_more_urgent_jobs(tmp_path: Path, digits: Path, clust
     job = submit(cluster, make_recipe(tmp_path, digits), nodes="2")
     for step in (20, 40):
         wait_for_step(tmp_path / "run", step)
-        measure("preempted by a more urgent job, Slurm", tmp_path / "run", cluster.preempt)
+        measure("preempted by a more urgent job, twice in a row", tmp_path / "run", cluster.preempt)
     cluster.wait_for(job, "COMPLETED")
     check_nothing_lost(cluster, job, tmp_path / "run", 2)
     check_same(tmp_path / "run", undisturbed)
@@ -191,7 +191,11 @@ def test_a_run_that_its_user_stops_stays_stopped(tmp_path: Path, digits: Path, c
 def test_a_rank_is_killed(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path, restarts: int) -> None:
     job = submit(cluster, make_recipe(tmp_path, digits), restarts=restarts)
     wait_for_step(tmp_path / "run", 20)
-    name = "a rank is killed, restarted by the launcher" if restarts else "a rank is killed, requeued by Slurm"
+    name = (
+        "a rank is killed (`kill -9`), and the launcher starts all again"
+        if restarts
+        else "a rank is killed, and Slurm queues the job again"
+    )
     measure(name, tmp_path / "run", trainer(f"SLURM_JOB_ID={job}", 1).kill)
     cluster.wait_for(job, "COMPLETED")
     assert cluster.restarts(job) == (0 if restarts else 1)
@@ -210,7 +214,7 @@ def test_all_processes_of_a_node_are_killed(tmp_path: Path, digits: Path, cluste
         launcher.kill()
         rank.kill()
 
-    measure("all processes of one of two nodes are killed, Slurm", tmp_path / "run", fault)
+    measure("all processes of one of two nodes are killed", tmp_path / "run", fault)
     cluster.wait_for(job, "COMPLETED")
     assert cluster.restarts(job) == 1
     assert "for rank 1 on " in cluster.log(job)
@@ -243,7 +247,7 @@ def test_what_is_killed_without_progress_does_not_loop(tmp_path: Path, digits: P
 def test_requeued_without_a_warning(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
     job = submit(cluster, make_recipe(tmp_path, digits))
     wait_for_step(tmp_path / "run", 20)
-    measure("scontrol requeue", tmp_path / "run", lambda: cluster.requeue(job))
+    measure("`scontrol requeue`, without a warning", tmp_path / "run", lambda: cluster.requeue(job))
     cluster.wait_for(job, "COMPLETED")
     check_same(tmp_path / "run", undisturbed)
 
@@ -253,7 +257,11 @@ def test_a_node_goes_down(tmp_path: Path, digits: Path, cluster: Slurm, undistur
     wait_for_step(tmp_path / "run", 20)
     node = cluster.show(job)["NodeList"]
     try:
-        measure("its node is set down, Slurm", tmp_path / "run", lambda: cluster.set_node(node, "DOWN"))
+        measure(
+            "the job's node is set down, and it goes on on another",
+            tmp_path / "run",
+            lambda: cluster.set_node(node, "DOWN"),
+        )
         cluster.wait_for(job, "COMPLETED")
     finally:
         cluster.set_node(node, "RESUME")
