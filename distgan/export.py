@@ -91,10 +91,16 @@ class _Description(BaseModel):
         return self
 
 
-def load_generator(path: str | os.PathLike[str], *, best: bool = False) -> Generator:
+def load_generator(
+    path: str | os.PathLike[str], *, best: bool = False, device: torch.device | str = "cpu"
+) -> Generator:
     """The averaged generator of an export, a checkpoint, or a run (its newest checkpoint, or its best).
 
-    From a checkpoint or a run, batch-norm statistics are recomputed from addressed latents on the way.
+    From a checkpoint or a run, batch-norm statistics are recomputed from addressed latents on the way. This process
+    does so by itself, so that any rank of a job may load a generator without the others.
+
+    Args:
+        device: where the generator is to be, and its statistics are computed.
 
     Raises:
         UserError: naming the file that is missing, damaged or of another kind.
@@ -103,8 +109,8 @@ def load_generator(path: str | os.PathLike[str], *, best: bool = False) -> Gener
         raise UserError("the path of the generator is empty; name a run, a checkpoint or an export")
     folder = Path(path)
     if (folder / "config.json").is_file():
-        return _load_export(folder)
-    return _load_checkpoint(find_checkpoint(folder, best=best))
+        return _load_export(folder).to(device)
+    return _load_checkpoint(find_checkpoint(folder, best=best), device)
 
 
 def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], *, best: bool = False) -> Path:
@@ -214,7 +220,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _load_checkpoint(path: Path) -> Generator:
+def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
     classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
@@ -243,7 +249,9 @@ def _load_checkpoint(path: Path) -> Generator:
     tensors = checkpoint.load_files(path, ["generator_ema"])["generator_ema"]
     if problem := _take_weights(generator.network, tensors):
         raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
-    source = LatentSource(config.generator, config.seed, class_counts=classes.counts if classes else None)
+    generator.to(device)
+    counts = classes.counts if classes else None
+    source = LatentSource(config.generator, config.seed, class_counts=counts, device=device)
     with within_memory(f"{path}/state.json: training.batch_size = {config.training.batch_size}"):
         recompute_statistics(generator.network, statistics_batches(source, config))
     return generator

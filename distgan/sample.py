@@ -172,8 +172,7 @@ def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, s
 
 def _load(source: str | os.PathLike[str], best: bool, labels: Sequence[str] | None) -> tuple[Generator, Tensor | None]:
     """The generator on this machine's device, and the numbers of the classes asked for."""
-    generator = load_generator(source, best=best)
-    generator.to("cuda" if torch.cuda.is_available() else "cpu")
+    generator = load_generator(source, best=best, device="cuda" if torch.cuda.is_available() else "cpu")
     classes = None if labels is None else torch.tensor([_class_number(generator, label) for label in labels])
     return generator, classes
 

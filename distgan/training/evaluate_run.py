@@ -57,7 +57,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
                 f"data.path = {config.data.path}: its text has other characters than the run was trained on, or they "
                 "are numbered otherwise; name other data"
             )
-        generator = load_generator(found).to(runtime.device)
+        generator = load_generator(found, device=runtime.device)
     runtime.check_equal("the checkpoint", str(found), "give every node the same run folder")
     counts = generator.description["class_counts"]
     source = LatentSource(config.generator, config.seed, class_counts=counts, device=runtime.device)

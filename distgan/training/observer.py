@@ -166,7 +166,7 @@ class Observer:
         batches = generation.statistics_batches(
             self.latents, self.config, rank=self.runtime.rank, world_size=self.runtime.world_size
         )
-        recompute_statistics(self.state.average.network, batches)
+        recompute_statistics(self.state.average.network, batches, across_ranks=True)
 
     def _is_evaluation_due(self) -> bool:
         every = self.config.evaluation.every

@@ -93,7 +93,8 @@ def standing_statistics() -> list[torch.Tensor]:
     runtime = Runtime()
     module = network(False)
     batches = torch.randn(5, 4, 2, 6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    recompute_statistics(module, [(batches[i],) for i in range(runtime.rank, 5, runtime.world_size)])
+    share = range(runtime.rank, 5, runtime.world_size)
+    recompute_statistics(module, [(batches[i],) for i in share], across_ranks=True)
     return [module[1].running_mean, module[1].running_var]
 
 

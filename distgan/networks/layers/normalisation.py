@@ -84,15 +84,17 @@ class ConditionalNormalisation(nn.Module):
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]]) -> None:
+def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]], *, across_ranks: bool = False) -> None:
     """Set the evaluation statistics of all batch-norm layers from forward passes over `batches`.
 
     Standing statistics (Brock et al. 2019, section 4.1): each layer's moments are averaged over batches, each of
-    which is normalised by itself on the way. With several ranks, each passes its own share of the batches (any
-    number of them, even none) and the averages are over all; every rank must call this.
+    which is normalised by itself on the way.
 
     Args:
         batches: positional arguments of `network`, one tuple per forward pass; equally large batches.
+        across_ranks: each rank passes its own share of the batches (any number of them, even none) and the averages
+            are over all. Every rank must call it then, with a network on the device that the ranks talk over. Without
+            it nothing is said to other ranks, and any process may call it by itself.
     """
     layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
     if not layers:
@@ -110,7 +112,8 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]])
     finally:
         for layer in layers:
             layer.collected = None
-    total = reduce.all_reduce_sum(total)
+    if across_ranks:
+        total = reduce.all_reduce_sum(total)
     averages = (total[:-1] / total[-1]).split([2 * count for count in channels])
     for layer, average in zip(layers, averages, strict=True):
         mean, square = average.view(2, -1)

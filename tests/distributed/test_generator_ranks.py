@@ -1,0 +1,63 @@
+"""A trained generator with batch norm, loaded and evaluated by the ranks of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+
+import distgan
+from distgan.data.pack import pack
+from tests.ranks import RankPool
+
+
+def train(config: Path, *overrides: str) -> str:
+    return distgan.train(distgan.load_config(config, overrides))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, ranks: RankPool) -> Path:
+    """The folder of a finished run on points, whose generator has batch norm."""
+    folder = tmp_path_factory.mktemp("points")
+    pack("builtin:ring", folder / "shards", points=200, workers=1)
+    network = {"architecture": "mlp", "width": 8, "depth": 1}
+    values = {
+        "run_dir": str(folder / "run"),
+        "data": {"kind": "points", "path": str(folder / "shards"), "workers": 0},
+        "generator": {**network, "latent_size": 4},
+        "discriminator": {**network, "normalisation": "none"},
+        "training": {"steps": 2, "batch_size": 16},
+        "ema": {"statistics_samples": 64},
+        "monitoring": {"tensorboard": False},
+        "evaluation": {"num_samples": 64, "batch_size": 16, "cache_dir": str(folder / "cache")},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert ranks.run(2, train, folder / "recipe.yaml") == ["finished"] * 2
+    return folder / "run"
+
+
+def statistics(run: Path) -> dict[str, torch.Tensor]:
+    state = distgan.load_generator(run).network.state_dict()
+    return {name: value for name, value in state.items() if "running_" in name}
+
+
+def statistics_of_one_rank(run: Path) -> dict[str, torch.Tensor]:
+    # As on several GPUs, where NCCL carries tensors on the device, and nothing those on the CPU.
+    dist.init_process_group("cuda:gloo")
+    return statistics(run) if dist.get_rank() == 0 else {}
+
+
+def test_a_rank_loads_a_generator_without_the_others(run: Path, ranks: RankPool) -> None:
+    expected = statistics(run)
+    assert len(expected) == 2
+    assert all(value.std() > 0 for value in expected.values()), "they are recomputed, and not what a layer starts with"
+    found, nothing = ranks.run(2, statistics_of_one_rank, run)
+    assert not nothing
+    torch.testing.assert_close(found, expected)
+
+
+def test_ranks_evaluate_as_one_process_does(run: Path, ranks: RankPool) -> None:
+    assert ranks.run(2, distgan.evaluate, run) == [pytest.approx(distgan.evaluate(run))] * 2
