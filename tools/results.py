@@ -144,7 +144,8 @@ def measure(recipe: Recipe, overrides: list[str]) -> dict[str, Any]:
     rows = [json.loads(line) for line in (recipe.run / "metrics.jsonl").read_text().splitlines()]
     speeds = [row["speed/images_per_second"] for row in rows if "speed/images_per_second" in row]
     speed = {"speed": statistics.median(speeds)} if speeds else {}
-    return json.loads(said) | speed | {"steps": json.loads((recipe.run / "status.json").read_text())["step"]}
+    metrics: dict[str, Any] = json.loads(said)
+    return metrics | speed | {"steps": json.loads((recipe.run / "status.json").read_text())["step"]}
 
 
 def picture(recipe: Recipe) -> None:

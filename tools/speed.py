@@ -79,7 +79,8 @@ def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int) -> fl
     """Seconds a step of ranks on two hosts."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        nodes = two.launch(log, "train", recipe, *settings, *run_settings(f"{folder}/run"), per_host=ranks // 2)
+        arguments = "train", recipe, *settings, *run_settings(f"{folder}/run")
+        nodes = two.launch(log, *arguments, PROCESSES_PER_NODE=str(ranks // 2))
         _wait(nodes, log)
         return step_seconds(Path(folder, "run"))
 

@@ -72,7 +72,8 @@ def make_features(samples: int, dimension: int, decades: float, seed: int) -> Te
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(0)))[0]
     deviations = torch.logspace(0, -decades, dimension) * (1 + 0.1 * seed)
-    return torch.randn(samples, dimension, generator=generator) * deviations @ basis + 0.4
+    features: Tensor = torch.randn(samples, dimension, generator=generator) * deviations @ basis + 0.4
+    return features
 
 
 def moments_of(batches: Batches) -> Gaussian:

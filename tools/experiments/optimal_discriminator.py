@@ -36,7 +36,8 @@ class Mixture:
     def density(self, x: Tensor) -> Tensor:
         """At each x."""
         parts = [torch.exp(-(((x - mean) / width) ** 2) / 2) / width for mean, width in self.components]
-        return torch.stack(parts).mean(0) / math.tau**0.5
+        density: Tensor = torch.stack(parts).mean(0) / math.tau**0.5
+        return density
 
     def quantiles(self, number: int, shift: float) -> Tensor:
         """Samples that cut the mass into equal parts, but for the two at the ends: (n,) float64, shift in [0, 1)."""
