@@ -89,3 +89,14 @@ def test_a_rank_loads_a_generator_without_the_others(run: Path, ranks: RankPool)
 
 def test_ranks_evaluate_as_one_process_does(run: Path, ranks: RankPool) -> None:
     assert ranks.run(2, distgan.evaluate, run) == [pytest.approx(distgan.evaluate(run))] * 2
+
+
+def train_and_evaluate(config: Path, folder: Path) -> tuple[int, dict[str, float]]:
+    assert train(config, f"run_dir={folder}") == "finished"
+    return dist.get_world_size(), distgan.evaluate(folder)
+
+
+def test_one_process_trains_and_then_evaluates(run: Path, ranks: RankPool, tmp_path: Path) -> None:
+    found = ranks.run(2, train_and_evaluate, run.parent / "recipe.yaml", tmp_path / "again")
+    assert found[0] == found[1]
+    assert found[0][0] == 2
