@@ -55,6 +55,7 @@ class Runtime(Control):
         self.sharded: dict[nn.Module, FSDPModule] = {}
         """The networks whose weights are divided among ranks, with what can make them whole."""
         timeout = timedelta(minutes=timeout_minutes)
+        inherited = dist.is_initialized()
         self.accelerator = Accelerator(
             # Accelerate starts separate one-process jobs when several CPU ranks do not ask for the CPU themselves.
             cpu=not torch.accelerator.is_available(),
@@ -84,6 +85,8 @@ class Runtime(Control):
                 "cannot be joined again; keep the group until the last training or evaluation is over",
                 everywhere=True,
             )
+        if inherited and self.world_size > 1:
+            _set_timeout(timeout, None)
         self._others: list[Any] = []
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
