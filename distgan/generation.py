@@ -63,9 +63,9 @@ def statistics_batches(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """This rank's share of the addressed batches from which batch-norm statistics are recomputed.
 
-    They are as large as the batches that training normalises over, and the same for any number of ranks.
+    They are the same for any number of ranks: whole batches of `config.statistics_batch` samples, each for one rank.
     """
-    batch_size = config.micro_batch
+    batch_size = config.statistics_batch
     for batch in range(rank, max(1, config.ema.statistics_samples // batch_size), world_size):
         yield source.draw("batch statistics", torch.arange(batch * batch_size, (batch + 1) * batch_size))
 

@@ -35,18 +35,20 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Te
         torch.stack(torch.broadcast_tensors(counter[1], counter[3])),
     )
     shape = (2, *(1,) * (even.dim() - 1))
-    multipliers = even.new_tensor(_MULTIPLIERS[::-1]).view(shape)
-    k0, k1 = key & _MASK, key >> 32
-    keys = []
-    for _ in range(_ROUNDS):
-        keys.append((k0, k1))
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    for round_keys in even.new_tensor(keys).view(_ROUNDS, *shape):
+    # Constants that are computed on the device: to copy them there from a list, the host would wait for it.
+    multipliers = _pair(*_MULTIPLIERS[::-1], even.device)
+    rounds = torch.arange(_ROUNDS, device=even.device)[:, None]
+    keys = (_pair(key & _MASK, key >> 32, even.device) + rounds * _pair(*_WEYL, even.device)) & _MASK
+    for round_keys in keys.view(_ROUNDS, *shape):
         # The product of two 32-bit words wraps in int64, but its 64 bits are the right ones. Stored as (2, 0), the
         # even words are multiplied in the order in which the next odd words need them.
-        product = even * multipliers
+        product = even * multipliers.view(shape)
         odd, even = product & _MASK, (((product >> 32) & _MASK) ^ odd ^ round_keys).flip(0)
     return even[1], odd[0], even[0], odd[1]
+
+
+def _pair(first: int, second: int, device: torch.device) -> Tensor:
+    return first + torch.arange(2, device=device) * (second - first)
 
 
 def words(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:

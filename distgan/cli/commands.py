@@ -61,9 +61,11 @@ def _train(options: argparse.Namespace) -> None:
         from distgan.data.workers import start_worker_server
 
         start_worker_server()  # it imports torch while this process does
+    from distgan.distributed.runtime import leave_process_group
     from distgan.training.loop import train
 
     train(config, resume=options.resume, accept=options.accept)
+    leave_process_group()
 
 
 def _trace(options: argparse.Namespace) -> None:
@@ -93,9 +95,11 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     check_launch()
+    from distgan.distributed.runtime import leave_process_group
     from distgan.training.evaluate_run import evaluate
 
     metrics = evaluate(options.source, options.overrides, best=options.best)
+    leave_process_group()
     if is_first("RANK"):
         write_line(json.dumps(metrics))
 
@@ -134,10 +138,12 @@ def _status(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     check_launch()
     config = _load_config(options) if options.config else None
+    from distgan.distributed.runtime import leave_process_group
     from distgan.doctor import examine
 
     if not examine(config, write_line):
         leave(1)
+    leave_process_group()
 
 
 def _schema(_: argparse.Namespace) -> None:

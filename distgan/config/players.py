@@ -81,7 +81,7 @@ class NetworkConfig(Section):
     normalisation: Normalisation = "synchronized"
     """Batch norm over all ranks, over each rank alone, layer norm, virtual batch norm, or none."""
     reference_size: Batch | None = None
-    """Samples in virtual batch norm's reference batch; null: as many as the micro-batch."""
+    """Samples in virtual batch norm's reference batch; null: as many as the micro-batch, at most 128."""
     spectral_norm: bool = False
     """Divide each weight by its largest singular value (Miyato et al. 2018)."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -24,6 +24,8 @@ METRICS: dict[str, list[MetricName]] = {
     "points": ["modes"],
 }
 """Which metrics are for which kind of data; the first is the default."""
+MAX_STATISTICS_BATCH = 128
+"""Moments of more samples hardly differ, and a device must hold their activations."""
 
 
 class Config(Section):
@@ -50,9 +52,19 @@ class Config(Section):
     def micro_batch(self) -> int:
         """Samples that one forward pass of all ranks together sees.
 
-        With progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
+        Statistics over the batch are over these, except where the recipe has each rank keep to its own share
+        (`normalisation: batch`, `minibatch_discrimination.over: rank`). With
+        progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
         """
         return self.training.batch_size // self.training.accumulation
+
+    @property
+    def statistics_batch(self) -> int:
+        """Samples of a batch that one device passes whole, for the statistics that a fixed network is to have.
+
+        As in training, up to a bound, since a micro-batch of many ranks does not fit on one of them.
+        """
+        return min(self.micro_batch, MAX_STATISTICS_BATCH)
 
     @property
     def metrics(self) -> list[MetricName]:
@@ -92,7 +104,7 @@ class Config(Section):
         for role in ("generator", "discriminator"):
             network: NetworkConfig = getattr(self, role)
             if network.normalisation == "virtual" and network.reference_size is None:
-                sized = network.model_copy(update={"reference_size": self.micro_batch})
+                sized = network.model_copy(update={"reference_size": self.statistics_batch})
                 object.__setattr__(self, role, sized)  # sections are frozen for everybody else
         return self
 

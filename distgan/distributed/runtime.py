@@ -38,6 +38,8 @@ _KNOWN = (
 class Runtime(Control):
     """The ranks of this run. Every method that talks to other ranks must be called by all of them.
 
+    The process group outlives it, so that one process may train and evaluate in turn: see `leave_process_group`.
+
     Args:
         gradients_in_bf16: gradients travel between ranks in bfloat16.
     """
@@ -53,6 +55,7 @@ class Runtime(Control):
         self.sharded: dict[nn.Module, FSDPModule] = {}
         """The networks whose weights are divided among ranks, with what can make them whole."""
         timeout = timedelta(minutes=timeout_minutes)
+        inherited = dist.is_initialized()
         self.accelerator = Accelerator(
             # Accelerate starts separate one-process jobs when several CPU ranks do not ask for the CPU themselves.
             cpu=not torch.accelerator.is_available(),
@@ -76,6 +79,14 @@ class Runtime(Control):
         self._timeout_minutes = timeout_minutes
         check_world_size(self.accelerator.num_processes)
         super().__init__(timeout)
+        if self.world_size != self.accelerator.num_processes:
+            raise UserError(
+                f"this process was one of {self.accelerator.num_processes} and has left their process group, which "
+                "cannot be joined again; keep the group until the last training or evaluation is over",
+                everywhere=True,
+            )
+        if inherited and self.world_size > 1:
+            _set_timeout(timeout, None)
         self._others: list[Any] = []
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
@@ -129,10 +140,14 @@ class Runtime(Control):
         network = isinstance(error, (dist.DistError, RuntimeError)) and any(sign in str(error) for sign in signs)
         return self.world_size > 1 and network
 
-    def close(self) -> None:
-        """Leave the process group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+
+def leave_process_group() -> None:
+    """The end of all work with other ranks, of a process that succeeded: torch complains of those that just exit.
+
+    There is no way back: the addresses that torchrun's store keeps are those of the first group.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _set_timeout(timeout: timedelta, group: Any) -> None:

@@ -63,7 +63,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
         else:
             rate = _look_at_data(config, runtime, note)
             if not _failed(findings):
-                # The last thing, because the run leaves the process group when it ends.
+                # Not `note`: after a failure that rank 0 tells of, other ranks may not be there to be asked.
                 tell(*rehearsal.training(config, runtime, folder / probe / "run", rate))
     finally:
         if runtime.is_main:

@@ -97,10 +97,7 @@ def detector(config: Config) -> Finding:
 
 
 def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -> list[Finding]:
-    """Some steps in a folder of their own: what rank 0 finds, or what went wrong.
-
-    Every rank calls it, and is out of the process group afterwards.
-    """
+    """Some steps in a folder of their own: what rank 0 finds, or what went wrong. Every rank calls it."""
     from distgan.training.loop import train
 
     short = parse_config(config.model_dump(mode="json"), [

@@ -75,7 +75,7 @@ def check_fits(
         if sizes[0] != sizes[1] and None not in sizes:
             raise UserError(
                 f"{path}: {role}.reference_size was {sizes[0]}, but is {sizes[1]} now (where it is not given, it "
-                f"is batch_size / accumulation), and a reference batch cannot change; set "
+                f"is batch_size / accumulation, at most 128), and a reference batch cannot change; set "
                 f"{role}.reference_size={sizes[0]}"
             )
 

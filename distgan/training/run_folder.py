@@ -121,7 +121,6 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
             why = reasons[0] if reasons else None
             write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
         runtime.barrier()
-        runtime.close()
 
     restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:

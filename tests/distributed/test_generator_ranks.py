@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ import yaml
 
 import distgan
 from distgan.data.pack import pack
+from distgan.export import export
+from distgan.training.observer import Observer
 from tests.ranks import RankPool
 
 
@@ -40,8 +44,32 @@ def run(tmp_path_factory: pytest.TempPathFactory, ranks: RankPool) -> Path:
 
 
 def statistics(run: Path) -> dict[str, torch.Tensor]:
-    state = distgan.load_generator(run).network.state_dict()
+    return batch_statistics(distgan.load_generator(run).network)
+
+
+def batch_statistics(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    state = network.state_dict()
     return {name: value for name, value in state.items() if "running_" in name}
+
+
+def statistics_in_training(config: Path, folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+
+    def close(observer: Observer) -> None:
+        found.update(copy.deepcopy(batch_statistics(observer.state.average.network)))
+        finish(observer)
+
+    finish = Observer.close
+    with patch.object(Observer, "close", close):
+        train(config, f"run_dir={folder}", "monitoring.samples_every=1")
+    return found
+
+
+def test_training_an_export_and_a_run_have_the_same_statistics(run: Path, ranks: RankPool, tmp_path: Path) -> None:
+    expected = statistics(run)
+    torch.testing.assert_close(statistics(export(run, tmp_path / "exported")), expected)
+    for found in ranks.run(2, statistics_in_training, run.parent / "recipe.yaml", tmp_path / "again"):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def statistics_of_one_rank(run: Path) -> dict[str, torch.Tensor]:
@@ -61,3 +89,14 @@ def test_a_rank_loads_a_generator_without_the_others(run: Path, ranks: RankPool)
 
 def test_ranks_evaluate_as_one_process_does(run: Path, ranks: RankPool) -> None:
     assert ranks.run(2, distgan.evaluate, run) == [pytest.approx(distgan.evaluate(run))] * 2
+
+
+def train_and_evaluate(config: Path, folder: Path) -> tuple[int, dict[str, float]]:
+    assert train(config, f"run_dir={folder}") == "finished"
+    return dist.get_world_size(), distgan.evaluate(folder)
+
+
+def test_one_process_trains_and_then_evaluates(run: Path, ranks: RankPool, tmp_path: Path) -> None:
+    found = ranks.run(2, train_and_evaluate, run.parent / "recipe.yaml", tmp_path / "again")
+    assert found[0] == found[1]
+    assert found[0][0] == 2

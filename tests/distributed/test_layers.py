@@ -29,8 +29,8 @@ class Conditional(nn.Module):
         self.norm = build_normalisation(kind, 3, num_classes=3)
         nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.bias)
-        add_reference(self, (4, 2, 6, 6), labelled=True)
-        set_reference(self, torch.randn(4, 2, 6, 6), torch.arange(4) % 3)
+        add_reference(self, (6, 2, 6, 6), labelled=True)  # six, so that two of four ranks pass the same half
+        set_reference(self, torch.randn(6, 2, 6, 6), torch.arange(6) % 3)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.after(self.norm(self.before(x), labels).tanh())
@@ -108,6 +108,22 @@ def test_layers_equal_one_process(ranks: RankPool, name: str, world_size: int) -
     for one in found:
         torch.testing.assert_close(one["by_parameters"], expected["by_parameters"], rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(one["vectors"], expected["vectors"], rtol=0, atol=0)
+
+
+def reference_share(training: bool) -> int:
+    """Samples of the reference batch that this rank passes."""
+    Runtime()
+    network = Conditional("virtual").train(training)
+    seen: list[int] = []
+    network.before.register_forward_hook(lambda _module, _inputs, output: seen.append(len(output)))
+    with reference_moments(network):
+        return seen[0]
+
+
+@pytest.mark.parametrize(("world_size", "share"), [(2, 3), (3, 2), (4, 3)])
+def test_ranks_share_a_reference_batch_that_they_do_not_divide(ranks: RankPool, world_size: int, share: int) -> None:
+    assert ranks.run(world_size, reference_share, True) == [share] * world_size
+    assert ranks.run(world_size, reference_share, False) == [6] * world_size
 
 
 def gathered() -> list[Tensor]:

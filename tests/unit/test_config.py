@@ -156,13 +156,14 @@ def test_a_key_without_effect_may_be_given_its_default() -> None:
     assert config == parse_config(MINIMAL)
 
 
-def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch(tmp_path: Path) -> None:
+def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch_of_one_device(tmp_path: Path) -> None:
     path = write(tmp_path, yaml.safe_dump(MINIMAL))
     changes = ["generator.normalisation=virtual", "training.batch_size=24", "training.accumulation=2"]
     config = load_config(path, changes)
     assert config.generator.reference_size == 12
     assert config.discriminator.reference_size is None
     assert load_config(path, [*changes, "generator.reference_size=5"]).generator.reference_size == 5
+    assert load_config(path, [*changes, "training.batch_size=4096"]).generator.reference_size == 128
 
 
 @pytest.mark.parametrize(

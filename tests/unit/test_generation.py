@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.generation import dequantize, from_network, to_network
+from distgan.config import Config, parse_config
+from distgan.generation import dequantize, from_network, statistics_batches, to_network
+from distgan.latents import LatentSource
 from distgan.networks.shape import SampleShape
 
 IMAGES = SampleShape("images", resolution=16, channels=1)
@@ -57,3 +60,22 @@ def test_dequantized_pixels_fill_their_bins() -> None:
     pixels = torch.tensor([0, 1, 128, 255], dtype=torch.uint8)
     assert dequantize(pixels, torch.zeros(4)).tolist() == [-1.0, -1 + 1 / 128, 0.0, 1 - 1 / 128]
     assert torch.allclose(dequantize(pixels, torch.full((4,), 1.0)), pixels.float() / 128 - 1 + 1 / 128)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(2048, [128] * 16), (96, [96] * 21), (4096, [128] * 16)])
+def test_batches_for_statistics_fit_on_one_device(batch_size: int, sizes: list[int]) -> None:
+    """And there are the same ones for any number of ranks, each on one of them."""
+    config: Config = parse_config({
+        "run_dir": "r", "data": {"path": "d", "resolution": 32}, "training": {"steps": 5, "batch_size": batch_size},
+    })  # fmt: skip
+    source = LatentSource(config.generator, 0, class_counts=None)
+    expected = [latents for latents, _ in statistics_batches(source, config)]
+    assert [len(latents) for latents in expected] == sizes
+    for world_size in (4, 64):
+        shares = [
+            [latents for latents, _ in statistics_batches(source, config, rank=rank, world_size=world_size)]
+            for rank in range(world_size)
+        ]
+        assert max(map(len, shares)) == -(-len(sizes) // world_size)
+        for number, latents in enumerate(expected):
+            assert torch.equal(shares[number % world_size][number // world_size], latents)

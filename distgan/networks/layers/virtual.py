@@ -8,6 +8,7 @@ weights by `reference_moments`, for all forward passes inside, and belong to no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -101,7 +102,8 @@ def uses_reference(network: nn.Module) -> bool:
 def reference_moments(network: nn.Module) -> Iterator[None]:
     """The moments of the network's reference batch, by its weights at the start, for all its forward passes inside.
 
-    In training mode the ranks share the work where the batch divides among them, and all must enter alike. Inside
+    In training mode the ranks share the work, and all must enter alike: the batch is cut into as many equal parts as
+    divide both it and the ranks, and as many ranks pass one part as any other. Inside
     another such block for the same network nothing is computed: its moments hold.
     """
     layers = [module for module in network.modules() if isinstance(module, VirtualBatchNorm)]
@@ -110,12 +112,12 @@ def reference_moments(network: nn.Module) -> Iterator[None]:
         return
     samples = network.get_buffer("reference")
     labels = network.get_buffer("reference_labels") if network.reference_labels is not None else None
-    world_size = reduce.world_size()
-    synchronized = network.training and world_size > 1 and len(samples) % world_size == 0
-    collect = _Collect(len(samples), synchronized)
-    if synchronized:
-        samples = samples.chunk(world_size)[reduce.rank()]
-        labels = labels.chunk(world_size)[reduce.rank()] if labels is not None else None
+    parts = math.gcd(len(samples), reduce.world_size()) if network.training else 1
+    collect = _Collect(len(samples), synchronized=parts > 1)
+    if parts > 1:
+        part = reduce.rank() % parts
+        samples = samples.chunk(parts)[part]
+        labels = labels.chunk(parts)[part] if labels is not None else None
     try:
         _REFERENCE.update(dict.fromkeys(layers, collect))
         network.forward(samples, labels)
