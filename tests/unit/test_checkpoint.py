@@ -187,19 +187,6 @@ def test_keeps_the_newest_and_the_best(folder: Path) -> None:
     assert sorted(checkpoint_folder.steps(folder)) == [50, 60]
 
 
-def test_the_best_mark_waits_for_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go = hold_writes(monkeypatch)
-    with CheckpointWriter(folder, keep=1) as writer:
-        writer.save(1, contents(1), {"step": 1})
-        assert writer.mark_best(1, 9.0, "fid")
-        assert read_best(folder) is None
-        go.set()
-        writer.wait()
-        best = read_best(folder)
-        assert best is not None
-        assert best.step == 1
-
-
 def test_a_step_without_checkpoint_is_not_marked_best(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with CheckpointWriter(folder, keep=1) as writer:
         save(writer, 1)
