@@ -82,9 +82,6 @@ class CheckpointWriter:
         self._on_disk = False
         self._copied = threading.Event()
         self._copied.set()
-        self._lock = threading.Lock()
-        self._writing: int | None = None
-        self._best: Best | None = None
         try:
             settle_unfinished(folder)
         except OSError as error:
@@ -117,7 +114,6 @@ class CheckpointWriter:
             return False
         self.wait()
         document = json.dumps(state, allow_nan=False).encode()
-        self._writing = step
         self._on_disk = False
         self._copied.clear()
         name = f"checkpoint of step {step}"
@@ -132,20 +128,20 @@ class CheckpointWriter:
         self._copied.wait()
 
     def mark_best(self, step: int, value: float, metric: str) -> bool:
-        """Keep the checkpoint of `step` as the best, in place of the best before; it may still be being written.
+        """Keep the checkpoint of `step`, which is on disk, as the best, in place of the best before.
 
         Returns:
             False, with a warning, if there is no checkpoint of that step.
         """
-        best = Best(step=step, metric=metric, value=value)
-        with self._lock:
-            if self._writing == step:
-                self._best = best
-                return True
-            if (self.folder / directory_name(step)).is_dir():
-                return self._record_best(best)
-        logger.warning("no checkpoint of step %d to keep as the best (%s = %g)", step, metric, value)
-        return False
+        if not (self.folder / directory_name(step)).is_dir():
+            logger.warning("no checkpoint of step %d to keep as the best (%s = %g)", step, metric, value)
+            return False
+        try:
+            write_best(self.folder, Best(step=step, metric=metric, value=value))
+        except OSError as error:
+            logger.error("cannot note step %d as the best checkpoint: %s", step, _cause(error))
+            return False
+        return True
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -194,19 +190,13 @@ class CheckpointWriter:
             return
         self.last_good = path
         self._on_disk = True
-        with self._lock:
-            if self._best is not None:
-                self._record_best(self._best)
-            self._writing = self._best = None
         try:
             prune(self.folder, step, self.keep)
         except OSError as error:
             logger.error("cannot remove old checkpoints from %s: %s", self.folder, _cause(error))
 
     def _report_failure(self, step: int, error: Exception, size: int) -> None:
-        with self._lock:
-            self._writing = self._best = None
-            self.failures += 1
+        self.failures += 1
         logger.error(
             "checkpoint of step %d failed: %s; it needs %.1f MB, %s; training goes on, the last good checkpoint is %s",
             step,
@@ -215,14 +205,6 @@ class CheckpointWriter:
             _free_space(self.folder),
             self.last_good or "of an earlier start, if there was one",
         )
-
-    def _record_best(self, best: Best) -> bool:
-        try:
-            write_best(self.folder, best)
-        except OSError as error:
-            logger.error("cannot note step %d as the best checkpoint: %s", best.step, _cause(error))
-            return False
-        return True
 
 
 def load_files(path: Path, names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, dict[str, Tensor]]:

@@ -18,7 +18,8 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
 from distgan.training import checkpoint
-from distgan.training.checkpoint_folder import directory_name, steps
+from distgan.training.checkpoint_folder import Best, directory_name, steps, write_best
+from distgan.training.description import BestSoFar
 from distgan.training.restore import find_checkpoint
 from distgan.training.state import TrainingState
 from distgan.training.status import read_status, write_failure, write_status
@@ -47,6 +48,8 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         raise path
     if path is not None:
         then = state.load(path, accept)
+        if runtime.is_main and then.best is not None and then.best.step == then.step:
+            mark_own_best(folder, path, then.best)
         if runtime.is_main and resume != "auto":
             if folder.resolve() not in path.resolve().parents:
                 set_aside(folder)
@@ -59,6 +62,16 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
                 logger.info("changed since that checkpoint: %s", change)
     if runtime.is_main:
         write_atomically(folder / "config.yaml", dump_config(config).encode())
+
+
+def mark_own_best(folder: Path, path: Path, best: BestSoFar) -> None:
+    """Mark a checkpoint of this run as its best. It was to be marked once it was written: a kill may have come between.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if path.resolve().parent == (folder / "checkpoints").resolve():
+        write_best(path.parent, Best(step=best.step, metric=best.metric, value=best.value))
 
 
 def set_aside(folder: Path) -> None:

@@ -32,7 +32,10 @@ class Statistics:
             self._sums[names] = row
 
     def totals(self, runtime: Runtime) -> Totals:
-        """Sum and count of each value, as means over ranks; one all-reduce, and a wait for the device."""
+        """Sum and count of each value, as means over ranks; one all-reduce, and a wait for the device.
+
+        What is added later is added to these very numbers, so that whoever carries them on comes to the same means.
+        """
         totals = dict(self._carried)
         if not self._sums:
             return totals
@@ -43,6 +46,7 @@ class Statistics:
             for name, value in zip(names, row, strict=False):
                 total, count = totals.get(name, (0.0, 0.0))
                 totals[name] = total + value, count + row[-1]
+        self.carry(totals)
         return totals
 
     def reduce(self, runtime: Runtime) -> dict[str, float]:

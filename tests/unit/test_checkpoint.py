@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from distgan.data.workers import start_worker_server
 from distgan.errors import UserError
 from distgan.training import checkpoint, checkpoint_folder
 from distgan.training.checkpoint import (
@@ -185,19 +185,6 @@ def test_keeps_the_newest_and_the_best(folder: Path) -> None:
         assert writer.mark_best(50, 3.0, "fid[classifier]")
         save(writer, 60)
     assert sorted(checkpoint_folder.steps(folder)) == [50, 60]
-
-
-def test_the_best_mark_waits_for_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go = hold_writes(monkeypatch)
-    with CheckpointWriter(folder, keep=1) as writer:
-        writer.save(1, contents(1), {"step": 1})
-        assert writer.mark_best(1, 9.0, "fid")
-        assert read_best(folder) is None
-        go.set()
-        writer.wait()
-        best = read_best(folder)
-        assert best is not None
-        assert best.step == 1
 
 
 def test_a_step_without_checkpoint_is_not_marked_best(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -496,8 +483,7 @@ def write_forever(folder: Path, first: int) -> None:
 
 def test_killed_at_any_moment_what_is_found_is_whole(folder: Path) -> None:
     """kill -9 of a process that does nothing but write checkpoints, at random times."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distgan.training.checkpoint"])
+    context = start_worker_server()  # this process has one fork server for everything
     moments = random.Random(0)
     reached = 0
     for _ in range(25):

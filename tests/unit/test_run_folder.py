@@ -1,0 +1,61 @@
+"""How a run starts in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from distgan.config import Config, parse_config
+from distgan.distributed.runtime import Runtime
+from distgan.training.checkpoint import CheckpointWriter
+from distgan.training.checkpoint_folder import read_best
+from distgan.training.description import BestSoFar
+from distgan.training.run_folder import prepare
+
+
+def started(config: Config, resume: str = "auto", *, best: int) -> None:
+    """Resume at step 4, where the checkpoint says that the best average so far was that of step `best`."""
+    then = SimpleNamespace(
+        step=4,
+        best=BestSoFar(metric="fid", value=3.0, step=best),
+        world_size=1,
+        config=config.model_dump(mode="json"),
+    )
+    state: Any = SimpleNamespace(load=lambda path, accept: then, progress=SimpleNamespace(position=64))
+    prepare(config, state, Runtime(), resume, frozenset())
+
+
+def killed_before_marking(run: Path) -> Config:
+    """A run whose checkpoint of step 2 is marked the best, with one of step 4 after it."""
+    with CheckpointWriter(run / "checkpoints", keep=3) as writer:
+        for step in (2, 4):
+            assert writer.save(step, {"generator": {"weight": torch.zeros(2)}}, {}, blocking=True)
+            if step == 2:
+                assert writer.mark_best(2, 5.0, "fid")
+    return parse_config(
+        {"run_dir": str(run), "data": {"path": "unused", "resolution": 16}, "training": {"steps": 9, "batch_size": 2}}
+    )
+
+
+def marked(run: Path) -> int:
+    best = read_best(run / "checkpoints")
+    assert best is not None
+    return best.step
+
+
+def test_a_best_checkpoint_that_a_kill_left_unmarked_is_marked(tmp_path: Path) -> None:
+    config = killed_before_marking(tmp_path / "run")
+    started(config, best=2)
+    assert marked(tmp_path / "run") == 2
+    started(config, best=4)
+    assert marked(tmp_path / "run") == 4
+
+
+def test_a_run_that_another_starts_from_is_left_as_it_is(tmp_path: Path) -> None:
+    killed_before_marking(tmp_path / "other")
+    config = killed_before_marking(tmp_path / "run")
+    started(config, str(tmp_path / "other"), best=4)
+    assert marked(tmp_path / "other") == 2
