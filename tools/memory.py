@@ -103,7 +103,7 @@ def work(folder: Path, width: int) -> None:
     """One rank."""
     from distgan.config import parse_config
     from distgan.data.index import load_index
-    from distgan.distributed.runtime import Runtime
+    from distgan.distributed.runtime import Runtime, leave_process_group
     from distgan.training.assembly import assemble
     from distgan.training.objective import blank_batch
 
@@ -138,7 +138,7 @@ def work(folder: Path, width: int) -> None:
         greater: dict[str, Any] = {kind: max(rank[kind] for rank in ranks) for kind in found}
         greater |= {"parameters": parameters, "engine": player.engine.name}
         (folder / "found.json").write_text(json.dumps(greater))
-    runtime.close()
+    leave_process_group()
 
 
 def held(player: Any, average: Any) -> dict[str, int]:

@@ -57,7 +57,7 @@ class FrechetDistance(Moments):
 
 def make_reference(gaussian: Gaussian) -> Reference:
     """Factorise one side, for any number of distances to it."""
-    # Contiguous, as it is when read from a file: products then sum in the same order, and distances are equal bit by bit.
+    # Contiguous, as it is when read from a file: products then sum in the same order, and distances are the same bits.
     return Reference(gaussian.samples, gaussian.mean, triangular_factor(gaussian.covariance).contiguous())
 
 
