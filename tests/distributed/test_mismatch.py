@@ -26,7 +26,7 @@ def refusal(config: str, what: str, other: str) -> str:
         elif what == "code":
             patch.setattr(loop, "code_digest", lambda: "other")
         else:
-            patch.setattr(loop, "load_index", lambda _: load_index(other))
+            patch.setattr(loop, "load_index", lambda *_: load_index(other))
     try:
         with pytest.raises(UserError) as caught:
             loop.train(load_config(config, changes))
