@@ -105,8 +105,8 @@ class Reader:
         read = samples.copy()
         failures = self._avoid_known(read)
         where = (index.shard_of(read), index.offsets[read], index.sizes[read], index.header_crcs[read])
-        columns = [column.tolist() for column in (*where, index.extensions[read])]
-        for slot, entry in enumerate(zip(*columns, strict=True)):
+        extensions = [EXTENSIONS[number] for number in index.extensions[read]]
+        for slot, entry in enumerate(zip(*(column.tolist() for column in where), extensions, strict=True)):
             try:
                 self._decode(out[slot], *entry)
             except (OSError, UnreadableSampleError) as error:
@@ -136,21 +136,17 @@ class Reader:
             read[slot] = failure.replacement
         return [failure for _, failure in known]
 
-    def _decode(self, out: Values, shard: int, offset: int, size: int, crc: int, extension: int) -> None:
+    def _decode(self, out: Values, shard: int, offset: int, size: int, crc: int, extension: str) -> None:
         """Raises OSError where reading fails, UnreadableSampleError where what was read is not the right sample."""
         if size > self._config.max_bytes:
             raise UnreadableSampleError(f"{size:,} bytes, more than data.max_bytes={self._config.max_bytes:,}")
         data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
         if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
             raise UnreadableSampleError("the shard is not what was indexed; run `distgan index` again")
-        self.format.decode_into(out, data[BLOCK:], EXTENSIONS[extension])
+        self.format.decode_into(out, data[BLOCK:], extension)
 
     def _decode_sample(self, out: Values, sample: int) -> None:
-        shard = int(self._index.shard_of(np.array([sample]))[0])
-        offset, size = int(self._index.offsets[sample]), int(self._index.sizes[sample])
-        self._decode(
-            out, shard, offset, size, int(self._index.header_crcs[sample]), int(self._index.extensions[sample])
-        )
+        self._decode(out, *self._index.entry(sample))
 
     def _descriptor(self, shard: int) -> int:
         descriptor = self._files.get(shard)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from distgan.config import Config, parse_config
@@ -99,11 +100,13 @@ def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -
         )
     for key, tensor in moments.items():
         name, _, quantity = key.rpartition("/")
-        like = player.skipped if quantity == "step" else parameters[name]
-        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        dtype, shape = torch.float32, torch.Size()  # those of a step, which Adam counts by parameter
+        if quantity != "step":
+            dtype, shape = parameters[name].dtype, parameters[name].shape
+        if tensor.shape != shape or tensor.dtype != dtype:
             raise UserError(
-                f"{file}: {key} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {like.dtype} of shape "
-                f"{tuple(like.shape)}; the checkpoint is damaged or of another architecture"
+                f"{file}: {key} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {dtype} of shape "
+                f"{tuple(shape)}; the checkpoint is damaged or of another architecture"
             )
 
 

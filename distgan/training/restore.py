@@ -40,11 +40,6 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
     return newest
 
 
-def load_network(path: Path, name: str, network: nn.Module) -> None:
-    """Load one file of a checkpoint into a network. Raises UserError naming the tensor that does not fit."""
-    network.load_state_dict(read_network(path, name, network))
-
-
 def read_network(path: Path, name: str, network: nn.Module) -> dict[str, Tensor]:
     """The tensors for a network in one file of a checkpoint. Raises UserError naming the one that does not fit."""
     tensors = checkpoint.load_files(path, [name])[name]
