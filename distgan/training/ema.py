@@ -23,7 +23,6 @@ class AveragedGenerator:
         self._generator = generator
         self.decay = 0.0
         """Of the last update."""
-        self._vectors = power_iteration_vectors(self.network), power_iteration_vectors(generator)
 
     @torch.no_grad()
     def update(self, decay: float, applied: Tensor) -> None:
@@ -32,7 +31,8 @@ class AveragedGenerator:
         The generator's weights must be whole here (`Runtime.whole`).
         """
         self.decay = decay
-        averages, vectors = self._vectors
+        # Anew each time, because an engine may put other tensors in their place.
+        averages, vectors = power_iteration_vectors(self.network), power_iteration_vectors(self._generator)
         if averages:
             torch._foreach_copy_(averages, vectors)
         live: list[Tensor] = list(self._generator.parameters())

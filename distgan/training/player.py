@@ -40,8 +40,6 @@ class Player:
         spared = [] if clipping is None or clipping.normalisation else normalisation_parameters(self.network)
         kept = {id(parameter) for parameter in spared}
         self._clipped = [parameter for parameter in self.network.parameters() if id(parameter) not in kept]
-        # All that a forward pass changes by itself, in this network and in the one it plays against.
-        self._moving = power_iteration_vectors(self.network) + power_iteration_vectors(self.opponent)
         device = runtime.device
         self.skipped = torch.zeros((), device=device)
         self.skipped_in_a_row = torch.zeros((), device=device)
@@ -102,6 +100,12 @@ class Player:
         """
         bound = torch.where(applied > 0, limit, torch.inf)
         self.engine.change_weights(self._clipped, lambda weight: weight.clamp_(-bound, bound))
+
+    @property
+    def _moving(self) -> list[Tensor]:
+        """All that a forward pass changes by itself, in this network and in the one it plays against."""
+        # Anew each time, because an engine may put other tensors in their place.
+        return power_iteration_vectors(self.network) + power_iteration_vectors(self.opponent)
 
     @property
     def counters(self) -> dict[str, Tensor]:

@@ -61,6 +61,15 @@ def build(
     return *players, average, LatentSource(config.generator, 0, class_counts=[1] * CLASSES)
 
 
+def whole_state(generator: Player, discriminator: Player, average: AveragedGenerator) -> dict[str, torch.Tensor]:
+    """Copies of all that updates change, but for the optimizers' moments."""
+    named = {
+        "g": generator.engine.weights(), "d": discriminator.engine.weights(), "ema": average.network.state_dict(),
+        **{player.role: player.history.state() for player in (generator, discriminator) if player.history is not None},
+    }  # fmt: skip
+    return {f"{name}/{key}": value.clone() for name, tensors in named.items() for key, value in tensors.items()}
+
+
 def train_steps(
     steps: int, nan_at: int | None = None, dtype: torch.dtype = torch.float64, **sections: Any
 ) -> dict[str, Any]:
@@ -88,16 +97,11 @@ def train_steps(
         applied = generator.update([(batch, step) for batch in batches["generator"]], 1e-3)
         with runtime.whole(generator.network):
             average.update(0.9, applied.to(dtype))
-        snapshots.append({k: v.clone() for k, v in discriminator.engine.weights().items()})
+        snapshots.append(whole_state(generator, discriminator, average))
         losses.append(discriminator.statistics.reduce(runtime) | generator.statistics.reduce(runtime))
-    state = {f"{name}/{key}": value.clone() for name, tensors in
-             (("g", generator.engine.weights()), ("d", discriminator.engine.weights()),
-              ("ema", average.network.state_dict())) for key, value in tensors.items()}  # fmt: skip
-    for player in (generator, discriminator):
-        if player.history is not None:
-            state |= {f"{player.role}/{name}": value.clone() for name, value in player.history.state().items()}
     return {
-        "state": state, "losses": losses, "snapshots": snapshots, "skipped": discriminator.skipped.item(),
+        "state": snapshots[-1], "losses": losses, "snapshots": snapshots, "skipped": discriminator.skipped.item(),
+        "generator_skipped": generator.skipped.item(),
         "moments": discriminator.engine.optimizer_state(),
     }  # fmt: skip
 
@@ -200,8 +204,9 @@ def test_a_skipped_update_leaves_nothing_behind(ranks: RankPool) -> None:
     for found in (first, second):
         assert found["skipped"] == 1
         assert all(torch.isfinite(value).all() for value in found["state"].values())
-        assert all(torch.equal(found["snapshots"][1][k], found["snapshots"][2][k]) for k in found["snapshots"][1])
-        assert not torch.equal(found["snapshots"][2]["logit.weight"], found["snapshots"][3]["logit.weight"])
+        before, skipped, after = found["snapshots"][1:4]
+        assert all(torch.equal(before[key], skipped[key]) for key in before if key.startswith("d/"))
+        assert not torch.equal(skipped["d/logit.weight"], after["d/logit.weight"])
         assert found["moments"]["logit.weight/step"].item() == 3
         assert "loss/discriminator" not in found["losses"][2]
     assert all(torch.equal(first["state"][key], second["state"][key]) for key in first["state"])
@@ -217,3 +222,21 @@ def test_a_skipped_generator_update_does_not_move_the_average() -> None:
     assert all(torch.equal(a, b) for a, b in zip(average.network.parameters(), before, strict=True))
     average.update(0.75, torch.ones(()))
     torch.testing.assert_close(average.network.weight, before[0] + 0.25)
+
+
+def test_a_step_that_both_players_skip_leaves_the_whole_state_as_it_was(ranks: RankPool) -> None:
+    """Relativistic losses show the NaN to the generator too. Vectors of spectral norm move in a forward pass itself."""
+    averaging = {"generator": 0.1, "discriminator": 0.1}
+    found, _ = ranks.run(
+        2, train_steps, 4, nan_at=2,
+        generator={"spectral_norm": True}, discriminator={"spectral_norm": True, "normalisation": "none"},
+        objective={"adversarial": "relativistic_average", "historical_averaging": averaging},
+    )  # fmt: skip
+    assert found["skipped"] == found["generator_skipped"] == 1
+    before, skipped, after = found["snapshots"][1:4]
+    assert {name.split("/")[0] for name in before} == {"g", "d", "ema", "generator", "discriminator"}
+    assert [key for key in before if not torch.equal(before[key], skipped[key])] == []
+    moved = [key for key in before if not torch.equal(skipped[key], after[key])]
+    assert {key[0] for key in moved if key.startswith(("g/", "d/")) and key.endswith((".u", ".v"))} == {"g", "d"}
+    vectors = [key for key in after if key.startswith("g/") and key.endswith((".u", ".v"))]
+    assert all(torch.equal(after[key], after[key.replace("g/", "ema/")]) for key in vectors)
