@@ -96,6 +96,9 @@ class StopRequest:
         except FileNotFoundError:
             return False
         except OSError as error:
+            # On a file system that is read-only or in trouble this says nothing of whether the file is there.
+            if not os.path.exists(self._file):
+                return False
             logger.warning("%s cannot be removed: %s", self._file, error.strerror)
         return True
 

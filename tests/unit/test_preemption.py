@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -131,6 +132,25 @@ def test_a_stop_request_reaches_the_run_once(tmp_path: Path, monkeypatch: pytest
     with StopRequest(tmp_path, main=True) as stop:
         time.sleep(0.1)
         assert not stop.requested
+
+
+def test_storage_in_trouble_is_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux answers `unlink` with EROFS before it looks for the file, once a file system has turned read-only."""
+    tried = threading.Event()
+
+    def refuse(path: Path) -> None:
+        tried.set()
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with StopRequest(tmp_path, main=True) as stop:
+        tried.clear()
+        assert tried.wait(20)
+        assert not stop.requested
+        (tmp_path / "stop.request").touch()
+        wait_until_asked(stop)
+        assert stop.reason == "stop request"
 
 
 def test_a_folder_that_hangs_holds_up_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
