@@ -57,7 +57,7 @@ class Manifest(_Record):
 class Best(_Record):
     """The checkpoint with the best value of a metric so far."""
 
-    step: int
+    step: Annotated[int, Field(ge=0, lt=2**62)]
     metric: str
     value: float
 

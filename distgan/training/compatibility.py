@@ -16,9 +16,6 @@ from distgan.training import schedule
 from distgan.training.description import Description
 from distgan.training.player import Player
 
-ACCEPTABLE = ("data", "seed", "batch", "statistics")
-"""Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
-
 
 def check_fits(
     path: Path, description: Description, now: Config, index: Index, world_size: int, accept: frozenset[str]
@@ -26,7 +23,7 @@ def check_fits(
     """Raise UserError unless a run of this config, data and ranks goes on where the checkpoint's left off.
 
     Args:
-        accept: differences that are fine, of `ACCEPTABLE`.
+        accept: differences that are fine, of `description.ACCEPTABLE`.
     """
     then = parse_config(description.config, source=f"{path}/state.json")
     follows = schedule.position_after(then, description.step)
@@ -63,8 +60,8 @@ def check_fits(
             "would no longer tell which samples a step had; restore them (accumulation is free to change), or use "
             "--accept batch"
         )
-    before = schedule.statistics_batches(then, description.position, description.world_size)
-    for key, size in schedule.statistics_batches(now, description.position, world_size).items():
+    before = schedule.statistics_sizes(then, description.position, description.world_size)
+    for key, size in schedule.statistics_sizes(now, description.position, world_size).items():
         if before.get(key, size) != size and "statistics" not in accept:
             raise UserError(
                 f"{path}: batch statistics were over {before[key]} samples for {key}, but now they would be over "

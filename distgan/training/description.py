@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from distgan.data import text
 from distgan.errors import UserError
 from distgan.training import checkpoint
+from distgan.training.checkpoint_folder import Best
 from distgan.training.diagnosis import Diagnosis
 from distgan.validation import explain
 
@@ -43,12 +44,9 @@ class Classes(_Record):
     counts: Annotated[list[Count], Field(min_length=1)]
 
 
-class BestSoFar(_Record):
-    """The best value of a metric, and the step that had it."""
-
-    metric: str
-    value: float
-    step: Count
+Acceptable = Literal["data", "seed", "batch", "statistics"]
+"""Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
+ACCEPTABLE: tuple[Acceptable, ...] = get_args(Acceptable)
 
 
 class Description(_Record):
@@ -58,8 +56,8 @@ class Description(_Record):
     position: Count
     """Stream position, and the number of real images seen."""
     images: Count
-    best: BestSoFar | None
-    accepted: list[Literal["data", "seed", "batch", "statistics"]] = []
+    best: Best | None
+    accepted: list[Acceptable] = []
     """What `--accept` has allowed resumes so far; with `batch`, the position is no function of the step."""
     substitutions: list[Any]
     data: Data

@@ -18,7 +18,7 @@ from distgan.randomness import derive_key
 from distgan.training import growth, run_folder
 from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
-from distgan.training.compatibility import ACCEPTABLE
+from distgan.training.description import ACCEPTABLE
 from distgan.training.diagnosis import why_stop
 from distgan.training.feed import Feed
 from distgan.training.observer import Observer
@@ -35,7 +35,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     Args:
         resume: `auto` continues from the newest valid checkpoint of the run folder, if there is one; `never` starts
             over, setting aside what the folder holds; anything else is the path of a checkpoint or run.
-        accept: changes against the checkpoint that are fine, of `compatibility.ACCEPTABLE`.
+        accept: changes against the checkpoint that are fine, of `description.ACCEPTABLE`.
 
     Returns:
         `finished` or `preempted`, which status.json in the run folder says too.

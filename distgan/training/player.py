@@ -61,9 +61,9 @@ class Player:
         Returns a 0-d tensor: 1 if the update was applied, 0 if its loss or gradient was not finite on some rank and
         it was skipped, in which case weights, buffers and optimizer state are as before.
         """
-        if self._moving and before_change is not None:
-            before_change()
         moving = [tensor.clone() for tensor in self._moving]
+        if moving and before_change is not None:
+            before_change()
         parts: list[dict[str, Tensor]] = []
         with self.runtime.whole(self.opponent):
             for number, arguments in enumerate(micro_batches):

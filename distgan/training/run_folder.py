@@ -19,7 +19,6 @@ from distgan.errors import LostRankError, UserError
 from distgan.files import write_atomically
 from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import Best, directory_name, steps, write_best
-from distgan.training.description import BestSoFar
 from distgan.training.restore import find_checkpoint
 from distgan.training.state import TrainingState
 from distgan.training.status import read_status, write_failure, write_status
@@ -64,14 +63,14 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         write_atomically(folder / "config.yaml", dump_config(config).encode())
 
 
-def mark_own_best(folder: Path, path: Path, best: BestSoFar) -> None:
+def mark_own_best(folder: Path, path: Path, best: Best) -> None:
     """Mark a checkpoint of this run as its best. It was to be marked once it was written: a kill may have come between.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     if path.resolve().parent == (folder / "checkpoints").resolve():
-        write_best(path.parent, Best(step=best.step, metric=best.metric, value=best.value))
+        write_best(path.parent, best)
 
 
 def set_aside(folder: Path) -> None:

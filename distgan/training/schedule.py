@@ -150,7 +150,7 @@ def micro_batch(config: Config, position: int) -> int:
     return batch_size(config, position) // config.training.accumulation
 
 
-def statistics_batches(config: Config, position: int, world_size: int) -> dict[str, int]:
+def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str, int]:
     """How many samples the batch statistics of a step from stream position `position` are over, by the key they are of.
 
     They are part of the objective: what it is depends on how a batch is cut.

@@ -37,7 +37,7 @@ class Progress:
     position: int = 0
     best: dict[str, Any] | None = None
     accepted: frozenset[str] = frozenset()
-    """The changes of `compatibility.ACCEPTABLE` that resumes of this course were allowed."""
+    """The changes of `description.ACCEPTABLE` that resumes of this course were allowed."""
     substitutions: Substitutions = field(default_factory=Substitutions)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
 

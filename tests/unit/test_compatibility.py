@@ -12,7 +12,7 @@ from distgan.config import Config, parse_config
 from distgan.errors import UserError
 from distgan.training.compatibility import check_fits
 from distgan.training.description import Description
-from distgan.training.schedule import statistics_batches
+from distgan.training.schedule import statistics_sizes
 
 INDEX: Any = SimpleNamespace(fingerprint="f", vocabulary=None)
 
@@ -78,7 +78,7 @@ def check(then: Config, world_then: int, now: Config, world_now: int, accept: fr
     ],
 )
 def test_what_batch_statistics_are_over_on_four_ranks(sections: dict[str, Any], expected: dict[str, int]) -> None:
-    assert statistics_batches(config(**sections), position=0, world_size=4) == expected
+    assert statistics_sizes(config(**sections), position=0, world_size=4) == expected
 
 
 @pytest.mark.parametrize(

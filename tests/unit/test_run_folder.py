@@ -11,8 +11,7 @@ import torch
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.training.checkpoint import CheckpointWriter
-from distgan.training.checkpoint_folder import read_best
-from distgan.training.description import BestSoFar
+from distgan.training.checkpoint_folder import Best, read_best
 from distgan.training.run_folder import prepare
 
 
@@ -20,7 +19,7 @@ def started(config: Config, resume: str = "auto", *, best: int) -> None:
     """Resume at step 4, where the checkpoint says that the best average so far was that of step `best`."""
     then = SimpleNamespace(
         step=4,
-        best=BestSoFar(metric="fid", value=3.0, step=best),
+        best=Best(metric="fid", value=3.0, step=best),
         world_size=1,
         config=config.model_dump(mode="json"),
     )
