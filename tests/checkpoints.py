@@ -1,0 +1,47 @@
+"""Checkpoints whose content follows from their step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from distgan.training.checkpoint import CheckpointWriter, load_files, load_state
+
+
+def contents(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of which every element depends on the step."""
+    return {
+        "generator": {"weight": torch.arange(3000.0).view(50, 60) + step, "bias": torch.full((7,), step).half()},
+        "counters": {"step": torch.tensor(step)},
+    }
+
+
+def save(writer: CheckpointWriter, step: int) -> bool:
+    return writer.save(step, contents(step), {"step": step}, blocking=True)
+
+
+def assert_holds(path: Path, step: int) -> None:
+    """The checkpoint has exactly what `contents` says of its step."""
+    loaded = load_files(path, ["generator", "counters"])
+    for name, tensors in contents(step).items():
+        assert loaded[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert loaded[name][key].dtype == tensor.dtype
+            assert torch.equal(loaded[name][key], tensor)
+    assert load_state(path) == {"step": step}
+
+
+def step_of(path: Path | None) -> int:
+    assert path is not None
+    return int(path.name.removeprefix("step-"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def damage_flip(path: Path) -> None:
+    content = bytearray((path / "generator.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "generator.safetensors").write_bytes(content)
