@@ -5,8 +5,9 @@ name, or two versions of one shard, never meet. Files appear whole, by a rename.
 which the kernel undoes when a process dies:
 
 - `KEY.claim` is locked by the process that downloads KEY; the others wait for it;
-- `lock` is held briefly while room is made: finished shards go, least recently used first, as do the remains of
-  downloads whose process died. A `KEY-SIZE.part` counts with its full size from the moment it exists.
+- `lock` is held briefly while a download gets its final name, and while room is made: finished shards go, least
+  recently used first, as do the remains of downloads whose process died. A `KEY-SIZE.part` counts with its full size
+  from the moment it exists.
 
 A reader that has a shard open keeps it readable when it is evicted, and fetches it again the next time.
 """
@@ -92,7 +93,9 @@ class ShardCache:
                 _check(part, shard)
                 descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
                 os.fsync(descriptor)
-                os.rename(part, path)
+                # Who makes room lists the folder, and could miss a file that changes its name meanwhile.
+                with storage.locked(self._folder / "lock", wait=True):
+                    os.rename(part, path)
                 return descriptor
             finally:
                 part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 
 from distgan.data import cache as cache_module
 from distgan.data import reader as reader_module
+from distgan.data import storage
 from distgan.data.cache import ShardCache
 from distgan.data.index import Index, Shard, build_index, load_index, save_index
 from tests.servers import RangeServer, range_server
@@ -169,6 +171,40 @@ def test_many_threads_share_a_small_cache(index: Index, server: RangeServer, tmp
     assert all(data == whole[i] for i, data in zip(choices, contents, strict=True))
     assert 0 < most <= bound
     assert not [name for name in os.listdir(tmp_path / "c") if not name.endswith(".tar") and name != "lock"]
+
+
+def test_a_download_that_ends_while_room_is_made_counts(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would get its final name after the folder was listed, and give up its claim before that is tried."""
+    first, second = index.shards[:2]
+    cache = ShardCache(tmp_path / "c", max(first.size, second.size))
+    downloaded, go_on = threading.Event(), threading.Event()
+    check, locked = cache_module._check, storage.locked
+
+    def wait_when_downloaded(part: Path, shard: Shard) -> None:
+        check(part, shard)
+        if shard == first:
+            downloaded.set()
+            assert go_on.wait(20)
+
+    monkeypatch.setattr(cache_module, "_check", wait_when_downloaded)
+    thread = threading.Thread(target=lambda: content(cache, first))
+    thread.start()
+    assert downloaded.wait(20)
+    part = next((tmp_path / "c").glob("*.part"))
+    claim = part.with_name(part.name.partition("-")[0] + ".claim")
+
+    def locked_after_the_download(path: Path, *, wait: bool = False) -> AbstractContextManager[bool]:
+        if path == claim:
+            go_on.set()
+            thread.join(0.5)  # if it can end
+        return locked(path, wait=wait)
+
+    monkeypatch.setattr(storage, "locked", locked_after_the_download)
+    content(cache, second)
+    thread.join()
+    assert stored(tmp_path / "c") <= max(first.size, second.size)
 
 
 def test_processes_download_each_shard_once(index: Index, server: RangeServer, tmp_path: Path) -> None:
