@@ -72,7 +72,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
                 run_folder.prepare(config, state, runtime, resume, accepted)
                 feed = held.enter_context(closing(Feed(state, runtime)))
-                observer = held.enter_context(closing(Observer(state, feed, runtime, stop)))
+                observer = held.enter_context(closing(Observer(state, feed, writer, runtime, stop)))
             result = run(state, feed, observer, writer, runtime, stop)
         outcome(result, state.progress.step, stop.reason if result == "preempted" else nothing_more(state))
         return result
@@ -174,7 +174,6 @@ def save(
                 f"above); the last good one is {writer.last_good or 'of an earlier start'}; mend that, and the same "
                 "command continues from there"
             )
-        observer.checkpoint_failures = writer.failures
         if is_best and progress.best is not None:
             writer.mark_best(**progress.best)
 

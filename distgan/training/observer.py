@@ -25,6 +25,7 @@ from distgan.monitoring.scatter import scatter
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import diagnosis
+from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.feed import Feed
 from distgan.training.pace import Pace
 from distgan.training.preemption import StopRequest
@@ -42,8 +43,10 @@ INTERPOLATION = 4, 8
 class Observer:
     """Measures, evaluates and pictures the run. Every rank calls it alike; rank 0 writes."""
 
-    def __init__(self, state: TrainingState, feed: Feed, runtime: Runtime, stop: StopRequest) -> None:
-        self.state, self.feed, self.runtime, self.stop = state, feed, runtime, stop
+    def __init__(
+        self, state: TrainingState, feed: Feed, writer: CheckpointWriter | None, runtime: Runtime, stop: StopRequest
+    ) -> None:
+        self.state, self.feed, self.writer, self.runtime, self.stop = state, feed, writer, runtime, stop
         self._evaluator: Evaluator | None = None
         self.config = state.config
         self.latents: LatentSource = feed.latents
@@ -61,7 +64,6 @@ class Observer:
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
         self.pace = Pace(runtime, [player.network for player in state.players])
-        self.checkpoint_failures = 0
         self.left_undone = False
         """Whether this step has an evaluation that a stop has left undone. All ranks agree."""
         self._start_interval()
@@ -146,7 +148,8 @@ class Observer:
         if self.runtime.device.type == "cuda":
             row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
         row["data/replaced_samples"] = len(progress.substitutions)
-        row["checkpoint/failures"] = self.checkpoint_failures
+        if self.writer is not None:
+            row["checkpoint/failures"] = self.writer.failures
         row["progress/kimg"] = progress.position / 1000
         if state.growth is not None:
             row["growth/level"] = state.growth.level

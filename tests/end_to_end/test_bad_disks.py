@@ -41,12 +41,11 @@ def test_training_goes_on_and_so_do_checkpoints_when_the_disk_is_well_again(
         assert good is not None
         make_well(disk)
         failed_at = max(steps(run / "checkpoints"))
-        while max(steps(run / "checkpoints")) <= failed_at:
+        while max(steps(run / "checkpoints")) <= failed_at or not rows(run)[-1]["checkpoint/failures"]:
             assert job.running(), log.read_text()
             time.sleep(0.02)
         assert Job(1, ["stop", str(run)]).wait() == [0]
         assert job.wait(60) == [0, 0], log.read_text()
-        assert rows(run)[-1]["checkpoint/failures"] >= 1
         last = status(run)["step"]
         undisturbed = ["train", str(config), f"training.steps={last}", f"run_dir={tmp_path / 'undisturbed'}"]
         assert Job(2, [*undisturbed, "checkpoint.every=1000000"]).wait() == [0, 0]
