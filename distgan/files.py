@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     Args:
         durable: wait until the file would survive a power cut too.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Other hosts may have a process of the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

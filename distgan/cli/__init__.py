@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Sequence
 
 from distgan.cli.commands import COMMANDS
-from distgan.cli.launch import is_first, leave
 from distgan.cli.output import OutputError, discard_output
 from distgan.cli.parser import parse
+from distgan.distributed.launch import is_first, leave
 from distgan.errors import LostRankError, UserError
 
 __all__ = ["main"]

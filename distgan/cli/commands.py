@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from distgan.cli.launch import check_launch, is_first, leave
 from distgan.cli.output import write_line
+from distgan.distributed.launch import check_launch, is_first, leave
 from distgan.errors import UserError
 
 

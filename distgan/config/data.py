@@ -16,6 +16,7 @@ class DataConfig(Section):
         **dict.fromkeys(("resolution", "channels", "dequantize", "mirror", "max_pixels"), ("kind", ("images",))),
         "length": ("kind", ("text",)),
         "dimensions": ("kind", ("points",)),
+        **dict.fromkeys(("lanes", "shuffle_block"), ("order", ("lanes",))),
     }
 
     kind: Literal["images", "text", "points"] = "images"

@@ -13,6 +13,7 @@ from pathlib import Path
 from distgan.data.index import INDEX_NAME
 from distgan.data.layout import printable
 from distgan.errors import UserError
+from distgan.files import sync_folder
 
 HELD_OUT = "held-out"
 """The folder inside it that holds, as a folder of shards of its own, what is not to be trained on."""
@@ -97,6 +98,7 @@ def _publish(partial: Path, folder: Path) -> None:
     if folder.exists():
         _clear(folder)
     partial.rename(folder)
+    sync_folder(folder.parent)
 
 
 def _clear(folder: Path) -> None:

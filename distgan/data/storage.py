@@ -19,6 +19,7 @@ import fsspec.callbacks
 
 from distgan.data.locations import is_remote, public_name
 from distgan.errors import UserError
+from distgan.files import sync_folder
 
 _CONNECT_SECONDS, _READ_SECONDS = 30.0, 60.0
 
@@ -100,6 +101,7 @@ def publish(path: str) -> Iterator[str]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(Path(path).parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

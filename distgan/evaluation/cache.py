@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +12,8 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from distgan.files import write_atomically
 
 log = logging.getLogger("distgan")
 
@@ -50,20 +49,11 @@ def write(path: Path, entry: Entry) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
     content = save(tensors, {"facts": json.dumps(entry.facts), "sha256": digest(tensors)})
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, content)
     except OSError as error:
         log.warning("%s: cannot keep this for later (%s); set evaluation.cache_dir to a writable folder", path, error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

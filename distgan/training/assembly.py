@@ -11,7 +11,6 @@ from distgan.data.index import Index
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.data.samples import sample_format
-from distgan.distributed.engines import ZeroEngine
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.generation import to_network
@@ -58,10 +57,11 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             clipping=config.objective.weight_clipping,
         ),
     }
-    if isinstance(players["generator"].engine, ZeroEngine) and config.growth and not config.growth.reset_optimizers:
+    engine = players["generator"].engine
+    if config.growth and not config.growth.reset_optimizers and not engine.regroups_moments:
         raise UserError(
-            "growth.reset_optimizers = false: DeepSpeed's optimizers cannot keep moments of parameters that join at "
-            "different times; set it to true, or launch with --multi_gpu or --use_fsdp",
+            f"growth.reset_optimizers = false: the optimizers of {engine.name} cannot keep moments of parameters that "
+            "join at different times; set it to true, or launch with --multi_gpu or --use_fsdp",
             everywhere=True,
         )
     state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)

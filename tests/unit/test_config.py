@@ -111,6 +111,8 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
         ("data={path: d, kind: text, dimensions: 3}", "data.dimensions: has no effect with kind: text, only with po"),
         ("data={path: d, kind: points, length: 8}", "data.length: has no effect with kind: points, only with text"),
         ("data.length=8", "data.length: has no effect with kind: images, only with text"),
+        ("data.lanes=64", "data.lanes: has no effect with order: permutation, only with lanes"),
+        ("data.shuffle_block=64", "data.shuffle_block: has no effect with order: permutation, only with lanes"),
         (
             "generator.depth=3",
             "generator.depth: has no effect with architecture: dcgan, only with characters or mlp or",

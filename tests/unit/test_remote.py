@@ -58,9 +58,8 @@ def index(server: RangeServer) -> Index:
 
 
 def config(**changes: Any) -> DataConfig:
-    return DataConfig.model_validate(
-        {"path": "unused", "resolution": 8, "workers": 0, "lanes": 4, "shuffle_block": 8} | changes
-    )
+    lanes = {"lanes": 4, "shuffle_block": 8} if changes.get("order") == "lanes" else {}
+    return DataConfig.model_validate({"path": "unused", "resolution": 8, "workers": 0} | lanes | changes)
 
 
 def test_an_index_over_http_is_the_local_one(server: RangeServer, tmp_path: Path) -> None:

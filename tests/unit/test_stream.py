@@ -34,9 +34,8 @@ SEED = 11
 
 
 def config(**changes: Any) -> DataConfig:
-    return DataConfig.model_validate(
-        {"path": "unused", "resolution": 8, "workers": 0, "lanes": 4, "shuffle_block": 8} | changes
-    )
+    lanes = {"lanes": 4, "shuffle_block": 8} if changes.get("order") == "lanes" else {}
+    return DataConfig.model_validate({"path": "unused", "resolution": 8, "workers": 0} | lanes | changes)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ class Engine(Protocol):
 
     name: str
     """As users know it."""
+    regroups_moments: bool
+    """Whether `regroup` can keep the moments of parameters that join at different times."""
     module: nn.Module
     """The objective; calling it is a forward pass."""
     optimizer: torch.optim.Optimizer

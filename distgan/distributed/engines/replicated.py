@@ -27,6 +27,7 @@ class ReplicatedEngine:
     """See `Engine`."""
 
     name = "DDP"
+    regroups_moments = True
 
     def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
         self.network, self.runtime = network, runtime

@@ -56,6 +56,7 @@ class ShardedEngine:
     """See `Engine`."""
 
     name = "FSDP2"
+    regroups_moments = True
 
     def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
         self.network = network

@@ -38,6 +38,8 @@ overlapped less with the backward pass."""
 class ZeroEngine:
     """See `Engine`."""
 
+    regroups_moments = False
+
     def __init__(
         self,
         objective: nn.Module,
