@@ -32,6 +32,9 @@ logger = logging.getLogger("distgan")
 def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -> str:
     """Train a run to its last step, or until it is asked to stop. Call it on every rank.
 
+    A program of your own under a launcher ends, as any does, with `torch.distributed.destroy_process_group()`, after
+    the last `train` or `evaluate`.
+
     Args:
         resume: `auto` continues from the newest valid checkpoint of the run folder, if there is one; `never` starts
             over, setting aside what the folder holds; anything else is the path of a checkpoint or run.
