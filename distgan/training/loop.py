@@ -20,6 +20,7 @@ from distgan.training.assembly import assemble, check_fits
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.description import ACCEPTABLE
 from distgan.training.diagnosis import why_stop
+from distgan.training.evaluations import Evaluations
 from distgan.training.feed import Feed
 from distgan.training.observer import Observer
 from distgan.training.preemption import StopRequest
@@ -75,8 +76,9 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
                 run_folder.prepare(config, state, runtime, resume, accepted)
                 feed = held.enter_context(closing(Feed(state, runtime)))
-                observer = held.enter_context(closing(Observer(state, feed, writer, runtime, stop)))
-            result = run(state, feed, observer, writer, runtime, stop)
+                evaluations = Evaluations(state, feed.latents, runtime, stop)
+                observer = held.enter_context(closing(Observer(state, feed, evaluations, writer, runtime)))
+            result = run(state, feed, observer, evaluations, writer, runtime, stop)
         outcome(result, state.progress.step, stop.reason if result == "preempted" else nothing_more(state))
         return result
 
@@ -85,6 +87,7 @@ def run(
     state: TrainingState,
     feed: Feed,
     observer: Observer,
+    evaluations: Evaluations,
     writer: CheckpointWriter | None,
     runtime: Runtime,
     stop: StopRequest,
@@ -94,9 +97,9 @@ def run(
     steps = config.training.steps
     generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
     is_best = observer.before_first_step()
-    leaving = observer.left_undone
+    leaving = evaluations.left_undone
     if is_best or leaving:
-        save(state, feed, observer, writer, runtime, last=leaving, is_best=is_best)
+        save(state, feed, writer, runtime, last=leaving, is_best=is_best)
     news = runtime.exchange([False, False])
     while not (leaving or is_done(state)):
         before = progress.position
@@ -127,12 +130,12 @@ def run(
         if progress.step % config.monitoring.every == 0:
             give_up_if_stuck(state, writer, runtime)
         is_best = observer.after_step(evaluate=not leaving)
-        leaving = leaving or observer.left_undone
+        leaving = leaving or evaluations.left_undone
         last = leaving or is_done(state)
         if last or is_best or progress.step % config.checkpoint.every == 0:
-            save(state, feed, observer, writer, runtime, last=last, is_best=is_best)
+            save(state, feed, writer, runtime, last=last, is_best=is_best)
     news.result()
-    return "finished" if is_done(state) and not observer.left_undone else "preempted"
+    return "finished" if is_done(state) and not evaluations.left_undone else "preempted"
 
 
 def is_done(state: TrainingState) -> bool:
@@ -148,7 +151,6 @@ def nothing_more(state: TrainingState) -> str | None:
 def save(
     state: TrainingState,
     feed: Feed,
-    observer: Observer,
     writer: CheckpointWriter | None,
     runtime: Runtime,
     *,

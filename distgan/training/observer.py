@@ -1,13 +1,11 @@
-"""What is seen of a run while it trains: scalars, sample grids and metrics of the average."""
+"""What is seen of a run while it trains: rows of scalars and metrics, and sample grids."""
 
 from __future__ import annotations
 
 import logging
-import math
 import resource
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,8 +13,7 @@ from distgan import generation
 from distgan.config import dump_config, flatten
 from distgan.data.text import decode_lines
 from distgan.distributed.runtime import Runtime
-from distgan.errors import Interrupted
-from distgan.evaluation.names import criterion, value_name
+from distgan.evaluation.names import value_name
 from distgan.files import write_lines
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
@@ -26,13 +23,10 @@ from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalisation import recompute_statistics
 from distgan.training import diagnosis
 from distgan.training.checkpoint import CheckpointWriter
+from distgan.training.evaluations import Evaluations
 from distgan.training.feed import Feed
 from distgan.training.pace import Pace
-from distgan.training.preemption import StopRequest
 from distgan.training.state import TrainingState
-
-if TYPE_CHECKING:
-    from distgan.evaluation.suite import Evaluator
 
 logger = logging.getLogger("distgan")
 
@@ -41,17 +35,20 @@ INTERPOLATION = 4, 8
 
 
 class Observer:
-    """Measures, evaluates and pictures the run. Every rank calls it alike; rank 0 writes."""
+    """Measures and pictures the run. Every rank calls it alike; rank 0 writes."""
 
     def __init__(
-        self, state: TrainingState, feed: Feed, writer: CheckpointWriter | None, runtime: Runtime, stop: StopRequest
+        self,
+        state: TrainingState,
+        feed: Feed,
+        evaluations: Evaluations,
+        writer: CheckpointWriter | None,
+        runtime: Runtime,
     ) -> None:
-        self.state, self.feed, self.writer, self.runtime, self.stop = state, feed, writer, runtime, stop
-        self._evaluator: Evaluator | None = None
+        self.state, self.feed, self.evaluations, self.writer, self.runtime = state, feed, evaluations, writer, runtime
         self.config = state.config
         self.latents: LatentSource = feed.latents
         self.run_dir = Path(state.config.run_dir)
-        self._criterion = criterion(self.config)
         step = state.progress.step
         self.tracker = open_tracker(
             self.run_dir,
@@ -64,8 +61,6 @@ class Observer:
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
         self.pace = Pace(runtime, [player.network for player in state.players])
-        self.left_undone = False
-        """Whether this step has an evaluation that a stop has left undone. All ranks agree."""
         self._start_interval()
 
     def before_first_step(self) -> bool:
@@ -77,10 +72,10 @@ class Observer:
         if step == 0:
             return self.after_step()
         recorded = self.runtime.broadcast_object(self.tracker.recorded(step))
-        if not self._is_evaluation_due() or self._criterion.name in recorded:
+        if not self.evaluations.is_due() or self.evaluations.criterion.name in recorded:
             return False
         self._fit_statistics()
-        metrics, is_best = self._evaluate()
+        metrics, is_best = self.evaluations.measure()
         self._write(metrics)
         self._start_interval()
         return is_best
@@ -99,14 +94,16 @@ class Observer:
         if progress.step > 0 and progress.step % config.monitoring.every == 0:
             row = self._measure()
             self._diagnose(row)
-        self.left_undone = due = self._is_evaluation_due()
+        due = self.evaluations.is_due()
         pictured = progress.step % config.monitoring.samples_every == 0
         if (due and evaluate) or pictured:
             self._fit_statistics()
         is_best = False
         if due and evaluate:
-            metrics, is_best = self._evaluate()
+            metrics, is_best = self.evaluations.measure()
             row |= metrics
+        elif due:
+            self.evaluations.left_undone = True
         if pictured and self.runtime.is_main:
             self._draw_samples()
         self._write(row)
@@ -171,52 +168,10 @@ class Observer:
         )
         recompute_statistics(self.state.average.network, batches, across_ranks=True)
 
-    def _is_evaluation_due(self) -> bool:
-        every = self.config.evaluation.every
-        return every > 0 and self.state.progress.step % every == 0
-
     def _write(self, row: dict[str, float]) -> None:
         if row:
             self.tracker.scalars(self.state.progress.step, self.state.progress.position, row)
             self.console.update(self.state.progress.step, row)
-
-    def _evaluate(self) -> tuple[dict[str, float], bool]:
-        """All metrics of the average, and whether it is the best so far.
-
-        There are none if the run was asked to stop meanwhile, as that cannot wait.
-        """
-        from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
-
-        try:
-            if self._evaluator is None:
-                self._evaluator = Evaluator(self.config, self.state.index, self.runtime, lambda: self.stop.requested)
-            if self.runtime.is_main:
-                count, step = self.config.evaluation.num_samples, self.state.progress.step
-                logger.info("step %d: evaluating %d generated samples", step, count)
-            with generation.generating(
-                self.state.average.network, self.state.shape, self.latents, "evaluation"
-            ) as generate:
-                metrics = self._evaluator(generate)
-        except Interrupted:
-            self.left_undone = True
-            if self.runtime.is_main:
-                step = self.state.progress.step
-                logger.warning("step %d: evaluation left for after the resume, as the run was asked to stop", step)
-            return {}, False
-        self.left_undone = False
-        return metrics, self._note_best(metrics)
-
-    def _note_best(self, metrics: dict[str, float]) -> bool:
-        """Whether the first metric is better than ever before; if so, it is remembered."""
-        name, step, best = self._criterion.name, self.state.progress.step, self.state.progress.best
-        if self.runtime.is_main:
-            logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-        if not math.isfinite(metrics[name]):
-            return False
-        if best is not None and best["metric"] == name and not self._criterion.better(metrics[name], best["value"]):
-            return False
-        self.state.progress.best = {"metric": name, "value": metrics[name], "step": step}
-        return True
 
     def _draw_samples(self) -> None:
         """Samples of the same latents every time, on disk and in TensorBoard: a grid of images, lines, or points."""

@@ -21,7 +21,7 @@ from distgan.errors import UserError
 from distgan.export import export, load_generator
 from distgan.networks.layers.virtual import VirtualBatchNorm
 from distgan.sample import interpolate, sample
-from distgan.training.observer import Observer
+from distgan.training.evaluations import Evaluations
 from distgan.training.trace import trace
 from tests.ranks import RankPool
 from tests.runs import differing, losses, rows, tensors
@@ -191,7 +191,7 @@ def test_a_reference_batch_passes_once_for_all_batches_of_an_evaluation(
 
     found: list[tuple[int, int]] = []
     monkeypatch.setattr(VirtualBatchNorm, "forward", count)
-    monkeypatch.setattr(Observer, "_evaluate", counted(Observer._evaluate))
+    monkeypatch.setattr(Evaluations, "measure", counted(Evaluations.measure))
     shutil.copytree(points / "shards", tmp_path / "shards")
     train(
         recipe(tmp_path, "points"), "generator.normalisation=virtual", "generator.reference_size=7",
