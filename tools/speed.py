@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.cluster.hosts import SUBNET, Hosts, hosts, missing
 from tools.commands import ROOT
+from tools.hosts import SUBNET, Hosts, hosts, missing
 
 INTERVAL, INTERVALS = 8, 4
 

@@ -132,7 +132,7 @@ def _stop(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     from distgan.training.status import run_folder_of, standing
 
-    write_line(standing(run_folder_of(options.run, options.overrides)))
+    write_line(standing(run_folder_of(options.run, options.overrides), options.launch))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -158,6 +158,10 @@ def _status(command: AddCommand) -> None:
         "The line is OUTCOME CHECKPOINT REASON: none, running, finished, preempted, failed, or lost, which is failed\n"
         "for want of a rank only; the step of the newest checkpoint, -1 without any; and why.",
     )  # fmt: skip
+    parser.add_argument(
+        "--launch", metavar="ID",
+        help="how the launch that torchrun knows by this --rdzv-id left it: `unstarted` if it never trained there",
+    )  # fmt: skip
     _add_run(parser)
 
 

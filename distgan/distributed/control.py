@@ -81,12 +81,16 @@ class Control:
             if self.is_main:
                 outcome = pool.submit(work, check)
             working = True
-            # Short exchanges, because one long wait would run into the collectives' time-out.
-            while working:
-                working, told = self.exchange([outcome is not None and not outcome.done(), asked()]).result()
-                if told:
-                    leave.set()
-                time.sleep(_POLL_SECONDS if working else 0)
+            try:
+                # Short exchanges, because one long wait would run into the collectives' time-out.
+                while working:
+                    working, told = self.exchange([outcome is not None and not outcome.done(), asked()]).result()
+                    if told:
+                        leave.set()
+                    time.sleep(_POLL_SECONDS if working else 0)
+            except BaseException:
+                leave.set()
+                raise
         check()
         with self.together():
             result = outcome.result() if outcome is not None else None

@@ -10,6 +10,7 @@ import torch
 
 from distgan.config import Config, dump_config
 from distgan.data.index import load_index
+from distgan.distributed.interruption import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.identity import code_digest
@@ -168,11 +169,15 @@ def save(
     if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
         logger.warning("step %d: no checkpoint while updates are being skipped", progress.step)
         return
-    description, tensors, blocking = state.description(runtime), state.tensors(), last or is_best
-    with runtime.together():
-        if writer is None:
-            return
-        saved = writer.save(progress.step, tensors, description, blocking=blocking)
+    description, tensors = state.description(runtime), state.tensors()
+    if not (last or is_best):
+        if writer is not None:
+            writer.save(progress.step, tensors, description)
+        return
+
+    def finish(_: Check) -> None:
+        assert writer is not None
+        saved = writer.save(progress.step, tensors, description, blocking=True)
         if last and not saved and not writer.save(progress.step, tensors, description, blocking=True):
             raise UserError(
                 f"{writer.folder}: the checkpoint of step {progress.step}, where the run ends, cannot be written (see "
@@ -181,6 +186,9 @@ def save(
             )
         if is_best and progress.best is not None:
             writer.mark_best(**progress.best)
+
+    # However slow the disk is, the other ranks' time-outs are not for it.
+    runtime.main_works(finish)
 
 
 def give_up_if_stuck(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime) -> None:

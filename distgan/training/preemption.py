@@ -113,7 +113,10 @@ def request_stop(run_dir: str | Path) -> None:
     if status is None:
         raise UserError(f"{run_dir}: no status.json there; give the folder of a run (its run_dir)")
     if status.outcome != "running":
-        raise UserError(f"{run_dir}: nothing to stop: the run is {status.outcome} since {status.time}")
+        raise UserError(
+            f"{run_dir}: nothing to stop: the run is {status.outcome} since {status.time}; "
+            "if its job waits in a queue, cancel it there"
+        )
     if status.host == socket.gethostname() and not Path(f"/proc/{status.pid}").exists() and Path("/proc").is_dir():
         raise UserError(f"{run_dir}: nothing to stop: its process {status.pid} has gone without a word")
     asked = f"{now()} by process {os.getpid()} on {socket.gethostname()}\n"

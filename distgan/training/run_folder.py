@@ -21,7 +21,7 @@ from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import Best, directory_name, steps, write_best
 from distgan.training.restore import find_checkpoint
 from distgan.training.state import TrainingState
-from distgan.training.status import read_status, write_failure, write_status
+from distgan.training.status import read_status, this_launch, write_failure, write_status
 
 logger = logging.getLogger("distgan")
 
@@ -172,7 +172,9 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
 def _refuse_to_repeat(folder: Path) -> None:
     """A launcher starts all ranks again whatever has ended one; only the loss of a rank is mended by that."""
     status = read_status(folder)
-    if status is not None and status.outcome == "failed" and not status.lost_rank:
+    if status is None or status.launch != this_launch():
+        return
+    if status.outcome == "failed" and not status.lost_rank:
         raise UserError(f"not restarted, because the attempt before failed by itself: {status.reason}")
 
 

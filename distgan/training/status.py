@@ -45,6 +45,8 @@ class Status(BaseModel):
     world_size: int | None = None
     restarts: int = 0
     """Attempts before this one in the same run folder."""
+    launch: str | None = None
+    """The launch that the attempt belongs to, by the name that torchrun has for it (`--rdzv-id`)."""
     time: str
     """When this was written: ISO 8601, UTC."""
     host: str
@@ -83,6 +85,7 @@ def write_status(
                 restarts = before.restarts if before else 0
                 step = step if step is not None or before is None else before.step
                 world_size = world_size if world_size is not None or before is None else before.world_size
+            launch = this_launch() if outcome == "running" or before is None else before.launch
             status = Status(
                 outcome=outcome,
                 reason=reason,
@@ -90,6 +93,7 @@ def write_status(
                 step=step,
                 world_size=world_size,
                 restarts=restarts,
+                launch=launch,
                 time=now(),
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -118,6 +122,12 @@ def read_status(run_dir: str | Path) -> Status | None:
         return Status.model_validate_json(read_bounded(file, _STATUS_LIMIT))
     except ValidationError as error:
         raise UserError(f"{file}: damaged: {error.errors(include_url=False)[0]['msg']}; remove it") from None
+
+
+def this_launch() -> str | None:
+    """What torchrun calls the launch of this process; None if it has no name of its own."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name != "none" else None
 
 
 def _previous_status(run_dir: str | Path) -> Status | None:
@@ -152,7 +162,8 @@ class Standing(NamedTuple):
     """The outcome of a run's last attempt."""
 
     outcome: str
-    """`none` before the first start, then what status.json says, but `lost` for a failure for want of a rank only."""
+    """`none` before the first start, then what status.json says, but `lost` for a failure for want of a rank only, and
+    `unstarted` if the last attempt is not of the launch that is asked about."""
     checkpoint: int
     """Step of the newest checkpoint; -1 if there is none."""
     reason: str
@@ -161,11 +172,17 @@ class Standing(NamedTuple):
         return f"{self.outcome} {self.checkpoint} {self.reason}".rstrip()
 
 
-def standing(run_dir: str | Path) -> Standing:
-    """How the run of a folder stands. Raises UserError if its status.json is damaged."""
+def standing(run_dir: str | Path, launch: str | None = None) -> Standing:
+    """How the run of a folder stands, or if `launch` is given, how that one left it.
+
+    Raises:
+        UserError: status.json is damaged.
+    """
     status = read_status(run_dir)
     step = latest_step(Path(run_dir) / "checkpoints")
     checkpoint = -1 if step is None else step
+    if launch is not None and (status is None or status.launch != launch):
+        return Standing("unstarted", checkpoint, "")
     if status is None:
         return Standing("none", checkpoint, "")
     return Standing("lost" if status.lost_rank else status.outcome, checkpoint, status.reason or "")

@@ -10,6 +10,9 @@ if [[ -n ${JOB_COMPLETION_INDEX:-} ]]; then
   export PET_RDZV_CONF="is_host=$((JOB_COMPLETION_INDEX == 0)),read_timeout=600,join_timeout=600"
 fi
 
+# How long ranks may take to save, of the 120 s that the manifests give a pod.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}"
+
 torchrun -m distgan "$@" &
 launcher=$!
 # The eviction of one pod: all ranks save and leave together.
@@ -20,7 +23,7 @@ while kill -0 "$launcher" 2>/dev/null; do
   wait "$launcher" || code=$?
 done
 
-standing=$(distgan status "${@:2}") || exit 42
+standing=$(distgan status ${PET_RDZV_ID:+--launch "$PET_RDZV_ID"} "${@:2}") || exit 42
 echo "pod.sh: $standing"
 case $standing in
   finished* | preempted*"stop request") exit "$code" ;;

@@ -25,6 +25,11 @@ else
   python=(python)
 fi
 
+# torchrun's name for this start of the job, which the run keeps in its status.json.
+if [[ -n ${SLURM_JOB_ID:-} ]]; then
+  export PET_RDZV_ID="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+fi
+
 distgan() {
   "${python[@]}" -m distgan "$@"
 }

@@ -27,6 +27,8 @@ fi
 export PET_RDZV_ENDPOINT="$MASTER_ADDR:$MASTER_PORT"
 export PET_LOCAL_ADDR="${NODE_ADDR:-${SLURMD_NODENAME:-$(hostname)}}"
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# How long ranks may take to save when a launcher is asked to leave; Slurm ends it sooner if it must.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # The processes that it starts have their own; these would be taken for theirs.
 unset MASTER_ADDR MASTER_PORT
 

@@ -304,6 +304,53 @@ def test_a_sweep(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     cluster.wait_for(job, "COMPLETED")
 
 
+def test_a_warned_task_of_a_sweep_leaves_the_others_alone(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    config = recipe(tmp_path, digits, training=TRAINING | {"steps": 1_000_000}, checkpoint=CHECKPOINT)
+    (tmp_path / "sweep.txt").write_text("seed=1\nseed=2\n")
+    array = cluster.submit(
+        "array-sweep.sbatch", str(config), str(tmp_path / "sweep.txt"), options=["--array=1-2"], **ENVIRONMENT
+    )
+    runs = [tmp_path / "sweep" / number for number in ("1", "2")]
+    for run in runs:
+        wait_for_step(run, 10)
+    # Its number is that of the whole array.
+    [last] = [task for task in ("1", "2") if cluster.show(f"{array}_{task}")["JobId"] == array]
+    cluster.warn(f"{array}_{last}")
+    wait_until(lambda: cluster.restarts(f"{array}_{last}") == 1, "not requeued")
+    wait_until(lambda: status(runs[int(last) - 1])["restarts"] == 1, "not continued")
+    other = str(3 - int(last))
+    assert cluster.restarts(f"{array}_{other}") == 0
+    assert status(runs[int(other) - 1])["restarts"] == 0
+    assert cluster.state(f"{array}_{other}") == "RUNNING"
+
+
+def test_a_second_job_of_a_run_fails_and_the_first_goes_on(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    config = make_recipe(tmp_path, digits)
+    first = submit(cluster, config, "training.steps=1000000")
+    wait_for_step(tmp_path / "run", 10)
+    second = submit(cluster, config, "training.steps=1000000", restarts=0)
+    cluster.wait_for(second, "FAILED")
+    assert cluster.restarts(second) == 0
+    assert "another job is training there" in cluster.log(second)
+    assert "train.sbatch: failed: unstarted, see above" in cluster.log(second)
+    assert cluster.state(first) == "RUNNING"
+    assert status(tmp_path / "run")["restarts"] == 0
+
+
+def test_an_evaluation_that_never_ends_in_time_does_not_loop(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    evaluation = {"every": 20, "num_samples": 10_000_000, "batch_size": 16, "cache_dir": str(tmp_path / "cache")}
+    config = recipe(tmp_path, digits, training=TRAINING, checkpoint=CHECKPOINT, evaluation=evaluation)
+    job = submit(cluster, config)
+    for requeues in (1, 2):
+        wait_until(lambda n=requeues: cluster.log(job).count("generated samples") == n, "no evaluation")
+        cluster.warn(job)
+        if requeues == 1:
+            wait_until(lambda: cluster.restarts(job) == 1, "not requeued")
+    cluster.wait_for(job, "FAILED")
+    assert cluster.restarts(job) == 1
+    assert "no step between two warnings; raise --time" in cluster.log(job)
+
+
 def test_an_evaluation(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
     job = cluster.submit(
         "evaluate.sbatch", str(undisturbed), "evaluation.num_samples=128", options=["--nodes=2"],

@@ -11,15 +11,14 @@ import pytest
 
 from distgan.data.pack import pack
 from tests.cluster.faults import record, rows_if_any, wait_for_step
-from tests.cluster.hosts import ROOT, Hosts, hosts, missing
 from tests.cluster.slurm import PATIENCE_SECONDS, wait_until
 from tests.ranks import Job
 from tests.runs import differing, recipe, rows, status, tensors
+from tools.hosts import ROOT, Hosts, hosts, missing
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]
 
 STEPS = 60
@@ -28,6 +27,8 @@ TRAINING = {"steps": STEPS, "batch_size": 16, "critic_steps": 2, "deterministic"
 
 @pytest.fixture
 def two() -> Iterator[Hosts]:
+    if reason := missing():
+        pytest.skip(reason)
     with hosts() as made:
         yield made
 

@@ -52,15 +52,15 @@ def test_a_mistake_while_being_asked(ranks: RankPool) -> None:
     assert ranks.run(3, work, 1, 1) == [("interrupted", 2), ("interrupted", 2), ("interrupted", 1)]
 
 
+def endless(check: Check) -> None:
+    while True:
+        check()
+        time.sleep(0.01)
+
+
 def main_works() -> str:
     """Endless work of rank 0, which rank 1 is asked to stop."""
     runtime = Runtime()
-
-    def endless(check: Check) -> None:
-        while True:
-            check()
-            time.sleep(0.01)
-
     assert runtime.main_works(lambda check: check() or "result") == "result"
     with pytest.raises(Interrupted):
         runtime.main_works(endless, lambda: runtime.rank == 1)
@@ -69,3 +69,18 @@ def main_works() -> str:
 
 def test_work_of_rank_0_is_left_when_another_is_asked(ranks: RankPool) -> None:
     assert ranks.run(2, main_works) == ["goes on"] * 2
+
+
+def lost_while_main_works() -> str:
+    """Endless work of rank 0, which rank 1 does not wait for."""
+    runtime = Runtime()
+    if runtime.rank == 1:
+        return "gone"
+    try:
+        return str(runtime.main_works(endless))
+    except RuntimeError as error:
+        return "lost contact" if runtime.lost_contact(error) else repr(error)
+
+
+def test_work_of_rank_0_is_left_when_another_is_lost(ranks: RankPool) -> None:
+    assert ranks.run(2, lost_while_main_works) == ["lost contact", "gone"]

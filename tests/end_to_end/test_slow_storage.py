@@ -23,8 +23,8 @@ from tests.servers import RangeServer, range_server
 STEPS = 30
 
 
-def train_into_a_slow_folder(config: str) -> tuple[int, list[str]]:
-    """Train while each checkpoint takes longer than the steps between two; most writers at once, and what was said."""
+def train_into_a_slow_folder(config: str, seconds: float) -> tuple[int, list[str]]:
+    """Train while each file of a checkpoint takes so long; most writers at once, and what was said."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -34,7 +34,7 @@ def train_into_a_slow_folder(config: str) -> tuple[int, list[str]]:
     def slow(*arguments: object) -> object:
         nonlocal most
         most = max(most, sum(thread.name.startswith("checkpoint of") for thread in threading.enumerate()))
-        time.sleep(0.2)
+        time.sleep(seconds)
         return write(*arguments)  # type: ignore[arg-type]
 
     patch.setattr(checkpoint, "write_file", slow)
@@ -49,7 +49,7 @@ def train_into_a_slow_folder(config: str) -> tuple[int, list[str]]:
 
 def test_checkpoints_slower_than_their_interval_do_not_pile_up(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
     config = recipe(tmp_path, digits, training={"steps": 12}, checkpoint={"every": 1, "keep": 100})
-    most, said = ranks.run(2, train_into_a_slow_folder, str(config))[0]
+    most, said = ranks.run(2, train_into_a_slow_folder, str(config), 0.2)[0]
     assert most == 1
     skipped = [line for line in said if "still being written" in line]
     assert len(skipped) >= 5
@@ -59,6 +59,13 @@ def test_checkpoints_slower_than_their_interval_do_not_pile_up(tmp_path: Path, d
     assert newest.name == "step-00000012"
     assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp"))
     assert rows(tmp_path / "run")[-1]["checkpoint/failures"] == 0
+
+
+def test_the_last_checkpoint_may_take_longer_than_the_time_out(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 3, "timeout_minutes": 0.1}, checkpoint={"every": 1000})
+    ranks.run(2, train_into_a_slow_folder, str(config), 1.5)
+    assert newest_valid(tmp_path / "run" / "checkpoints") is not None
+    assert status(tmp_path / "run")["outcome"] == "finished"
 
 
 @pytest.fixture

@@ -154,6 +154,20 @@ def test_a_failure_ends_with_1(tmp_path: Path, digits: Path, capsys: pytest.Capt
     assert "1 of" in lines[-1]
 
 
+def test_whatever_fails_in_the_rehearsal_there_is_a_verdict(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr("distgan.training.loop.run", full)
+    lines: list[str] = []
+    assert not examine(load_config(recipe(tmp_path, digits)), lines.append)
+    [failed] = [line for line in lines if line.startswith("FAILED")]
+    assert "RuntimeError: CUDA out of memory. Tried to allocate 20 GiB; if memory is short, lower training." in failed
+    assert "1 of" in lines[-1]
+
+
 def test_a_run_that_exists_is_not_touched(tmp_path: Path, digits: Path) -> None:
     config = recipe(tmp_path, digits, training={"steps": 2})
     assert Job(1, ["train", str(config)]).wait() == [0]

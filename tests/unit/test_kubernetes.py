@@ -69,6 +69,9 @@ def test_the_indexed_job() -> None:
     assert environment["PET_RDZV_ENDPOINT"] == f"{host}:29400"
     assert environment["PET_RDZV_BACKEND"] == "c10d"
     assert environment["PET_LOCAL_ADDR"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert environment["PET_RDZV_ID"] == {
+        "fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}
+    }
     assert environment["PET_NPROC_PER_NODE"] == "8"
     rules = spec["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["FailJob", "Ignore"]
@@ -92,12 +95,14 @@ def pod(tmp_path: Path) -> dict[str, str]:
     """An environment in which torchrun and distgan do what SCRIPT and STANDING say."""
     (tmp_path / "torchrun").write_text(
         f'#!/bin/bash\nprintf "%q " "$@" "$PET_RDZV_CONF" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" > {tmp_path}/said\n'
-        'eval "$SCRIPT"\n'
+        f'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > {tmp_path}/patience\neval "$SCRIPT"\n'
     )
-    (tmp_path / "distgan").write_text('#!/bin/bash\n[ -n "$STANDING" ] && echo "$STANDING"\n')
+    (tmp_path / "distgan").write_text(
+        f'#!/bin/bash\nprintf "%q " "$@" > {tmp_path}/asked\n[ -n "$STANDING" ] && echo "$STANDING"\n'
+    )
     for name in ("torchrun", "distgan"):
         (tmp_path / name).chmod(0o755)
-    return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "1"}
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "1", "PET_RDZV_ID": "job"}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
@@ -109,6 +114,7 @@ def pod(tmp_path: Path) -> dict[str, str]:
         ("preempted 40 SIGTERM", "exit 0", 138),
         ("lost 40 rank 0: lost contact", "exit 1", 138),
         ("running 40", "exit 1", 138),
+        ("unstarted 40", "exit 1", 138),
         ("failed 40 rank 0: ValueError", "exit 1", 42),
         ("", "exit 2", 42),
     ],
@@ -117,7 +123,13 @@ def test_a_pod_ends_as_the_run_stands(pod: dict[str, str], standing: str, script
     command = [str(FOLDER / "pod.sh"), "train", "x y.yaml", "seed=1"]
     result = subprocess.run(command, env=pod | {"STANDING": standing, "SCRIPT": script}, capture_output=True)
     assert result.returncode == code
-    said = shlex.split((Path(pod["PATH"].partition(":")[0]) / "said").read_text())
+    folder = Path(pod["PATH"].partition(":")[0])
+    assert shlex.split((folder / "asked").read_text()) == ["status", "--launch", "job", "x y.yaml", "seed=1"]
+    # The launcher must not kill ranks that save sooner than Kubernetes would.
+    [worker] = [document for document in documents("indexed-job.yaml") if document["kind"] == "Job"]
+    grace = worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert 0 < grace - int((folder / "patience").read_text()) <= 10
+    said = shlex.split((folder / "said").read_text())
     assert said == ["-m", "distgan", "train", "x y.yaml", "seed=1", "is_host=0,read_timeout=600,join_timeout=600", "1"]
 
 

@@ -121,6 +121,17 @@ def test_a_sweep_takes_the_line_of_its_number(tmp_path: Path) -> None:
     assert "has no line 3" in caught.value.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("a.b/grid", "a.b/grid.runs"), ("a.b/grid.txt", "a.b/grid"), ("a.b/.grid", "a.b/.grid.runs")]
+)
+def test_a_sweep_has_a_folder_beside_its_file(tmp_path: Path, name: str, folder: str) -> None:
+    sweep = tmp_path / name
+    sweep.parent.mkdir()
+    sweep.write_text("seed=1\n")
+    srun, _ = dry_run("array-sweep.sbatch", "x.yaml", str(sweep), SLURM_ARRAY_TASK_ID="1")
+    assert srun[-2] == f"run_dir={tmp_path}/{folder}/1"
+
+
 def test_an_option_that_a_restart_would_repeat_is_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         dry_run("train.sbatch", "x.yaml", "--resume", "never")

@@ -35,6 +35,22 @@ def test_what_failed_for_want_of_a_rank_is_lost_and_only_that(tmp_path: Path) ->
     assert standing(tmp_path).outcome == "failed"
 
 
+def test_a_launch_is_told_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert str(standing(tmp_path, "7.0")) == "unstarted -1"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7.0")
+    write_status(tmp_path, "running")
+    # The outcome is that of the attempt, whoever writes it.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    write_status(tmp_path, "preempted", step=0, reason="SIGTERM")
+    assert str(standing(tmp_path, "7.0")) == str(standing(tmp_path)) == "preempted -1 SIGTERM"
+    main(["status", "--launch", "7.1", str(tmp_path)])
+    assert capsys.readouterr().out == "unstarted -1\n"
+    write_status(tmp_path, "running")
+    assert str(standing(tmp_path, "7.0")) == "unstarted -1"
+
+
 def test_a_recipe_means_its_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

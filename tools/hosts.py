@@ -1,4 +1,4 @@
-"""Two hosts of the test's own: network namespaces with a host name and an address each, joined by a bridge."""
+"""Two hosts of one machine: network namespaces with a host name and an address each, joined by a bridge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SUBNET = "10.77.0"
 
 
