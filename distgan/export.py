@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.errors import UserError, blaming, within_memory
-from distgan.files import read_bounded, sync_folder, write_atomically
+from distgan.files import read_bounded, sync_file, sync_folder, write_atomically
 from distgan.generation import statistics_batches
 from distgan.generator import Generator
 from distgan.latents import LatentSource
@@ -109,6 +109,8 @@ def load_generator(
         raise UserError("the path of the generator is empty; name a run, a checkpoint or an export")
     folder = Path(path)
     if (folder / "config.json").is_file():
+        if best:
+            raise UserError(f"{folder}: an export holds one generator; name the run, or leave --best out")
         return _load_export(folder).to(device)
     return _load_checkpoint(find_checkpoint(folder, best=best), device)
 
@@ -133,6 +135,7 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
         temporary.mkdir(parents=True)
         tensors = {name: value.contiguous() for name, value in generator.network.state_dict().items()}
         safetensors.torch.save_file(tensors, temporary / "model.safetensors")
+        sync_file(temporary / "model.safetensors")
         write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
         sync_folder(temporary)
         _publish(temporary, target)
@@ -186,7 +189,8 @@ def _load_export(folder: Path) -> Generator:
     try:
         if not weights.is_file():
             raise OSError("no such file" if not os.path.lexists(weights) else "not a regular file")
-        tensors = safetensors.torch.load_file(weights)
+        # Copied, because what is loaded is a mapping of the file, which may be replaced while the generator is in use.
+        tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load_file(weights).items()}
         problem = _take_weights(generator.network, tensors)
     except (OSError, safetensors.SafetensorError, RuntimeError, MemoryError) as error:
         problem = _reason(error)

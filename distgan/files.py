@@ -40,6 +40,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode(), durable=False)
 
 
+def sync_file(path: Path | str) -> None:
+    """Make what was written to a file survive a power cut."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make names that were added to, renamed in or removed from a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

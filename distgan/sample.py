@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distgan import interpolation
@@ -68,11 +69,16 @@ def sample(
 def _check_out(kind: str, target: Path, number: int) -> None:
     """Refuse what samples of this kind cannot be written to."""
     ending = target.suffix.lower()
-    fits = ending not in (".txt", ".npy") if kind == "images" else ending in _ENDINGS[kind]
+    if kind == "images":
+        fits = ending == ".png" or ending not in {".txt", ".npy", *Image.registered_extensions()}
+    else:
+        fits = ending in _ENDINGS[kind]
     if not fits:
         raise UserError(f"--out {target}: this generator makes {kind}; name {_ACCEPTED[kind]}")
     if kind == "images" and ending == ".png" and number > GRID_LIMIT:
         raise UserError(f"--num {number}: a grid holds at most {GRID_LIMIT} images; name a folder in --out")
+    if kind == "images" and ending != ".png" and target.is_dir() and any(target.iterdir()):
+        raise UserError(f"--out {target}: a folder that is not empty; name a new one, so that no older samples mix in")
     if kind != "images" and number > FILE_LIMIT:
         raise UserError(f"--num {number}: a file of {kind} is given at most {FILE_LIMIT}")
 

@@ -19,7 +19,7 @@ import fsspec.callbacks
 
 from distgan.data.locations import is_remote, public_name
 from distgan.errors import UserError
-from distgan.files import sync_folder
+from distgan.files import sync_file, sync_folder
 
 _CONNECT_SECONDS, _READ_SECONDS = 30.0, 60.0
 
@@ -98,8 +98,7 @@ def publish(path: str) -> Iterator[str]:
     temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(Path(path).parent)
     except BaseException:

@@ -59,7 +59,7 @@ class Best(_Record):
 
     step: Annotated[int, Field(ge=0, lt=2**62)]
     metric: str
-    value: float
+    value: Annotated[float, Field(allow_inf_nan=False)]
 
 
 def newest_valid(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ from distgan.data import text
 from distgan.errors import UserError
 from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import Best
-from distgan.training.diagnosis import Diagnosis
+from distgan.training.diagnosis import Diagnosis, Finite
 from distgan.validation import explain
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
@@ -65,7 +65,7 @@ class Description(_Record):
     vocabulary: Vocabulary | None = None
     """The characters of text, by their numbers."""
     world_size: Annotated[int, Field(ge=1)]
-    statistics: dict[str, dict[str, tuple[float, float]]]
+    statistics: dict[str, dict[str, tuple[Finite, Finite]]]
     """Per player: totals and counts of the logging interval under way, so that its row is the same after a resume."""
     diagnosis: Diagnosis = Diagnosis()
     config: dict[str, Any]

@@ -40,7 +40,10 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     with runtime.together():
         if not os.fspath(path):
             raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
-        found = find_checkpoint(Path(path), best=best)
+        newest = find_checkpoint(Path(path), best=best) if runtime.is_main else None
+    # Of a run that is training, others may find a newer one.
+    found = runtime.broadcast_object(newest)
+    with runtime.together():
         state = load_description(found)
         trained = parse_config(state.config, source=f"{found}/state.json")
         config = parse_config(state.config, overrides, source=f"{found}/state.json")
@@ -58,7 +61,6 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
                 "are numbered otherwise; name other data"
             )
         generator = load_generator(found, device=runtime.device)
-    runtime.check_equal("the checkpoint", str(found), "give every node the same run folder")
     counts = generator.description["class_counts"]
     source = LatentSource(config.generator, config.seed, class_counts=counts, device=runtime.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 
@@ -50,6 +51,12 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     """
     if not resume:
         raise UserError("--resume is empty; give auto, never, or the path of a checkpoint or run", everywhere=True)
+    if resume != "auto" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise UserError(
+            f"--resume {resume}: the launcher would repeat it at each of its restarts; start with --max-restarts 0 "
+            "(MAX_RESTARTS=0 for node.sh), and from then on without --resume",
+            everywhere=True,
+        )
     accepted = frozenset(accept)
     if unknown := accepted.difference(ACCEPTABLE):
         raise UserError(f"--accept {min(unknown)}: accepted are {', '.join(ACCEPTABLE)}", everywhere=True)

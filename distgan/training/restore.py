@@ -20,6 +20,8 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
         UserError: there is none, or the one named is damaged.
     """
     if (path / "manifest.json").exists():
+        if best:
+            raise UserError(f"{path}: one checkpoint, of which none is the best; name the run, or leave --best out")
         checkpoint.verify(path)
         return path
     folder = path / "checkpoints"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.distributed.rollcall import RollCall
@@ -50,10 +50,12 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         if runtime.is_main and then.best is not None and then.best.step == then.step:
             mark_own_best(folder, path, then.best)
         if runtime.is_main and resume != "auto":
-            if folder.resolve() not in path.resolve().parents:
-                set_aside(folder)
-            else:
+            if _is_own(folder, path):
                 set_aside_later(folder, then.step)
+            else:
+                set_aside(folder)
+        if not runtime.broadcast_object(_has_best(folder, state.progress.best) if runtime.is_main else None):
+            state.progress.best = None
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
             logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
@@ -69,8 +71,18 @@ def mark_own_best(folder: Path, path: Path, best: Best) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
-    if path.resolve().parent == (folder / "checkpoints").resolve():
+    if _is_own(folder, path):
         write_best(path.parent, best)
+
+
+def _is_own(folder: Path, path: Path) -> bool:
+    """Whether a checkpoint is of the course of training that a run folder is at."""
+    return path.resolve().parent == (folder / "checkpoints").resolve()
+
+
+def _has_best(folder: Path, best: dict[str, Any] | None) -> bool:
+    """Whether the best so far is kept in a run folder. What is not, as after going back, is nothing to compare with."""
+    return best is not None and (folder / "checkpoints" / directory_name(best["step"])).is_dir()
 
 
 def set_aside(folder: Path) -> None:

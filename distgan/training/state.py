@@ -143,10 +143,11 @@ class TrainingState:
             for name, counter in player.counters.items():
                 counter.copy_(files["counters"][f"{player.role}/{name}"])
         self.progress.accepted = frozenset(description.accepted) | accept
-        self.progress.best = description.best.model_dump() if description.best else None
         self.progress.diagnosis = description.diagnosis
-        with blaming(path / "state.json"):
-            self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
+        if description.data.fingerprint == self.index.fingerprint:
+            self.progress.best = description.best.model_dump() if description.best else None
+            with blaming(path / "state.json"):
+                self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description
 
 

@@ -52,7 +52,11 @@ class Slurm:
         self._daemon("slurmctld", "-D", "-c")
         for node in ("n1", "n2"):
             self._daemon("slurmd", "-D", "-N", node)
-        wait_until(lambda: self.control("show", "node").count("State=IDLE") == 2, "the nodes do not come up")
+        self.wait_for_nodes()
+
+    def wait_for_nodes(self) -> None:
+        """Until both nodes are up, and free."""
+        wait_until(lambda: self.control("show", "node").count("State=IDLE ") == 2, "the nodes do not come up")
 
     def stop(self) -> None:
         for daemon in reversed(self._daemons):

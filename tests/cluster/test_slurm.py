@@ -41,6 +41,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(autouse=True)
 def no_job_left(cluster: Slurm) -> Iterator[None]:
+    cluster.wait_for_nodes()
     yield
     cluster.cancel_all()
 
@@ -281,6 +282,7 @@ def test_fewer_and_more_nodes_continue_the_same_stream(
         assert status(run)["world_size"] == 1
     finally:
         cluster.set_node("n2", "RESUME")
+    wait_until(lambda: "State=IDLE " in cluster.control("show", "node", "n2"), "n2 does not come up")
     cluster.warn(job)
     cluster.wait_for(job, "COMPLETED")
     assert status(run)["world_size"] == 2

@@ -121,7 +121,7 @@ def test_a_launcher_does_not_repeat_what_failed_by_itself(tmp_path: Path, digits
     assert f"not restarted, because the attempt before failed by itself: {reason}" in (tmp_path / "log").read_text()
     assert status(run)["reason"] == reason
     # Of another launch, it says nothing of what this one may expect.
-    mended = ["training.steps=2", "monitoring.every=1", "--resume", "never"]
+    mended = ["training.steps=2", "monitoring.every=1"]
     with open(tmp_path / "log", "wb") as log:
         command = [sys.executable, "-m", "distgan", "train", str(config), *mended]
         assert start(command, log, **tampered, TORCHELASTIC_RUN_ID="another").wait(60) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 
 import distgan
+from distgan.data.index import load_index, save_index
+from distgan.data.indexing import build_index
 from distgan.errors import UserError
+from tests.checkpoints import rewrite
 from tests.runs import recipe
 
 Train = Callable[..., str]
@@ -25,6 +29,12 @@ def train(tmp_path: Path, digits: Path) -> Train:
 
 def state(folder: Path, step: int) -> dict[str, Any]:
     return dict(json.loads((folder / "run" / "checkpoints" / f"step-{step:08d}" / "state.json").read_text()))
+
+
+def substitute(folder: Path, step: int, sample: int) -> None:
+    """Have a checkpoint say that a sample could not be read."""
+    changed = state(folder, step) | {"substitutions": [[sample, 0, 5, "damaged"]]}
+    rewrite(folder / "run" / "checkpoints" / f"step-{step:08d}", "state.json", json.dumps(changed).encode())
 
 
 def test_a_batch_that_was_accepted_once_stays_so(tmp_path: Path, train: Train) -> None:
@@ -47,6 +57,34 @@ def test_a_reference_batch_keeps_its_size(tmp_path: Path, train: Train) -> None:
         train(*changed)
     train(*changed, "generator.reference_size=16")
     assert state(tmp_path, 4)["position"] == 4 * 16
+
+
+def test_samples_that_were_replaced_are_of_the_data_that_they_were_in(
+    tmp_path: Path, digits: Path, train: Train
+) -> None:
+    train()
+    samples = len(load_index(str(digits)))
+    substitute(tmp_path, 2, samples - 1)
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    shutil.copy(sorted(digits.glob("*.tar"))[0], fewer)
+    save_index(build_index(str(fewer)), fewer)
+    train(f"data.path={fewer}", "training.steps=4", accept=["data"])
+    assert state(tmp_path, 4)["substitutions"] == []
+    train("training.steps=6", accept=["data"])
+    substitute(tmp_path, 6, 7)
+    train("training.steps=8")
+    assert state(tmp_path, 8)["substitutions"] == [[7, 0, 5, "damaged"]]
+
+
+@pytest.mark.parametrize("resume", ["never", "runs/x"])
+def test_a_launcher_that_restarts_does_not_start_over_each_time(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UserError, match=f"--resume {resume}: the launcher would repeat it .* --max-restarts 0"):
+        train(resume=resume)
+    assert train() == "finished"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -26,6 +25,7 @@ from distgan.data.order import make_order
 from distgan.errors import UserError
 from distgan.export import load_generator
 from distgan.training.loop import train
+from tests.checkpoints import rewrite
 from tests.ranks import Job, RankPool
 from tests.runs import losses, recipe, rows, status, tensors
 
@@ -228,6 +228,12 @@ def test_going_back_sets_the_later_course_aside(tmp_path: Path, digits: Path) ->
     assert json.loads((run / "previous-1" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
     assert not (run / "checkpoints" / "step-00000008").exists()
     assert sorted(losses(run)) == [3, 6]
+    # From there to the course that was set aside, which leaves no checkpoint of this one in the way.
+    forth = ["train", str(config), "--resume", str(run / "previous-1" / "checkpoints" / "step-00000008")]
+    assert Job(1, [*forth, "training.steps=10"]).wait() == [0]
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000010"]
+    assert (run / "previous-2" / "checkpoints" / "step-00000006").is_dir()
+    assert sorted(losses(run)) == [9]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +245,8 @@ def test_going_back_sets_the_later_course_aside(tmp_path: Path, digits: Path) ->
         ("data", 5),
         ("config", {}),
         ("statistics", {"generator": 5}),
+        ("statistics", {"generator": {"loss/generator": [math.nan, 1.0]}}),
+        ("best", {"step": 0, "metric": "fid", "value": math.nan}),
     ],
 )
 def test_a_description_that_is_wrong_is_one_line(tmp_path: Path, digits: Path, key: str, value: object) -> None:
@@ -256,14 +264,6 @@ def test_a_description_that_is_wrong_is_one_line(tmp_path: Path, digits: Path, k
         assert log.read_text().count("distgan: error:") == 1
         assert "state.json" in log.read_text()
         assert "Traceback" not in log.read_text()
-
-
-def rewrite(checkpoint: Path, name: str, content: bytes) -> None:
-    """Change a file of a checkpoint as somebody would who knows the manifest."""
-    (checkpoint / name).write_bytes(content)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_strangers_checkpoint_is_refused_in_one_line(tmp_path: Path, digits: Path) -> None:

@@ -255,3 +255,35 @@ def test_impossible_samples(tmp_path: Path, arguments: dict[str, Any], part: str
     with pytest.raises(UserError, match=part):
         sample(write(tmp_path / "export"), tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_mix_with_no_others(tmp_path: Path) -> None:
+    export = write(tmp_path / "export")
+    (tmp_path / "out").mkdir()
+    sample(export, tmp_path / "out", number=3)
+    with pytest.raises(UserError, match="out: a folder that is not empty; name a new one"):
+        sample(export, tmp_path / "out", number=2)
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "gif"])
+def test_samples_in_other_formats_are_no_folders(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(UserError, match=r"name a file ending in \.png, or a folder"):
+        sample(write(tmp_path / "export"), tmp_path / f"out.{ending}")
+
+
+def test_an_export_has_no_best(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="an export holds one generator; name the run, or leave --best out"):
+        load_generator(write(tmp_path / "export"), best=True)
+
+
+def test_a_generator_in_use_does_not_follow_its_file(tmp_path: Path) -> None:
+    weights = write(tmp_path / "export") / "model.safetensors"
+    generator = load_generator(tmp_path / "export")
+    before = {name: tensor.clone() for name, tensor in generator.network.state_dict().items()}
+    size = weights.stat().st_size
+    with open(weights, "r+b") as file:
+        file.seek(size // 2)
+        file.write(b"\xff" * (size - size // 2))
+    for name, tensor in generator.network.state_dict().items():
+        assert torch.equal(tensor, before[name])

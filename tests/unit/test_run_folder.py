@@ -15,16 +15,22 @@ from distgan.training.checkpoint_folder import Best, read_best
 from distgan.training.run_folder import prepare
 
 
-def started(config: Config, resume: str = "auto", *, best: int) -> None:
-    """Resume at step 4, where the checkpoint says that the best average so far was that of step `best`."""
+def started(config: Config, resume: str = "auto", *, best: int) -> dict[str, Any] | None:
+    """Resume at step 4, where the checkpoint says that the best average so far was that of step `best`.
+
+    Returns what the best is held to be then.
+    """
     then = SimpleNamespace(
         step=4,
         best=Best(metric="fid", value=3.0, step=best),
         world_size=1,
         config=config.model_dump(mode="json"),
     )
-    state: Any = SimpleNamespace(load=lambda path, accept: then, progress=SimpleNamespace(position=64))
+    progress = SimpleNamespace(position=64, best=then.best.model_dump())
+    state: Any = SimpleNamespace(load=lambda path, accept: then, progress=progress)
     prepare(config, state, Runtime(), resume, frozenset())
+    found: dict[str, Any] | None = progress.best
+    return found
 
 
 def killed_before_marking(run: Path) -> Config:
@@ -58,3 +64,14 @@ def test_a_run_that_another_starts_from_is_left_as_it_is(tmp_path: Path) -> None
     config = killed_before_marking(tmp_path / "run")
     started(config, str(tmp_path / "other"), best=4)
     assert marked(tmp_path / "other") == 2
+
+
+def test_the_best_so_far_is_one_that_is_kept(tmp_path: Path) -> None:
+    config = killed_before_marking(tmp_path / "run")
+    kept = started(config, best=2)
+    assert kept is not None
+    assert kept["step"] == 2
+    # Of a course that was set aside or pruned, or of another run, it would be measured by what is not there.
+    assert started(config, best=3) is None
+    killed_before_marking(tmp_path / "other")
+    assert started(config, str(tmp_path / "other"), best=2) is None
