@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from distgan.errors import UserError
 from tools.commands import ENGINES, under_engine
 
 AFTER_A_STEP = ("flags", "readings")
@@ -141,7 +142,8 @@ def count(
         log = Path(folder, "log")
         with open(log, "wb") as output:
             if subprocess.run(command, stdout=output, stderr=output).returncode:
-                raise SystemExit(log.read_text())
+                mistakes = [path.read_text() for path in sorted(Path(folder).glob("mistake-*"))]
+                raise SystemExit(mistakes[0] if mistakes else log.read_text())
         found = json.loads(Path(folder, "found.json").read_text())
     return {Kind(*kind): Traffic(*traffic) for kind, traffic in found["traffic"]}, found["parameters"]
 
@@ -165,8 +167,13 @@ def main() -> None:
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     if options.worker:
-        traffic, parameters = counted(options.recipe, options.settings, options.worker, options.steps)
-        if int(os.environ["RANK"]) == 0:
+        rank = os.environ["RANK"]
+        try:
+            traffic, parameters = counted(options.recipe, options.settings, options.worker, options.steps)
+        except UserError as error:
+            Path(options.worker, f"mistake-{rank}").write_text(str(error))
+            raise SystemExit(2) from None
+        if rank == "0":
             found = {"traffic": list(traffic.items()), "parameters": parameters}
             Path(options.worker, "found.json").write_text(json.dumps(found))
         return
