@@ -284,8 +284,9 @@ def test_fewer_and_more_nodes_continue_the_same_stream(
         cluster.set_node("n2", "RESUME")
     wait_until(lambda: "State=IDLE " in cluster.control("show", "node", "n2"), "n2 does not come up")
     cluster.warn(job)
-    wait_until(lambda: status(run)["world_size"] == 2, "does not go on on two nodes")
-    assert cluster.log(job).count("(saved on ") == 2
+    wait_until(lambda: cluster.log(job).count("(saved on ") == 2, "does not go on")
+    wait_for_step(run, 100)
+    assert status(run)["world_size"] == 2
     for step, values in losses(undisturbed).items():
         if step <= 60:
             assert losses(run)[step] == pytest.approx(values, rel=1e-2, abs=1e-3)
