@@ -137,7 +137,7 @@ def _tars_beside(folder: str) -> str:
 
 def _open(parts: tuple[_Part, ...], check: bool) -> Index:
     opened = [_open_part(part, check) for part in parts]
-    origin = (_open, (parts, False))
+    origin = (_reopen, parts)
     if len(opened) == 1:
         return Index(*opened[0], origin)
     shards = [shard for part in opened for shard in part.shards]
@@ -154,6 +154,15 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
                 f"{parts[0].name} ({first.kind}); index shards of text together with `distgan index`"
             )
     return Index(shards, concatenate([part.arrays for part in opened]), first.class_names, first.vocabulary, origin)
+
+
+def _reopen(parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None) -> Index:
+    """The index as another process opened it. Raises UserError if it is not that any more."""
+    index = _open(parts, check=False)
+    if (index.fingerprint, index.vocabulary) != (fingerprint, vocabulary):
+        names = " or ".join(part.name for part in parts)
+        raise UserError(f"{names}: the index changed while it was in use; bring the old one back, or start again")
+    return index
 
 
 def _open_part(part: _Part, check: bool) -> _Opened:
