@@ -106,6 +106,10 @@ class Index:
         arrays = {name: getattr(self, name) for name in ARRAYS}
         return Index(self.shards, arrays, self.class_names, vocabulary)
 
+    def with_class_names(self, class_names: Sequence[str]) -> Index:
+        """The same samples, their classes named."""
+        return Index(self.shards, {name: getattr(self, name) for name in ARRAYS}, class_names, self.vocabulary)
+
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard number of each sample, vectorised."""
         return np.searchsorted(self.shard_starts, samples, side="right") - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -90,6 +91,14 @@ def write(path: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with publish(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
+
+
+def check_writable(path: str) -> None:
+    """Raise OSError unless `write` could put a local file there; its folder is made."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    tempfile.TemporaryFile(dir=os.path.dirname(path)).close()
 
 
 @contextlib.contextmanager
