@@ -59,7 +59,7 @@ def _stored_name(url: str, path: str) -> str:
     if name == locations.public_name(url):
         if not locations.is_remote(url):
             raise UserError(
-                f"{path}: the shard {url} is not in this folder; save the index beside its shards, {_LINKS}"
+                f"{path}: the shard {url} is not in this folder; save the index beside its shards; {_LINKS}"
             )
         return url
     return name
