@@ -35,19 +35,14 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from distgan.data import locations, patterns
-    from distgan.data.index import save_index
-    from distgan.data.indexing import build_index
+    from distgan.data.reindexing import write_index
     from distgan.monitoring.console import progress_bar
 
-    destination = options.out or locations.common_folder(patterns.expand(options.shards))
-    if not destination or destination.startswith(("http://", "https://")):
-        raise UserError(
-            f"{' '.join(options.shards)}: an index cannot be written beside these shards; name a folder with --out"
-        )
     with progress_bar("indexing") as progress:
-        index = build_index(options.shards, verify=options.verify, progress=progress)
-    path = save_index(index, destination)
+        written = write_index(options.shards, options.out, verify=options.verify, progress=progress)
+    index, path = written.index, written.path
+    for note in written.notes:
+        print(f"distgan: {note}", file=sys.stderr)
     classes = f" of {index.num_classes} classes" if index.num_classes else ", no labels"
     write_line(
         f"{path}: {len(index)} samples{classes} in {len(index.shards)} shards, fingerprint {index.fingerprint[:12]}"

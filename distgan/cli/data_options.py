@@ -84,7 +84,8 @@ def add_index(command: Callable[..., argparse.ArgumentParser]) -> None:
         "SHARDS is a folder, a glob, a brace expansion such as s3://bucket/shard-{000000..000127}.tar, or a URL.\n"
         "A sample is a member named KEY.jpg, .png or .webp, KEY.npy, or KEY.txt, its label one named KEY.cls; texts\n"
         "and arrays beside images are passed over. Of images only headers and labels are read.\n"
-        "The index is written beside local shards; elsewhere, name it with --out.",
+        "The index is written beside local shards; elsewhere, name it with --out. One that is there keeps its class\n"
+        "names, and is not replaced if it lists shards that are still there and not among these.",
     )  # fmt: skip
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="the tars, see below")
     parser.add_argument("--out", metavar="PATH", help="folder or file for the index; default: beside the shards")

@@ -38,8 +38,10 @@ class ShardCache:
 
     @classmethod
     def of(cls, config: DataConfig) -> ShardCache:
-        """The cache that a run's config names."""
-        return cls(cache_folder(config.cache_dir) / "shards", int(config.cache_gigabytes * 1e9))
+        """The cache that a run's config names. Raises UserError if its folder cannot be used."""
+        folder = cache_folder(config.cache_dir) / "shards"
+        storage.open_cache(folder)
+        return cls(folder, int(config.cache_gigabytes * 1e9))
 
     def open(self, shard: Shard) -> int:
         """A read-only descriptor of the whole shard, downloaded first if need be; the caller closes it.

@@ -1,4 +1,4 @@
-"""The index of a set of shards, kept beside them: saved, found again, checked, and joined with others.
+"""The index of a set of shards, kept beside them: found again, checked, and joined with others.
 
 It may come from a stranger, so loading checks every bound before anything is read through it, and an index names only
 what lies beside it.
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from distgan.config import cache_folder
 from distgan.data import locations, patterns, storage
 from distgan.data.index_checks import find_problem
-from distgan.data.index_file import Table, pack_file, read_file
+from distgan.data.index_file import INDEX_NAME, SUFFIX, read_file
+from distgan.data.index_saving import save_index
 from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.indexing import build_index
 from distgan.errors import UserError
@@ -35,32 +36,7 @@ __all__ = [
     "save_index",
 ]
 
-INDEX_NAME = "index.safetensors"
-_SUFFIX = ".safetensors"
 _MAX_FILE_BYTES = 64 << 30
-
-
-def save_index(index: Index, where: str | os.PathLike[str]) -> str:
-    """Write the index into a folder (or to a path ending in .safetensors), atomically; the path written.
-
-    Raises UserError for local shards outside that folder, since an index may only name what lies beside it.
-    """
-    path = locations.normalise(os.fspath(where))
-    path = path if path.endswith(_SUFFIX) else locations.join(path, INDEX_NAME)
-    table = Table(
-        version=1,
-        shards=[
-            (_stored_name(shard, path), shard.size, shard.count, shard.header_digest, shard.sha256)
-            for shard in index.shards
-        ],
-        class_names=list(index.class_names) if index.class_names is not None else None,
-        vocabulary=list(index.vocabulary) if index.vocabulary is not None else None,
-    )
-    try:
-        storage.write(path, pack_file(table, {name: getattr(index, name) for name in ARRAYS}))
-    except OSError as error:
-        raise UserError(f"{locations.public_name(path)}: cannot write the index: {error.strerror or error}") from None
-    return path
 
 
 def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
@@ -79,6 +55,25 @@ def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
         raise UserError("data.path is an empty list; name a folder of shards")
     kept = cache_folder(cache) / "indexes"
     return _open(tuple(_locate(item, kept) for item in given), check=True)
+
+
+class Listed(NamedTuple):
+    """What an index file names, whether or not it is there."""
+
+    urls: list[str]
+    class_names: list[str] | None
+
+
+def read_listed(path: str) -> Listed | None:
+    """What is named by an index file (see `index_path`); None where there is none, or a damaged one."""
+    if not storage.exists(path):
+        return None
+    part = _part(path, locations.folder_of(path), cache_folder(None) / "indexes")
+    try:
+        table, _ = read_file(part.file, part.name)
+        return Listed([_resolve(name, part) for name, *_ in table.shards], table.class_names)
+    except UserError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ class _Opened(NamedTuple):
 
 def _locate(item: str, kept: Path) -> _Part:
     url = locations.normalise(item)
-    if url.endswith(_SUFFIX):
+    if url.endswith(SUFFIX):
         return _part(url, locations.folder_of(url), kept)
     if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
         return _part(locations.join(url, INDEX_NAME), url, kept)
@@ -137,7 +132,7 @@ def _tars_beside(folder: str) -> str:
 
 def _open(parts: tuple[_Part, ...], check: bool) -> Index:
     opened = [_open_part(part, check) for part in parts]
-    origin = (_open, (parts, False))
+    origin = (_reopen, parts)
     if len(opened) == 1:
         return Index(*opened[0], origin)
     shards = [shard for part in opened for shard in part.shards]
@@ -154,6 +149,15 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
                 f"{parts[0].name} ({first.kind}); index shards of text together with `distgan index`"
             )
     return Index(shards, concatenate([part.arrays for part in opened]), first.class_names, first.vocabulary, origin)
+
+
+def _reopen(parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None) -> Index:
+    """The index as another process opened it. Raises UserError if it is not that any more."""
+    index = _open(parts, check=False)
+    if (index.fingerprint, index.vocabulary) != (fingerprint, vocabulary):
+        names = " or ".join(part.name for part in parts)
+        raise UserError(f"{names}: the index changed while it was in use; bring the old one back, or start again")
+    return index
 
 
 def _open_part(part: _Part, check: bool) -> _Opened:
@@ -205,15 +209,6 @@ def _check_shard(shard: Shard, file: str) -> None:
             f"{shard.url}: has {size:,} bytes, its index says {shard.size:,}: it changed after indexing; "
             "run `distgan index` again"
         )
-
-
-def _stored_name(shard: Shard, path: str) -> str:
-    name = locations.relative_name(shard.url, locations.folder_of(path))
-    if name == locations.public_name(shard.url):
-        if not locations.is_remote(shard.url):
-            raise UserError(f"{path}: the shard {shard.url} is not in this folder; save the index beside its shards")
-        return shard.url
-    return name
 
 
 def _resolve(name: str, part: _Part) -> str:

@@ -1,15 +1,17 @@
-"""Whether an index that may come from a stranger is sound."""
+"""Whether an index that may come from a stranger is sound, and whether it is of all that lies beside it."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.data import text
-from distgan.data.index_table import EXTENSIONS, MAX_CLASSES, Shard, kind_of
+from distgan.data import locations, patterns, text
+from distgan.data.index_table import EXTENSIONS, MAX_CLASSES, Index, Shard, kind_of
 from distgan.data.tar import BLOCK
 
 _MAX_SAMPLES = 1 << 40
@@ -56,3 +58,19 @@ def find_problem(
     if class_names is not None and (highest < 0 or not highest < len(class_names) <= MAX_CLASSES):
         return f"{len(class_names)} class names for labels up to {highest}"
     return None
+
+
+def unlisted(path: str | Sequence[str], index: Index) -> tuple[str, ...]:
+    """A line for each local folder of `data.path` with tars that its index does not list, and that are not read."""
+    listed = {shard.url for shard in index.shards}
+    lines = []
+    for folder in map(locations.normalise, [path] if isinstance(path, str) else path):
+        tars: list[str] = []
+        with contextlib.suppress(OSError):  # not a local folder, or one whose files can be opened but not listed
+            tars = [tar for tar in patterns.tars_in(folder) if tar not in listed]
+        if tars:
+            lines.append(
+                f"{folder}: its index does not list {len(tars):,} of the tars there, such as "
+                f"{os.path.basename(tars[0])!r}; they are not read before you run `distgan index`"
+            )
+    return tuple(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,12 +13,21 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
+from distgan.data import locations
 from distgan.data.index_table import ARRAYS
 from distgan.errors import UserError
 
+INDEX_NAME = "index.safetensors"
+SUFFIX = ".safetensors"
 _METADATA_KEY = "distgan_index"
 _MAX_HEADER_BYTES = 256 << 20
 _DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
+
+
+def index_path(where: str | os.PathLike[str]) -> str:
+    """The file of an index in a folder, or the one that a path ending in .safetensors names; normalised."""
+    path = locations.normalise(os.fspath(where))
+    return path if path.endswith(SUFFIX) else locations.join(path, INDEX_NAME)
 
 
 class Table(BaseModel):

@@ -73,8 +73,9 @@ class Index:
         arrays: dict[str, NDArray[Any]],
         class_names: Sequence[str] | None = None,
         vocabulary: Sequence[str] | None = None,
-        origin: tuple[Callable[..., Index], tuple[Any, ...]] | None = None,
+        origin: tuple[Callable[..., Index], Any] | None = None,
     ) -> None:
+        """`origin` is how other processes open it: a function of its second part, fingerprint and vocabulary."""
         self.shards = tuple(shards)
         self.class_names = tuple(class_names) if class_names is not None else None
         self.vocabulary = tuple(vocabulary) if vocabulary is not None else None
@@ -95,7 +96,8 @@ class Index:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._origin is not None:
-            return self._origin
+            reopen, where = self._origin
+            return reopen, (where, self.fingerprint, self.vocabulary)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         return Index, (self.shards, arrays, self.class_names, self.vocabulary)
 
@@ -103,6 +105,10 @@ class Index:
         """The same lines of text, their characters numbered by another vocabulary."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         return Index(self.shards, arrays, self.class_names, vocabulary)
+
+    def with_class_names(self, class_names: Sequence[str]) -> Index:
+        """The same samples, their classes named."""
+        return Index(self.shards, {name: getattr(self, name) for name in ARRAYS}, class_names, self.vocabulary)
 
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard number of each sample, vectorised."""

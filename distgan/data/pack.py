@@ -112,7 +112,7 @@ def pack(
     aside = _drawn_aside(samples, held_out, seed)[order]
     if held_out and not 0 < aside.sum() < len(aside):
         raise UserError(f"held-out {held_out:g} of {len(aside)} lines leaves one side empty; take another share")
-    with new_folder(folder) as partial:
+    with new_folder(folder, overwrite=overwrite) as partial:
         written = packing.write(partial, order[~aside])
         held = packing.write(partial / HELD_OUT, order[aside], done=int((~aside).sum())) if held_out else None
     return PackReport(

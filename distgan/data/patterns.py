@@ -75,9 +75,14 @@ def _expand_one(pattern: str) -> list[str]:
     return found
 
 
+def tars_in(folder: str) -> list[str]:
+    """The tars of a local folder, sorted by name. Raises OSError."""
+    return sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(".tar") and entry.is_file())
+
+
 def _list_local(path: str) -> list[str]:
     if os.path.isdir(path):
-        return sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(".tar") and entry.is_file())
+        return tars_in(path)
     if os.path.exists(path):
         return [path]
     return sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []

@@ -21,20 +21,29 @@ _OWN_NAME = re.compile(rf"shard-[0-9]{{6,}}\.tar|{re.escape(INDEX_NAME)}(\.[0-9]
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder to write to, which becomes `folder` at the end of the block, or goes if that raises.
 
     It is `folder` with the ending `.partial`, held by this process alone; one that a killed pack has left is cleared.
+    It also stays, finished, where `folder` cannot be had at the end of the block.
 
     Args:
-        folder: absolute, and free (see `check_free`); shards that it may hold are replaced.
+        folder: absolute.
+        overwrite: shards that pack wrote there are replaced.
 
     Raises:
-        UserError: another pack is at work there, or the disk cannot be written to.
+        UserError: another pack is at work there, `folder` is not free (see `check_free`) at the start or at the end,
+            or the disk cannot be written to.
     """
     with _disk_errors(folder), _partial(folder) as partial:
-        yield partial
-        _publish(partial, folder)
+        try:
+            _settle(folder)
+            check_free(folder, overwrite=overwrite)
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _publish(partial, folder, overwrite)
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -66,7 +75,7 @@ def _check_only_shards(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _partial(folder: Path) -> Iterator[Path]:
-    """An empty folder `DEST.partial`, held by this process alone and gone at the end unless it was renamed."""
+    """An empty folder `DEST.partial`, held by this process alone."""
     partial = folder.with_name(folder.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir(exist_ok=True)
@@ -75,11 +84,7 @@ def _partial(folder: Path) -> Iterator[Path]:
         _lock(descriptor, folder)
         _check_only_shards(partial)
         _clear(partial)
-        try:
-            yield partial
-        finally:
-            if partial.exists():
-                shutil.rmtree(partial, ignore_errors=True)
+        yield partial
     finally:
         os.close(descriptor)
 
@@ -93,17 +98,46 @@ def _lock(descriptor: int, folder: Path) -> None:
         pass  # a file system without locks: packing there twice at once is the user's own care
 
 
-def _publish(partial: Path, folder: Path) -> None:
-    """Let the finished folder appear, in place of an empty one or of old shards that were to be replaced."""
-    if folder.exists():
-        _clear(folder)
-    partial.rename(folder)
+def _publish(partial: Path, folder: Path, overwrite: bool) -> None:
+    """Let the finished folder appear; what is there may have changed in the hours since it was found free."""
+    aside = _aside(folder)
+    try:
+        check_free(folder, overwrite=overwrite)
+        if overwrite and folder.exists():
+            folder.rename(aside)
+        try:
+            partial.rename(folder)  # over an empty folder, but never over a full one
+        except OSError:
+            if aside.exists():
+                aside.rename(folder)
+            raise
+    except (OSError, UserError) as error:
+        reason = error if isinstance(error, UserError) else f"{folder}: {error.strerror}"
+        raise UserError(f"{reason}; the shards are finished: rename {partial}, or the next pack clears it") from None
     sync_folder(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Where old shards are while new ones take their place."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _settle(folder: Path) -> None:
+    """Remove old shards, or put them back, if a pack was killed while new ones took their place."""
+    aside = _aside(folder)
+    if not aside.exists():
+        return
+    _check_only_shards(aside)
+    if (folder / INDEX_NAME).exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.rename(folder)
 
 
 def _clear(folder: Path) -> None:
-    """Remove what pack wrote. The index goes first: without it, what is left does not look finished."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name != INDEX_NAME):
+    """Remove what a killed pack wrote."""
+    for path in folder.iterdir():
         if path.name == HELD_OUT:
             _clear(path)
             path.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -92,6 +93,14 @@ def write(path: str, data: bytes) -> None:
         file.write(data)
 
 
+def check_writable(path: str) -> None:
+    """Raise OSError unless `write` could put a local file there; its folder is made."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    tempfile.TemporaryFile(dir=os.path.dirname(path)).close()
+
+
 @contextlib.contextmanager
 def publish(path: str) -> Iterator[str]:
     """Yields a temporary path beside `path`; what was written there becomes `path` at once, or nothing does."""
@@ -131,13 +140,26 @@ class _Bound(fsspec.callbacks.Callback):  # type: ignore[misc]
             raise OSError(f"more than the {self._most:,} bytes expected")
 
 
+def open_cache(folder: Path) -> None:
+    """Make a cache's folder. Raises UserError unless this process can write files and lock them there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be used as a cache: {error.strerror or error}; name a folder on a disk of this node, "
+            "which you may write to and whose file system has locks, with data.cache_dir or $DISTGAN_CACHE"
+        ) from None
+
+
 def fetch(url: str, folder: Path, most: int) -> str:
-    """A local copy of a remote file in `folder`; its path. Raises OSError.
+    """A local copy of a remote file in a cache's `folder`; its path. Raises OSError, and UserError as `open_cache`.
 
     Where the store names revisions (ETag), a node downloads each once, whichever of its processes asks first; elsewhere
     each download goes under the hash of what came. So no path ever has another content.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    open_cache(folder)
     name, suffix = _revision(url), os.path.splitext(public_name(url))[1]
     if name is None:
         return _download_into(folder, url, most, None, suffix)

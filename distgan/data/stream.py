@@ -7,7 +7,7 @@ import itertools
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -56,18 +56,21 @@ class SampleDataset(Dataset[Decoded]):
     """Map-style over requests; samples are written to `buffers`, the rest is returned.
 
     What the user must mend comes back as a UserError, since the loader would wrap an exception in its worker's
-    traceback.
+    traceback. So a worker also opens the index only when it reads.
     """
 
     def __init__(self, config: DataConfig, index: Index, seed: int, buffers: SampleBuffers) -> None:
-        self._config, self._index, self._seed, self._buffers = config, index, seed, buffers
+        self._config, self._seed, self._buffers = config, seed, buffers
+        self._length = len(index)
+        self._open_index: Callable[[], Index] = lambda: index
         self._reader: Reader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None}
+        reopen, arguments = self._open_index().__reduce__()
+        return self.__dict__ | {"_reader": None, "_open_index": partial(reopen, *arguments)}
 
     def __len__(self) -> int:
-        return len(self._index)
+        return self._length
 
     def __getitems__(self, request: Request) -> Decoded | UserError:
         try:
@@ -78,7 +81,7 @@ class SampleDataset(Dataset[Decoded]):
     def read(self, samples: Integers, out: Values, mirrored: NDArray[np.bool_]) -> Decoded:
         """As `Reader.read`, with this process's reader."""
         if self._reader is None:
-            self._reader = Reader(self._config, self._index, self._seed)
+            self._reader = Reader(self._config, self._open_index(), self._seed)
         return self._reader.read(samples, out, mirrored)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from distgan.config import Config, dump_config
 from distgan.data.index import load_index
+from distgan.data.index_checks import unlisted
 from distgan.distributed.interruption import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
@@ -73,8 +74,9 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the code", code_digest(), "install the same version on every node")
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
-        for doubt in (*config.doubts, *growth.doubts(config)) if runtime.is_main else ():
-            logger.warning("%s", doubt)
+        if runtime.is_main:
+            for doubt in (*config.doubts, *growth.doubts(config), *unlisted(config.data.path, index)):
+                logger.warning("%s", doubt)
         state = assemble(config, index, runtime)
         if runtime.is_main and runtime.world_size > 1:
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -19,13 +20,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distgan.config import DataConfig
 from distgan.data import cache as cache_module
 from distgan.data import reader as reader_module
 from distgan.data import storage
 from distgan.data.cache import ShardCache
 from distgan.data.index import Index, Shard, build_index, load_index, save_index
+from distgan.data.reader import Reader
 from tests.servers import RangeServer, range_server
-from tests.shards import read_whole_shards, write_numbered
+from tests.shards import read_whole_shards, refusal, write_numbered
 
 COUNTS = [30, 20, 10, 25]
 
@@ -253,3 +256,26 @@ def test_a_download_that_never_ends_is_not_waited_for_for_ever(
     with pytest.raises(TimeoutError):
         cache.open(index.shards[0])
     os.close(claim)
+
+
+@pytest.mark.parametrize("trouble", ["folder", "locks"])
+def test_a_cache_that_cannot_be_used_is_told_as_that(
+    index: Index, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """And not as shards that cannot be read, after all retries."""
+    folder = Path("/proc/none") if trouble == "folder" else tmp_path / "c"
+    config = DataConfig(path=server.url, resolution=8, workers=0, cache_dir=str(folder))
+    if trouble == "locks":
+
+        def no_locks(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    for said in (
+        refusal(load_index, server.url, str(folder)),
+        refusal(ShardCache.of, config),
+        refusal(Reader, config, index, 0),
+    ):
+        assert said.startswith(f"{folder}/")
+        assert "cannot be used as a cache: No " in said
+        assert "data.cache_dir or $DISTGAN_CACHE" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import resource
@@ -15,7 +16,9 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,6 +30,7 @@ from PIL import Image
 from distgan.data.index import build_index, load_index
 from distgan.data.pack import PackReport, pack, shuffled
 from distgan.data.shard_writer import ShardSize, ShardWriter, ustar_header
+from distgan.data.sources import open_source
 from distgan.errors import UserError
 
 from .test_sources import TREE, png, write_idx, write_tree, write_zip
@@ -304,17 +308,65 @@ def test_shards_without_an_index_are_not_overwritten(images: Path, tmp_path: Pat
     assert digests(out).keys() == {"shard-000000.tar"}
 
 
-def test_overwriting_begins_with_the_index(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", range(3))
+def test_a_killed_overwrite_leaves_whole_shards(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     pack(images, tmp_path / "out", shard_size=10, workers=1)
+    pack(images, tmp_path / "new", shard_size=40, workers=1)
+    old, new = digests(tmp_path / "out"), digests(tmp_path / "new")
+    steps = itertools.count()
 
-    def killed(path: Path) -> None:
-        os.unlink(path)
-        raise KeyboardInterrupt
+    def killed_before(act: Callable[..., Any], folder: str) -> Callable[..., Any]:
+        def acting(path: Path, *arguments: Any, **named: Any) -> Any:
+            if str(path).startswith(str(tmp_path / folder)) and next(steps) == step:
+                raise KeyboardInterrupt
+            return act(path, *arguments, **named)
 
-    monkeypatch.setattr(Path, "unlink", killed)
-    with pytest.raises(KeyboardInterrupt):
-        pack(images, tmp_path / "out", workers=1, overwrite=True)
-    assert "index.safetensors" not in digests(tmp_path / "out")
+        return acting
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_before(Path.rename, "out"))
+        patch.setattr(shutil, "rmtree", killed_before(shutil.rmtree, ".out"))
+        with pytest.raises(KeyboardInterrupt):
+            pack(images, tmp_path / "out", shard_size=40, workers=1, overwrite=True)
+    assert not (tmp_path / "out").exists() or digests(tmp_path / "out") in (old, new)
+    with pytest.raises(UserError, match=r"is not empty; .* --overwrite"):
+        pack(images, tmp_path / "out", workers=1)
+    assert digests(tmp_path / "out") == (new if step == 2 else old)
+    pack(images, tmp_path / "out", shard_size=40, workers=1, overwrite=True)
+    assert digests(tmp_path / "out") == new
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "new", "out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_comes_to_the_folder_while_packing_stays(images: Path, tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "out").mkdir()
+
+    def save(done: int, total: int) -> None:
+        write_tree(tmp_path / "out", {"thesis.doc": b"-"})
+
+    with pytest.raises(UserError, match=r"the shards are finished: rename \S+out\.partial,") as error:
+        pack(images, tmp_path / "out", workers=1, progress=save, overwrite=overwrite)
+    assert "\n" not in str(error.value)
+    assert digests(tmp_path / "out").keys() == {"thesis.doc"}
+    (tmp_path / "out.partial").rename(tmp_path / "renamed")
+    assert len(load_index(str(tmp_path / "renamed"))) == 50
+
+
+def test_a_pack_that_finished_meanwhile_is_not_replaced(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_first(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        pack(images, tmp_path / "out", shard_size=10, workers=1)
+        return open_source(*arguments, **options)
+
+    monkeypatch.setattr("distgan.data.pack.open_source", other_first)
+    with pytest.raises(UserError, match=r"is not empty; .* --overwrite"):
+        pack(images, tmp_path / "out", workers=1, progress=lambda done, total: pytest.fail("it was packed in vain"))
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 5
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_failed_overwrite_leaves_the_old_shards(images: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from distgan.data.index import Index, Shard, build_index, load_index, save_index
 from distgan.data.order import Integers, make_order
 from distgan.data.prefetch import Prefetcher, check_capacity
 from distgan.data.reader import read_samples
+from distgan.data.reindexing import write_index
 from distgan.data.stream import open_stream
 from distgan.errors import UserError
 from tests.servers import RangeServer, range_server
@@ -309,7 +310,12 @@ def test_shards_in_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             for pattern in ("s3://bucket/data", "s3://bucket/data/*.tar", "s3://bucket/data/{000..003}.tar"):
                 remote = build_index(pattern)
                 assert remote.fingerprint == local.fingerprint
-            assert save_index(remote, "s3://bucket/data") == "s3://bucket/data/index.safetensors"
+            save_index(remote.with_class_names(["a", "b", "c"]), "s3://bucket/data")
+            with pytest.raises(UserError, match=r"lists 3 more shards .* s3://bucket/data/001\.tar;"):
+                write_index("s3://bucket/data/000.tar")
+            written = write_index("s3://bucket/data")
+            assert written.path == "s3://bucket/data/index.safetensors"
+            assert written.index.class_names == ("a", "b", "c")
             loaded = load_index("s3://bucket/data")
             assert loaded.fingerprint == local.fingerprint
             stream = open_stream(config(order="lanes", workers=1), 0, loaded, start=0, micro_batch=17)

@@ -21,14 +21,14 @@ from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import stream as stream_module
-from distgan.data.index import Index, build_index
+from distgan.data.index import INDEX_NAME, Index, build_index
 from distgan.data.order import make_order, trace
 from distgan.data.reader import Batch, replacements
 from distgan.data.stream import Stream, Substitutions, open_stream
 from distgan.data.substitutions import Failure
 from distgan.errors import UserError
 from distgan.randomness import uniform
-from tests.shards import damage, numbered_index, numbers_of, write_tar
+from tests.shards import damage, numbered_index, numbers_of, refusal, write_tar
 
 SEED = 11
 
@@ -207,6 +207,18 @@ def test_what_the_user_must_mend_arrives_as_one_line(index: Index, workers: int)
         next(stream)
     assert "\n" not in str(error.value)
     assert "other samples" in str(error.value)
+
+
+def test_an_index_that_changes_while_it_is_in_use(index: Index, tmp_path: Path) -> None:
+    """Loaders that start later open it by its path, while the trainer goes on with what it has."""
+    with streaming(config(workers=1), SEED, index) as stream:
+        next(stream)
+    numbered_index(tmp_path, [13, 7, 20, 9], classes=5)
+    with streaming(config(workers=1), SEED, index) as stream:
+        assert "changed while it was in use" in refusal(next, stream)
+    (tmp_path / INDEX_NAME).unlink()
+    with streaming(config(workers=1), SEED, index) as stream:
+        assert "cannot read the index" in refusal(next, stream)
 
 
 def test_batches_stay_what_they_were(index: Index) -> None:

@@ -1,0 +1,80 @@
+"""Indexing shards for good: what stands in the way of it is said before they are read, and no earlier index is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distgan.data import locations, patterns, storage
+from distgan.data.index import read_listed
+from distgan.data.index_file import index_path
+from distgan.data.index_saving import check_place, save_index
+from distgan.data.index_table import Index
+from distgan.data.indexing import Progress, build_index
+from distgan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Written:
+    """An index, the path that it was written to, and lines about what was done on the way."""
+
+    index: Index
+    path: str
+    notes: tuple[str, ...]
+
+
+def write_index(
+    shards: str | Sequence[str],
+    where: str | os.PathLike[str] | None = None,
+    *,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Index shards (see `build_index`) and write their index, in place of an earlier one of the same shards.
+
+    Class names are kept from the earlier one.
+
+    Args:
+        where: a folder, or a path ending in .safetensors; None is the folder that all shards share.
+
+    Raises:
+        UserError: an index cannot be written there, or one that is there lists other shards too; else as `build_index`.
+    """
+    urls = patterns.expand(shards)
+    destination = os.fspath(where) if where is not None else locations.common_folder(urls)
+    if not destination or destination.startswith(("http://", "https://")):
+        raise UserError(
+            f"{locations.public_name(urls[0])}: an index cannot be written beside these shards; "
+            "name a folder with --out"
+        )
+    path = index_path(destination)
+    check_place(urls, path)
+    class_names = _inherit(urls, path)
+    index = build_index(shards, verify=verify, progress=progress)
+    notes = []
+    if class_names and 0 < index.num_classes <= len(class_names):
+        index = index.with_class_names(class_names)
+        notes.append(f"the names of {len(class_names)} classes are kept from the index that was there")
+    elif class_names:
+        notes.append(
+            f"the names of {len(class_names)} classes in the index that was there are dropped: "
+            f"the shards now have {index.num_classes} classes"
+        )
+    return Written(index, save_index(index, path), tuple(notes))
+
+
+def _inherit(urls: Sequence[str], path: str) -> list[str] | None:
+    """The class names of the earlier index. Raises UserError if it lists more that is there than these shards."""
+    earlier = read_listed(path)
+    if earlier is None:
+        return None
+    indexed = {locations.public_name(url) for url in urls}  # the same shard may be named with another token
+    others = [url for url in earlier.urls if locations.public_name(url) not in indexed]
+    lost = next((url for url in others if storage.exists(url)), None)
+    if lost is not None:
+        raise UserError(
+            f"{locations.public_name(path)}: lists {len(others):,} more shards than are being indexed, such as "
+            f"{locations.public_name(lost)}; index all of them, or name another file with --out"
+        )
+    return earlier.class_names if len(others) < len(earlier.urls) else None
