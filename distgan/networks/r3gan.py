@@ -2,15 +2,17 @@
 
 Both networks are stages of residual blocks from 4x4 to full resolution (or back), without any normalisation: a 1x1
 convolution that doubles the channels, a 3x3 one in groups of 16, and a 1x1 one back. Only activations have biases.
-Between stages the image is resampled with the filter [1, 2, 1] and, where widths differ, passed through a 1x1
-convolution. Weights start as in Fixup (Zhang et al. 2019): each block is the identity at first.
+Between stages the image is resampled with the filter [1, 3, 3, 1], which the released code makes of [1, 2, 1] so that
+the grid stays centred, and, where widths differ, passed through a 1x1 convolution. Weights start as in Fixup (Zhang et
+al. 2019): each block is the identity at first.
 
 Labels' vectors start as large for any number of classes, from N(0, 1) in the generator and N(0, 1/width) in the
 discriminator. The released code draws them as weights of a dense layer of one-hot labels, whose variances are less by
 the number of classes, so that with many of them labels hardly count at first.
 
-The paper trains them with relativistic pairing, R1 and R2, Adam with beta1 = 0, and gamma along half a cosine; its
-annealing of beta2 is left out here.
+The paper trains them with relativistic pairing, R1 and R2, Adam with beta1 = 0, and gamma along half a cosine. Left out
+here is what the released code anneals besides, along the same curve: beta2, the learning rate (2e-4 to 5e-5), the
+average's half-life and augmentation.
 """
 
 from __future__ import annotations
@@ -127,24 +129,23 @@ class BiasedActivation(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: zeros between the pixels, then the filter [1, 2, 1] / 2 along each axis."""
+    """Twice the size: zeros between the pixels, then the filter [1, 3, 3, 1] / 4 along each axis."""
 
     def forward(self, images: Tensor) -> Tensor:
-        kernel = _binomial(images, 1.0)
-        return F.conv_transpose2d(images, kernel, stride=2, groups=images.shape[1])[..., :-1, :-1]
+        return F.conv_transpose2d(images, _binomial(images, 4.0), stride=2, padding=1, groups=images.shape[1])
 
 
 class Downsample(nn.Module):
-    """Half the size: the filter [1, 2, 1] / 4 along each axis, then every other pixel."""
+    """Half the size: the filter [1, 3, 3, 1] / 8 along each axis, with a zero beyond each border."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(F.pad(images, (1, 0, 1, 0)), _binomial(images, 0.25), stride=2, groups=images.shape[1])
+        return F.conv2d(images, _binomial(images, 1.0), stride=2, padding=1, groups=images.shape[1])
 
 
-def _binomial(images: Tensor, scale: float) -> Tensor:
-    # [1, 2, 1] / 2, computed on the device: to copy it there from a list, the host would wait for it.
-    line = 1.0 - 0.5 * (torch.arange(3, device=images.device, dtype=images.dtype) - 1.0).abs()
-    return (scale * torch.outer(line, line)).expand(images.shape[1], 1, 3, 3)
+def _binomial(images: Tensor, total: float) -> Tensor:
+    # [1, 3, 3, 1] / 8, computed on the device: to copy it there from a list, the host would wait for it.
+    line = 0.5 - 0.25 * (torch.arange(4, device=images.device, dtype=images.dtype) - 1.5).abs()
+    return (total * torch.outer(line, line)).expand(images.shape[1], 1, 4, 4)
 
 
 def _stage_widths(role: str, config: NetworkConfig, shape: SampleShape) -> list[int]:

@@ -52,14 +52,36 @@ def test_blocks_begin_as_the_identity() -> None:
 def test_resampling_by_hand() -> None:
     line = torch.tensor([1.0, 3.0, 5.0, 9.0])
     images = torch.outer(line, torch.ones(4))[None, None]
-    # Rows: pixel 2i is the mean of x[i - 1] and x[i] (0 before the first), pixel 2i + 1 is x[i].
+    # Rows: pixels 2i and 2i + 1 are (x[i - 1] + 3 x[i]) / 4 and (3 x[i] + x[i + 1]) / 4, with zeros beyond the border.
     up = Upsample()(images)
     assert up.shape == (1, 1, 8, 8)
-    assert up[0, 0, :, 3].tolist() == pytest.approx([0.5, 1, 2, 3, 4, 5, 7, 9])
-    # (x[2i - 1] + 2 x[2i] + x[2i + 1]) / 4
+    assert up[0, 0, :, 3].tolist() == pytest.approx([3 / 4, 6 / 4, 10 / 4, 14 / 4, 18 / 4, 24 / 4, 32 / 4, 27 / 4])
+    # (x[2i - 1] + 3 x[2i] + 3 x[2i + 1] + x[2i + 2]) / 8, and of the columns, all ones, 7 / 8 beside the border.
     down = Downsample()(images)
     assert down.shape == (1, 1, 2, 2)
-    assert down[0, 0, :, 1].tolist() == pytest.approx([(0 + 2 + 3) / 4, (3 + 10 + 9) / 4])
+    assert down[0, 0, :, 1].tolist() == pytest.approx([(3 + 9 + 5) / 8 * 7 / 8, (3 + 15 + 27) / 8 * 7 / 8])
+
+
+def test_resampling_shifts_nothing() -> None:
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for resample in (Upsample(), Downsample()):
+        for axis in (2, 3):
+            torch.testing.assert_close(resample(images.flip(axis)), resample(images).flip(axis))
+
+
+@pytest.mark.parametrize(("stages", "blocks"), [(2, 1), (4, 2)])
+def test_weights_begin_as_in_fixup(stages: int, blocks: int) -> None:
+    """Of L blocks of m = 3 layers, the first two begin L^(-1/(2m - 2)) as large as He's for LeakyReLU(0.2)."""
+    width = 512
+    shape = SampleShape(resolution=4 << (stages - 1), channels=3)
+    network = build_discriminator(DiscriminatorConfig(**SETTINGS, width=width, max_width=width, depth=blocks), shape)
+    found = [layer for layer in network.modules() if isinstance(layer, ResidualBlock)]
+    assert len(found) == stages * blocks
+    size = (stages * blocks) ** -0.25 * (2 / 1.04) ** 0.5
+    for first, _, second, _, last in (list(block.layers) for block in found):
+        assert first.weight.std().item() == pytest.approx(size / width**0.5, rel=0.02)
+        assert second.weight.std().item() == pytest.approx(size / (16 * 9) ** 0.5, rel=0.02)
+        assert not last.weight.any()
 
 
 def test_penalties_can_be_differentiated() -> None:
