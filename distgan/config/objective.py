@@ -15,7 +15,8 @@ class ZeroCentredPenaltyConfig(Section):
     gamma: Positive
     """The penalty is gamma/2 times the mean squared norm of the gradient of the logit."""
     final_gamma: Positive | None = None
-    """Gamma goes along half a cosine to this value at the last step, as R3GAN's does; null keeps it."""
+    """Gamma goes along half a cosine to this value at the last step; null keeps it. R3GAN's code ends at a number of
+    images of its own, and trains on."""
     every: Count = 1
     """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization; Karras et al.
     2020, appendix B). Learning rate and betas stay as configured; StyleGAN2's code, whose penalty has an optimizer step
@@ -37,7 +38,7 @@ class GradientPenaltyConfig(Section):
     one_sided: bool = False
     """Penalise only norms above the target."""
     perturbation: Positive = 10.0
-    """Variance of `gaussian` noise."""
+    """Variance of `gaussian` noise. 10 is DRAGAN's suggestion; images here are in [-1, 1], and less stays near them."""
     every: Count = 1
     """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization; Karras et al.
     2020, appendix B). Learning rate and betas stay as configured; StyleGAN2's code, whose penalty has an optimizer step
@@ -86,7 +87,10 @@ class InstanceNoiseConfig(Section):
 
 
 class FeatureMatchingConfig(Section):
-    """Salimans et al. 2016, section 3.1, as a term of the generator's loss."""
+    """Salimans et al. 2016, section 3.1, as a term of the generator's loss.
+
+    The reals are those of the step's last discriminator update, where the released code draws others.
+    """
 
     weight: Positive = 1.0
     """Its factor."""
@@ -121,7 +125,9 @@ class ObjectiveConfig(Section):
     takes_effect_with: ClassVar = {"targets": ("adversarial", CROSS_ENTROPY)}
 
     adversarial: Family = "non_saturating"
-    """The family of losses; `minimax` is Goodfellow's value function itself, `non_saturating` the -log D(G(z)) one."""
+    """The family of losses; `minimax` is Goodfellow's value function itself, `non_saturating` the -log D(G(z)) one. The
+    generator of a relativistic one is compared with the reals of the step's last discriminator update, where the
+    released code draws others."""
     targets: TargetsConfig | None = None
     """Smoothed or noisy labels, for `minimax` and `non_saturating`."""
     r1: ZeroCentredPenaltyConfig | None = None

@@ -117,7 +117,8 @@ class EMAConfig(Section):
     """The exponential moving average of the generator's weights, which is what is evaluated and exported."""
 
     half_life_kimg: Annotated[Real, Field(ge=0, le=1e12)] = 10.0
-    """Half-life in thousands of images; 0 makes the average equal the live weights."""
+    """Half-life in thousands of images, of which each step counts `critic_steps` batches; 0 makes the average equal the
+    live weights."""
     rampup: Positive | None = 0.05
     """Early on the half-life is at most this share of the images seen so far; null switches the ramp off."""
     statistics_samples: Annotated[Count, Field(le=2**20)] = 2048

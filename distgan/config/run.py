@@ -83,12 +83,21 @@ class Config(Section):
                 "generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
             )
         held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
-        if objective.adversarial == "wasserstein" and not held and not self.discriminator.spectral_norm:
+        normalisation = self.discriminator.normalisation
+        mixes = normalisation in ("synchronized", "batch")
+        bounded = self.discriminator.spectral_norm and normalisation == "none"
+        if objective.adversarial == "wasserstein" and not held and not bounded:
             found.append(
                 "objective.adversarial = wasserstein: nothing bounds the critic's slope, so that its loss has no "
                 "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
-                "discriminator.spectral_norm=true"
+                "discriminator.spectral_norm=true with discriminator.normalisation=none"
             )
+        for name in ("r1", "r2"):
+            if getattr(objective, name) is not None and mixes:
+                found.append(
+                    f"objective.{name}: with discriminator.normalisation={normalisation} each logit depends on the "
+                    "whole batch, so that the penalty is not on each sample's own gradient; choose layer or none"
+                )
         for role in ("generator", "discriminator"):
             network: NetworkConfig = getattr(self, role)
             times = (network.reference_size or 0) // self.micro_batch

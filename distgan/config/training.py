@@ -49,7 +49,8 @@ class TrainingConfig(Section):
     stop_when_flat: StopWhenFlatConfig | None = None
     """For `wasserstein`: end the run early when its estimate of the distance is flat; null trains all steps."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """`bf16` runs the networks under bfloat16 autocast; losses and penalties stay in float32."""
+    """`bf16` runs the networks under bfloat16 autocast, so that logits have its 8 bits; losses and penalised passes are
+    float32."""
     gradient_precision: Literal["float32", "bf16"] = "float32"
     """`bf16` halves the bytes that gradients cost between ranks, and rounds them; sums of many ranks round more."""
     deterministic: bool = False

@@ -105,7 +105,7 @@ def _watch_saturation(past: Diagnosis, step: int, row: Row) -> tuple[dict[str, o
         f"saturation: the discriminator is certain ({real:.2g} of real, {fake:.2g} of generated samples) and the "
         f"generator's gradient is down to {gradient / before:.1%} of what it was; try "
         "objective.adversarial=non_saturating if that is minimax, objective.instance_noise={}, "
-        "objective.r1={gamma: 1}, or a lower discriminator.optimizer.learning_rate"
+        "objective.r1={gamma: 1} (without batch norm there), or a lower discriminator.optimizer.learning_rate"
     )
 
 

@@ -126,7 +126,9 @@ def run(
             learning_rate(generator, progress.step, steps),
         )
         with runtime.whole(state.generator.network):
-            state.average.update(ema_decay(config.ema, before, progress.position - before), applied)
+            # A long critic phase is one step of the generator like any other.
+            images = config.training.critic_steps * update.batch_size
+            state.average.update(ema_decay(config.ema, before, images), applied)
         progress.step += 1
         growth.grow(state)
         # The first step may compile kernels; from the next one on, silence means that a rank is lost.

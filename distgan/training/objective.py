@@ -41,7 +41,7 @@ class MicroBatch(NamedTuple):
     latents: Tensor
     """(n, latent_size)"""
     labels: Tensor | None
-    """(n,) int64, of the samples to be generated."""
+    """(n,) int64, of the samples to be generated where they are not compared with reals."""
     reals: Tensor | None
     """(n, *sizes); None where the objective does not look at any."""
     real_labels: Tensor | None
@@ -83,6 +83,12 @@ class Objective(nn.Module):
         """The other player's network."""
         return self._opponent[0]
 
+    @staticmethod
+    def _fake_labels(batch: MicroBatch) -> Tensor | None:
+        """Those of the reals where there are any, so that pairs and the points between them are of one class: the
+        released code of WGAN-GP (gan_cifar_resnet.py), of progressive growing and of R3GAN does so."""
+        return batch.labels if batch.real_labels is None else batch.real_labels
+
     def _autocast(self, like: Tensor, *, unless: bool = False) -> torch.autocast:
         """Networks run in bf16 inside, if the run says so; losses and penalties are float32."""
         dtype = self.autocast_dtype
@@ -121,8 +127,9 @@ class DiscriminatorObjective(Objective):
         """`update` numbers the discriminator's updates, which decides on lazy penalties."""
         config = self.config
         assert batch.reals is not None
+        labels = self._fake_labels(batch)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
-            fakes = self.opponent(batch.latents, batch.labels)
+            fakes = self.opponent(batch.latents, labels)
         reals = self._with_noise(batch.reals, "real", batch, step)
         fakes = self._with_noise(fakes.to(reals.dtype), "fake", batch, step)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
@@ -132,7 +139,7 @@ class DiscriminatorObjective(Objective):
             with self._autocast(reals, unless=penalised):
                 held.enter_context(reference_moments(self.network))
             reals, real_logits = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
-            fakes, fake_logits = self._judge(fakes, batch.labels, differentiable=r2 is not None)
+            fakes, fake_logits = self._judge(fakes, labels, differentiable=r2 is not None)
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | readings.opinions(config.adversarial, real_logits, fake_logits)
             parts |= readings.diversity("data/diversity", batch.reals)
@@ -198,13 +205,13 @@ class GeneratorObjective(Objective):
 
     def forward(self, batch: MicroBatch, step: int) -> Outcome:
         """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""
-        config, discriminator = self.config, self.opponent
+        config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         with _frozen(discriminator), self._autocast(batch.latents):
             with reference_moments(self.network):
-                fakes = self.network(batch.latents, batch.labels)
+                fakes = self.network(batch.latents, labels)
             with reference_moments(discriminator):
                 noisy = self._with_noise(fakes, "fake", batch, step)
-                fake_logits, fake_features = self._judge(noisy, batch.labels)
+                fake_logits, fake_features = self._judge(noisy, labels)
                 real_logits, real_features = fake_logits, fake_features
                 if config.generator_needs_reals:
                     assert batch.reals is not None

@@ -27,6 +27,8 @@ from distgan.errors import UserError, blaming
 from distgan.evaluation.precision import plain_float32
 from distgan.evaluation.samples import fill, read_reals
 from distgan.networks import build_discriminator
+from distgan.networks.layers.normalisation import recompute_statistics
+from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.progressive import shrink
 from distgan.networks.representation import convolution_features
 from distgan.networks.shape import sample_shape
@@ -85,7 +87,7 @@ def probe(
     config = parse_config(state.config, source=f"{found}/state.json")
     if config.data.kind != "images":
         raise UserError(f"{found}: its discriminator sees {config.data.kind}, and only those of images can be probed")
-    view = _View(found, state, config)
+    view = View(found, state, config)
     index = _labelled(config, "data.path" if data is None else "--data", config.data.path if data is None else data)
     order = torch.from_numpy(permute(np.arange(len(index)), len(index), derive_key(0, "probe/split")))
     if test is None:
@@ -98,6 +100,7 @@ def probe(
         places = permute(np.arange(len(others)), len(others), derive_key(0, "probe/test"))
         chosen = torch.from_numpy(places), order
     tested, fitted = (part[:number].sort().values for part in chosen)
+    view.fit_statistics(index, fitted)
     sides = view.parts(index, fitted), view.parts(others, tested)
     report: dict[str, Any] = {
         "classifier": classifier,
@@ -146,7 +149,7 @@ def _fitted(classifier: Classifier, strength: float, features: NDArray[np.float3
         return model.fit(features, labels)
 
 
-class _View:
+class View:
     """Images as a checkpoint's discriminator sees them."""
 
     def __init__(self, checkpoint: Path, state: Description, config: Config) -> None:
@@ -163,6 +166,13 @@ class _View:
         set_growth([self.network], self.growth)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.eval().requires_grad_(False).to(self.device)
+
+    def fit_statistics(self, index: Index, numbers: Tensor) -> None:
+        """Batch norm knows only moments of a batch in training; from now on, it has those of these samples."""
+        whole = numbers[: len(numbers) // self.batch_size * self.batch_size]
+        read = read_reals(self.config.data, index, (whole if len(whole) else numbers).split(self.batch_size))
+        with torch.no_grad(), plain_float32(self.device), reference_moments(self.network):
+            recompute_statistics(self.network, (self.inputs(reals.samples) for reals in read if len(reals.labels)))
 
     def parts(self, index: Index, numbers: Tensor) -> tuple[Part, ...]:
         """The samples with these numbers that can be read: by the discriminator's features, and by their pixels."""
@@ -183,13 +193,17 @@ class _View:
             raise UserError(f"{count} images to fit or test a probe on can be read; give shards of at least 50")
         return tuple(Part(rows[:count].numpy(), labels[:count].numpy()) for rows in (features, pixels))
 
-    def _features(self, images: Tensor) -> Tensor:
+    def inputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the network is called with, always a whole batch."""
         shown = generation.from_bytes(fill(images, self.batch_size)).to(self.device)
         if self.growth is not None:
             shown = shrink(shown, self.growth.resolution)
         labels = torch.zeros(len(shown), dtype=torch.int64, device=self.device) if self.conditional else None
+        return shown, labels
+
+    def _features(self, images: Tensor) -> Tensor:
         with plain_float32(self.device):
-            return convolution_features(self.network, shown, labels)[: len(images)].cpu()
+            return convolution_features(self.network, *self.inputs(images))[: len(images)].cpu()
 
     def _check_size(self, features: int, samples: int) -> None:
         if features * samples > _MAX_NUMBERS:

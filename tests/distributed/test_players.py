@@ -110,17 +110,20 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "non-saturating": {},
     "minimax, accumulated": {"objective": {"adversarial": "minimax"}, "training": {"accumulation": 2}},
     "relativistic average": {"objective": {"adversarial": "relativistic_average"}},
-    "relativistic paired, R1 and R2": {
-        "objective": {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}}
+    "relativistic paired of classes, R1 and R2": {
+        "objective": {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}},
+        "discriminator": {"normalisation": "none"},
+        "data": {"labels": True},
     },
     "WGAN with clipping": {
         "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {"limit": 0.01}},
         "generator": {"optimizer": {"name": "rmsprop"}},
         "discriminator": {"optimizer": {"name": "rmsprop"}},
     },
-    "WGAN-GP": {
+    "WGAN-GP of classes": {
         "objective": {"adversarial": "wasserstein", "r1": None, "gradient_penalty": {}, "drift": 0.01},
         "discriminator": {"normalisation": "none"},
+        "data": {"labels": True},
     },
     "DRAGAN": {
         "objective": {"r1": None, "gradient_penalty": {"points": "uniform"}},
@@ -164,6 +167,24 @@ def test_ranks_do_not_matter(ranks: RankPool, technique: str) -> None:
                 alike = {name: value for name, value in losses.items() if name in found["losses"][step]}
                 assert losses.keys() - alike.keys() <= {"generator/diversity", "data/diversity"}
                 assert found["losses"][step] == pytest.approx(alike, rel=1e-5, abs=1e-6)
+
+
+def accumulated(micro_batches: int) -> dict[str, Any]:
+    """Two steps without batch norm, whose micro-batches are then parts of one batch."""
+    sections = {"generator": {"normalisation": "none"}, "discriminator": {"normalisation": "none"}}
+    return train_steps(2, training={"accumulation": micro_batches}, **sections)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(ranks: RankPool) -> None:
+    [whole], [parts] = ranks.run(1, accumulated, 1), ranks.run(1, accumulated, 4)
+    # Adam's steps do not feel a constant factor, but its moments and the reported norms do.
+    for kind in ("state", "moments"):
+        for key, value in whole[kind].items():
+            torch.testing.assert_close(parts[kind][key], value, rtol=1e-8, atol=1e-12, msg=key)
+    for one, other in zip(whole["losses"], parts["losses"], strict=True):
+        norms = [key for key in one if key.startswith("gradient_norm/")]
+        assert len(norms) == 2
+        assert [other[key] for key in norms] == pytest.approx([one[key] for key in norms], rel=1e-6)
 
 
 def test_gradient_accumulation_reduces_once(ranks: RankPool) -> None:

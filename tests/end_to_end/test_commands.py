@@ -19,7 +19,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distgan.cli import main
-from distgan.data.index import build_index, save_index
+from distgan.config import parse_config
+from distgan.data.index import build_index, load_index, save_index
+from distgan.evaluation.samples import read_reals
+from distgan.networks.representation import convolution_features
+from distgan.training.description import load_description
+from distgan.training.probe import View
+from distgan.training.restore import find_checkpoint
 from tests.labelled_shards import pictures, write_shards
 from tests.ranks import Job
 from tests.runs import recipe, rows, status, tensors
@@ -180,6 +186,22 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert 1 <= found["inception_score[classifier]"] <= 10
     assert 1 <= found["classes[classifier]"] <= 10
     assert found["kid[classifier]"] > 0
+
+
+def test_a_probed_discriminator_normalises_as_in_training(run: Path) -> None:
+    """On as many images as a batch holds, its features are those of one batch in training."""
+    found = find_checkpoint(run)
+    state = load_description(found)
+    config = parse_config(state.config)
+    view, index = View(found, state, config), load_index(config.data.path)
+    view.batch_size = 64
+    numbers = torch.arange(view.batch_size)
+    view.fit_statistics(index, numbers)
+    features, _ = view.parts(index, numbers)
+    [reals] = read_reals(config.data, index, [numbers])
+    training = view.network.train()
+    expected = convolution_features(training, *view.inputs(reals.samples))
+    np.testing.assert_allclose(features.features, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_probe_tells_how_much_a_discriminator_knows(

@@ -175,6 +175,8 @@ def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch_of_
         ("objective.targets={real: 0.9, fake: 0.1}", ["no longer vanishes where there is no data"]),
         ("objective.adversarial=wasserstein", ["nothing bounds the critic's slope"]),
         ("objective={adversarial: wasserstein, weight_clipping: {}}", []),
+        ("objective={adversarial: wasserstein, r1: {gamma: 1}}", ["objective.r1: with discriminator.normalisation="]),
+        ("discriminator={spectral_norm: true, normalisation: none}", []),
         ("generator={normalisation: virtual, reference_size: 64}", []),
         ("generator={normalisation: virtual, reference_size: 128}", ["generator.reference_size = 128: each pass"]),
     ],

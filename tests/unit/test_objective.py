@@ -252,3 +252,45 @@ def test_diversity_is_the_mean_difference_of_neighbours() -> None:
     samples = torch.tensor([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0], [5.0, 9.0], [100.0, 0.0]])
     assert float(readings.diversity("of", samples)["of"]) == pytest.approx((2 + 0 + 0 + 4) / 4)
     assert readings.diversity("of", samples[:1]) == {}
+
+
+class Shifted(nn.Module):
+    """A network that adds its label to what `inner` makes, and keeps the labels that it was called with."""
+
+    feature_layer = "inner"
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.called_with: list[list[int]] = []
+
+    def forward(self, values: Tensor, labels: Tensor) -> Tensor:
+        self.called_with.append(labels.tolist())
+        out: Tensor = self.inner(values)
+        return out + labels.view(-1, *[1] * (out.dim() - 1))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}},
+        {"adversarial": "wasserstein", "gradient_penalty": {}},
+    ],
+    ids=["paired", "interpolated"],
+)
+def test_samples_that_are_compared_are_of_one_class(objective: dict[str, Any]) -> None:
+    generator, discriminator = Shifted(Linear()), Shifted(Bowl())
+    drawn, real = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([2, 1, 0, 2, 1, 0])
+    config = config_of(**objective)
+    fed = batch()._replace(labels=drawn, real_labels=real)
+    DiscriminatorObjective(discriminator, generator, config, None)(fed, 0, 0)
+    assert generator.called_with == [real.tolist()]
+    passes = 3 if "gradient_penalty" in objective else 2
+    assert discriminator.called_with == [real.tolist()] * passes
+    generator.called_with.clear()
+    discriminator.called_with.clear()
+    compared = config.objective.generator_needs_reals
+    fed = fed if compared else fed._replace(reals=None, real_labels=None)
+    GeneratorObjective(generator, discriminator, config, None)(fed, 0)
+    assert generator.called_with == [(real if compared else drawn).tolist()]
+    assert discriminator.called_with == [(real if compared else drawn).tolist()] * (2 if compared else 1)
