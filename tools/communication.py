@@ -121,7 +121,7 @@ def counted(
         "monitoring.samples_every=1000000", "checkpoint.every=1000000",
     ])  # fmt: skip
     with Counting() as counting:
-        train(config, resume="never")
+        train(config)
     numbers, bytes_ = Counter[Kind](), Counter[Kind]()
     for step, kind, amount in counting.found:
         done = step - 1 if kind.purpose in AFTER_A_STEP else step

@@ -107,7 +107,7 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     ])  # fmt: skip
     logging.disable(logging.INFO)
     try:
-        train(short, resume="never")
+        train(short)
     except (UserError, LostRankError) as error:
         return [Finding("FAILED", "training", str(error))]
     except Exception as error:  # whatever it is, the user asked for a verdict

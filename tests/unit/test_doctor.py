@@ -134,7 +134,8 @@ def test_alone_and_without_a_recipe(
 
 def test_a_recipe_is_rehearsed_on_two_ranks_and_leaves_nothing(tmp_path: Path, digits: Path) -> None:
     config = recipe(tmp_path, digits)
-    assert Job(2, ["doctor", str(config)], log=tmp_path / "log").wait() == [0, 0]
+    launcher = {"TORCHELASTIC_MAX_RESTARTS": "3"}
+    assert Job(2, ["doctor", str(config)], log=tmp_path / "log", environment=launcher).wait() == [0, 0]
     lines = (tmp_path / "log").read_text().splitlines()
     subjects = [line.split("  ")[0] + line[9:23].strip() for line in lines[:-1]]
     for subject in ("all-reduce", "clocks", "run folder", "data", "reading", "training", "free disk"):
