@@ -182,7 +182,7 @@ def test_a_run_that_exists_is_not_touched(tmp_path: Path, digits: Path) -> None:
 def ill(rank: int, what: str, folder: str, shards: str) -> list[str]:
     """What two ranks find when one of them has the illness."""
     runtime = Runtime()
-    place = Path(folder) / (f"rank-{runtime.rank}" if what == "folder" else "same")
+    place = Path(folder) / ("same" if what == "clock" else f"rank-{runtime.rank}")
     place.mkdir(parents=True, exist_ok=True)
     if what == "clock" and runtime.rank == rank:
         truth = time.time
