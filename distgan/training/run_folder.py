@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.distributed.rollcall import RollCall
@@ -42,11 +42,14 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
     folder = Path(config.run_dir)
     if runtime.is_main and resume == "never":
         set_aside(folder)
-    path = runtime.broadcast_object(_checkpoint_to_resume(folder, resume) if runtime.is_main else None)
+    path, kept = runtime.broadcast_object(_where_to_resume(folder, resume) if runtime.is_main else None)
     if isinstance(path, UserError):
         raise path
     if path is not None:
+        # From here on a rank may fail by itself, so that none may wait for others.
         then = state.load(path, accept)
+        if state.progress.best is not None and state.progress.best["step"] not in kept:
+            state.progress.best = None
         if runtime.is_main and then.best is not None and then.best.step == then.step:
             mark_own_best(folder, path, then.best)
         if runtime.is_main and resume != "auto":
@@ -54,8 +57,6 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
                 set_aside_later(folder, then.step)
             else:
                 set_aside(folder)
-        if not runtime.broadcast_object(_has_best(folder, state.progress.best) if runtime.is_main else None):
-            state.progress.best = None
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
             logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
@@ -80,9 +81,12 @@ def _is_own(folder: Path, path: Path) -> bool:
     return path.resolve().parent == (folder / "checkpoints").resolve()
 
 
-def _has_best(folder: Path, best: dict[str, Any] | None) -> bool:
-    """Whether the best so far is kept in a run folder. What is not, as after going back, is nothing to compare with."""
-    return best is not None and (folder / "checkpoints" / directory_name(best["step"])).is_dir()
+def _where_to_resume(folder: Path, resume: str) -> tuple[Path | UserError | None, list[int]]:
+    """The checkpoint, and the steps of all that are kept of its course. A best one that is not, as after going back, is
+    nothing to compare with."""
+    path = _checkpoint_to_resume(folder, resume)
+    own = isinstance(path, Path) and _is_own(folder, path)
+    return path, steps(folder / "checkpoints") if own else []
 
 
 def set_aside(folder: Path) -> None:

@@ -10,9 +10,11 @@ import torch
 
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.checkpoint_folder import Best, read_best
 from distgan.training.run_folder import prepare
+from tests.ranks import RankPool
 
 
 def started(config: Config, resume: str = "auto", *, best: int) -> dict[str, Any] | None:
@@ -64,6 +66,29 @@ def test_a_run_that_another_starts_from_is_left_as_it_is(tmp_path: Path) -> None
     config = killed_before_marking(tmp_path / "run")
     started(config, str(tmp_path / "other"), best=4)
     assert marked(tmp_path / "other") == 2
+
+
+def resume_where_one_cannot_read(config: Config) -> str:
+    """Start on two ranks, of which the second does not see what the first does."""
+    runtime = Runtime()
+
+    def load(path: Path, accept: frozenset[str]) -> None:
+        raise UserError(f"{path.name}: cannot be read")
+
+    then = SimpleNamespace(step=4, best=None, world_size=2, config=config.model_dump(mode="json"))
+    progress = SimpleNamespace(position=64, best={"metric": "fid", "value": 3.0, "step": 2})
+    state: Any = SimpleNamespace(load=load if runtime.rank else lambda path, accept: then, progress=progress)
+    try:
+        with runtime.together():
+            prepare(config, state, runtime, "auto", frozenset())
+    except UserError as error:
+        return str(error)
+    return "resumed"
+
+
+def test_a_rank_that_cannot_read_the_checkpoint_is_told_by_all(tmp_path: Path, ranks: RankPool) -> None:
+    config = killed_before_marking(tmp_path / "run")
+    assert ranks.run(2, resume_where_one_cannot_read, config) == ["rank 1: step-00000004: cannot be read"] * 2
 
 
 def test_the_best_so_far_is_one_that_is_kept(tmp_path: Path) -> None:
