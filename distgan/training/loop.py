@@ -116,13 +116,15 @@ def run(
         for update in discriminator_updates(config, progress.step, progress.position):
             seed_default_generator(config.seed, update.index, runtime.rank)
             state.discriminator.update(
-                [(batch, progress.step, update.index) for batch in feed.discriminator_inputs(update)],
+                feed.discriminator_inputs(update),
+                (progress.step, update.index),
                 learning_rate(discriminator, progress.step, steps),
                 before_change=writer.copied if writer is not None else None,
             )
             progress.position += update.batch_size
         applied = state.generator.update(
-            [(batch, progress.step) for batch in feed.generator_inputs(progress.step)],
+            feed.generator_inputs(progress.step),
+            (progress.step,),
             learning_rate(generator, progress.step, steps),
         )
         with runtime.whole(state.generator.network):
