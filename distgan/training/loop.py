@@ -65,6 +65,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         deterministic=config.training.deterministic,
         timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),
         gradients_in_bf16=config.training.gradient_precision == "bf16",
+        tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
@@ -77,6 +78,11 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         if runtime.is_main:
             for doubt in (*config.doubts, *growth.doubts(config), *unlisted(config.data.path, index)):
                 logger.warning("%s", doubt)
+            if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
+                logger.warning(
+                    "training.mixed_precision = tf32: %s has no TF32, so float32 is used; it needs an NVIDIA GPU",
+                    runtime.device,
+                )
         state = assemble(config, index, runtime)
         if runtime.is_main and runtime.world_size > 1:
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
