@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 import torch
 
 from distgan.config import Config, dump_config
+from distgan.data.images import JPEG_DECODER
 from distgan.data.index import load_index
 from distgan.data.index_checks import unlisted
 from distgan.distributed.interruption import Check
@@ -17,6 +18,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
+from distgan.packages import missing_packages
 from distgan.randomness import derive_key
 from distgan.training import growth, run_folder
 from distgan.training.assembly import assemble, check_fits
@@ -74,10 +76,16 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the code", code_digest(), "install the same version on every node")
+        if config.data.kind == "images":
+            runtime.check_equal(
+                "the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node"
+            )
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
         if runtime.is_main:
             for doubt in (*config.doubts, *growth.doubts(config), *unlisted(config.data.path, index)):
                 logger.warning("%s", doubt)
+            for package in missing_packages():
+                logger.warning("%s is not installed: %s; pip install %s", package.name, package.without, package.name)
             if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
                 logger.warning(
                     "training.mixed_precision = tf32: %s has no TF32, so float32 is used; it needs an NVIDIA GPU",
