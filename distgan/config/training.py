@@ -48,9 +48,12 @@ class TrainingConfig(Section):
     """Discriminator updates before the first step, so that the generator meets a trained one. They count to step 0."""
     stop_when_flat: StopWhenFlatConfig | None = None
     """For `wasserstein`: end the run early when its estimate of the distance is flat; null trains all steps."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """`bf16` runs the networks under bfloat16 autocast, so that logits have its 8 bits; losses and penalised passes are
-    float32."""
+    mixed_precision: Literal["no", "tf32", "bf16"] = "no"
+    """Arithmetic of the networks. `no` is full float32. `tf32` rounds the inputs of matrix products and convolutions to
+    10 bits of mantissa on NVIDIA GPUs. `bf16` runs the networks under bfloat16 autocast, with 8 bits; losses are
+    float32, and so are whole passes whose input gradient is penalized, such as the discriminator's in every update
+    with R1 and `every: 1`: those use neither bf16 nor `compile`, and are full float32. Weights and evaluation are
+    float32 in all three."""
     gradient_precision: Literal["float32", "bf16"] = "float32"
     """`bf16` halves the bytes that gradients cost between ranks, and rounds them; sums of many ranks round more."""
     deterministic: bool = False

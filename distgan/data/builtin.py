@@ -11,6 +11,7 @@ from distgan.data.layout import Pixels, Source, pixel_source
 from distgan.data.lines import text_source
 from distgan.data.prose import python_prose
 from distgan.errors import UserError
+from distgan.packages import missing_package
 
 PREFIX = "builtin:"
 BUILTIN = ("digits", "text", "ring", "grid")
@@ -34,7 +35,10 @@ def open_digits() -> Source[Pixels]:
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
-    from sklearn.datasets import load_digits  # a second of imports that no other source needs
+    try:
+        from sklearn.datasets import load_digits  # a second of imports that no other source needs
+    except ImportError:
+        raise missing_package(f"{PREFIX}digits", "scikit-learn", "pack images of your own") from None
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)

@@ -7,11 +7,15 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distgan.data.images import fit_square, to_channels
 from distgan.data.layout import MAX_PIXELS, BadSample, Encoded, Pixels
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
 
 ImageFormat = Literal["keep", "png", "jpg", "webp"]
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -85,7 +89,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
     Decoding at an eighth of the size in grey reads all of the compressed data, so truncation shows.
     """
-    if not data.startswith(b"\xff\xd8") or data.find(_EXIF_HEADER, 0, 1 << 16) >= 0:
+    if simplejpeg is None or not data.startswith(b"\xff\xd8") or data.find(_EXIF_HEADER, 0, 1 << 16) >= 0:
         return False
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)

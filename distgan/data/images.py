@@ -11,16 +11,24 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import simplejpeg
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from distgan.errors import UnreadableSampleError
 
+try:
+    import simplejpeg
+except ImportError:  # clusters' images rarely have it, and Pillow decodes everything that it does
+    simplejpeg = None
+
 Pixels = NDArray[np.uint8]
+JPEG_DECODER = f"Pillow {PIL.__version__}" if simplejpeg is None else f"simplejpeg {version('simplejpeg')}"
+"""What decodes JPEGs here. Others may differ from it by a level in some pixels."""
 Data = bytes | memoryview
 _MOST_PIXELS = 2**29  # beyond, decoders count bytes in 32 bits and overflow
 
@@ -66,6 +74,8 @@ def to_channels(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def _decode_jpeg(out: Pixels, data: Data, max_pixels: int) -> None:
+    if simplejpeg is None:
+        return _decode_with_pillow(out, data, max_pixels, "JPEG")
     colours = "GRAY" if out.shape[2] == 1 else "RGB"
     try:
         # Always the header first: simplejpeg computes the size of huge images in 32 bits, and would not notice

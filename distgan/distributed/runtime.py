@@ -42,10 +42,17 @@ class Runtime(Control):
 
     Args:
         gradients_in_bf16: gradients travel between ranks in bfloat16.
+        tf32: float32 matrix products and convolutions on CUDA round their inputs to TF32, 10 bits of mantissa; by
+            default they are full float32.
     """
 
     def __init__(
-        self, *, deterministic: bool = False, timeout_minutes: float = 10.0, gradients_in_bf16: bool = False
+        self,
+        *,
+        deterministic: bool = False,
+        timeout_minutes: float = 10.0,
+        gradients_in_bf16: bool = False,
+        tf32: bool = False,
     ) -> None:
         if deterministic:
             _use_deterministic_kernels()
@@ -90,9 +97,9 @@ class Runtime(Control):
         self._others: list[Any] = []
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
-            # What the recipe calls float32 is that: TF32 has 10 bits of mantissa, and bf16 is there for speed.
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
+            # By torch's older interface: torch.compile reads it, and raises if only the newer one was used.
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.backends.cudnn.allow_tf32 = tf32
 
     def engine(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
         """What trains a player's network, chosen at launch. With one process there is nothing to divide."""

@@ -50,6 +50,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
             say(str(finding))
 
     note(machine.versions(runtime))
+    note(machine.packages())
     note(machine.processes(runtime))
     note(machine.device(runtime), machine.cores(runtime, config.data.workers if config else 0), machine.shared_memory())
     note(*network.sums(runtime))

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 
 from distgan import __version__
+from distgan.data.images import JPEG_DECODER
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.identity import code_digest
+from distgan.packages import missing_packages
 
 _SHARED_MEMORY_LEAST = 1e9
 
@@ -42,6 +44,15 @@ def versions(runtime: Runtime) -> Finding:
         f"rank 0 has {everywhere[0]}, but rank {', '.join(map(str, others))} {everywhere[others[0]]}; "
         "give every node the same environment",
     )
+
+
+def packages() -> Finding:
+    """Which of the packages that are not needed by every run are installed."""
+    missing = missing_packages()
+    if not missing:
+        return Finding("ok", "packages", f"all optional ones are installed; JPEGs are decoded by {JPEG_DECODER}")
+    said = "; ".join(f"{package.name} is not installed: {package.without}" for package in missing)
+    return Finding("warning", "packages", f"{said}; pip install {' '.join(package.name for package in missing)}")
 
 
 def processes(runtime: Runtime) -> Finding:

@@ -14,6 +14,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
 from distgan.errors import LostRankError, UserError
+from distgan.packages import is_installed
 from distgan.training.assembly import check_fits
 
 _READ_SECONDS = 2.0
@@ -83,6 +84,8 @@ def detector(config: Config) -> Finding:
         return Finding("ok", "detector", "not needed while training: evaluation.every is 0")
     if settings.detector == "classifier":
         return Finding("ok", "detector", "a classifier, trained on the shards by the first evaluation")
+    if not is_installed("torch_fidelity"):
+        return Finding("FAILED", "detector", "evaluation.detector = inception needs torch-fidelity; pip install it")
     from distgan.evaluation.features import evaluation_folder
     from distgan.evaluation.inception import weights_file
 

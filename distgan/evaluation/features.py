@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from distgan.config import DataConfig, EvaluationConfig, cache_folder
 from distgan.data.index import Index
 from distgan.distributed.interruption import Asked, never
-from distgan.evaluation import classifier, inception
+from distgan.evaluation import classifier
 from distgan.evaluation.precision import plain_float32
+from distgan.packages import missing_package
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,12 +53,18 @@ def load_detector(
     """The detector that the config names, with the same weights on every rank. Call it on all of them.
 
     Raises:
-        UserError: no labels to train the classifier on; Inception's weights missing or damaged.
+        UserError: no labels to train the classifier on; Inception's package or weights missing, or damaged.
         Interrupted: a rank was asked to stop while the classifier was trained.
     """
     folder = evaluation_folder(config)
     network: nn.Module
     if config.detector == "inception":
+        try:
+            from distgan.evaluation import inception
+        except ImportError:
+            raise missing_package(
+                "evaluation.detector = inception", "torch-fidelity", "set evaluation.detector=classifier"
+            ) from None
         network, hash = inception.load_inception(config.inception_weights, folder, runtime)
         dimension, num_logits = inception.DIMENSION, inception.NUM_LOGITS
     else:

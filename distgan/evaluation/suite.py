@@ -19,6 +19,7 @@ from distgan.distributed.interruption import Asked, heeding, never
 from distgan.evaluation.features import load_detector
 from distgan.evaluation.measures import Setting, make_collectors, make_measure
 from distgan.evaluation.names import WITH_DETECTOR, value_name
+from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.reals import real_statistics, see
 from distgan.evaluation.samples import fill, rank_batches
 
@@ -63,7 +64,7 @@ class Evaluator:
         runtime, settings = self.runtime, self.config.evaluation
         self._forget()  # what an interrupted evaluation has left
         rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
-        with torch.no_grad(), heeding(runtime, self._asked, rounds) as check:
+        with torch.no_grad(), ieee_float32(), heeding(runtime, self._asked, rounds) as check:
             for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
                 check()
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)

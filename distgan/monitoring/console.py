@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
-import rich.console
-from rich.console import RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+try:
+    from rich.text import Text
+
+    from distgan.monitoring.rich_terminal import Terminal, TrainingBar, command_bar
+except ImportError:
+    RICH = False
+else:
+    RICH = True
 
 logger = logging.getLogger("distgan")
 
@@ -28,15 +25,9 @@ _SHOWN = ("loss/", "fid", "inception_score[", "kid[", "classes[", "modes", "ngra
 _REFRESH_SECONDS = 0.25
 
 
-class _Terminal(rich.console.Console):
-    def on_broken_pipe(self) -> None:
-        """Whoever read the messages is gone; that is no reason to end a run, as rich would."""
-        self.quiet = True
-
-
-# One for bar and messages, because rich prints above a bar only what goes through the bar's own console. Standard
-# error, because standard output is for what a command is asked for.
-terminal = _Terminal(stderr=True)
+# One for bar and messages, because rich prints above a bar only what goes through the bar's own console. None without
+# rich: plain lines do as well.
+terminal = Terminal() if RICH else None
 
 
 def setup_logging(rank: int) -> None:
@@ -46,15 +37,6 @@ def setup_logging(rank: int) -> None:
             logger.removeHandler(handler)
     logger.addHandler(_Handler(rank))
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-
-
-class _Bar(Progress):
-    """A progress bar with a line of text below it."""
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        for task in self.tasks:
-            yield Text(task.fields["values"])
 
 
 class Console:
@@ -71,29 +53,16 @@ class Console:
         self._main = main
         self._started = time.monotonic()
         self._advanced = -_REFRESH_SECONDS
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        if main and terminal.is_terminal and not terminal.is_dumb_terminal:
-            self._bar = _Bar(
-                TextColumn("training"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-                console=terminal,
-                refresh_per_second=1 / _REFRESH_SECONDS,
-                speed_estimate_period=120,
-                expand=True,
-            )
-            self._task = self._bar.add_task("training", total=total, completed=start, values="")
+        self._bar: TrainingBar | None = None
+        if main and terminal is not None and terminal.is_terminal and not terminal.is_dumb_terminal:
+            self._bar = TrainingBar(terminal, total, start)
             self._bar.start()
 
     def advance(self, step: int) -> None:
         """Move the bar to a step; cheap enough for every step."""
         if self._bar is not None and time.monotonic() - self._advanced >= _REFRESH_SECONDS:
             self._advanced = time.monotonic()
-            self._bar.update(self._task, completed=step)
+            self._bar.show(step)
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Show a row of numbers: losses, metrics and speed of those there are."""
@@ -101,7 +70,7 @@ class Console:
             return
         shown = _summary(values)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, values=shown)
+            self._bar.show(step, values=shown)
             return
         remaining = (time.monotonic() - self._started) * (self._total - step) / max(1, step - self._start)
         eta = timedelta(seconds=round(remaining)) if step > self._start else "unknown"
@@ -117,8 +86,10 @@ class Console:
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for a command's work on a terminal, nothing elsewhere: yields `progress(done, total)`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as bar:
+    if terminal is None:
+        yield lambda done, total: None
+        return
+    with command_bar(terminal) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -142,8 +113,13 @@ class _Handler(logging.Handler):
         try:
             level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
             moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-            line = Text(f"{moment} {self._prefix}{level}{self.format(record)}", style=_STYLES.get(record.levelno, ""))
-            terminal.print(line, soft_wrap=True)
+            line = f"{moment} {self._prefix}{level}{self.format(record)}"
+            if terminal is None:
+                print(line, file=sys.stderr, flush=True)
+                return
+            terminal.print(Text(line, style=_STYLES.get(record.levelno, "")), soft_wrap=True)
             terminal.file.flush()
+        except BrokenPipeError:
+            pass  # whoever read the messages is gone, as rich's own printing takes it
         except Exception:
             self.handleError(record)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distgan.files import write_atomically
 from distgan.monitoring.event_files import drop_later_events
+from distgan.packages import is_installed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,11 +63,12 @@ def open_tracker(run_dir: str | Path, *, tensorboard: bool, resume_step: int | N
     """The tracker of this rank: only that of the `main` one writes.
 
     Args:
-        run_dir: gets `metrics.jsonl` and, with `tensorboard`, event files in the folder `tensorboard`.
+        run_dir: gets `metrics.jsonl` and, with `tensorboard` and its package, event files in the folder `tensorboard`.
         resume_step: the step that training continues from; whatever was logged later goes. None drops all.
     """
     if not main:
         return Tracker()
+    tensorboard = tensorboard and is_installed("tensorboard")
     return _RunTracker(Path(run_dir), tensorboard=tensorboard, last_step=-1 if resume_step is None else resume_step)
 
 
@@ -78,7 +80,8 @@ class _RunTracker(Tracker):
         self._events = _Events(run_dir / "tensorboard", last_step) if tensorboard else None
         self._first_step = max(0, last_step)
         self._attempt("metrics.jsonl", lambda: self._rows.truncate(last_step))
-        self._attempt("TensorBoard", lambda: drop_later_events(run_dir / "tensorboard", last_step))
+        if tensorboard:
+            self._attempt("TensorBoard", lambda: drop_later_events(run_dir / "tensorboard", last_step))
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         numbers = {tag: float(value) for tag, value in values.items()}

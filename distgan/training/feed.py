@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distgan import randomness
+from distgan.data.reader import Batch
 from distgan.data.stream import open_stream
 from distgan.data.substitutions import Failure, check_failure_rate
 from distgan.distributed.runtime import Runtime
@@ -35,7 +36,7 @@ class Feed:
         self.seconds_waited = 0.0
         channels_last = uses_channels_last(state.config, runtime.device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._last_reals: list[tuple[Tensor, Tensor | None]] = []
+        self._last_batches: list[Batch] = []
         self._open(state.progress.position, schedule.micro_batch(state.config, state.progress.position))
 
     def _open(self, start: int, micro_batch: int) -> None:
@@ -66,20 +67,21 @@ class Feed:
         if update.micro_batch != self.micro_batch:
             self._stream.close()
             self._open(update.start, update.micro_batch)
-        self._last_reals.clear()
+        self._last_batches.clear()
         for start in range(update.start, update.start + update.batch_size, update.micro_batch):
-            reals = self._next_reals()
+            batch = self._next_batch()
             if self.config.objective.generator_needs_reals:
-                self._last_reals.append(reals)
-            yield MicroBatch(*self._draws["discriminator"].take(start + self.runtime.rank * self.share), *reals)
+                self._last_batches.append(batch)
+            yield self._micro_batch("discriminator", start, batch)
 
     def generator_inputs(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches of a generator update, with the reals of the step's last discriminator update if the
-        objective looks at any."""
+        objective looks at any. Those were kept in host memory and are copied to the device once more, so that it never
+        holds a whole batch."""
+        first = schedule.generator_slot(self.config, step)
         for number in range(self.config.training.accumulation):
-            first = schedule.generator_slot(self.config, step) + number * self.micro_batch
-            reals = self._last_reals[number] if self._last_reals else (None, None)
-            yield MicroBatch(*self._draws["generator"].take(first + self.runtime.rank * self.share), *reals)
+            batch = self._last_batches[number] if self._last_batches else None
+            yield self._micro_batch("generator", first + number * self.micro_batch, batch)
 
     def share_failures(self) -> None:
         """Make what any rank could not read known to all, from the next position on. Every rank calls it.
@@ -104,12 +106,21 @@ class Feed:
         """Stop the loader's processes."""
         self._stream.close()
 
-    def _next_reals(self) -> tuple[Tensor, Tensor | None]:
-        device = self.runtime.device
+    def _micro_batch(self, role: str, start: int, batch: Batch | None) -> MicroBatch:
+        """This rank's share of the micro-batch whose latents are numbered from `start`, with the reals of `batch`."""
+        drawn = self._draws[role].take(start + self.runtime.rank * self.share)
+        return MicroBatch(*drawn, *(self._to_device(batch) if batch is not None else (None, None)))
+
+    def _next_batch(self) -> Batch:
         started = time.perf_counter()
         batch = next(self._stream)
         self.seconds_waited += time.perf_counter() - started
         self.failures += batch.failures
+        return batch
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Reals as networks see them at this point of the run, and their labels if the run uses any."""
+        device = self.runtime.device
         values = batch.values.to(device, non_blocking=True)
         if self.config.data.dequantize:
             places = batch.positions.to(device, non_blocking=True)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 import torch
 
 from distgan.config import Config, dump_config
+from distgan.data.images import JPEG_DECODER
 from distgan.data.index import load_index
 from distgan.data.index_checks import unlisted
 from distgan.distributed.interruption import Check
@@ -17,6 +18,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
+from distgan.packages import missing_packages
 from distgan.randomness import derive_key
 from distgan.training import growth, run_folder
 from distgan.training.assembly import assemble, check_fits
@@ -65,6 +67,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         deterministic=config.training.deterministic,
         timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),
         gradients_in_bf16=config.training.gradient_precision == "bf16",
+        tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
@@ -73,10 +76,21 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the code", code_digest(), "install the same version on every node")
+        if config.data.kind == "images":
+            runtime.check_equal(
+                "the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node"
+            )
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
         if runtime.is_main:
             for doubt in (*config.doubts, *growth.doubts(config), *unlisted(config.data.path, index)):
                 logger.warning("%s", doubt)
+            for package in missing_packages():
+                logger.warning("%s is not installed: %s; pip install %s", package.name, package.without, package.name)
+            if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
+                logger.warning(
+                    "training.mixed_precision = tf32: %s has no TF32, so float32 is used; it needs an NVIDIA GPU",
+                    runtime.device,
+                )
         state = assemble(config, index, runtime)
         if runtime.is_main and runtime.world_size > 1:
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
@@ -116,13 +130,15 @@ def run(
         for update in discriminator_updates(config, progress.step, progress.position):
             seed_default_generator(config.seed, update.index, runtime.rank)
             state.discriminator.update(
-                [(batch, progress.step, update.index) for batch in feed.discriminator_inputs(update)],
+                feed.discriminator_inputs(update),
+                (progress.step, update.index),
                 learning_rate(discriminator, progress.step, steps),
                 before_change=writer.copied if writer is not None else None,
             )
             progress.position += update.batch_size
         applied = state.generator.update(
-            [(batch, progress.step) for batch in feed.generator_inputs(progress.step)],
+            feed.generator_inputs(progress.step),
+            (progress.step,),
             learning_rate(generator, progress.step, steps),
         )
         with runtime.whole(state.generator.network):

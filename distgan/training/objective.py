@@ -70,6 +70,8 @@ class Objective(nn.Module):
         self.config = config.objective
         self.seed = config.seed
         self.steps = config.training.steps
+        self.accumulation = config.training.accumulation
+        """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
         self.family = ADVERSARIAL[config.objective.adversarial]
         self.history_weight: float = getattr(config.objective.historical_averaging, self.role)

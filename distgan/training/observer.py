@@ -14,6 +14,7 @@ from distgan.config import dump_config, flatten
 from distgan.data.text import decode_lines
 from distgan.distributed.runtime import Runtime
 from distgan.evaluation.names import value_name
+from distgan.evaluation.precision import ieee_float32
 from distgan.files import write_lines
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
@@ -166,7 +167,8 @@ class Observer:
         batches = generation.statistics_batches(
             self.latents, self.config, rank=self.runtime.rank, world_size=self.runtime.world_size
         )
-        recompute_statistics(self.state.average.network, batches, across_ranks=True)
+        with ieee_float32():
+            recompute_statistics(self.state.average.network, batches, across_ranks=True)
 
     def _write(self, row: dict[str, float]) -> None:
         if row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Player:
         self.network, self.opponent = objective.network, objective.opponent
         self.history = objective.history
         self.runtime = runtime
+        self.accumulation = objective.accumulation
         _choose_parameters(self.network)
         self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
         self.quantities = QUANTITIES[config.name]
@@ -48,14 +49,18 @@ class Player:
 
     def update(
         self,
-        micro_batches: Sequence[tuple[object, ...]],
+        micro_batches: Iterable[object],
+        arguments: tuple[object, ...],
         learning_rate: float,
         *,
         before_change: Callable[[], None] | None = None,
     ) -> Tensor:
-        """One optimizer step on the mean loss of some micro-batches, each the arguments of the objective's forward.
+        """One optimizer step on the mean loss of `accumulation` micro-batches.
 
         Args:
+            micro_batches: drawn one at a time; each is released before the next one is drawn, so that a device holds
+                the data and activations of one.
+            arguments: what the objective's forward takes besides a micro-batch.
             before_change: called before anything that a checkpoint holds changes.
 
         Returns a 0-d tensor: 1 if the update was applied, 0 if its loss or gradient was not finite on some rank and
@@ -66,14 +71,16 @@ class Player:
             before_change()
         parts: list[dict[str, Tensor]] = []
         with self.runtime.whole(self.opponent):
-            for number, arguments in enumerate(micro_batches):
-                with self.engine.micro_batch(last=number == len(micro_batches) - 1):
-                    loss, values = self.engine.module(*arguments)
+            for batch in micro_batches:  # not enumerate, which holds on to a batch until it has the next
+                with self.engine.micro_batch(last=len(parts) + 1 == self.accumulation):
+                    loss, values = self.engine.module(batch, *arguments)
                     # A loss that is not finite makes every gradient so, on all ranks once they are summed: all ranks
                     # then come to the same verdict from the gradients, without a word.
-                    verdict = torch.where(loss.isfinite(), 1.0, torch.nan) / len(micro_batches)
+                    verdict = torch.where(loss.isfinite(), 1.0, torch.nan) / self.accumulation
                     self.engine.backward(loss * verdict)
                 parts.append(values)
+                del batch, loss
+        assert len(parts) == self.accumulation
         if before_change is not None:
             before_change()
         norm = self.engine.step(learning_rate)

@@ -32,6 +32,7 @@ from distgan.networks.layers.virtual import reference_moments
 from distgan.networks.progressive import shrink
 from distgan.networks.representation import convolution_features
 from distgan.networks.shape import sample_shape
+from distgan.packages import is_installed, missing_package
 from distgan.randomness import derive_key
 from distgan.training import schedule
 from distgan.training.description import Description, load_description
@@ -82,6 +83,8 @@ def probe(
         raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
     if number < 2 * _HELD_OUT:
         raise UserError(f"--num {number}: expected at least {2 * _HELD_OUT} samples")
+    if not is_installed("sklearn"):
+        raise missing_package("probe", "scikit-learn", "measure the run with `distgan evaluate`")
     found = find_checkpoint(Path(path), best=best)
     state = load_description(found)
     config = parse_config(state.config, source=f"{found}/state.json")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from distgan.config import Config, dump_config, flatten, parse_config
+from distgan.data.images import JPEG_DECODER
 from distgan.distributed.rollcall import RollCall
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
@@ -60,6 +61,13 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
             logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
+            decoder = then.versions.get("JPEG decoder", JPEG_DECODER)
+            if config.data.kind == "images" and decoder != JPEG_DECODER:
+                logger.warning(
+                    "JPEGs are decoded by %s, and were by %s at that checkpoint: pixels may differ by a level, so that "
+                    "the run is not bitwise what it would have been; install that decoder to make it so",
+                    JPEG_DECODER, decoder,
+                )  # fmt: skip
             for change in _changes(parse_config(then.config, source=f"{path}/state.json"), config):
                 logger.info("changed since that checkpoint: %s", change)
     if runtime.is_main:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import distgan
 from distgan.config import Config
+from distgan.data.images import JPEG_DECODER
 from distgan.data.index import Index
 from distgan.data.substitutions import Substitutions
 from distgan.distributed.runtime import Runtime
@@ -111,7 +112,7 @@ class TrainingState:
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
-            "versions": {"distgan": distgan.__version__, "torch": torch.__version__},
+            "versions": {"distgan": distgan.__version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
 
     def load(self, path: Path, accept: frozenset[str]) -> Description:

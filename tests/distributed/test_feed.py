@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,25 @@ def test_ranks_and_workers_feed_the_same_batches(tmp_path: Path, digits: Path, r
         for number, (batch, alone) in enumerate(zip(together(world_size, workers), expected, strict=True)):
             for field, one in zip(batch, alone, strict=True):
                 assert torch.equal(field, one), (world_size, workers, number)
+
+
+def test_the_feed_keeps_no_micro_batch_on_the_device(tmp_path: Path, digits: Path) -> None:
+    """Although the generator looks at the reals of the discriminator's update again."""
+    config = load_config(
+        recipe(tmp_path, digits, training={"batch_size": 32, "accumulation": 4}, objective={"feature_matching": {}})
+    )
+    runtime = Runtime()
+    state = assemble(config, load_index(config.data.path), runtime)
+    with closing(Feed(state, runtime)) as feed:
+        update = next(iter(schedule.discriminator_updates(config, 0, 0)))
+        seen = []
+        for inputs in (feed.discriminator_inputs(update), feed.generator_inputs(0)):
+            drawn: list[weakref.ref[torch.Tensor]] = []
+            for _ in range(4):
+                assert not any(reals() is not None for reals in drawn)
+                reals = next(inputs).reals
+                assert reals is not None
+                drawn.append(weakref.ref(reals))
+                seen.append(reals.sum().item())
+                del reals
+        assert seen[:4] == seen[4:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -93,8 +94,8 @@ def train_steps(
                 labels = labels if config.data.labels else None
                 real_labels = places % CLASSES if config.data.labels else None
                 micro_batches.append(MicroBatch(places, latents.to(dtype), labels, reals, real_labels))
-        discriminator.update([(batch, step, step) for batch in batches["discriminator"]], 1e-3)
-        applied = generator.update([(batch, step) for batch in batches["generator"]], 1e-3)
+        discriminator.update(batches["discriminator"], (step, step), 1e-3)
+        applied = generator.update(batches["generator"], (step,), 1e-3)
         with runtime.whole(generator.network):
             average.update(0.9, applied.to(dtype))
         snapshots.append(whole_state(generator, discriminator, average))
@@ -203,7 +204,7 @@ def count_reductions(accumulation: int) -> int:
             loss = self.network(x).square().mean()
             return loss, {"loss": loss.detach()}
 
-    config = small_config()
+    config = small_config(training={"accumulation": accumulation})
     player = Player(Square(network, torch.nn.Identity(), config, None), config.generator.optimizer, runtime)
     calls = 0
 
@@ -215,8 +216,28 @@ def count_reductions(accumulation: int) -> int:
         return future
 
     player.engine.module.register_comm_hook(None, hook)  # type: ignore[operator]
-    player.update([(torch.ones(2, 3),)] * accumulation, 1e-3)
+    player.update([torch.ones(2, 3)] * accumulation, (), 1e-3)
     return calls
+
+
+@pytest.mark.parametrize("role", ["discriminator", "generator"])
+def test_micro_batches_are_let_go_before_the_next_is_drawn(role: str) -> None:
+    """The device never holds the data of more than one micro-batch, of whichever player."""
+    config = small_config(training={"accumulation": 4})
+    generator, discriminator, _, source = build(config, Runtime(), torch.float64)
+    player = {"discriminator": discriminator, "generator": generator}[role]
+    drawn: list[weakref.ref[torch.Tensor]] = []
+
+    def draw(number: int) -> MicroBatch:
+        assert not any(reals() is not None for reals in drawn), number
+        places = torch.arange(number * 2, number * 2 + 2)
+        latents, _ = source.draw("latents", places)
+        reals = torch.rand(2, 1, 16, 16, dtype=torch.float64)
+        drawn.append(weakref.ref(reals))
+        return MicroBatch(places, latents.double(), None, reals, None)
+
+    assert player.update(map(draw, range(4)), (0, 0) if role == "discriminator" else (0,), 1e-3) == 1
+    assert len(drawn) == 4
 
 
 def test_a_skipped_update_leaves_nothing_behind(ranks: RankPool) -> None:

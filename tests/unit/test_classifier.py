@@ -111,23 +111,33 @@ def test_needs_a_few_images(tmp_path: Path) -> None:
         load_detector(config.evaluation, config.data, build_index(shards), Runtime())
 
 
-def test_convolution_settings_are_put_back() -> None:
-    cudnn = torch.backends.cudnn
+@pytest.mark.parametrize("tf32", [False, True])
+def test_arithmetic_is_float32_inside_and_put_back(tf32: bool) -> None:
+    """By both of torch's interfaces, of which the older one raises where the newer one has left a mixture."""
+    backends = torch.backends
     names = "benchmark", "deterministic", "allow_tf32"
-    before = [getattr(cudnn, name) for name in names]
-    precision = cudnn.conv.fp32_precision
+
+    def state() -> list[object]:
+        precision = [part.fp32_precision for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
+        older = [backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()]
+        return [*(getattr(backends.cudnn, name) for name in names), *precision, *older]
 
     def fail() -> None:
         with plain_float32(CPU):
-            assert cudnn.deterministic
-            assert cudnn.conv.fp32_precision == "ieee"
+            assert backends.cudnn.deterministic
+            assert backends.cudnn.conv.fp32_precision == backends.cuda.matmul.fp32_precision == "ieee"
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
             raise ZeroDivisionError
 
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ZeroDivisionError):
-        fail()
-    assert [getattr(cudnn, name) for name in names] == before
-    assert cudnn.conv.fp32_precision == precision
+    before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    try:
+        backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = tf32
+        chosen = state()
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ZeroDivisionError):
+            fail()
+        assert state() == chosen
+    finally:
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def write(folder: Path, text: str) -> Path:
         ("training.steps=yes", ["training.steps", "found a boolean"]),
         ("training.steps=many", ["training.steps = 'many'", "integer"]),
         ("training.mixed_precision=fp16", ["training.mixed_precision", "fp16 is refused", "bf16"]),
-        ("training.mixed_precision=fp8", ["training.mixed_precision = 'fp8'", "'no' or 'bf16'"]),
+        ("training.mixed_precision=fp8", ["training.mixed_precision = 'fp8'", "'no', 'tf32' or 'bf16'"]),
         ("training.accumulation=3", ["training.batch_size", "does not divide", "training.accumulation=3"]),
         ("data.resolution=33", ["data.resolution", "33 is not a power of two"]),
         ("data.max_failure_rate=.nan", ["data.max_failure_rate = nan", "finite"]),

@@ -126,7 +126,7 @@ def test_alone_and_without_a_recipe(
     monkeypatch.chdir(tmp_path)
     main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[:2]] == ["versions", "processes"]
+    assert [line.split()[1] for line in lines[:3]] == ["versions", "packages", "processes"]
     assert all(line.startswith(("ok ", "warning ")) for line in lines[:-1])
     assert lines[-1].startswith("fit to train")
     assert list(tmp_path.iterdir()) == []

@@ -67,7 +67,7 @@ class Trial:
         rate = learning_rate(self.config.discriminator.optimizer, self.updates, self.config.training.steps)
         addresses = self.updates * len(reals) + torch.arange(len(reals))
         reals, fakes, addresses = (tensor.to(self.runtime.device) for tensor in (reals, fakes, addresses))
-        self.player.update([(MicroBatch(addresses, fakes, None, reals, None), self.updates, self.updates)], rate)
+        self.player.update([MicroBatch(addresses, fakes, None, reals, None)], (self.updates, self.updates), rate)
         self.updates += 1
 
     def report(self) -> dict[str, float]:
