@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from distgan.config import DataConfig
 from distgan.data import points
 from distgan.data.index import INDEX_NAME, Index, build_index, load_index, save_index
+from distgan.data.indexing import index_shards
 from distgan.data.reader import read_samples
 from distgan.data.stream import open_stream
 from distgan.data.text import PAD, UNKNOWN, LineEncoder, decode_lines, make_vocabulary
@@ -197,12 +199,17 @@ def test_what_lies_beside_images_is_passed_over(tmp_path: Path) -> None:
     assert build_index(str(tmp_path)).kind == "points"
 
 
-def test_shards_of_two_kinds_are_refused(tmp_path: Path) -> None:
+def test_shards_of_another_kind_are_left_out_or_refused(tmp_path: Path) -> None:
     text_index(tmp_path / "t")
     write_tar(tmp_path / "p" / "a.tar", {"0.png": numbered_png(3)})
     save_index(build_index(str(tmp_path / "p")), tmp_path / "p")
     both = [str(tmp_path / "p"), str(tmp_path / "t")]
-    assert "t/a.tar: holds text, but" in refusal(build_index, both)
+    built = index_shards(both)
+    assert [shard.url for shard in built.index.shards] == [str(tmp_path / "p" / "a.tar")]
+    (note,) = built.notes
+    assert "left out" in note
+    assert "t/a.tar: holds text" in note
+    assert "t/a.tar: holds text" in refusal(partial(index_shards, strict=True), both)
     assert "its kind of samples (text) or its characters differ" in refusal(load_index, both)
     text_index(tmp_path / "u", ["other words"])
     assert "its characters differ" in refusal(load_index, [str(tmp_path / "t"), str(tmp_path / "u")])
