@@ -77,6 +77,12 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         if runtime.is_main:
             for doubt in (*config.doubts, *growth.doubts(config), *unlisted(config.data.path, index)):
                 logger.warning("%s", doubt)
+            if index.num_classes and "labels" not in config.data.model_fields_set:
+                logger.info(
+                    "the shards have labels of %d classes, which are not used: training is unconditional; set "
+                    "data.labels=true to condition both networks on them, or data.labels=false to hide this line",
+                    index.num_classes,
+                )
         state = assemble(config, index, runtime)
         if runtime.is_main and runtime.world_size > 1:
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
