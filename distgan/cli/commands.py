@@ -39,7 +39,10 @@ def _index(options: argparse.Namespace) -> None:
     from distgan.monitoring.console import progress_bar
 
     with progress_bar("indexing") as progress:
-        written = write_index(options.shards, options.out, verify=options.verify, progress=progress)
+        written = write_index(
+            options.shards, options.out, verify=options.verify, strict=options.strict, last_dot=options.last_dot,
+            progress=progress,
+        )  # fmt: skip
     index, path = written.index, written.path
     for note in written.notes:
         print(f"distgan: {note}", file=sys.stderr)

@@ -83,10 +83,20 @@ def add_index(command: Callable[..., argparse.ArgumentParser]) -> None:
         "index", "index tars that others wrote, so that they can be trained on",
         "SHARDS is a folder, a glob, a brace expansion such as s3://bucket/shard-{000000..000127}.tar, or a URL.\n"
         "A sample is a member named KEY.jpg, .png or .webp, KEY.npy, or KEY.txt, its label one named KEY.cls; texts\n"
-        "and arrays beside images are passed over. Of images only headers and labels are read.\n"
+        "and arrays beside images are passed over, and so is whatever else is in the tar: what there was of each is\n"
+        "said at the end. Of images only headers and labels are read.\n"
         "The index is written beside local shards; elsewhere, name it with --out. One that is there keeps its class\n"
         "names, and is not replaced if it lists shards that are still there and not among these.",
     )  # fmt: skip
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="the tars, see below")
     parser.add_argument("--out", metavar="PATH", help="folder or file for the index; default: beside the shards")
+    parser.add_argument(
+        "--last-dot",
+        action="store_true",
+        help="begin the extension of a member at the last dot of its name: Track 2.0.png is then an image (default: at "
+        "the first dot, as in WebDataset)",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail if a shard holds no sample (default: leave it out and say so)"
+    )
     parser.add_argument("--verify", action="store_true", help="read all of every shard and record its SHA-256")

@@ -93,6 +93,7 @@ class _Opened(NamedTuple):
     arrays: dict[str, NDArray[Any]]
     class_names: list[str] | None
     vocabulary: list[str] | None
+    left_out: list[str]
 
     @property
     def kind(self) -> str:
@@ -114,7 +115,7 @@ def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = Non
     name, build = locations.public_name(file), "build the index of the shards with `distgan index`"
     if not locations.is_remote(file):
         if not os.path.isfile(file):
-            raise UserError(f"{name}: not found, {_tars_beside(folder)}; {build}")
+            raise UserError(f"{name}: not found, {_tars_beside(folder, build)}")
         return _Part(file, name, folder, urls)
     try:
         # On the node, so that processes can map it.
@@ -123,18 +124,21 @@ def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = Non
         raise UserError(f"{name}: cannot read the index: {error.strerror or error}; {build}") from None
 
 
-def _tars_beside(folder: str) -> str:
+def _tars_beside(folder: str, build: str) -> str:
+    """What there is instead of an index, and what to do about it."""
+    if not os.path.isdir(folder):
+        return f"nor its folder; {build}"
     try:
-        return f"though there are {len(patterns.expand(folder))} tars" if os.path.isdir(folder) else "nor its folder"
+        return f"though there are {len(patterns.expand(folder))} tars; {build}"
     except UserError:
-        return "nor any tar beside it"
+        return f"nor any tar beside it; {patterns.what_is_there(folder)}"
 
 
 def _open(parts: tuple[_Part, ...], check: bool) -> Index:
     opened = [_open_part(part, check) for part in parts]
     origin = (_reopen, parts)
     if len(opened) == 1:
-        return Index(*opened[0], origin)
+        return Index(*opened[0], origin=origin)
     shards = [shard for part in opened for shard in part.shards]
     urls = {shard.url for shard in shards}
     if len(urls) < len(shards):
@@ -148,7 +152,8 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
                 f"{part.name}: its kind of samples ({other.kind}) or its characters differ from those of "
                 f"{parts[0].name} ({first.kind}); index shards of text together with `distgan index`"
             )
-    return Index(shards, concatenate([part.arrays for part in opened]), first.class_names, first.vocabulary, origin)
+    arrays, left_out = concatenate([part.arrays for part in opened]), [url for part in opened for url in part.left_out]
+    return Index(shards, arrays, first.class_names, first.vocabulary, left_out, origin)
 
 
 def _reopen(parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None) -> Index:
@@ -169,24 +174,27 @@ def _open_part(part: _Part, check: bool) -> _Opened:
         problem = find_problem(shards, arrays, table.class_names, table.vocabulary)
         if problem:
             raise UserError(f"{part.name}: damaged index: {problem}; build it again with `distgan index`")
+    left_out = [_resolve(name, part) for name in table.left_out]
     if part.urls is not None and list(part.urls) != [shard.url for shard in shards]:
-        shards, arrays = _select(part, shards, arrays)
+        shards, arrays = _select(part, shards, arrays, left_out)
     if check:
         for shard in shards:
             _check_shard(shard, part.name)
-    return _Opened(shards, arrays, table.class_names, table.vocabulary)
+    return _Opened(shards, arrays, table.class_names, table.vocabulary, left_out)
 
 
 def _select(
-    part: _Part, shards: list[Shard], arrays: dict[str, NDArray[Any]]
+    part: _Part, shards: list[Shard], arrays: dict[str, NDArray[Any]], left_out: Sequence[str]
 ) -> tuple[list[Shard], dict[str, NDArray[Any]]]:
     """The shards that were named, in the order named."""
     number = {shard.url: i for i, shard in enumerate(shards)}
-    missing = [url for url in part.urls or () if url not in number]
+    missing = [url for url in part.urls or () if url not in number and url not in left_out]
     if missing:
         raise UserError(f"{locations.public_name(missing[0])}: not in {part.name}; run `distgan index` on all shards")
     starts = np.cumsum([0, *(shard.count for shard in shards)])
-    chosen = [number[url] for url in part.urls or ()]
+    chosen = [number[url] for url in part.urls or () if url in number]
+    if not chosen:
+        raise UserError(f"{locations.public_name(next(iter(part.urls or ())))}: holds no sample, says {part.name}")
     pieces = []
     for i in chosen:
         rows = slice(starts[i], starts[i + 1])

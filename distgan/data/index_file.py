@@ -38,6 +38,8 @@ class Table(BaseModel):
     shards: list[tuple[str, NonNegativeInt, PositiveInt, str, str | None]]
     class_names: list[str] | None
     vocabulary: list[str] | None = None
+    left_out: list[str] = []
+    """Names of shards that hold no sample."""
 
 
 def pack_file(table: Table, arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -37,6 +37,7 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
         ],
         class_names=list(index.class_names) if index.class_names is not None else None,
         vocabulary=list(index.vocabulary) if index.vocabulary is not None else None,
+        left_out=[_stored_name(url, path) for url in index.left_out],
     )
     with _write_errors(path):
         storage.write(path, pack_file(table, {name: getattr(index, name) for name in ARRAYS}))

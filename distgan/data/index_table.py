@@ -62,6 +62,7 @@ class Index:
         shards, class_names (None when the classes have no names), num_classes (0 when there are no labels), any_remote
             (whether some shards are not on this machine), folder (the one that all shards share).
         vocabulary: the characters that text is numbered by (see `text.make_vocabulary`), None for other kinds.
+        left_out: paths or URLs of tars that were indexed with these and hold no sample.
         shard_starts: int64 (len(shards) + 1,), the number of each shard's first sample.
         offsets, sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`; memory-mapped when loaded.
         fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes and header digests.
@@ -73,12 +74,14 @@ class Index:
         arrays: dict[str, NDArray[Any]],
         class_names: Sequence[str] | None = None,
         vocabulary: Sequence[str] | None = None,
+        left_out: Sequence[str] = (),
         origin: tuple[Callable[..., Index], Any] | None = None,
     ) -> None:
         """`origin` is how other processes open it: a function of its second part, fingerprint and vocabulary."""
         self.shards = tuple(shards)
         self.class_names = tuple(class_names) if class_names is not None else None
         self.vocabulary = tuple(vocabulary) if vocabulary is not None else None
+        self.left_out = tuple(left_out)
         self.shard_starts: NDArray[np.int64] = np.cumsum([0, *(shard.count for shard in self.shards)], dtype=np.int64)
         self.offsets, self.sizes = arrays["offsets"], arrays["sizes"]
         self.labels, self.header_crcs = arrays["labels"], arrays["header_crcs"]
@@ -99,16 +102,17 @@ class Index:
             reopen, where = self._origin
             return reopen, (where, self.fingerprint, self.vocabulary)
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index, (self.shards, arrays, self.class_names, self.vocabulary)
+        return Index, (self.shards, arrays, self.class_names, self.vocabulary, self.left_out)
 
     def with_vocabulary(self, vocabulary: Sequence[str]) -> Index:
         """The same lines of text, their characters numbered by another vocabulary."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index(self.shards, arrays, self.class_names, vocabulary)
+        return Index(self.shards, arrays, self.class_names, vocabulary, self.left_out)
 
     def with_class_names(self, class_names: Sequence[str]) -> Index:
         """The same samples, their classes named."""
-        return Index(self.shards, {name: getattr(self, name) for name in ARRAYS}, class_names, self.vocabulary)
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return Index(self.shards, arrays, class_names, self.vocabulary, self.left_out)
 
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard number of each sample, vectorised."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from distgan.data.layout import BadSample, Computed, Encoded, Source
-from distgan.data.text import MAX_LINE_BYTES, PAD
+from distgan.data.text import BYTE_ORDER_MARK, LINE_END, MAX_LINE_BYTES, PAD
 from distgan.errors import UserError
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LINE_END = re.compile(LINE_END.pattern.encode())
 
 
 class Line(NamedTuple):
@@ -34,11 +35,11 @@ class LineReader:
         return LineReader, (self.path,)
 
     def __call__(self, line: Line) -> bytes:
-        return self.content[line.start : line.stop].removesuffix(b"\r")
+        return self.content[line.start : line.stop]
 
 
 def open_lines(path: Path) -> Source[Line]:
-    """The lines of a file in UTF-8; blank ones are left out.
+    """The lines of a file in UTF-8, ended by LF, CRLF or CR; blank ones are left out.
 
     Raises:
         UserError: one line naming the file.
@@ -71,12 +72,13 @@ def open_lines(path: Path) -> Source[Line]:
 
 
 def _walk(content: mmap.mmap) -> Iterator[Line]:
-    start = len(_BYTE_ORDER_MARK) if content[: len(_BYTE_ORDER_MARK)] == _BYTE_ORDER_MARK else 0
-    while start < len(content):
-        stop = content.find(b"\n", start)
-        stop = stop if stop >= 0 else len(content)
-        yield Line(start, stop)
-        start = stop + 1
+    mark = BYTE_ORDER_MARK.encode()
+    start = len(mark) if content[: len(mark)] == mark else 0
+    for end in _LINE_END.finditer(content, start):
+        yield Line(start, end.start())
+        start = end.end()
+    if start < len(content):
+        yield Line(start, len(content))
 
 
 def _notes(blank: int, padded: int) -> Iterator[str]:

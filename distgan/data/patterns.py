@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -71,13 +72,44 @@ def _expand_one(pattern: str) -> list[str]:
     except OSError as error:
         raise UserError(f"{public_name(url)}: cannot be listed: {error.strerror or error}") from None
     if not found:
-        raise UserError(f"{public_name(url)}: no tar found; name a folder of *.tar, a glob, a brace expansion or a URL")
+        raise UserError(f"{public_name(url)}: no tar found; {what_is_there(url)}")
     return found
 
 
 def tars_in(folder: str) -> list[str]:
-    """The tars of a local folder, sorted by name. Raises OSError."""
-    return sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(".tar") and entry.is_file())
+    """The tars of a local folder but for hidden ones, sorted by name. Raises OSError."""
+    return sorted(
+        entry.path
+        for entry in os.scandir(folder)
+        if entry.name.endswith(".tar") and not entry.name.startswith(".") and entry.is_file()
+    )
+
+
+def what_is_there(path: str) -> str:
+    """What a place without tars holds instead, as far as a look at its first files shows, and what to do about it."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    if is_remote(path) or not os.path.isdir(folder):
+        return "name a folder of *.tar, a glob, a brace expansion or a URL"
+    names = []
+    with contextlib.suppress(OSError):
+        files = (name for _, _, found in os.walk(folder) for name in sorted(found) if not name.startswith("."))
+        names = list(itertools.islice(files, _LOOKED_AT))
+    for endings, said in _INSTEAD.items():
+        found = [name for name in names if name.lower().endswith(endings)]
+        if found:
+            return f"{folder} holds {said}, such as {found[0]!r}".replace("FOLDER", folder)
+    return "name a folder of *.tar, a glob, a brace expansion or a URL"
+
+
+_LOOKED_AT = 1000
+_INSTEAD = {
+    (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar.lz4"): "compressed tars, which cannot be read by "
+    "offset; decompress them (images are compressed anyway)",
+    (".jpg", ".jpeg", ".png", ".webp"): "images; make shards of them with `distgan pack FOLDER DEST`",
+    (".zip",): "zips; make shards of each with `distgan pack ZIP DEST`",
+    (".txt", ".npy"): "files to be packed; make shards of each with `distgan pack FILE DEST`",
+}
+"""What is often taken for shards, and what to do about it."""
 
 
 def _list_local(path: str) -> list[str]:
@@ -99,4 +131,5 @@ def _list_remote(url: str) -> list[str]:
     pattern = url if "*" in url or url.endswith(".tar") else join(url, "*.tar")
     if "*" not in pattern:
         return [pattern]
-    return [f"{protocol}://{path}" for path in sorted(filesystem(url).glob(pattern))]
+    found = sorted(filesystem(url).glob(pattern))
+    return [f"{protocol}://{path}" for path in found if not path.rpartition("/")[2].startswith(".")]

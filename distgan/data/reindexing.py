@@ -11,7 +11,7 @@ from distgan.data.index import read_listed
 from distgan.data.index_file import index_path
 from distgan.data.index_saving import check_place, save_index
 from distgan.data.index_table import Index
-from distgan.data.indexing import Progress, build_index
+from distgan.data.indexing import Progress, index_shards
 from distgan.errors import UserError
 
 
@@ -29,9 +29,11 @@ def write_index(
     where: str | os.PathLike[str] | None = None,
     *,
     verify: bool = False,
+    strict: bool = False,
+    last_dot: bool = False,
     progress: Progress | None = None,
 ) -> Written:
-    """Index shards (see `build_index`) and write their index, in place of an earlier one of the same shards.
+    """Index shards (see `index_shards`) and write their index, in place of an earlier one of the same shards.
 
     Class names are kept from the earlier one.
 
@@ -39,7 +41,8 @@ def write_index(
         where: a folder, or a path ending in .safetensors; None is the folder that all shards share.
 
     Raises:
-        UserError: an index cannot be written there, or one that is there lists other shards too; else as `build_index`.
+        UserError: an index cannot be written there, or one that is there lists other shards too; or as `index_shards`
+            says.
     """
     urls = patterns.expand(shards)
     destination = os.fspath(where) if where is not None else locations.common_folder(urls)
@@ -51,8 +54,8 @@ def write_index(
     path = index_path(destination)
     check_place(urls, path)
     class_names = _inherit(urls, path)
-    index = build_index(shards, verify=verify, progress=progress)
-    notes = []
+    built = index_shards(shards, verify=verify, strict=strict, last_dot=last_dot, progress=progress)
+    index, notes = built.index, list(built.notes)
     if class_names and 0 < index.num_classes <= len(class_names):
         index = index.with_class_names(class_names)
         notes.append(f"the names of {len(class_names)} classes are kept from the index that was there")

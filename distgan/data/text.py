@@ -7,6 +7,7 @@ So a backtick at the end of a line cannot be told from padding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,9 @@ MAX_VOCABULARY = 2048
 """Characters of a vocabulary, the two above among them."""
 MAX_LINE_BYTES = 1 << 20
 """Bytes of a line in UTF-8."""
+BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
+"""What some editors begin a file with; no part of its text."""
+LINE_END = re.compile("\r\n|\n|\r")
 
 Characters = NDArray[np.uint16]
 
@@ -43,6 +47,24 @@ def find_problem(vocabulary: Sequence[str]) -> str | None:
     return None
 
 
+def read_line(data: bytes | memoryview) -> str:
+    """Return the one line that a file holds, without byte order mark and line end (LF, CRLF or CR).
+
+    Raises:
+        UnreadableSampleError: not UTF-8, more than one line, or more than `MAX_LINE_BYTES`.
+    """
+    if len(data) > MAX_LINE_BYTES:
+        raise UnreadableSampleError(f"{len(data):,} bytes; a line has at most {MAX_LINE_BYTES:,}")
+    try:
+        text = str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableSampleError(f"is not UTF-8 text at byte {error.start}") from None
+    first, *others = LINE_END.split(text.removeprefix(BYTE_ORDER_MARK), 2)
+    if any(others):
+        raise UnreadableSampleError("holds more than one line; a sample is one line")
+    return first
+
+
 class LineEncoder:
     """Turns lines in UTF-8 into numbers of characters."""
 
@@ -55,16 +77,9 @@ class LineEncoder:
         """Encode the one line that a file holds into `out`, uint16 (length,), cut or padded.
 
         Raises:
-            UnreadableSampleError: not UTF-8, or more than one line.
+            UnreadableSampleError: see `read_line`.
         """
-        if len(data) > MAX_LINE_BYTES:
-            raise UnreadableSampleError(f"{len(data):,} bytes; a line has at most {MAX_LINE_BYTES:,}")
-        try:
-            line = str(data, "utf-8").removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise UnreadableSampleError(f"is not UTF-8 text at byte {error.start}") from None
-        if "\n" in line:
-            raise UnreadableSampleError("holds more than one line; a sample is one line")
+        line = read_line(data)
         used = min(len(line), self._length)
         out[:used] = self._numbers[np.frombuffer(line[:used].encode("utf-32-le"), np.uint32)]
         out[used:] = self._pad

@@ -91,6 +91,12 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                     "training.mixed_precision = tf32: %s has no TF32, so float32 is used; it needs an NVIDIA GPU",
                     runtime.device,
                 )
+            if index.num_classes and "labels" not in config.data.model_fields_set:
+                logger.info(
+                    "the shards have labels of %d classes, which are not used: training is unconditional; set "
+                    "data.labels=true to condition both networks on them, or data.labels=false to hide this line",
+                    index.num_classes,
+                )
         state = assemble(config, index, runtime)
         if runtime.is_main and runtime.world_size > 1:
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from distgan.config import DataConfig
 from distgan.data import points
 from distgan.data.index import INDEX_NAME, Index, build_index, load_index, save_index
+from distgan.data.indexing import index_shards
+from distgan.data.lines import open_lines
 from distgan.data.reader import read_samples
 from distgan.data.stream import open_stream
 from distgan.data.text import PAD, UNKNOWN, LineEncoder, decode_lines, make_vocabulary
@@ -197,12 +200,17 @@ def test_what_lies_beside_images_is_passed_over(tmp_path: Path) -> None:
     assert build_index(str(tmp_path)).kind == "points"
 
 
-def test_shards_of_two_kinds_are_refused(tmp_path: Path) -> None:
+def test_shards_of_another_kind_are_left_out_or_refused(tmp_path: Path) -> None:
     text_index(tmp_path / "t")
     write_tar(tmp_path / "p" / "a.tar", {"0.png": numbered_png(3)})
     save_index(build_index(str(tmp_path / "p")), tmp_path / "p")
     both = [str(tmp_path / "p"), str(tmp_path / "t")]
-    assert "t/a.tar: holds text, but" in refusal(build_index, both)
+    built = index_shards(both)
+    assert [shard.url for shard in built.index.shards] == [str(tmp_path / "p" / "a.tar")]
+    (note,) = built.notes
+    assert "left out" in note
+    assert "t/a.tar: holds text" in note
+    assert "t/a.tar: holds text" in refusal(partial(index_shards, strict=True), both)
     assert "its kind of samples (text) or its characters differ" in refusal(load_index, both)
     text_index(tmp_path / "u", ["other words"])
     assert "its characters differ" in refusal(load_index, [str(tmp_path / "t"), str(tmp_path / "u")])
@@ -256,3 +264,44 @@ def test_a_stream_of_text_or_points_holds_what_the_index_says(tmp_path: Path, wo
                 assert found == [lines[sample] for sample in batch.samples.tolist()]
         stream.close()
         assert sorted(seen[8:19]) == list(range(11))  # positions 11 to 21, an epoch
+
+
+ENDS = st.sampled_from(["", "\n", "\r\n", "\r"])
+
+
+@given(
+    st.lists(st.tuples(st.text(st.characters(codec="utf-8", exclude_characters="\r\n\ufeff")), ENDS), min_size=1),
+    st.booleans(),
+)
+def test_lines_are_read_alike_from_a_file_to_pack_and_from_tars(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]], mark: bool
+) -> None:
+    """Python's universal newlines and its `utf-8-sig` say what the lines are."""
+    folder = tmp_path_factory.mktemp("text")
+    start = "\ufeff" if mark else ""
+    whole = folder / "lines.txt"
+    whole.write_bytes((start + "".join(line + (end or "\n") for line, end in lines)).encode())
+    with whole.open(encoding="utf-8-sig", newline=None) as file:
+        expected = [line.removesuffix("\n") for line in file]
+    expected = [line for line in expected if line.encode().strip()]
+    if not expected:
+        return
+    source = open_lines(whole)
+    assert [source.read(slot).decode() for slot in source.slots] == expected
+    vocabularies = []
+    for name, texts in (
+        ("plain", expected),
+        ("ended", [start + line + end for line, end in lines if line.encode().strip()]),
+    ):
+        members = {f"{number}.txt": text.encode() for number, text in enumerate(texts)}
+        write_tar(folder / f"{name}.tar", members)
+        index = build_index(str(folder / f"{name}.tar"))
+        vocabularies.append(index.vocabulary)
+        settings = config("text", length=64, max_failure_rate=0)
+        found = decode_lines(read_samples(settings, index, np.arange(len(texts))).values.numpy(), index.vocabulary)
+        known = set(index.vocabulary or ()) - {UNKNOWN}
+        assert found == [
+            "".join(character if character in known else UNKNOWN for character in line[:64]).rstrip(PAD)
+            for line in expected
+        ]
+    assert vocabularies[0] == vocabularies[1]
