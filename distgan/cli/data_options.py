@@ -50,6 +50,17 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="of newly encoded jpg and webp, 1 to 100; default %(default)s",
     )
     parser.add_argument(
+        "--background",
+        metavar="COLOR",
+        help="composite all transparent images on white, black, gray or #rrggbb (default: on white those that are "
+        "changed anyway; others keep their transparency, for data.background to decide)",
+    )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="follow links in a folder that lead out of it, or to folders (default: only links to files inside it)",
+    )
+    parser.add_argument(
         "--no-shuffle",
         dest="shuffle",
         action="store_false",

@@ -6,14 +6,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, CountOrZero, Real, Section, Share, Size
+from distgan.config.fields import Color, Count, CountOrZero, Real, Section, Share, Size
 
 
 class DataConfig(Section):
     """What is trained on, and how it is read."""
 
     takes_effect_with: ClassVar = {
-        **dict.fromkeys(("resolution", "channels", "dequantize", "mirror", "max_pixels"), ("kind", ("images",))),
+        **dict.fromkeys(
+            ("resolution", "channels", "background", "dequantize", "mirror", "max_pixels"), ("kind", ("images",))
+        ),
         "length": ("kind", ("text",)),
         "dimensions": ("kind", ("points",)),
         **dict.fromkeys(("lanes", "shuffle_block"), ("order", ("lanes",))),
@@ -29,6 +31,8 @@ class DataConfig(Section):
     Every run on images needs it."""
     channels: Literal[1, 3] = 3
     """1 for greyscale, 3 for RGB; images are converted when they differ."""
+    background: Color = "white"
+    """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""
     labels: bool = False
     """Use the class labels: both networks become class-conditional."""
     length: Annotated[Size, Field(ge=4)] = 32

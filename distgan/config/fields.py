@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _number(value: Any) -> Any:
@@ -24,6 +25,23 @@ def folder(value: str) -> str:
     return expanded
 
 
+_COLORS = {"white": "#ffffff", "black": "#000000", "gray": "#808080"}
+
+
+def rgb(value: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour's name or `#rrggbb`. Raises ValueError."""
+    digits = _COLORS.get(value, value)
+    if not re.fullmatch("#[0-9a-fA-F]{6}", digits):
+        raise ValueError(f"{value[:80]!r} is no color; accepted are {', '.join(_COLORS)} and #rrggbb, such as #ff8000")
+    red, green, blue = bytes.fromhex(digits[1:])
+    return red, green, blue
+
+
+def _color(value: str) -> str:
+    rgb(value)
+    return value
+
+
 # The bounds keep products of a few of these inside 64 bits and what a stranger's config asks for near what a machine
 # has, and are far from what any run needs.
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**40)]
@@ -37,6 +55,9 @@ Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]
+
+
+Color = Annotated[str, AfterValidator(_color)]
 
 
 class Section(BaseModel):

@@ -14,6 +14,7 @@ from distgan.data.layout import (
     assign_labels,
     describe_ignored,
     is_image,
+    printable,
 )
 from distgan.errors import UserError
 
@@ -36,38 +37,65 @@ class FolderReader:
         return data
 
 
-def open_folder(path: Path) -> Source[str]:
+def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
     """The images below `path`, labelled by their first-level folder or by a dataset.json at the top.
 
-    Links are followed only to files inside the folder, so that nothing else of the machine ends in the shards.
+    Links are followed only to files inside the folder, so that nothing else of the machine ends in the shards; with
+    `follow_links` all are but those to a folder that they are in.
 
     Raises:
         UserError: one line naming the folder.
     """
     root = os.path.realpath(path)
-    names, strays = [], []
+    names: list[str] = []
+    strays: list[str] = []
+    empty: set[str] = set()
     links = 0
-    pending = [""]
+    pending = [("", frozenset({_identity(root)}))]
     while pending:
-        prefix = pending.pop()
+        prefix, above = pending.pop()
         for entry in _entries(f"{root}/{prefix}", path):
             name = prefix + entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
-            if entry.is_symlink() and not _stays_inside(entry, root):
+            if entry.is_symlink() and not (_leads_somewhere(entry) if follow_links else _stays_inside(entry, root)):
                 links += 1
-            elif entry.is_dir(follow_symlinks=False):
-                pending.append(name + "/")
+            elif entry.is_dir(follow_symlinks=follow_links):
+                identity = _identity(entry.path)
+                if identity in above:
+                    links += 1
+                    continue
+                pending.append((name + "/", above | {identity}))
+                empty.add(name)
             elif entry.is_file() and is_image(name):
                 names.append(name)
+                empty.discard(name.partition("/")[0])
             elif name != DATASET_JSON:
                 strays.append(name)
     names.sort()
-    labels, class_names = assign_labels(names, _dataset_json(root, path), str(path))
     notes = describe_ignored(strays)
     if links:
-        notes += (f"did not follow {links} links that lead out of the folder, to a folder or nowhere",)
+        notes += (
+            f"did not follow {links} links that lead out of the folder, to a folder or nowhere"
+            + ("" if follow_links else "; --follow-links follows those that lead somewhere"),
+        )
+    without = sorted(folder for folder in empty if "/" not in folder)
+    if without and any("/" in name for name in names):
+        notes += (f"{len(without)} folders hold no image and are no classes: {', '.join(map(printable, without[:8]))}",)
+    labels, class_names = assign_labels(names, _dataset_json(root, path), str(path), notes)
     return Source(names, names, FolderReader(root), labels, class_names, notes)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _leads_somewhere(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_file() or link.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _entries(folder: str, shown: Path) -> list[os.DirEntry[str]]:

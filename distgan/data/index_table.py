@@ -144,6 +144,19 @@ def kind_of(extension: str) -> str:
     return next(kind for kind, extensions in KINDS.items() if extension in extensions)
 
 
+def describe_gaps(labels: NDArray[np.integer]) -> tuple[str, ...]:
+    """A line about classes that no sample is of, below the largest label: none is ever trained."""
+    counts = np.bincount(labels[labels >= 0])
+    empty = np.flatnonzero(counts == 0)
+    if not len(empty):
+        return ()
+    shown = ", ".join(map(str, empty[:8])) + (", ..." if len(empty) > 8 else "")
+    return (
+        f"labels go up to {len(counts) - 1}, but no sample has label {shown}: a conditional run has {len(counts)} "
+        "classes, and those are never trained; number the labels from 0 without gaps to leave them out",
+    )
+
+
 def plain(text: str) -> str:
     """A stranger's text as it goes into a message: one line without control characters."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -14,7 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.data import locations, patterns, text
-from distgan.data.index_table import ARRAYS, EXTENSIONS, KINDS, MAX_CLASSES, Index, Shard, concatenate, kind_of, plain
+from distgan.data.index_table import (
+    ARRAYS,
+    EXTENSIONS,
+    KINDS,
+    MAX_CLASSES,
+    Index,
+    Shard,
+    concatenate,
+    describe_gaps,
+    kind_of,
+    plain,
+)
 from distgan.data.tar import Digest, WindowReader, walk
 from distgan.errors import UnreadableSampleError, UserError
 
@@ -99,7 +110,7 @@ def index_shards(
         vocabulary = text.make_vocabulary(sum((scan.characters for scan in used), Counter()))
     index = Index([scan.shard for scan in used], arrays, class_names, vocabulary, [scan.shard.url for scan in left_out])
     notes = [f"left out: {scan.name}: {_without_sample(scan, kind, last_dot)}" for scan in left_out]
-    return Built(index, (*notes, *_describe(_merged(used), last_dot)))
+    return Built(index, (*notes, *_describe(_merged(used), last_dot), *describe_gaps(index.labels)))
 
 
 Passed = dict[str, tuple[int, bytes]]

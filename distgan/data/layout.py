@@ -22,6 +22,8 @@ MAX_BYTES: int = DataConfig.model_fields["max_bytes"].default
 MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
 """Upper bound of width times height of one image, likewise."""
 MAX_JSON_BYTES = 1 << 28
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout", "unlabeled"}
+"""What folders are called that are no classes."""
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -32,11 +34,22 @@ class BadSample(Exception):
     """One sample cannot be used; the message is the reason, without the sample's name."""
 
 
+class Facts(NamedTuple):
+    """What the user should know about an image."""
+
+    transparent: bool = False
+    deepest: int | None = None
+    """The largest value of an image of 16 bits; None for others."""
+    composited: bool = False
+    """Whether it was transparent and no longer is."""
+
+
 class Encoded(NamedTuple):
     """A sample as a file, and the extension it has in a shard."""
 
     data: bytes
     extension: str
+    facts: Facts = Facts()
 
 
 class Computed(Sequence[Any]):
@@ -104,15 +117,17 @@ def is_hidden(name: str) -> bool:
 
 
 def assign_labels(
-    names: Sequence[str], dataset_json: bytes | None, where: str
+    names: Sequence[str], dataset_json: bytes | None, where: str, notes: Sequence[str] = ()
 ) -> tuple[Labels | None, tuple[str, ...] | None]:
     """Labels and class names of images with these relative paths: from dataset.json where there is one, else by folder.
 
     Raises:
-        UserError: no images, or labels that do not fit them; `where` begins the line.
+        UserError: no images, with the notes of what there was instead, or labels that do not fit them; `where` begins
+            the line.
     """
     if not names:
-        raise UserError(f"{where}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)} files")
+        instead = "".join(f"; {note}" for note in notes)
+        raise UserError(f"{where}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)} files{instead}")
     if dataset_json is not None:
         return _labels_from_json(dataset_json, names, f"{where}/{DATASET_JSON}"), None
     return _labels_from_folders(names, where)
@@ -145,6 +160,11 @@ def _labels_from_folders(names: Sequence[str], where: str) -> tuple[Labels | Non
     for name in classes:
         if not name.isprintable():
             raise UserError(f"{where}: the class folder {printable(name)} is not a printable UTF-8 name; rename it")
+    if {name.lower() for name in classes} <= _SPLITS:
+        raise UserError(
+            f"{where}: {', '.join(classes)} are splits of a data set, not classes; pack each by itself, such as "
+            f"{where}/{classes[0]}, or rename them if they are classes"
+        )
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
     return np.array([numbers[folder] for folder in folders], np.int64), tuple(classes)
 
@@ -165,10 +185,13 @@ def _labels_from_json(content: bytes, names: Sequence[str], where: str) -> Label
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
             raise UserError(f"{where}: entry {number} of labels is not a [name, label] pair; {accepted}")
         name, label = entry
+        if type(label) is float and label.is_integer():  # as written by way of an array of floats
+            label = int(label)
         if type(label) is not int or not 0 <= label < MAX_CLASSES:
             found = printable(repr(label))[:40]
             raise UserError(
-                f"{where}: the label of {printable(name)} is {found}; labels are numbers from 0 to {MAX_CLASSES - 1}"
+                f"{where}: the label of {printable(name)} is {found}; expected a whole number from 0 to "
+                f"{MAX_CLASSES - 1}"
             )
         if labels.setdefault(name, label) != label:
             raise UserError(f"{where}: {printable(name)} has two labels, {labels[name]} and {label}")
@@ -176,16 +199,20 @@ def _labels_from_json(content: bytes, names: Sequence[str], where: str) -> Label
     return np.array([labels[name] for name in names], np.int64)
 
 
+def _own_name(labels: dict[str, int]) -> str:
+    return f"the names that it labels are such as {printable(next(iter(labels)))}" if labels else "it labels none"
+
+
 def _check_same_names(names: Sequence[str], labels: dict[str, int], where: str) -> None:
     unlabelled = [name for name in names if name not in labels]
     if unlabelled:
         raise UserError(
             f"{where}: no label for {printable(unlabelled[0])} ({len(unlabelled)} of {len(names)} images lack one); "
-            "label all images, or set labels to null"
+            f"{_own_name(labels)}; label all images, or set labels to null"
         )
     if len(labels) > len(names):
         absent = min(labels.keys() - set(names))
         raise UserError(
-            f"{where}: labels {printable(absent)}, which is not among the images "
+            f"{where}: labels {printable(absent)}, which is not among the images, such as {printable(names[0])} "
             f"({len(labels)} labels, {len(names)} images)"
         )

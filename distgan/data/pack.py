@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,10 +18,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from distgan.config.fields import rgb
 from distgan.data.arrays import encode_point
 from distgan.data.conversion import Conversion, ImageFormat
 from distgan.data.index import Index, build_index, save_index
-from distgan.data.layout import BadSample, Encoded, Source, printable
+from distgan.data.index_table import describe_gaps
+from distgan.data.layout import BadSample, Encoded, Facts, Source, printable
 from distgan.data.lines import encode_line
 from distgan.data.parallel import Converted, available_cores, convert_all
 from distgan.data.shard_folder import HELD_OUT, check_free, new_folder
@@ -68,6 +70,8 @@ def pack(
     seed: int = 0,
     held_out: float = 0.0,
     points: int | None = None,
+    background: str | None = None,
+    follow_links: bool = False,
     on_error: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     overwrite: bool = False,
@@ -89,6 +93,9 @@ def pack(
         held_out: the share of the lines of text that goes into shards of its own in `dest`/held-out, with an index of
             their own. Which ones is a function of `seed` and the line, so that equal lines stay together.
         points: how many to draw of builtin:ring or builtin:grid, as a function of `seed`; None is 100,000.
+        background: the colour (see `data.background`) that all transparent images are composited on. None composites
+            those that are changed anyway, on white, and leaves the others to whoever reads the shards.
+        follow_links: follow links in a folder of images that lead out of it, or to folders.
         on_error: "fail" stops at a sample that cannot be read, "skip" leaves it out and reports it.
         workers: processes; None is one per available core, 1 is this process.
         overwrite: replace a folder of shards and their index that `pack` wrote; any other folder that is not
@@ -104,9 +111,15 @@ def pack(
         raise UserError(f"{os.fspath(dest)}: a URL; pack into a local folder and copy that")
     folder = Path(dest).resolve()
     check_free(folder, overwrite=overwrite)
-    samples = open_source(source, points=points, seed=seed)
+    try:
+        color = rgb(background) if background is not None else None
+    except ValueError as error:
+        raise UserError(f"background: {error}") from None
+    samples = open_source(source, points=points, seed=seed, follow_links=follow_links)
     _check_fits(samples, resolution, image_format, held_out)
-    conversion = Conversion(resolution, image_format, quality) if samples.kind == "images" else _ENCODERS[samples.kind]
+    conversion = (
+        Conversion(resolution, image_format, quality, color) if samples.kind == "images" else _ENCODERS[samples.kind]
+    )
     packing = _Packing(os.fspath(source), samples, conversion, limit, workers or available_cores(), on_error, progress)
     order = shuffled(len(samples.names), seed) if shuffle else np.arange(len(samples.names))
     aside = _drawn_aside(samples, held_out, seed)[order]
@@ -123,7 +136,7 @@ def pack(
         num_classes=written.index.num_classes,
         class_names=samples.class_names,
         skipped=(*written.skipped, *(held.skipped if held else ())),
-        notes=samples.notes,
+        notes=(*samples.notes, *written.seen.notes(background or "white"), *describe_gaps(written.index.labels)),
         held_out=len(held.index) if held else 0,
     )
 
@@ -142,6 +155,38 @@ class _Written:
 
     index: Index
     skipped: list[str]
+    seen: _Seen
+
+
+@dataclass
+class _Seen:
+    """What was noticed of all images."""
+
+    kept_transparent: int = 0
+    composited: int = 0
+    deep: int = 0
+    deepest: int = 0
+
+    def add(self, facts: Facts) -> None:
+        self.composited += facts.composited
+        self.kept_transparent += facts.transparent and not facts.composited
+        if facts.deepest is not None:
+            self.deep += 1
+            self.deepest = max(self.deepest, facts.deepest)
+
+    def notes(self, background: str) -> Iterator[str]:
+        if self.composited:
+            yield f"{self.composited:,} transparent images were composited on {background} (--background)"
+        if self.kept_transparent:
+            yield (
+                f"{self.kept_transparent:,} images are transparent and were kept so; training composites them on "
+                "data.background, which is white by default; other readers may not"
+            )
+        if self.deep and self.deepest < 1 << 15:
+            yield (
+                f"the largest value in {self.deep:,} images of 16 bits is {self.deepest:,} of 65,535, so that they "
+                "come out dark: values of fewer bits have to be scaled up before they are packed"
+            )
 
 
 _ENCODERS: dict[str, Callable[[Any], Encoded]] = {"text": encode_line, "points": encode_point}
@@ -169,15 +214,21 @@ class _Packing:
             ShardWriter(folder, self.limit) as writer,
             contextlib.closing(convert_all(self.samples, order, self.conversion, self.workers)) as converted,
         ):
-            skipped = self._write_all(order, converted, writer, done)
+            seen = _Seen()
+            skipped = self._write_all(order, converted, writer, done, seen)
         if len(skipped) == len(order):
             raise UserError(f"{self.source}: none of its {len(order)} samples can be read; the first: {skipped[0]}")
         index = build_index(str(folder), class_names=self.samples.class_names)
         save_index(index, folder)
-        return _Written(index, skipped)
+        return _Written(index, skipped, seen)
 
     def _write_all(
-        self, order: NDArray[np.int64], converted: Iterable[list[Converted]], writer: ShardWriter, done: int
+        self,
+        order: NDArray[np.int64],
+        converted: Iterable[list[Converted]],
+        writer: ShardWriter,
+        done: int,
+        seen: _Seen,
     ) -> list[str]:
         """The lines of those left out."""
         skipped: list[str] = []
@@ -190,6 +241,7 @@ class _Packing:
                         raise UserError(f"{line}; repair or remove it, or leave such samples out with --on-error skip")
                     skipped.append(line)
                     continue
+                seen.add(sample.facts)
                 members = {sample.extension: sample.data}
                 if self.samples.labels is not None:
                     members["cls"] = b"%d" % self.samples.labels[number]

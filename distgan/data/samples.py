@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distgan.config import DataConfig
+from distgan.config.fields import rgb
 from distgan.data import images, points, text
 from distgan.data.index_table import Index
 from distgan.errors import UserError
@@ -48,7 +49,8 @@ def sample_format(config: DataConfig, index: Index) -> SampleFormat:
             f"set data.kind={index.kind}, or name other shards"
         )
     if config.kind == "images":
-        decode = partial(images.decode_into, max_pixels=config.max_pixels)
+        background = rgb(config.background)
+        decode = partial(images.decode_into, max_pixels=config.max_pixels, background=background)
         return SampleFormat(np.dtype(np.uint8), (config.resolution, config.resolution, config.channels), decode)
     if config.kind == "text":
         assert index.vocabulary is not None

@@ -10,7 +10,7 @@ from distgan.data.arrays import open_array
 from distgan.data.builtin import BUILTIN, MIXTURES, PREFIX, open_builtin
 from distgan.data.folders import open_folder
 from distgan.data.idx import is_idx, open_idx
-from distgan.data.layout import Source
+from distgan.data.layout import Source, is_image
 from distgan.data.lines import open_lines
 from distgan.data.zips import open_zip
 from distgan.errors import UserError
@@ -21,11 +21,14 @@ _ACCEPTED = (
 )
 
 
-def open_source(source: str | os.PathLike[str], *, points: int | None = None, seed: int = 0) -> Source[Any]:
+def open_source(
+    source: str | os.PathLike[str], *, points: int | None = None, seed: int = 0, follow_links: bool = False
+) -> Source[Any]:
     """The samples that `source` names. Files are told apart by their first bytes, text alone by its name.
 
     Args:
         points: how many to draw of a built-in mixture, with this seed; None is `arrays.POINTS`. Nothing else has it.
+        follow_links: in a folder, follow links that lead out of it, or to folders.
 
     Raises:
         UserError: one line naming the source, what was found and what is accepted.
@@ -37,7 +40,7 @@ def open_source(source: str | os.PathLike[str], *, points: int | None = None, se
         return open_builtin(text.removeprefix(PREFIX), points, seed)
     path = Path(text)
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path, follow_links=follow_links)
     if "://" in text:
         raise UserError(f"{text}: a URL; copy it to a local disk first. {_ACCEPTED}")
     if path.exists() and not path.is_file():  # opening a FIFO would wait for its writer
@@ -49,12 +52,15 @@ def open_source(source: str | os.PathLike[str], *, points: int | None = None, se
         raise UserError(f"{text}: {getattr(error, 'strerror', None) or error}; {_ACCEPTED}") from None
     if path.suffix.lower() == ".txt":
         return open_lines(path)
+    if text.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")):
+        first = "" if text.lower().endswith(".tar") else "decompress it, and "
+        raise UserError(f"{text}: a tar; tars need no packing: {first}run `distgan index` on its folder")
+    if is_image(text):
+        raise UserError(f"{text}: one image; name the folder that it is in: distgan pack {path.parent} DEST")
     if head.startswith(b"PK") or path.suffix.lower() == ".zip":
         return open_zip(path)
     if head == b"\x93NUMPY":
         return open_array(path)
     if is_idx(head):
         return open_idx(path)
-    if path.suffix.lower() == ".tar":
-        raise UserError(f"{text}: a tar; tars need no packing: run `distgan index` on its folder")
     raise UserError(f"{text}: not a source of samples; {_ACCEPTED}")

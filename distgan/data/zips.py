@@ -100,8 +100,9 @@ def open_zip(path: Path) -> Source[ZipMember]:
     members = {name.removeprefix(top): member for name, member in members.items()}
     names = sorted(name for name in members if is_image(name))
     reader = ZipReader(str(path))
-    labels, class_names = assign_labels(names, _dataset_json(path, members.pop(DATASET_JSON, None)), str(path))
+    dataset_json = members.pop(DATASET_JSON, None)
     notes = describe_ignored(name for name in members if not is_image(name))
+    labels, class_names = assign_labels(names, _dataset_json(path, dataset_json), str(path), notes)
     return Source(names, [members[name] for name in names], reader, labels, class_names, notes)
 
 

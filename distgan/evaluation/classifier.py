@@ -91,7 +91,7 @@ def load_classifier(
         )
 
     def read_or_train(check: Check) -> dict[str, Tensor]:
-        name = cache.key(index.fingerprint, data.resolution, data.channels, _VERSION)
+        name = cache.key(index.fingerprint, data.resolution, data.channels, data.background, _VERSION)
         path = folder / f"classifier-{name}.safetensors"
         entry = cache.read(path)
         if entry is None:

@@ -81,7 +81,11 @@ def real_statistics(
 
 def _shape(config: Config) -> tuple[object, ...]:
     data = config.data
-    kinds = {"images": (data.resolution, data.channels), "text": (data.length,), "points": (data.dimensions,)}
+    kinds: dict[str, tuple[object, ...]] = {
+        "images": (data.resolution, data.channels, data.background),
+        "text": (data.length,),
+        "points": (data.dimensions,),
+    }
     return kinds[data.kind]
 
 

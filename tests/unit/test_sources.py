@@ -393,7 +393,7 @@ def test_unknown_sources(source: str, message: str, monkeypatch: pytest.MonkeyPa
 
 def test_files_that_are_no_sources(tmp_path: Path) -> None:
     for name, data, message in [
-        ("a.png", png(1), "not a source of samples"),
+        ("a.png", png(1), "one image; name the folder"),
         ("a.tar", bytes(1024)[:0] + b"a.png", "distgan index"),
         ("a.zip", b"not a zip", "not a readable zip archive"),
         ("empty", b"", "not a source of samples"),
