@@ -96,11 +96,11 @@ def main() -> None:
                 continue
             outcomes.append(run(part, options, Path(folder), deadline - time.monotonic(), records))
             print(f"== {part.name}: {outcomes[-1].verdict} ({outcomes[-1].seconds:.0f} s)", flush=True)
+            if part.name == "machine" and not options.dry_run and no_gpu(records):
+                raise SystemExit("no GPU: torch.cuda.is_available() is False; rehearse with --dry-run")
             text = page(records, outcomes, shlex.join(["python", *sys.argv]), rehearsal=options.dry_run)
             if out is not None:
                 out.write_text(text)
-            if part.name == "machine" and not options.dry_run and no_gpu(records):
-                raise SystemExit("no GPU: torch.cuda.is_available() is False; rehearse with --dry-run")
     print(f"\n{text}\n{f'written to {out}' if out else 'nothing was written'}", flush=True)
     raise SystemExit(any(outcome.verdict != "ok" for outcome in outcomes))
 

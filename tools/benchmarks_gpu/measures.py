@@ -36,6 +36,8 @@ def machine(*, rehearsal: bool) -> Iterator[Record]:
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
     }
+    if not (cuda or rehearsal):
+        return
     side = 128 if rehearsal else 8192
     for precision, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
         _set_tf32(precision == "tf32")
