@@ -36,12 +36,14 @@ from tools.benchmarks_gpu.page import Outcome, Record, line, page
 from tools.commands import ROOT
 
 MARK = "@record "
-MODULES = (
-    "torch", "torchvision", "accelerate", "numpy", "PIL", "simplejpeg", "safetensors", "yaml", "pydantic", "fsspec",
-    "braceexpand", "tensorboard", "rich", "sklearn", "torchmetrics", "torch_fidelity", "pytest", "pytest_timeout",
-    "hypothesis", "psutil",
-)  # fmt: skip
-"""What distgan, its tests and this tool import."""
+PACKAGES = {
+    "torch": "torch", "torchvision": "torchvision", "accelerate": "accelerate", "numpy": "numpy", "PIL": "pillow",
+    "simplejpeg": "simplejpeg", "safetensors": "safetensors", "yaml": "pyyaml", "pydantic": "pydantic",
+    "fsspec": "fsspec", "braceexpand": "braceexpand", "tensorboard": "tensorboard", "rich": "rich",
+    "sklearn": "scikit-learn", "torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", "pytest": "pytest",
+    "pytest_timeout": "pytest-timeout", "hypothesis": "hypothesis",
+}  # fmt: skip
+"""Module -> package of all that distgan, its tests and this tool import."""
 
 
 class Part(NamedTuple):
@@ -80,9 +82,11 @@ def main() -> None:
             print(MARK + json.dumps(record), flush=True)
         return
     deadline = time.monotonic() + 60 * options.minutes
-    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        print(f"missing here: {', '.join(missing)}; parts that need one of them fail, the others run", flush=True)
+        print(
+            f"missing here: pip install {' '.join(missing)}; parts that need one of them fail, others run", flush=True
+        )
     if options.r3gan is None:
         print("R3GAN's own code is left out: no checkout given by --r3gan PATH", flush=True)
     whole = not (options.dry_run or options.only)
