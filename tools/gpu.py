@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("machine", 45), Part("tests", 170), Part("data", 60), Part("DCGAN-64", 70), Part("SNGAN-32", 70),
-    Part("R3GAN-32", 90), Part("precision", 45), Part("checkpoint", 45), Part("R3GAN-code", 120),
+    Part("R3GAN-32", 90), Part("precision", 45), Part("checkpoint", 45), Part("R3GAN-code", 240),
 )  # fmt: skip
 
 
@@ -230,9 +230,13 @@ def measured(options: argparse.Namespace) -> Iterator[Record]:
     else:
         config, images = configured(options.part, f"{options.part}-speed")
         yield {"kind": "recipe", "recipe": options.part, "text": RECIPES[options.part].source}
-        for record in measures.training(config, seconds, images):
-            yield record | {"recipe": options.part, "step_images": images / config.monitoring.every}
-        yield from measures.kernels(measures.for_kernels(configured(options.part, f"{options.part}-kernels")[0]))
+        profiled = measures.for_kernels(configured(options.part, f"{options.part}-kernels")[0])
+        parts = (
+            measures.training(config, seconds, images), measures.bare(config, seconds, images),
+            measures.kernels(profiled),
+        )  # fmt: skip
+        for record in measures.each(parts):
+            yield record | {"recipe": options.part}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 from tools import gpu
 from tools.bench.training import Bare
+from tools.benchmarks_gpu import measures
 from tools.benchmarks_gpu.flops import CountedFlops
 from tools.benchmarks_gpu.page import Outcome, page
 from tools.benchmarks_gpu.recipes import RECIPES
@@ -129,6 +131,22 @@ def test_a_part_that_fails_is_told_in_one_line(tmp_path: Path, monkeypatch: pyte
     assert gpu.run(gpu.Part("machine", 60.0), options(), tmp_path, 1.0, []).verdict.startswith("not started")
 
 
+def test_a_measurement_that_fails_does_not_stop_the_next() -> None:
+    def failing() -> Iterator[dict[str, Any]]:
+        yield {"number": 1}
+        raise ValueError("out of\nluck")
+
+    found: list[dict[str, Any]] = []
+
+    def follow() -> None:
+        for record in measures.each([failing(), iter([{"number": 2}])]):
+            found.append(record)
+
+    with pytest.raises(RuntimeError, match=r"^ValueError: out of luck$"):
+        follow()
+    assert found == [{"number": 1}, {"number": 2}]
+
+
 def test_tests_are_counted_by_what_pytest_prints() -> None:
     printed = [
         "tests/gpu/test_a.py::test_one[two ranks] PASSED    [ 10%]\n", "tests/gpu/test_a.py::test_two FAILED [ 20%]\n",
@@ -142,14 +160,23 @@ def test_the_page_has_the_share_of_the_peak() -> None:
     """A step of 8 images and 4 GFLOP, at 1,000 img/s, is 0.5 TFLOP/s: a quarter of a peak of 2."""
     speed = {"kind": "speed", "recipe": "R3GAN-32", "gigabytes": 1.25, "part": "R3GAN-32"}
     records: list[dict[str, Any]] = [
-        {"kind": "machine", "card": "Card 9", "torch": "2", "cuda": "13", "cudnn": 9, "nccl": "2", "part": "machine"},
+        {
+            "kind": "machine",
+            "card": "Card 9",
+            "gigabytes": 79.6,
+            "torch": "2",
+            "cuda": "13",
+            "cudnn": 9,
+            "nccl": "2",
+            "part": "machine",
+        },
         {"kind": "peak", "precision": "float32", "side": 8192, "flops": 2e12, "part": "machine"},
         {"kind": "flops", "flops": 4e9, "step_images": 8, "recipe": "R3GAN-32", "part": "R3GAN-32"},
         speed | {"by": "distgan", "images_per_second": 1000.0, "data_wait": 0.0015},
         speed | {"by": "bare PyTorch", "images_per_second": 800.0},
     ]
     text = page(records, [Outcome("R3GAN-32", "stopped at its limit", 90.2)], "python tools/gpu.py", rehearsal=False)
-    assert text.startswith("# Benchmarks on a GPU: Card 9\n")
+    assert text.startswith("# Benchmarks on a GPU: Card 9, 80 GB\n")
     assert "| R3GAN-32 | distgan | 1,000 | 1.250 | 1.25 GB | 0.50 | 25.0% | 1.50 |" in text
     assert "| R3GAN-32 | stopped at its limit | 90 |" in text
     assert "rehearsal" not in text

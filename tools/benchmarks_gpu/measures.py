@@ -7,6 +7,7 @@ import json
 import statistics
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,13 @@ def machine(*, rehearsal: bool) -> Iterator[Record]:
 
 
 def training(config: Any, seconds: float, images: int) -> Iterator[Record]:
-    """`distgan train` with everything on that a step has, then the same networks and data in a bare loop.
+    """`distgan train`, with everything on that a step has.
 
     Args:
-        seconds: how long each is measured, after its first interval.
+        seconds: how long it is measured, after its first interval.
         images: shown to the discriminator in an interval.
     """
     from distgan.training.loop import train
-    from tools.bench.training import Bare
-    from tools.benchmarks_gpu.flops import CountedFlops
 
     forget()
     run = Path(config.run_dir)
@@ -66,20 +65,26 @@ def training(config: Any, seconds: float, images: int) -> Iterator[Record]:
     finally:
         over.set()
     rows = _rows(run)
-    yield _speed("distgan", [row["time"] for row in rows], images) | {
-        "data_wait": statistics.median(row["speed/data_wait_seconds"] for row in rows[1:]),
-    }
+    waits = [row["speed/data_wait_seconds"] for row in rows[1:]]
+    yield _speed("distgan", [row["time"] for row in rows], images) | {"data_wait": statistics.median(waits)}
+
+
+def bare(config: Any, seconds: float, images: int) -> Iterator[Record]:
+    """The same networks and data in a bare loop, and the operations of a step of it."""
+    from tools.bench.training import Bare
+    from tools.benchmarks_gpu.flops import CountedFlops
+
     forget()
-    bare = Bare(config)
+    loop = Bare(config)
     try:
-        bare.step()
+        loop.step()
         with CountedFlops() as counted:
-            bare.step()
-        yield {"kind": "flops", "flops": counted.total}
+            loop.step()
+        yield {"kind": "flops", "flops": counted.total, "step_images": images / config.monitoring.every}
         forget()
-        yield _speed("bare PyTorch", _enough(bare.intervals(config.monitoring.every), seconds), images)
+        yield _speed("bare PyTorch", _enough(loop.intervals(config.monitoring.every), seconds), images)
     finally:
-        bare.close()
+        loop.close()
 
 
 def for_kernels(config: Any) -> Any:
@@ -150,6 +155,23 @@ def published(config: Any, checkout: Path, seconds: float, images: int) -> Itera
             yield _speed(by, _enough(loop.intervals(config.monitoring.every), seconds), images)
         finally:
             loop.close()
+
+
+def each(parts: Iterable[Iterable[Record]]) -> Iterator[Record]:
+    """The records of several measurements. One that fails does not stop the next; the first error is raised at the end.
+
+    Raises:
+        RuntimeError: a measurement failed; its traceback was printed.
+    """
+    errors: list[Exception] = []
+    for part in parts:
+        try:
+            yield from part
+        except Exception as error:  # whatever it is, the others can be measured
+            traceback.print_exc()
+            errors.append(error)
+    if errors:
+        raise RuntimeError(" ".join(f"{type(errors[0]).__name__}: {errors[0]}".split())[:300])
 
 
 def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:

@@ -21,7 +21,7 @@ def line(record: Record) -> str:
     """One record in one line, for whoever watches."""
     match record["kind"]:
         case "machine":
-            return f"{record['card']}, torch {record['torch']}, CUDA {record['cuda']}"
+            return f"{_card(record)}, torch {record['torch']}, CUDA {record['cuda']}"
         case "peak":
             return f"{record['precision']} product of {record['side']}^3: {record['flops'] / 1e12:,.1f} TFLOP/s"
         case "speed":
@@ -41,8 +41,7 @@ def line(record: Record) -> str:
 def page(records: Sequence[Record], outcomes: Sequence[Outcome], command: str, *, rehearsal: bool) -> str:
     """Everything that was measured. A part that failed leaves its row out and stands in the last table."""
     machine = next((record for record in records if record["kind"] == "machine"), {})
-    card = machine.get("card", "unknown card")
-    lines = [f"# Benchmarks on a GPU: {card}", ""]
+    lines = [f"# Benchmarks on a GPU: {_card(machine) if machine else 'unknown card'}", ""]
     if rehearsal:
         lines += ["**A rehearsal on the CPU at tiny sizes: no figure here means anything.**", ""]
     lines += [
@@ -124,6 +123,10 @@ def _table(head: Sequence[str], rows: Any) -> Iterator[str]:
     yield f"|{' --- |' * len(head)}"
     for row in rows:
         yield f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def _card(machine: Record) -> str:
+    return machine["card"] if machine["gigabytes"] is None else f"{machine['card']}, {machine['gigabytes']:.0f} GB"
 
 
 def _gigabytes(record: Record) -> str:
