@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-cluster test-image lint bench theory results clean
+.PHONY: demo test test-slow test-cluster test-image lint bench gpu theory results clean
 
 demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, and show what came of it
 	$(BIN)/python tools/demo.py
@@ -30,6 +30,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)  ## every benchmark; figures depend on the machine, ratios less so
 	for script in tools/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu: $(INSTALLED)  ## on one GPU: tests/gpu, then its benchmarks as docs/benchmarks-gpu.md, in at most eight minutes
+	$(BIN)/python tools/gpu.py
 
 theory: $(INSTALLED)  ## the theory as experiments, drawn into docs/theory/
 	$(BIN)/python tools/theory.py

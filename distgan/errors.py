@@ -13,11 +13,15 @@ class UserError(ValueError):
 
     Args:
         everywhere: every rank raises this same error, so that printing it on rank 0 is enough.
+
+    Attributes:
+        told: another rank failed before this one and prints why, so that this one prints nothing.
     """
 
     def __init__(self, message: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
+        self.told = False
 
 
 class UnreadableSampleError(ValueError):
@@ -33,18 +37,27 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def within_memory(what: str) -> Iterator[None]:
-    """A lack of memory inside, on the host or a device, is a user error that begins with what it was wanted for."""
+def within_memory(what: str, fix: str = "") -> Iterator[None]:
+    """Turn a lack of memory inside, on the host or a device, into a user error.
+
+    Args:
+        what: key, option or file that the memory is for; the message begins with it.
+        fix: what to change; the message ends with it.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
-        raise UserError(f"{what}: more memory than there is: {' '.join(str(error).split())[:200]}") from None
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: more memory than there is: {said}" + (f"; {fix}" if fix else "")) from None
 
 
-_NO_MEMORY = "can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed"
-"""As torch's allocators say it."""
+_NO_MEMORY = (
+    "can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed",
+    "STATUS_ALLOC_FAILED",
+)  # fmt: skip
+"""As torch's allocators, cuBLAS and cuDNN say it."""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from distgan import interpolation
 from distgan.data.index_table import plain
 from distgan.data.text import decode_lines
-from distgan.errors import UserError
+from distgan.errors import UserError, within_memory
 from distgan.export import load_generator
 from distgan.files import write_atomically, write_lines
 from distgan.generation import from_network
@@ -60,7 +61,8 @@ def sample(
     _check_out(generator.shape.kind, target, number)
     batches = _batches(generator, number, seed, classes, batch_size)
     try:
-        _write(generator, target, batches, batch_size)
+        with _memory(batch_size):
+            _write(generator, target, batches, batch_size)
     except OSError as error:
         raise UserError(f"{target}: cannot write there: {error.strerror or error}") from None
     return target
@@ -146,7 +148,7 @@ def interpolate(
     path = interpolation.lerp if linear else interpolation.slerp
     latents, drawn = interpolation.interpolate(latents, drawn, steps, path)
     places = torch.arange(len(latents)).split(batch_size)
-    with reference_moments(generator.network):
+    with reference_moments(generator.network), _memory(batch_size):
         images = torch.cat(
             [
                 from_network(generator.shape, generator(latents[at], drawn[at] if drawn is not None else None)).cpu()
@@ -162,6 +164,11 @@ def interpolate(
     except OSError as error:
         raise UserError(f"{target}: cannot write there: {error.strerror or error}") from None
     return target
+
+
+def _memory(batch_size: int) -> AbstractContextManager[None]:
+    """A block in which a lack of memory is a user error that names the option."""
+    return within_memory(f"--batch-size {batch_size}", "lower it")
 
 
 def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, seed: int) -> Path:

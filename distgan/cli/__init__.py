@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"distgan: error: {error}", file=sys.stderr, flush=True)
         leave(1)
     except UserError as error:
-        if not error.everywhere or is_first("RANK"):
+        if not error.told and (not error.everywhere or is_first("RANK")):
             print(f"distgan: error: {error}", file=sys.stderr, flush=True)
         leave(2)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from distgan.errors import UserError
 
 def is_first(rank: str) -> bool:
     """Whether the launcher made this the first process, of all (`RANK`) or of its machine (`LOCAL_RANK`)."""
-    alone = _natural("WORLD_SIZE") in (None, 0, 1)
+    alone = natural("WORLD_SIZE") in (None, 0, 1)
     return alone or os.environ.get(rank, "0") in ("", "0")
 
 
@@ -23,7 +23,7 @@ def check_launch() -> None:
     if "WORLD_SIZE" not in os.environ:
         return
     fix = "unset it, or start with `accelerate launch` or `torchrun`"
-    world_size = _natural("WORLD_SIZE")
+    world_size = natural("WORLD_SIZE")
     if not world_size:
         found = os.environ["WORLD_SIZE"][:80]
         raise UserError(f"WORLD_SIZE={found!r} in the environment: expected a number of processes; {fix}")
@@ -32,7 +32,7 @@ def check_launch() -> None:
         raise UserError(
             f"WORLD_SIZE={world_size} in the environment, but no {', '.join(missing)}; {fix}", everywhere=True
         )
-    rank = _natural("RANK")
+    rank = natural("RANK")
     if world_size > 1 and (rank is None or rank >= world_size):
         raise UserError(
             f"RANK={os.environ['RANK'][:80]!r} in the environment: expected a number below WORLD_SIZE={world_size}; "
@@ -75,10 +75,10 @@ def check_world_size(world_size: int) -> None:
 def _promised_world_size() -> int | None:
     """What the environment says the world size is: None if nothing, 0 if more than one without a number."""
     environment = os.environ
-    if (world_size := _natural("WORLD_SIZE")) is not None:
+    if (world_size := natural("WORLD_SIZE")) is not None:
         return world_size
     # `srun python -m distgan` with several tasks and no launcher in between.
-    tasks = _natural("SLURM_STEP_NUM_TASKS")
+    tasks = natural("SLURM_STEP_NUM_TASKS")
     if "SLURM_STEP_ID" in environment and tasks is not None and tasks > 1:
         return tasks
     # `accelerate launch --cpu --num_processes 2` starts one process, and leaves a master address as the only trace.
@@ -88,7 +88,7 @@ def _promised_world_size() -> int | None:
     return None
 
 
-def _natural(variable: str) -> int | None:
+def natural(variable: str) -> int | None:
     """A whole number in the environment; None for anything else."""
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() and len(text) < 10 else None

@@ -6,6 +6,7 @@ travel over the default group (NCCL or gloo); what the host decides travels over
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,10 @@ from distgan.distributed.control import Control
 from distgan.distributed.engines import Engine, chosen_engine
 from distgan.distributed.engines.engine import MakeOptimizer
 from distgan.distributed.engines.replicated import ReplicatedEngine
-from distgan.distributed.launch import check_world_size, refuse_half_precision
+from distgan.distributed.launch import check_world_size, natural, refuse_half_precision
 from distgan.errors import UserError
+
+logger = logging.getLogger("distgan")
 
 _KNOWN = (
     DistributedType.NO,
@@ -63,6 +66,7 @@ class Runtime(Control):
         """The networks whose weights are divided among ranks, with what can make them whole."""
         timeout = timedelta(minutes=timeout_minutes)
         inherited = dist.is_initialized()
+        sharing = ranks_share_a_gpu()
         self.accelerator = Accelerator(
             # Accelerate starts separate one-process jobs when several CPU ranks do not ask for the CPU themselves.
             cpu=not torch.accelerator.is_available(),
@@ -70,7 +74,7 @@ class Runtime(Control):
             mixed_precision="no",
             dynamo_backend="no",
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timeout),
+                InitProcessGroupKwargs(backend="gloo" if sharing else "nccl", timeout=timeout),
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             ],
         )
@@ -95,6 +99,12 @@ class Runtime(Control):
         if inherited and self.world_size > 1:
             _set_timeout(timeout, None)
         self._others: list[Any] = []
+        if sharing and self.is_main:
+            logger.warning(
+                "%s processes share %d GPU(s) on a node: they communicate over gloo, which is slow; start one process "
+                "per GPU",
+                os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count(),
+            )  # fmt: skip
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
             # By torch's older interface: torch.compile reads it, and raises if only the newer one was used.
@@ -146,6 +156,12 @@ class Runtime(Control):
         signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
         network = isinstance(error, (dist.DistError, RuntimeError)) and any(sign in str(error) for sign in signs)
         return self.world_size > 1 and network
+
+
+def ranks_share_a_gpu() -> bool:
+    """Return True if this node has more processes than GPUs, which NCCL refuses and gloo does not."""
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return 0 < devices < (natural("LOCAL_WORLD_SIZE") or 1)
 
 
 def leave_process_group() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from distgan.config import Config
 from distgan.data.index import Index
 from distgan.distributed.interruption import Asked, heeding, never
+from distgan.errors import within_memory
 from distgan.evaluation.features import load_detector
 from distgan.evaluation.measures import Setting, make_collectors, make_measure
 from distgan.evaluation.names import WITH_DETECTOR, value_name
@@ -64,7 +65,8 @@ class Evaluator:
         runtime, settings = self.runtime, self.config.evaluation
         self._forget()  # what an interrupted evaluation has left
         rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
-        with torch.no_grad(), ieee_float32(), heeding(runtime, self._asked, rounds) as check:
+        memory = within_memory(f"evaluation.batch_size = {settings.batch_size}", "lower it")
+        with torch.no_grad(), ieee_float32(), heeding(runtime, self._asked, rounds) as check, memory:
             for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
                 check()
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 from torch import nn
@@ -65,8 +67,21 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             everywhere=True,
         )
     state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
-    state.settle()
+    with batch_memory(config, runtime.world_size):
+        state.settle()
     return state
+
+
+def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
+    """A block in which a lack of memory is a user error that names the batch and how to make it smaller."""
+    training, grown = config.training, config.growth.batch_sizes if config.growth is not None else {}
+    keys = [f"training.batch_size = {training.batch_size}", f"training.accumulation = {training.accumulation}"]
+    keys += [f"growth.batch_sizes = {grown}"] if grown else []
+    share = schedule.largest_batch(config) // training.accumulation // world_size
+    return within_memory(
+        f"{', '.join(keys)}: up to {share} samples per process and micro-batch",
+        "lower the batch size, raise training.accumulation, or set training.mixed_precision=bf16",
+    )
 
 
 def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:

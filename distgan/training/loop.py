@@ -21,7 +21,7 @@ from distgan.monitoring.console import setup_logging
 from distgan.packages import missing_packages
 from distgan.randomness import derive_key
 from distgan.training import growth, run_folder
-from distgan.training.assembly import assemble, check_fits
+from distgan.training.assembly import assemble, batch_memory, check_fits
 from distgan.training.checkpoint import CheckpointWriter
 from distgan.training.description import ACCEPTABLE
 from distgan.training.diagnosis import why_stop
@@ -101,6 +101,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         if runtime.is_main and runtime.world_size > 1:
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
         with ExitStack() as held:
+            held.enter_context(batch_memory(config, runtime.world_size))
             with runtime.together():
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None

@@ -22,7 +22,7 @@ from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import Best, directory_name, steps, write_best
 from distgan.training.restore import find_checkpoint
 from distgan.training.state import TrainingState
-from distgan.training.status import read_status, this_launch, write_failure, write_status
+from distgan.training.status import failed_by_itself, read_status, this_launch, write_failure, write_status
 
 logger = logging.getLogger("distgan")
 
@@ -180,7 +180,8 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
             write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
             raise
         except UserError as error:
-            write_failure(folder, runtime.rank, str(error))
+            written = write_failure(folder, runtime.rank, str(error))
+            error.told = not (written or error.everywhere) and failed_by_itself(folder)
             raise
         except BaseException as error:
             if isinstance(error, Exception) and runtime.lost_contact(error):

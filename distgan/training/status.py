@@ -113,6 +113,12 @@ def write_failure(run_dir: str | Path, rank: int, why: str, *, lost_rank: bool =
     return write_status(run_dir, "failed", reason=line[:_REASON_LIMIT], lost_rank=lost_rank)
 
 
+def failed_by_itself(run_dir: str | Path) -> bool:
+    """Return True if status.json says that a rank failed for another reason than the loss of a rank."""
+    status = _previous_status(run_dir)
+    return status is not None and status.outcome == "failed" and not status.lost_rank
+
+
 def read_status(run_dir: str | Path) -> Status | None:
     """How the run of a folder stands; None when it never started. Raises UserError if the file is damaged."""
     file = Path(run_dir) / "status.json"

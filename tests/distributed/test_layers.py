@@ -68,17 +68,17 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def derivatives(name: str, rank: int, world_size: int) -> dict[str, Any]:
+def derivatives(name: str, rank: int, world_size: int, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Two passes over this rank's share: outputs, input gradients, and an R1-like loss's gradient by the parameters."""
     torch.manual_seed(0)
-    network = NETWORKS[name]().double()
+    network = NETWORKS[name]().double().to(device)
     everything = torch.randn(2, BATCH, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     share = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
-    labels = (torch.arange(BATCH) % 3)[share]
+    labels = (torch.arange(BATCH) % 3)[share].to(device)
     outputs, by_input, losses = [], [], []
     with reference_moments(network):
         for images in everything[:, share]:
-            images = images.clone().requires_grad_(True)
+            images = images.to(device, copy=True).requires_grad_(True)
             out = network(images, labels).flatten(1).square().sum(1)
             (gradient,) = torch.autograd.grad(out.sum(), images, create_graph=True)
             losses.append(out.square().mean() + gradient.square().flatten(1).sum(1).mean())
@@ -86,16 +86,16 @@ def derivatives(name: str, rank: int, world_size: int) -> dict[str, Any]:
             by_input.append(gradient.detach())
     by_parameters = torch.autograd.grad(torch.stack(losses).sum(), list(network.parameters()))
     return {
-        "outputs": torch.stack(outputs, 1),
-        "by_input": torch.stack(by_input, 1),
-        "by_parameters": [reduce.all_reduce_mean(gradient) for gradient in by_parameters],
-        "vectors": power_iteration_vectors(network),
+        "outputs": torch.stack(outputs, 1).cpu(),
+        "by_input": torch.stack(by_input, 1).cpu(),
+        "by_parameters": [reduce.all_reduce_mean(gradient).cpu() for gradient in by_parameters],
+        "vectors": [vector.cpu() for vector in power_iteration_vectors(network)],
     }
 
 
 def distributed_derivatives(name: str) -> dict[str, Any]:
     runtime = Runtime()
-    return derivatives(name, runtime.rank, runtime.world_size)
+    return derivatives(name, runtime.rank, runtime.world_size, runtime.device)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

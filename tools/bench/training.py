@@ -19,7 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distgan.config import Config, load_config
+from distgan.data.index import load_index
+from distgan.data.stream import open_stream
+from distgan.networks import build_discriminator, build_generator
+from distgan.networks.shape import sample_shape
+from distgan.training.assembly import uses_channels_last
 
 STEPS_PER_INTERVAL = 25
 
@@ -82,8 +96,6 @@ def measure(name: str, processes: int, folder: Path, data: Path, options: argpar
 
 
 def work(name: str, options: argparse.Namespace) -> None:
-    from distgan.config import load_config
-
     config = load_config(options.recipe, options.set)
     folder = Path(options.folder)
     if name == "distgan":
@@ -94,68 +106,129 @@ def work(name: str, options: argparse.Namespace) -> None:
         rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         times = [row["time"] for row in rows if "loss/generator" in row]
     else:
-        times = bare(config)
+        bare = Bare(config)
+        times = list(itertools.islice(bare.intervals(STEPS_PER_INTERVAL), options.intervals))
+        bare.close()
     intervals = [later - earlier for earlier, later in itertools.pairwise(times[1:])]
     speed = STEPS_PER_INTERVAL * config.training.batch_size / statistics.median(intervals)
     if int(os.environ["RANK"]) == 0:
         (folder / "speed.json").write_text(json.dumps(speed))
 
 
-def bare(config) -> list[float]:  # type: ignore[no-untyped-def]
-    """The loop one writes by hand. Returns the time after each interval."""
-    import torch
-    import torch.distributed as dist
-    import torch.nn.functional as F
-    from torch.nn.parallel import DistributedDataParallel
+class Bare:
+    """The loop that one writes by hand for a recipe. Under torchrun both networks are in DDP.
 
-    from distgan.data.index import load_index
-    from distgan.data.stream import open_stream
-    from distgan.networks import build_discriminator, build_generator
-    from distgan.networks.shape import sample_shape
+    Args:
+        config: of images without classes, with the loss `non_saturating`, `hinge` or `relativistic_paired`; R1 and R2
+            in every update, in one process only. Everything else that a recipe may ask for is left out.
+    """
 
-    cuda = torch.cuda.is_available()
-    dist.init_process_group("nccl" if cuda else "gloo")
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    shape = sample_shape(config.data)
-    generator = build_generator(config.generator, shape).to(device)
-    discriminator = build_discriminator(config.discriminator, shape).to(device)
-    ddp_generator = DistributedDataParallel(generator, broadcast_buffers=False)
-    ddp_discriminator = DistributedDataParallel(discriminator, broadcast_buffers=False)
-    rates = config.generator.optimizer, config.discriminator.optimizer
-    optimizers = [
-        torch.optim.Adam(network.parameters(), lr=rate.learning_rate, betas=rate.betas, fused=True)
-        for network, rate in zip((generator, discriminator), rates, strict=True)
-    ]
-    stream = open_stream(
-        config.data, 0, load_index(config.data.path), start=0, micro_batch=config.training.batch_size,
-        rank=rank, world_size=world_size, pin_memory=cuda,
-    )  # fmt: skip
-    share = config.training.batch_size // world_size
-    times = []
-    for step in range(config.training.steps):
-        reals = next(stream).values.to(device, non_blocking=True).float() / 127.5 - 1
-        latents = 2 * torch.rand(share, config.generator.latent_size, device=device) - 1
-        with torch.no_grad():
-            fakes = generator(latents)
-        # Reals and fakes apart, each normalised by its own statistics, as distgan and the DCGAN papers' code do.
-        loss = F.softplus(-ddp_discriminator(reals)).mean() + F.softplus(ddp_discriminator(fakes)).mean()
-        loss.backward()
-        optimizers[1].step()
-        optimizers[1].zero_grad()
-        discriminator.requires_grad_(False)
-        latents = 2 * torch.rand(share, config.generator.latent_size, device=device) - 1
-        F.softplus(-discriminator(ddp_generator(latents))).mean().backward()
-        optimizers[0].step()
-        optimizers[0].zero_grad()
-        discriminator.requires_grad_(True)
-        if (step + 1) % STEPS_PER_INTERVAL == 0:
-            if cuda:
+    def __init__(self, config: Config) -> None:
+        cuda, launched = torch.cuda.is_available(), "RANK" in os.environ
+        if cuda:  # the same arithmetic as distgan's
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        if launched:
+            dist.init_process_group("nccl" if cuda else "gloo")
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if launched else (0, 1)
+        self.config, self.device = config, torch.device("cuda", rank) if cuda else torch.device("cpu")
+        self._format = torch.channels_last if uses_channels_last(config, self.device) else torch.contiguous_format
+        self.generator, self.discriminator = self._build()
+        self._generator, self._discriminator = (
+            DistributedDataParallel(network, broadcast_buffers=False) if launched else network
+            for network in (self.generator, self.discriminator)
+        )
+        rates = config.generator.optimizer, config.discriminator.optimizer
+        self._optimizers = [
+            torch.optim.Adam(network.parameters(), lr=rate.learning_rate, betas=rate.betas, fused=True)
+            for network, rate in zip((self.generator, self.discriminator), rates, strict=True)
+        ]
+        self._stream = open_stream(
+            config.data, 0, load_index(config.data.path), start=0, micro_batch=config.training.batch_size,
+            rank=rank, world_size=world_size, pin_memory=cuda,
+        )  # fmt: skip
+        self._share = config.training.batch_size // world_size
+
+    def _build(self) -> tuple[nn.Module, nn.Module]:
+        """The generator and the discriminator, on the device."""
+        shape = sample_shape(self.config.data)
+        networks = (
+            build_generator(self.config.generator, shape),
+            build_discriminator(self.config.discriminator, shape),
+        )
+        generator, discriminator = (network.to(self.device).to(memory_format=self._format) for network in networks)
+        return generator, discriminator
+
+    def step(self) -> None:
+        """All discriminator updates of a step, and the generator's."""
+        for _ in range(self.config.training.critic_steps):
+            reals = self._reals()
+            self._discriminator_loss(reals).backward()
+            self._optimizers[1].step()
+            self._optimizers[1].zero_grad()
+        self.discriminator.requires_grad_(False)
+        fake_logits = self.discriminator(self._generator(self._latents()))
+        real_logits = self.discriminator(reals) if self._relativistic else 0
+        loss = -fake_logits if self._hinge else F.softplus(real_logits - fake_logits)
+        loss.mean().backward()
+        self._optimizers[0].step()
+        self._optimizers[0].zero_grad()
+        self.discriminator.requires_grad_(True)
+
+    def intervals(self, steps: int) -> Iterator[float]:
+        """Run for as long as it is asked to, and yield the time after each so many steps."""
+        while True:
+            for _ in range(steps):
+                self.step()
+            if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.time())
-    stream.close()
-    dist.destroy_process_group()
-    return times
+            yield time.time()
+
+    def close(self) -> None:
+        """Stop the loaders, and leave the process group."""
+        self._stream.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def _hinge(self) -> bool:
+        return self.config.objective.adversarial == "hinge"
+
+    @property
+    def _relativistic(self) -> bool:
+        return self.config.objective.adversarial == "relativistic_paired"
+
+    def _reals(self) -> Tensor:
+        values = next(self._stream).values.to(self.device, non_blocking=True).float()
+        if self.config.data.dequantize:
+            return (values / 128 - 1 + torch.rand_like(values) / 128).contiguous(memory_format=self._format)
+        return (values / 127.5 - 1).contiguous(memory_format=self._format)
+
+    def _latents(self) -> Tensor:
+        normal = self.config.generator.latent_distribution == "normal"
+        draw = torch.randn if normal else torch.rand
+        latents = draw(self._share, self.config.generator.latent_size, device=self.device)
+        return latents if normal else 2 * latents - 1
+
+    def _discriminator_loss(self, reals: Tensor) -> Tensor:
+        """Reals and fakes apart, each normalised by its own statistics, as distgan and the DCGAN papers' code do."""
+        objective = self.config.objective
+        with torch.no_grad():
+            fakes = self.generator(self._latents())
+        sides = [(reals, objective.r1), (fakes, objective.r2)]
+        samples = [images.detach().requires_grad_(penalty is not None) for images, penalty in sides]
+        real, fake = (self._discriminator(images) for images in samples)
+        if self._hinge:
+            loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        elif self._relativistic:
+            loss = F.softplus(fake - real).mean()
+        else:
+            loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+        for (_, penalty), images, logits in zip(sides, samples, (real, fake), strict=True):
+            if penalty is not None:
+                (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+                loss = loss + penalty.gamma / 2 * gradient.square().flatten(1).sum(1).mean()
+        return loss
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -38,7 +39,9 @@ class ReplicatedEngine:
     def _wrap(self) -> nn.Module:
         if self.runtime.world_size == 1:
             return self._objective
-        with warnings.catch_warnings():
+        # The module is on its device already. Accelerate would derive the device from the local rank, which is wrong
+        # where ranks share one.
+        with warnings.catch_warnings(), patch_environment(accelerate_bypass_device_map="true"):
             # Newer torch has another name for broadcast_buffers, which Accelerate does not know yet.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped: DistributedDataParallel = self.runtime.accelerator.prepare_model(self._objective)

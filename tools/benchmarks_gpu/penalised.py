@@ -1,0 +1,18 @@
+"""The discriminator's objective with penalised passes in bfloat16, which training keeps in float32."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distgan.distributed.reduce import at_least_float32
+from distgan.training.objective import DiscriminatorObjective
+
+
+class HalfPrecisionPenalties(DiscriminatorObjective):
+    """For measuring only."""
+
+    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        if differentiable:
+            samples = samples.detach().requires_grad_(True)
+        with self._autocast(samples):
+            return samples, at_least_float32(self.network.forward(samples, labels))
