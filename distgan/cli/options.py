@@ -187,7 +187,12 @@ def _schema(command: AddCommand) -> None:
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the config, such as training.steps=1000"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="changes to the recipe, such as training.steps=1000; values are taken as typed, lists and mappings are YAML: "
+        "evaluation.metrics=[fid, kid]",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,12 +12,15 @@ from pydantic import ValidationError
 
 from distgan.config.run import Config
 from distgan.errors import UserError
-from distgan.recipe import apply_override, read_recipe, to_plain
-from distgan.validation import explain
+from distgan.recipe import NULL_WORDS, read_flow, read_recipe
+from distgan.validation import explain, types_of
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML recipe, apply ``section.key=value`` overrides (values are YAML), and check it.
+    """Read a YAML recipe, apply `section.key=value` overrides, and check it.
+
+    A value is taken as typed, without quotes or comments; only for keys that take lists or mappings are `[a, b]` and
+    `{a: 1}` YAML. `null` is none where a key may be none.
 
     Raises:
         UserError: one line naming the file and key, what was found and what is accepted.
@@ -26,13 +30,41 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
     """Check plain values (as YAML or JSON give them) against the schema. Raises UserError."""
-    plain = to_plain(values, source)
+    plain = copy.deepcopy(values)
     for override in overrides:
-        apply_override(plain, override)
+        _apply_override(plain, override)
     try:
         return Config.model_validate(plain)
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error, Config)}") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    shown = f"override {override[:200]!r}"
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise UserError(f"{shown}: expected section.key=value, for example training.steps=1000")
+    section = values
+    for part in parts[:-1]:
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise UserError(f"{shown}: {part!r} is not a section")
+    section[parts[-1]] = _override_value(text, types_of(parts, Config), shown)
+
+
+def _override_value(text: str, types: set[Any], source: str) -> Any:
+    """What the text of an override means for a key of these types."""
+    is_text = str in types
+    if text in NULL_WORDS and (not is_text or (text == "null" and type(None) in types)):
+        return None
+    inside = text.strip()
+    # A path may begin with a bracket, `[ab]*.tar`, but not be a list's whole.
+    as_list = inside.startswith("[") and types & {list, tuple} and (inside.endswith("]") or not is_text)
+    as_mapping = inside.startswith("{") and dict in types
+    return read_flow(text, source) if as_list or as_mapping else text
 
 
 def dump_config(config: Config) -> str:
