@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -30,7 +29,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
     """Check plain values (as YAML or JSON give them) against the schema. Raises UserError."""
-    plain = copy.deepcopy(values)
+    plain = dict(values)
     for override in overrides:
         _apply_override(plain, override)
     try:
@@ -40,6 +39,7 @@ def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, sourc
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one key. The sections on the way to it are copied first, because they are the caller's."""
     shown = f"override {override[:200]!r}"
     key, equals, text = override.partition("=")
     parts = key.split(".")
@@ -47,11 +47,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{shown}: expected section.key=value, for example training.steps=1000")
     section = values
     for part in parts[:-1]:
-        if section.get(part) is None:
-            section[part] = {}
-        section = section[part]
-        if not isinstance(section, dict):
+        inner = section.get(part)
+        if inner is not None and not isinstance(inner, dict):
             raise UserError(f"{shown}: {part!r} is not a section")
+        section[part] = dict(inner or {})
+        section = section[part]
     section[parts[-1]] = _override_value(text, types_of(parts, Config), shown)
 
 

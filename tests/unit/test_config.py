@@ -312,6 +312,20 @@ def test_booleans(tmp_path: Path, word: str, value: bool) -> None:
     assert parse_config(MINIMAL, [f"data.mirror={word}"]).data.mirror is value
 
 
+def test_overrides_leave_the_values_alone() -> None:
+    before = repr(MINIMAL)
+    assert parse_config(MINIMAL, ["training.steps=7", "generator.optimizer.eps=1"]).training.steps == 7
+    assert repr(MINIMAL) == before
+
+
+def test_values_that_are_nested_deeply_are_refused() -> None:
+    nested: Any = 1
+    for _ in range(2000):
+        nested = [nested]
+    with pytest.raises(UserError, match="unknown key 'deep'"):
+        parse_config({**MINIMAL, "deep": nested}, ["seed=1"])
+
+
 def test_overrides_of_lists_and_mappings() -> None:
     config = parse_config(
         MINIMAL,
