@@ -32,16 +32,17 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     elif kind == "model_type" and found is None:
         line = f"{key} is empty; {_needs(_section_at(location, root))}"
     else:
-        line = f"{key} = {_shown(found)[:80]}: {_message(first)}" if key else _message(first)
+        line = f"{key} = {_shown(found, kind)[:80]}: {_message(first)}" if key else _message(first)
     others = len({tuple(_location(e["loc"], root)) for e in errors}) - 1
     return line if not others else f"{line} (and {others} more)"
 
 
-def _shown(found: Any) -> str:
+def _shown(found: Any, kind: str) -> str:
     """As it is written in a recipe, whose numbers are text until their key has been looked at."""
     if isinstance(found, float) and math.isnan(found):
         return "nan"
-    return found if isinstance(found, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", found) else repr(found)
+    is_number = isinstance(found, str) and not kind.endswith("_type") and re.fullmatch(r"[-+.\deE]+", found, re.ASCII)
+    return str(found) if is_number else repr(found)
 
 
 def types_of(location: Sequence[str], root: type[BaseModel]) -> set[Any]:
