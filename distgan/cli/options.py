@@ -191,8 +191,8 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="key=value",
-        help="changes to the recipe, such as training.steps=1000; values are taken as typed, lists and mappings are YAML: "
-        "evaluation.metrics=[fid, kid]",
+        help="changes to the recipe, such as training.steps=1000; a value is taken as typed, except that lists and "
+        "mappings are YAML: evaluation.metrics=[fid,kid]",
     )
 
 

@@ -50,7 +50,7 @@ def write(folder: Path, text: str) -> Path:
         ("growth={first_resolution: 6}", ["growth.first_resolution", "6 is not a power of two from 4 up"]),
         ("growth={batch_sizes: {3: 8}}", ["growth.batch_sizes", "3 is not a power of two"]),
         ("growth={stable_kimg: 0, fade_kimg: 0}", ["growth.stable_kimg", "nothing would grow"]),
-        ("data=3", ["data = 3", "dictionary"]),
+        ("data=3", ["data = '3'", "dictionary"]),
         ("objective.targets={real: 2.0}", ["objective.targets.real"]),
         ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
         ("objective.gradient_penalty={}", ["discriminator.normalisation", "use layer or none"]),
