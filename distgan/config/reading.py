@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -65,6 +66,19 @@ def _override_value(text: str, types: set[Any], source: str) -> Any:
     as_list = inside.startswith("[") and types & {list, tuple} and (inside.endswith("]") or not is_text)
     as_mapping = inside.startswith("{") and dict in types
     return read_flow(text, source) if as_list or as_mapping else text
+
+
+def moved_run(recipe: str | os.PathLike[str], run_dir: str | os.PathLike[str]) -> str | None:
+    """A warning for a run's own config.yaml that names another run_dir than the folder it lies in, as after a move."""
+    folder, name = os.path.split(os.fspath(recipe))
+    is_run = any(os.path.exists(os.path.join(folder, kept)) for kept in ("status.json", "checkpoints"))
+    if name != "config.yaml" or not is_run or os.path.realpath(folder) == os.path.realpath(run_dir):
+        return None
+    here = folder or "."
+    return (
+        f"{recipe}: lies in the run folder {here}, but names run_dir = {run_dir}, which is used; to continue the run "
+        f"in {here}: distgan train {shlex.quote(os.fspath(recipe))} {shlex.quote(f'run_dir={here}')}"
+    )
 
 
 def dump_config(config: Config) -> str:
