@@ -17,8 +17,6 @@ from distgan.errors import UserError
 _MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 32
-NULL_WORDS = ("", "~", "null", "Null", "NULL")
-"""How YAML writes null."""
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
 _KNOWN_TAGS = (_NULL, _TEXT, "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
@@ -28,7 +26,7 @@ class _Loader(yaml.BaseLoader):
     """PyYAML up to its tree of nodes; nothing is constructed."""
 
 
-_Loader.add_implicit_resolver(_NULL, re.compile(rf"(?:{'|'.join(map(re.escape, NULL_WORDS))})\Z"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(_NULL, re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:

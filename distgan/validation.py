@@ -29,12 +29,23 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         # Checks of a whole section name the field themselves.
         joint = "." if isinstance(found, (dict, BaseModel)) else ": "
         line = f"{key}{joint if key else ''}{first['ctx']['error']}"
-    elif kind == "model_type" and found is None:
+    elif kind == "model_type" and found in (None, ""):
         line = f"{key} is empty; {_needs(_section_at(location, root))}"
+    elif kind in _STRUCTURES or kind == "model_type":
+        section = _section_at(location, root)
+        expected = f"a section with the keys {', '.join(section.model_fields)}" if section else _STRUCTURES[kind]
+        line = f"{key} = {_shown(found, kind)[:80]}: expected {expected}"
     else:
         line = f"{key} = {_shown(found, kind)[:80]}: {_message(first)}" if key else _message(first)
     others = len({tuple(_location(e["loc"], root)) for e in errors}) - 1
     return line if not others else f"{line} (and {others} more)"
+
+
+_STRUCTURES = {
+    "list_type": "a list such as [a, b]",
+    "tuple_type": "a list such as [0.5, 0.9]",
+    "dict_type": "a mapping such as {16: 32}",
+}
 
 
 def _shown(found: Any, kind: str) -> str:

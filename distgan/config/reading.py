@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from distgan.config.run import Config
 from distgan.errors import UserError
-from distgan.recipe import NULL_WORDS, read_flow, read_recipe
+from distgan.recipe import read_flow, read_recipe
 from distgan.validation import explain, types_of
 
 
@@ -59,7 +59,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _override_value(text: str, types: set[Any], source: str) -> Any:
     """What the text of an override means for a key of these types."""
     is_text = str in types
-    if text in NULL_WORDS and (not is_text or (text == "null" and type(None) in types)):
+    # Not an empty one, which an unset variable of a shell leaves.
+    if text == "null" and (not is_text or type(None) in types):
         return None
     inside = text.strip()
     # A path may begin with a bracket, `[ab]*.tar`, but not be a list's whole.

@@ -50,7 +50,14 @@ def write(folder: Path, text: str) -> Path:
         ("growth={first_resolution: 6}", ["growth.first_resolution", "6 is not a power of two from 4 up"]),
         ("growth={batch_sizes: {3: 8}}", ["growth.batch_sizes", "3 is not a power of two"]),
         ("growth={stable_kimg: 0, fade_kimg: 0}", ["growth.stable_kimg", "nothing would grow"]),
-        ("data=3", ["data = '3'", "dictionary"]),
+        ("data=3", ["data = '3'", "a section with the keys kind, path"]),
+        ("objective.r1=1", ["objective.r1 = '1'", "a section with the keys gamma, final_gamma, every"]),
+        ("objective.r1=", ["objective.r1 is empty; it needs: gamma"]),
+        ("evaluation.metrics=fid", ["evaluation.metrics = 'fid'", "a list such as [a, b]"]),
+        ("evaluation.metrics=", ["evaluation.metrics = ''", "a list"]),
+        ("generator.optimizer.betas=0.5", ["generator.optimizer.betas = '0.5'", "a list such as [0.5, 0.9]"]),
+        ("generator.depth=", ["generator.depth: expected a decimal number, found ''"]),
+        ("training.compile=", ["training.compile = ''", "boolean"]),
         ("objective.targets={real: 2.0}", ["objective.targets.real"]),
         ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
         ("objective.gradient_penalty={}", ["discriminator.normalisation", "use layer or none"]),
@@ -331,7 +338,7 @@ def test_overrides_of_lists_and_mappings() -> None:
         MINIMAL,
         ["data.path=[a, 's3://b/#1.tar']", "evaluation.metrics=[fid, kid]", "objective.r1={gamma: 1e-1}",
          "generator.optimizer.betas=[0, 0.9]", "objective.targets.real=[0.7, 0.9]", "data.channels=1", "growth=null",
-         "training.stop_when_flat=~", "generator.depth=null"],
+         "training.stop_when_flat=null", "generator.depth=null"],
     )  # fmt: skip
     assert config.data.path == ["a", "s3://b/#1.tar"]
     assert config.evaluation.metrics == ["fid", "kid"]
