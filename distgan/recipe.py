@@ -80,6 +80,10 @@ def _plain(root: yaml.Node | None, source: str) -> Any:
     def refuse(node: yaml.Node, what: str) -> UserError:
         return UserError(f"{source}: not valid YAML: line {node.start_mark.line + 1}: {what}")
 
+    def check_tag(node: yaml.Node) -> None:
+        if node.tag not in _KNOWN_TAGS:
+            raise refuse(node, f"the tag {node.tag[:80]!r}: a recipe has no tags; remove it")
+
     def build(node: yaml.Node, depth: int) -> Any:
         nonlocal left
         left -= 1
@@ -87,8 +91,7 @@ def _plain(root: yaml.Node | None, source: str) -> Any:
             raise UserError(f"{source}: more than {_MAX_VALUES} values once aliases are unfolded; a recipe has few")
         if depth > _MAX_DEPTH:
             raise UserError(f"{source}: nested more than {_MAX_DEPTH} deep, or an alias that contains itself")
-        if node.tag not in _KNOWN_TAGS:
-            raise refuse(node, f"the tag {node.tag[:80]!r}: a recipe has no tags; remove it")
+        check_tag(node)
         if isinstance(node, yaml.MappingNode):
             return mapping(node, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -100,6 +103,7 @@ def _plain(root: yaml.Node | None, source: str) -> Any:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise refuse(key, "a key is not a word")
+            check_tag(key)
             if key.value == "<<":
                 raise refuse(key, "merge keys (<<) are not of YAML 1.2; write the keys out")
             if key.value in built:

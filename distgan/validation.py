@@ -31,7 +31,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         line = f"{key}{joint if key else ''}{first['ctx']['error']}"
     elif kind == "model_type" and found in (None, ""):
         line = f"{key} is empty; {_needs(_section_at(location, root))}"
-    elif kind in _STRUCTURES or kind == "model_type":
+    elif key and (kind in _STRUCTURES or kind == "model_type"):
         section = _section_at(location, root)
         expected = f"a section with the keys {', '.join(section.model_fields)}" if section else _STRUCTURES[kind]
         line = f"{key} = {_shown(found, kind)[:80]}: expected {expected}"

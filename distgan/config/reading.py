@@ -62,11 +62,14 @@ def _override_value(text: str, types: set[Any], source: str) -> Any:
     # Not an empty one, which an unset variable of a shell leaves.
     if text == "null" and (not is_text or type(None) in types):
         return None
-    inside = text.strip()
-    # A path may begin with a bracket, `[ab]*.tar`, but not be a list's whole.
-    as_list = inside.startswith("[") and types & {list, tuple} and (inside.endswith("]") or not is_text)
-    as_mapping = inside.startswith("{") and dict in types
-    return read_flow(text, source) if as_list or as_mapping else text
+    opening = text.lstrip()[:1]
+    if (opening == "[" and types & {list, tuple}) or (opening == "{" and dict in types):
+        try:
+            return read_flow(text, source)
+        except UserError:
+            if not is_text:  # a path may begin with a bracket, as [ab]*.tar does
+                raise
+    return text
 
 
 def moved_run(recipe: str | os.PathLike[str], run_dir: str | os.PathLike[str]) -> str | None:

@@ -26,15 +26,9 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
         return path
     folder = path / "checkpoints"
     if not folder.is_dir():
-        what = (
-            "neither a run folder (it would hold checkpoints/) nor a checkpoint" if path.exists() else "does not exist"
-        )
-        fix = (
-            "; give its run_dir"
-            if path.suffix in (".yaml", ".yml")
-            else "; give the folder of a run or a checkpoint in it"
-        )
-        raise UserError(f"{path}: {what}{fix}")
+        found = "neither a run folder (it would hold checkpoints/) nor a checkpoint"
+        named = "its run_dir" if path.suffix in (".yaml", ".yml") else "the folder of a run, or a checkpoint in it"
+        raise UserError(f"{path}: {found if path.exists() else 'does not exist'}; give {named}")
     if best:
         record = checkpoint.read_best(folder)
         if record is None:

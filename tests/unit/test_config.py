@@ -209,6 +209,8 @@ def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
         ("", "mapping of sections, found nothing"),
         ("run_dir: null", "run_dir = None: input should be a valid string"),
         ("!!python/object/apply:os.system [true]", "not valid YAML"),
+        ("!!python/name:os.system : 3", "line 1: the tag 'tag:yaml.org,2002:python/name:os.system'"),
+        ("a: 1\n!x b: 3", "line 2: the tag '!x'"),
         ("run_dir: r", "missing"),
         ("run_dir: !!timestamp nonsense", "not valid YAML"),
         ("run_dir: !!int ''", "not valid YAML"),
@@ -350,7 +352,7 @@ def test_overrides_of_lists_and_mappings() -> None:
     assert config.data.channels == 1
 
 
-@pytest.mark.parametrize("path", ["*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"])
+@pytest.mark.parametrize("path", ["[ab]*.tar", "[ab]/*[0-4]", "[a", "*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"])
 def test_paths_in_overrides_need_no_quotes(tmp_path: Path, path: str) -> None:
     assert load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [f"data.path={path}"]).data.path == path
 

@@ -184,6 +184,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"more": 1}, "unknown key 'more'"),
         ("[" * 100_000, "not the description"),
         ("{}", "is missing"),
+        ("[]", "not the description of an exported generator: input should be"),
         ("", "generator: invalid JSON"),
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, dict) else str(list(value)),
