@@ -352,7 +352,10 @@ def test_overrides_of_lists_and_mappings() -> None:
     assert config.data.channels == 1
 
 
-@pytest.mark.parametrize("path", ["[ab]*.tar", "[ab]/*[0-4]", "[a", "*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"])
+@pytest.mark.parametrize(
+    "path",
+    ["[ab]*.tar", "[ab]/*[0-4]", "[a", "*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"],
+)
 def test_paths_in_overrides_need_no_quotes(tmp_path: Path, path: str) -> None:
     assert load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [f"data.path={path}"]).data.path == path
 
