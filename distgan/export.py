@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.errors import UserError, blaming, within_memory
@@ -191,7 +191,7 @@ def _load_export(folder: Path) -> Generator:
             raise OSError("no such file" if not os.path.lexists(weights) else "not a regular file")
         # Copied, because what is loaded is a mapping of the file, which may be replaced while the generator is in use.
         tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load_file(weights).items()}
-        problem = _take_weights(generator.network, tensors)
+        problem = _take_weights(generator, tensors)
     except (OSError, safetensors.SafetensorError, RuntimeError, MemoryError) as error:
         problem = _reason(error)
     if problem:
@@ -208,15 +208,15 @@ def _build(file: Path, description: dict[str, Any], config: GeneratorConfig) -> 
         raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
 
 
-def _take_weights(network: nn.Module, tensors: dict[str, Tensor]) -> str | None:
-    """Give a network on no device its weights, which may be in another precision, or say why these are not they."""
-    expected = network.state_dict()
+def _take_weights(generator: Generator, tensors: dict[str, Tensor]) -> str | None:
+    """Give a generator on no device its weights, which may be in another precision, or say why these are not they."""
+    expected = generator.network.state_dict()
     for name, value in tensors.items():
         if name in expected and value.is_floating_point() and expected[name].is_floating_point():
             tensors[name] = value.to(expected[name].dtype)
-    problem = find_misfit(tensors, expected) or find_broken(tensors)
+    problem = find_misfit(tensors, expected) or find_broken(tensors, generator.num_classes)
     if problem is None:
-        network.load_state_dict(tensors, assign=True)
+        generator.network.load_state_dict(tensors, assign=True)
     return problem
 
 
@@ -251,7 +251,7 @@ def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
     }
     generator = _build(path / "state.json", description, config.generator)
     tensors = checkpoint.load_files(path, ["generator_ema"])["generator_ema"]
-    if problem := _take_weights(generator.network, tensors):
+    if problem := _take_weights(generator, tensors):
         raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
     generator.to(device)
     counts = classes.counts if classes else None

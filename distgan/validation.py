@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
+import types
 import typing
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,13 +29,49 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         # Checks of a whole section name the field themselves.
         joint = "." if isinstance(found, (dict, BaseModel)) else ": "
         line = f"{key}{joint if key else ''}{first['ctx']['error']}"
-    elif kind == "model_type" and found is None:
+    elif kind == "model_type" and found in (None, ""):
         line = f"{key} is empty; {_needs(_section_at(location, root))}"
+    elif key and (kind in _STRUCTURES or kind == "model_type"):
+        section = _section_at(location, root)
+        expected = f"a section with the keys {', '.join(section.model_fields)}" if section else _STRUCTURES[kind]
+        line = f"{key} = {_shown(found, kind)[:80]}: expected {expected}"
     else:
-        shown = "nan" if isinstance(found, float) and math.isnan(found) else repr(found)
-        line = f"{key} = {shown[:80]}: {_message(first)}" if key else _message(first)
+        line = f"{key} = {_shown(found, kind)[:80]}: {_message(first)}" if key else _message(first)
     others = len({tuple(_location(e["loc"], root)) for e in errors}) - 1
     return line if not others else f"{line} (and {others} more)"
+
+
+_STRUCTURES = {
+    "list_type": "a list such as [a, b]",
+    "tuple_type": "a list such as [0.5, 0.9]",
+    "dict_type": "a mapping such as {16: 32}",
+}
+
+
+def _shown(found: Any, kind: str) -> str:
+    """As it is written in a recipe, whose numbers are text until their key has been looked at."""
+    if isinstance(found, float) and math.isnan(found):
+        return "nan"
+    is_number = isinstance(found, str) and not kind.endswith("_type") and re.fullmatch(r"[-+.\deE]+", found, re.ASCII)
+    return str(found) if is_number else repr(found)
+
+
+def types_of(location: Sequence[str], root: type[BaseModel]) -> set[Any]:
+    """What a key takes: the members of its union, without the items' types; sections are dict. Empty if unknown."""
+    section = _section_at(list(location[:-1]), root)
+    field = section.model_fields.get(location[-1]) if section else None
+    return set(_members(field.annotation)) if field else set()
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _members(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for argument in arguments for member in _members(argument)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [dict]
+    return [origin or annotation]
 
 
 def _location(parts: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from distgan.cli.output import write_line
@@ -121,17 +122,16 @@ def _export(options: argparse.Namespace) -> None:
 
 def _stop(options: argparse.Namespace) -> None:
     from distgan.training.preemption import request_stop
-    from distgan.training.status import run_folder_of
 
-    folder = run_folder_of(options.run, options.overrides)
+    folder = _run_folder(options)
     request_stop(folder)
     write_line(f"{folder}: asked to stop; status.json there will say `preempted` when it has")
 
 
 def _status(options: argparse.Namespace) -> None:
-    from distgan.training.status import run_folder_of, standing
+    from distgan.training.status import standing
 
-    write_line(standing(run_folder_of(options.run, options.overrides), options.launch))
+    write_line(standing(_run_folder(options), options.launch))
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -155,12 +155,30 @@ def _load_config(options: argparse.Namespace) -> Any:
     from distgan.config import load_config
 
     try:
-        return load_config(options.config, options.overrides)
+        config = load_config(options.config, options.overrides)
     except UserError:
         # The ranks of one machine read the same file; another machine may lack it.
         if is_first("LOCAL_RANK"):
             raise
         raise SystemExit(2) from None
+    _warn_of_a_moved_run(options.config, config.run_dir, options.overrides)
+    return config
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    from distgan.training.status import run_folder_of
+
+    folder = run_folder_of(options.run, options.overrides)
+    _warn_of_a_moved_run(options.run, folder, options.overrides)
+    return folder
+
+
+def _warn_of_a_moved_run(recipe: str, run_dir: str | Path, overrides: Sequence[str]) -> None:
+    from distgan.config import moved_run
+
+    warning = moved_run(recipe, run_dir)
+    if warning and is_first("RANK") and not any(override.startswith("run_dir=") for override in overrides):
+        print(f"distgan: warning: {warning}", file=sys.stderr, flush=True)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

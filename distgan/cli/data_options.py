@@ -47,7 +47,7 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         type=int,
         default=95,
         metavar="Q",
-        help="of newly encoded jpg and webp, 1 to 100; default %(default)s",
+        help="quality of newly encoded jpg and webp, 1 to 100; default %(default)s",
     )
     parser.add_argument(
         "--background",
@@ -67,7 +67,10 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="keep the source's order (default: a random order given by --seed)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the shuffle, of what is held out and of built-in points; %(default)s"
+        "--seed",
+        type=int,
+        default=0,
+        help="of the shuffle, the held-out lines and built-in points; default %(default)s",
     )
     parser.add_argument(
         "--held-out",
@@ -77,7 +80,9 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="put this share of the lines of text into DEST/held-out, for metrics to compare with; equal lines stay "
         "together; default: none",
     )
-    parser.add_argument("--points", type=int, metavar="N", help="of a built-in mixture; default 100000")
+    parser.add_argument(
+        "--points", type=int, metavar="N", help="number of points of a built-in mixture; default 100000"
+    )
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),

@@ -113,7 +113,7 @@ def _evaluate(command: AddCommand) -> None:
         "Prints the metrics as JSON. Also on N ranks under `accelerate launch`, with the same result.",
     )  # fmt: skip
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
-    _add_overrides(parser)
+    _add_overrides(parser, "changes to how it is measured, such as evaluation.num_samples=50000")
     _add_best(parser)
 
 
@@ -174,7 +174,7 @@ def _doctor(command: AddCommand) -> None:
         "Versions, devices, the network between ranks, clocks and the run folder; with CONFIG also the data, and some\n"
         "steps in a folder that is removed. Exits with 1 if something FAILED.",
     )  # fmt: skip
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML recipe; without it, what needs none")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML recipe; omit it to check the machine only")
     _add_overrides(parser)
 
 
@@ -185,17 +185,26 @@ def _schema(command: AddCommand) -> None:
     )  # fmt: skip
 
 
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
+def _add_overrides(
+    parser: argparse.ArgumentParser, what: str = "changes to the recipe, such as training.steps=1000"
+) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the config, such as training.steps=1000"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help=f"{what}; a value is taken as typed, except that lists and mappings are YAML, as in "
+        "evaluation.metrics=[fid,kid]",
     )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run", metavar="RUN_OR_CONFIG", help="its run folder, as any machine sees it, or the recipe it was started with"
+        "run",
+        metavar="RUN_OR_CONFIG",
+        help="the run folder, as any machine sees it, or the recipe that the run was started with",
     )
-    _add_overrides(parser)
+    _add_overrides(parser, "of a recipe, the changes that the run was started with")
 
 
 def _add_best(parser: argparse.ArgumentParser) -> None:

@@ -13,22 +13,21 @@ Train GANs across machines, resume them exactly, and compare them by numbers tha
 
 _EXAMPLES = """\
 from images to a generator:
-  distgan pack photos/ datasets/photos --resolution 64
-  accelerate launch --multi_gpu --num_processes 8 -m distgan train configs/photos.yaml
-  distgan evaluate runs/photos
-  distgan sample runs/photos --num 64 --out samples.png
-  distgan export runs/photos exported/
+  distgan pack builtin:digits datasets/digits --resolution 32
+  accelerate launch --multi_gpu --num_processes 2 -m distgan train configs/digits-dcgan.yaml
+  distgan evaluate runs/digits-dcgan
+  distgan sample runs/digits-dcgan --num 64 --out samples.png
+  distgan export runs/digits-dcgan exported
 """
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of one command; its name is in `command`. Exits with 2 after a word that is no option."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = build_parser().parse_known_args(arguments)
     # argparse takes positional arguments in one go only, but `train CONFIG --resume never key=value` is natural.
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
     if strange:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
@@ -47,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=more,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        added.set_defaults(command=name)
+        added.set_defaults(command=name, parser=added)
         return added
 
     add_commands(command)

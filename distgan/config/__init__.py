@@ -28,7 +28,7 @@ from distgan.config.players import (
     NetworkConfig,
     OptimizerConfig,
 )
-from distgan.config.reading import dump_config, flatten, json_schema, load_config, parse_config
+from distgan.config.reading import dump_config, flatten, json_schema, load_config, moved_run, parse_config
 from distgan.config.run import ARCHITECTURES, Config
 from distgan.config.training import (
     CheckpointConfig,
@@ -70,5 +70,6 @@ __all__ = [
     "flatten",
     "json_schema",
     "load_config",
+    "moved_run",
     "parse_config",
 ]

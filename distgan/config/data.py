@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from distgan.config.fields import Color, Count, CountOrZero, Real, Section, Share, Size
+from distgan.config.fields import Color, Count, CountOrZero, Real, Section, Share, Size, number
 
 
 class DataConfig(Section):
@@ -29,7 +29,7 @@ class DataConfig(Section):
     resolution: Annotated[CountOrZero, Field(le=2**16)] = 0
     """Images are centre-cropped to a square and resized to this many pixels a side, a power of two.
     Every run on images needs it."""
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], BeforeValidator(number)] = 3
     """1 for greyscale, 3 for RGB; images are converted when they differ."""
     background: Color = "white"
     """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""

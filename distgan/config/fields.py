@@ -8,11 +8,23 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+_DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*|(?=\.[0-9]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", re.ASCII)
+_MAX_DIGITS = 400
 
-def _number(value: Any) -> Any:
+
+def number(value: Any) -> Any:
+    """A number from text: decimal, as in YAML 1.2's core schema, whose octal and hexadecimal forms are refused.
+
+    Raises ValueError for text that is anything else: YAML 1.1 has 010 = 8, 1:30 = 90 and 1_000 = 1000.
+    """
     if isinstance(value, bool):
         raise ValueError("expected a number, found a boolean")
-    return value
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if len(text) > _MAX_DIGITS or not _DECIMAL.fullmatch(text):
+        raise ValueError(f"expected a decimal number, found {value[:80]!r}; write it like 10, 0.5 or 1e-4")
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
 
 
 def folder(value: str) -> str:
@@ -44,14 +56,14 @@ def _color(value: str) -> str:
 
 # The bounds keep products of a few of these inside 64 bits and what a stranger's config asks for near what a machine
 # has, and are far from what any run needs.
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**40)]
-CountOrZero = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**40)]
-Size = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**16)]
+Count = Annotated[int, BeforeValidator(number), Field(ge=1, le=2**40)]
+CountOrZero = Annotated[int, BeforeValidator(number), Field(ge=0, le=2**40)]
+Size = Annotated[int, BeforeValidator(number), Field(ge=1, le=2**16)]
 """Of a layer."""
-Batch = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**17)]
+Batch = Annotated[int, BeforeValidator(number), Field(ge=1, le=2**17)]
 """Samples at a time."""
-Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**63 - 1)]
-Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Seed = Annotated[int, BeforeValidator(number), Field(ge=0, le=2**63 - 1)]
+Real = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, le=1)]

@@ -105,7 +105,7 @@ class MonitoringConfig(Section):
     """What is written down while training."""
 
     every: Count = 50
-    """Steps between rows of metrics.jsonl and TensorBoard scalars."""
+    """Steps between rows of metrics.jsonl and TensorBoard scalars. The last step always has one."""
     samples_every: Count = 500
     """Steps between samples of the same latents: a grid of images, lines of text, or a picture of points."""
     num_samples: Annotated[Count, Field(le=4096)] = 64

@@ -1,20 +1,78 @@
-"""Removing from TensorBoard's event files what a resumed run is going to do again.
+"""TensorBoard's event files: writing them, and removing from them what a resumed run is going to do again.
 
-TensorBoard has a marker for this (`purge_step`), but its default loader does not heed it. An event file is a sequence
-of records (https://www.tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format details"): the data's length as
-8 bytes little-endian, 4 bytes of checksum, the data, 4 bytes of checksum. The data are an `Event` protocol buffer.
+TensorBoard reads the files of a folder in the order of their names and never goes back to an earlier one. A name begins
+with the time in seconds, so that TensorBoard's own writer, on a node whose clock is behind, makes a file that is never
+read. TensorBoard has a marker for what is done again (`purge_step`), but its default loader ignores it.
+
+An event file is a sequence of records (https://www.tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format
+details"): the data's length as 8 bytes little-endian, 4 bytes of checksum, the data, 4 bytes of checksum. The data are
+an `Event` protocol buffer.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from distgan.files import write_atomically
 
 _RECORD_LIMIT = 1 << 30
+
+
+class EventFile:
+    """A new event file, whose name sorts after those that are there, whatever the clock says.
+
+    Args:
+        folder: made if it is missing.
+        purge_step: the marker for a server that has read events from this step on, which are to be forgotten.
+
+    Raises:
+        OSError: the file cannot be written, from any method.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._records = RecordWriter(open(folder / next_name(folder), "xb"))  # noqa: SIM115
+        self._add(file_version="brain.Event:2")
+        if purge_step is not None:
+            self._add(file_version="brain.Event:2", step=purge_step)
+            self._add(session_log=SessionLog(status=SessionLog.START), step=purge_step)
+
+    def add(self, summary: Any, step: int | None = None) -> None:
+        """Write a `Summary` protocol buffer, as `torch.utils.tensorboard.summary` makes them."""
+        self._add(summary=summary, step=step)
+
+    def flush(self) -> None:
+        """Hand what was added to the operating system."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._records.close()
+
+    def _add(self, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+
+
+def next_name(folder: Path) -> str:
+    """The name of a folder's next event file: TensorBoard's own form, but later than all that are there."""
+    last = max((path.name for path in folder.iterdir() if "tfevents" in path.name), default="")
+    second = int(time.time())
+    if time_of_last := re.match(r"events\.out\.tfevents\.(\d{10})\.", last, re.ASCII):
+        second = max(second, int(time_of_last[1]) + 1)
+    name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.0"
+    return name if name > last else f"{last}.0"
 
 
 def drop_later_events(folder: Path, last_step: int) -> None:
@@ -32,7 +90,7 @@ def drop_later_events(folder: Path, last_step: int) -> None:
 
 def _stays(data: bytes, last_step: int) -> bool:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.event_pb2 import Event
 
     try:
         event = Event.FromString(data)

@@ -14,16 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from distgan.files import write_atomically
-from distgan.monitoring.event_files import drop_later_events
+from distgan.monitoring.event_files import EventFile, drop_later_events
 from distgan.packages import is_installed
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("distgan")
 
@@ -88,9 +85,11 @@ class _RunTracker(Tracker):
         row = {"step": step, "images": images, "time": time.time(), **numbers}
         self._attempt("metrics.jsonl", lambda: self._rows.append(row))
 
-        def write(writer: SummaryWriter) -> None:
+        def write(file: EventFile) -> None:
+            from torch.utils.tensorboard.summary import scalar
+
             for tag, value in {"progress/kimg": images / 1000, **numbers}.items():
-                writer.add_scalar(tag, value, step)
+                file.add(scalar(tag, value), step)
 
         self._on_tensorboard(write)
 
@@ -98,23 +97,32 @@ class _RunTracker(Tracker):
         return frozenset(self._rows.last if self._rows.last.get("step") == step else ())
 
     def image(self, step: int, tag: str, image: Tensor) -> None:
-        self._on_tensorboard(lambda writer: writer.add_image(tag, image.cpu(), step))
+        def write(file: EventFile) -> None:
+            from torch.utils.tensorboard import summary
+
+            file.add(summary.image(tag, image.cpu(), dataformats="CHW"), step)
+
+        self._on_tensorboard(write)
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
         indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown for verbatim
-        at = self._first_step if step is None else step
-        self._on_tensorboard(lambda writer: writer.add_text(tag, indented, at))
+
+        def write(file: EventFile) -> None:
+            from torch.utils.tensorboard import summary
+
+            file.add(summary.text(tag, indented), self._first_step if step is None else step)
+
+        self._on_tensorboard(write)
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
         settings = {key: value if type(value) in (int, float, str) else str(value) for key, value in values.items()}
         names = dict.fromkeys(metrics)
 
-        def write(writer: SummaryWriter) -> None:
+        def write(file: EventFile) -> None:
             from torch.utils.tensorboard.summary import hparams
 
-            # Not `add_hparams`, which would start a second run beside this one.
             for summary in hparams(settings, names):
-                writer._get_file_writer().add_summary(summary)
+                file.add(summary)
 
         self._on_tensorboard(write)
 
@@ -123,7 +131,7 @@ class _RunTracker(Tracker):
         if self._events is not None:
             self._attempt("TensorBoard", self._events.close)
 
-    def _on_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
+    def _on_tensorboard(self, write: Callable[[EventFile], object]) -> None:
         events = self._events
         if events is not None:
             self._attempt("TensorBoard", lambda: events.write(write))
@@ -204,23 +212,21 @@ class _Rows:
 
 
 class _Events:
-    """A TensorBoard event file. After an error a new one is begun."""
+    """The event files of this process: after an error a new one is begun."""
 
     def __init__(self, folder: Path, last_step: int) -> None:
         self._folder = folder
         # For a server that has read the later events already; it must be in the first file too, to be heeded in others.
         self._purge_step: int | None = last_step + 1
-        self._writer: SummaryWriter | None = None
+        self._file: EventFile | None = None
 
-    def write(self, write: Callable[[SummaryWriter], object]) -> None:
+    def write(self, write: Callable[[EventFile], object]) -> None:
         """Flushed each time: what a checkpoint's step has logged must not be lost with a killed process."""
         try:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(self._folder, purge_step=self._purge_step)
-            write(self._writer)
-            self._writer.flush()
+            if self._file is None:
+                self._file = EventFile(self._folder, purge_step=self._purge_step)
+            write(self._file)
+            self._file.flush()
         except OSError:
             with suppress(OSError):
                 self.close()
@@ -228,9 +234,9 @@ class _Events:
         self._purge_step = None
 
     def close(self) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            writer.close()
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
 
 
 def _step_of(line: bytes) -> float:

@@ -121,11 +121,15 @@ def check_history(path: Path, player: Player, saved: Mapping[str, Tensor]) -> No
 
 
 def check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless all of a player's counters are numbers."""
+    """Raise UserError unless all of a player's counters are numbers from 0."""
     for name in player.counters:
         counter = saved.get(f"{player.role}/{name}")
-        if counter is None or counter.dim() or not counter.isfinite():
-            raise UserError(f"{path}/counters.safetensors: {player.role}/{name} is no number; take another checkpoint")
+        if counter is None or counter.dim() or not counter.isfinite() or counter < 0:
+            found = "missing" if counter is None else counter.item() if not counter.dim() else "a list"
+            raise UserError(
+                f"{path}/counters.safetensors: {player.role}/{name}: found {found}, expected a number from 0; take "
+                "another checkpoint"
+            )
 
 
 def own_tensors(player: Player, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -92,9 +92,13 @@ class Observer:
         self.runtime.step = progress.step
         self.console.advance(progress.step)
         row: dict[str, float] = {}
-        if progress.step > 0 and progress.step % config.monitoring.every == 0:
+        if self._is_logged(progress.step):
             row = self._measure()
             self._diagnose(row)
+        elif progress.step == config.training.steps:
+            # A run that goes on from here with more steps must not differ from one that had them from the start: its
+            # interval goes on, and nothing is diagnosed.
+            row = self._measure(ends_interval=False)
         due = self.evaluations.is_due()
         pictured = progress.step % config.monitoring.samples_every == 0
         if (due and evaluate) or pictured:
@@ -110,7 +114,7 @@ class Observer:
         self._write(row)
         if row or pictured:
             self._start_interval()
-        if (progress.step + 1) % config.monitoring.every == 0:
+        if self._is_logged(progress.step + 1) or progress.step + 1 == config.training.steps:
             self.pace.begin()
         return is_best
 
@@ -127,12 +131,15 @@ class Observer:
         self._first_step = self.state.progress.step
         self.feed.seconds_waited = 0.0
 
-    def _measure(self) -> dict[str, float]:
+    def _is_logged(self, step: int) -> bool:
+        return step > 0 and step % self.config.monitoring.every == 0
+
+    def _measure(self, *, ends_interval: bool = True) -> dict[str, float]:
         """What the players reported since the last time, with rates and sizes. It waits for the device."""
         state, progress = self.state, self.state.progress
         row: dict[str, float] = {}
         for player in state.players:
-            row |= player.statistics.reduce(self.runtime)
+            row |= (player.statistics.reduce if ends_interval else player.statistics.means)(self.runtime)
             row[f"learning_rate/{player.role}"] = player.engine.optimizer.param_groups[0]["lr"]
             row[f"skipped_updates/{player.role}"] = player.skipped.item()
         seconds = time.perf_counter() - self._started

@@ -165,7 +165,8 @@ class View:
         # On no device, so that no memory is spent on sizes that the weights may not have.
         with torch.device("meta"), blaming(checkpoint / "state.json"):
             self.network = build_discriminator(config.discriminator, sample_shape(config.data, num_classes=classes))
-        self.network.load_state_dict(read_network(checkpoint, "discriminator", self.network), assign=True)
+        weights = read_network(checkpoint, "discriminator", self.network, num_classes=classes)
+        self.network.load_state_dict(weights, assign=True)
         set_growth([self.network], self.growth)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.eval().requires_grad_(False).to(self.device)

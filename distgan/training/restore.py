@@ -26,7 +26,9 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
         return path
     folder = path / "checkpoints"
     if not folder.is_dir():
-        raise UserError(f"{path}: neither a run folder (it would hold checkpoints/) nor a checkpoint")
+        found = "neither a run folder (it would hold checkpoints/) nor a checkpoint"
+        named = "its run_dir" if path.suffix in (".yaml", ".yml") else "the folder of a run, or a checkpoint in it"
+        raise UserError(f"{path}: {found if path.exists() else 'does not exist'}; give {named}")
     if best:
         record = checkpoint.read_best(folder)
         if record is None:
@@ -42,7 +44,7 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
     return newest
 
 
-def read_network(path: Path, name: str, network: nn.Module) -> dict[str, Tensor]:
+def read_network(path: Path, name: str, network: nn.Module, *, num_classes: int) -> dict[str, Tensor]:
     """The tensors for a network in one file of a checkpoint. Raises UserError naming the one that does not fit."""
     tensors = checkpoint.load_files(path, [name])[name]
     if problem := find_misfit(tensors, network.state_dict()):
@@ -50,7 +52,7 @@ def read_network(path: Path, name: str, network: nn.Module) -> dict[str, Tensor]
             f"{path}/{name}.safetensors: {problem}; resume with the config the run was started with (config.yaml in "
             "its folder), or choose another run_dir"
         )
-    if broken := find_broken(tensors):
+    if broken := find_broken(tensors, num_classes):
         raise UserError(f"{path}/{name}.safetensors: {broken}; take another checkpoint")
     return tensors
 
@@ -65,15 +67,38 @@ def find_misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return None
 
 
-def find_broken(tensors: Mapping[str, Tensor]) -> str | None:
-    """The first tensor with numbers that are not finite, if there is one; no training leaves any."""
-    broken = (key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all())
-    return next((f"{plain(key)[:200]} holds numbers that are not finite" for key in broken), None)
+def find_broken(tensors: Mapping[str, Tensor], num_classes: int) -> str | None:
+    """The first tensor of a network with values that no training leaves, if there is one."""
+    faults = ((key, _fault(key, tensor, num_classes)) for key, tensor in tensors.items())
+    return next((f"{plain(key)[:200]} holds {fault}" for key, fault in faults if fault), None)
+
+
+def _fault(key: str, tensor: Tensor, num_classes: int) -> str | None:
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        return "numbers that are not finite"
+    owner, _, name = key.rpartition(".")
+    if name == "running_var" and (tensor < 0).any():
+        return f"a negative variance, {tensor.min().item():.4g}"
+    if name == "reference_labels" and not 0 <= tensor.min() <= tensor.max() < num_classes:
+        return f"labels from {tensor.min()} to {tensor.max()}, expected 0 to {num_classes - 1}"
+    # Of spectral norm, which divides by u^T W v. Half precision rounds them.
+    if ".parametrizations." in f".{owner}" and name in ("u", "v"):
+        length = tensor.double().norm().item()
+        return f"a vector of length {length:.4g}, expected 1" if abs(length - 1) > 0.02 else None
+    return None
 
 
 def check_numbers(path: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise UserError if there is NaN among an optimizer's or an average's tensors; infinite moments are possible."""
+    """Raise UserError for values that no optimizer or average has: NaN, and negative steps or second moments.
+
+    Infinite moments are possible.
+    """
     for name, tensors in files.items():
         for key, tensor in tensors.items():
-            if tensor.isnan().any():
-                raise UserError(f"{path}/{name}.safetensors: {plain(key)[:200]} holds NaN; take another checkpoint")
+            negative = key.endswith(_NEVER_NEGATIVE) and (tensor < 0).any()
+            if negative or tensor.isnan().any():
+                fault = "negative numbers" if negative else "NaN"
+                raise UserError(f"{path}/{name}.safetensors: {plain(key)[:200]} holds {fault}; take another checkpoint")
+
+
+_NEVER_NEGATIVE = "/step", "/exp_avg_sq", "/square_avg"

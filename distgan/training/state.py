@@ -123,8 +123,11 @@ class TrainingState:
         """
         description = load_description(path)
         check_fits(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
-        weights = {player.role: read_network(path, player.role, player.network) for player in self.players}
-        average = read_network(path, "generator_ema", self.average.network)
+        classes = self.index.num_classes if self.config.data.labels else 0
+        weights = {
+            player.role: read_network(path, player.role, player.network, num_classes=classes) for player in self.players
+        }
+        average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
         files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
         # All of it is checked before ranks act together on any.
         check_numbers(path, files)

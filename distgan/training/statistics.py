@@ -49,11 +49,15 @@ class Statistics:
         self.carry(totals)
         return totals
 
+    def means(self, runtime: Runtime) -> dict[str, float]:
+        """Means since the interval began, over all ranks. The interval goes on."""
+        return {name: total / count for name, (total, count) in self.totals(runtime).items() if count}
+
     def reduce(self, runtime: Runtime) -> dict[str, float]:
-        """Means since the last call, over all ranks."""
-        totals = self.totals(runtime)
+        """Means since the last call, over all ranks. A new interval begins."""
+        means = self.means(runtime)
         self.carry({})
-        return {name: total / count for name, (total, count) in totals.items() if count}
+        return means
 
     def carry(self, totals: Mapping[str, Sequence[float]]) -> None:
         """Forget what was added, and go on from the totals of an interval that was interrupted."""

@@ -14,8 +14,10 @@ if [[ -z ${MASTER_ADDR:-} ]]; then
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   fi
 fi
-# Outside of the range that systems give away by themselves.
-MASTER_PORT=${MASTER_PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 10000))}
+MASTER_PORT=${MASTER_PORT:-$default_port}
+if ((node == 0)) && [[ -z ${DRY_RUN:-} ]]; then
+  "${python[@]}" launch/slurm/port.py check "$MASTER_PORT"
+fi
 
 restarts=0
 if [[ $1 == train ]]; then

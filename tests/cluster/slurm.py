@@ -100,7 +100,7 @@ class Slurm:
         return bool(self._run("squeue", "--steps", "--noheader", f"--jobs={job}").strip())
 
     def warn(self, job: str) -> None:
-        """What Slurm does some time before a time limit, with `--signal=B:USR1@...`."""
+        """What Slurm does some time before a time limit, where the user has asked for `--signal=B:USR1@...`."""
         self._run("scancel", "--batch", "--signal=USR1", job)
 
     def signal(self, job: str, name: str) -> None:
@@ -117,6 +117,10 @@ class Slurm:
 
     def set_node(self, node: str, state: str) -> None:
         self.control("update", f"NodeName={node}", f"State={state}", "Reason=test")
+
+    def release(self, job: str) -> None:
+        """Let a job start that was submitted with `--hold`."""
+        self.control("release", job)
 
     def requeue(self, job: str) -> None:
         self.control("requeue", job)
@@ -188,6 +192,7 @@ class Slurm:
             where = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
             lines.append(f"NodeName={node} {where} CPUs=2 State=UNKNOWN")
         lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60")
+        lines.append("PartitionName=short Nodes=ALL MaxTime=2 State=UP PriorityTier=1")
         lines.append("PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF")
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")

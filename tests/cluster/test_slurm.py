@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,8 +133,8 @@ def in_evaluation(folder: Path) -> bool:
 
 def test_the_time_limit(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     config = make_recipe(tmp_path, digits)
-    # The limit is in minutes, and the warning comes up to a minute earlier than it says.
-    options = ["--time=2", "--signal=B:USR1@20", "--nodes=1", "--cpus-per-task=2"]
+    # The limit is the partition's, 2 minutes.
+    options = ["--partition=short", "--nodes=1", "--cpus-per-task=2"]
     job = cluster.submit(
         "train.sbatch", str(config), "training.steps=1000000", options=options,
         **ENVIRONMENT, PROCESSES_PER_NODE="2",
@@ -140,6 +142,23 @@ def test_the_time_limit(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     wait_until(lambda: cluster.restarts(job) == 1, "not requeued")
     assert "warned and saved" in cluster.log(job)
     wait_until(lambda: "resuming from" in cluster.log(job), "not continued")
+    check_nothing_lost(cluster, job, tmp_path / "run", 1)
+
+
+def test_the_port_of_a_job_is_in_use(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+    config = recipe(tmp_path, digits, training=TRAINING | {"steps": 4})
+    options = ["--hold", "--nodes=2", "--cpus-per-task=2"]
+    job = cluster.submit("train.sbatch", str(config), options=options, **ENVIRONMENT, PROCESSES_PER_NODE="1")
+    port = 20_000 + int(job) % 10_000
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        cluster.release(job)
+        cluster.wait_for(job, "COMPLETED")
+    assert status(tmp_path / "run")["world_size"] == 2
+    assert f"port {port} of {socket.gethostname()} is in use by process {os.getpid()} " in cluster.log(job)
+    assert cluster.restarts(job) == 0
 
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])

@@ -264,7 +264,7 @@ def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureF
         (["data.labels=true", "data.path={unlabelled}"], ["data.labels", "no labels"]),
         (["data.resolution=8"], ["data.resolution = 8", "16 to 256"]),
         (["run_dir=/proc/nothing"], ["run_dir", "/proc/nothing"]),
-        (["--resume", "/nowhere"], ["/nowhere", "neither a run folder"]),
+        (["--resume", "/nowhere"], ["/nowhere", "does not exist"]),
         (["nonsense=1"], ["unknown key 'nonsense'"]),
     ],
 )

@@ -96,6 +96,32 @@ def test_colour_and_channels_last_resume_bitwise(tmp_path: Path, digits: Path, w
     assert differing(tensors(tmp_path / "parts", 6), tensors(tmp_path / "whole", 6)) == []
 
 
+def test_the_last_step_is_logged_and_changes_nothing_of_a_longer_run(
+    tmp_path: Path, digits: Path, undisturbed: dict[int, Path]
+) -> None:
+    config, log = make_recipe(tmp_path, digits), tmp_path / "log"
+    # Rows are due at steps 3, 6, 9, 12.
+    assert Job(2, ["train", str(config), "training.steps=4"], log=log).wait() == [0, 0]
+    first = losses(tmp_path / "run")
+    assert first.keys() == {0, 3, 4}
+    assert {"loss/generator", "loss/discriminator"} <= first[4].keys()
+    assert "step 4/4" in log.read_text()
+    assert Job(2, ["train", str(config)]).wait() == [0, 0]
+    found, expected = losses(tmp_path / "run"), losses(undisturbed[2])
+    assert found.keys() == expected.keys() | {4}
+    for step, values in expected.items():
+        assert found[step] == pytest.approx(values, rel=1e-12, abs=1e-15)
+    assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed[2], STEPS)) == []
+
+
+def test_a_run_shorter_than_its_logging_interval_has_its_last_row(tmp_path: Path, digits: Path) -> None:
+    config, log = recipe(tmp_path, digits, training={"steps": 2}, monitoring={"every": 50}), tmp_path / "log"
+    assert Job(1, ["train", str(config)], log=log).wait() == [0]
+    [row] = [values for step, values in losses(tmp_path / "run").items() if step == 2]
+    assert {"loss/generator", "loss/discriminator"} <= row.keys()
+    assert "step 2/2" in log.read_text()
+
+
 def test_without_a_valid_checkpoint_nothing_is_thrown_away(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path]
 ) -> None:

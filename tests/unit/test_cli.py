@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import argparse
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +11,9 @@ import pytest
 import yaml
 
 from distgan import cli
+from distgan.cli.parser import build_parser, parse
 
+ROOT = Path(__file__).parents[2]
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -109,3 +114,122 @@ def test_an_output_that_cannot_be_written() -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "distgan: error: cannot write to the standard output: No space left on device\n"
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """All parsers by the words that lead to them."""
+    top = build_parser()
+    [commands] = [action for action in top._actions if isinstance(action, argparse._SubParsersAction)]
+    return {"": top, **commands.choices}
+
+
+@pytest.mark.parametrize("command", parsers())
+def test_help_names_files_commands_and_options_that_there_are(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # or options are broken at their hyphens
+    parser = parsers()[command]
+    text = parser.format_help()
+    files = re.findall(r"\b(?:configs|launch|docs|tools|tests)/[\w./-]*\w", text)
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    lines = [line for line in text.splitlines() if re.match(r" +(distgan|accelerate|torchrun|srun) \S+ ", line)]
+    for line in lines:
+        words = shlex.split(line)
+        start = words.index("distgan") if "distgan" in words else words.index("launch/slurm/node.sh")
+        parse(words[start + 1 :])
+    assert set(re.findall(r"`distgan (\w+)", text)) <= parsers().keys()
+    prose = "\n".join(line for line in text.splitlines() if line not in lines)
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert set(re.findall(r"--[a-z][a-z-]+", prose.replace("\n", " "))) - known <= {"--rdzv-id"}, (
+        "torchrun has this one"
+    )
+    if command in ("", "train", "doctor"):
+        assert lines
+        assert files
+
+
+@pytest.mark.parametrize("command", parsers())
+def test_a_command_alone_names_what_it_needs_and_no_more(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = [
+        "/".join(action.option_strings) or str(action.metavar) for action in parsers()[command]._actions
+        if (action.required if action.option_strings else action.nargs not in ("*", "?"))
+    ]  # fmt: skip
+    if not needed:
+        return
+    with pytest.raises(SystemExit) as caught:
+        parse(command.split())
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f": error: the following arguments are required: {', '.join(needed)}\n")
+
+
+@pytest.mark.parametrize("command", ["train", "pack", "schema"])
+def test_an_unknown_option_shows_the_usage_of_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([command, *{"train": ["a"], "pack": ["a", "b"]}.get(command, []), "--zzz"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: distgan {command} ")
+    assert error.endswith("unrecognized arguments: --zzz\n")
+
+
+@pytest.fixture
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Path) -> Path:
+    """A run folder that was moved after training, seen from where it is."""
+    folder = tmp_path / "moved run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({
+        "run_dir": "runs/old", "data": {"path": str(digits), "resolution": 16},
+        "training": {"steps": 1, "batch_size": 8},
+    }))  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_the_config_of_a_moved_run_is_noticed(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fix = "distgan train 'moved run/config.yaml' 'run_dir=moved run'\n"
+    for arguments in (["trace", "moved run/config.yaml", "--steps", "0:1"], ["status", "moved run/config.yaml"]):
+        cli.main(arguments)
+        error = capsys.readouterr().err
+        assert error.startswith("distgan: warning: moved run/config.yaml: ")
+        assert "run_dir = runs/old" in error
+        assert error.endswith(fix)
+        assert error.count("\n") == 1
+    assert fix in stderr_of_mistake(capsys, "stop", "moved run/config.yaml")
+
+
+def test_the_config_of_a_run_where_it_says_it_is_needs_no_warning(
+    moved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "moved run/config.yaml"
+    cli.main(["trace", config, "run_dir=moved run", "--steps", "0:1"])
+    cli.main(["trace", config, "run_dir=another", "--steps", "0:1"])
+    (moved.parent / "recipe").mkdir()
+    (moved / "config.yaml").rename(moved.parent / "recipe" / "config.yaml")
+    cli.main(["trace", "recipe/config.yaml", "--steps", "0:1"])
+    (moved.parent / "runs").mkdir()
+    (moved.parent / "runs" / "old").symlink_to(moved)
+    (moved.parent / "recipe" / "config.yaml").rename(moved / "config.yaml")
+    cli.main(["trace", config, "--steps", "0:1"])
+    assert capsys.readouterr().err == ""
+
+
+def test_one_rank_warns_of_a_moved_run(
+    moved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in zip(LAUNCHER, ("2", "1", "1", "127.0.0.1", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    cli.main(["trace", "moved run/config.yaml", "--steps", "0:1"])
+    assert capsys.readouterr().err == ""
+
+
+def stderr_of_mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "probe", "sample", "export"])
+def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    more = {"sample": ["--out", "x.png"], "export": [str(tmp_path / "x")]}.get(command, [])
+    assert "does not exist; give the folder of a run, or" in mistake(capsys, command, str(tmp_path / "none"), *more)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.touch()
+    assert "give its run_dir" in mistake(capsys, command, str(recipe), *more)

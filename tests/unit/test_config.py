@@ -18,6 +18,9 @@ MINIMAL: dict[str, Any] = {
     "training": {"steps": 5, "batch_size": 8},
 }
 
+VALID = "run_dir: r\ndata: {path: d, resolution: 32}\ntraining: {steps: 5, batch_size: 8}"
+"""The same as a file."""
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "recipe.yaml"
@@ -33,13 +36,13 @@ def write(folder: Path, text: str) -> Path:
         ("batch_size=3", ["unknown key 'batch_size'", "batch_size'?"]),
         ("xyzzy=3", ["unknown key 'xyzzy'", "accepted here: run_dir, seed, data"]),
         ("training.steps=0", ["training.steps = 0", "greater than or equal to 1"]),
-        ("training.steps=yes", ["training.steps", "found a boolean"]),
-        ("training.steps=many", ["training.steps = 'many'", "integer"]),
+        ("training.steps=yes", ["training.steps", "decimal number", "'yes'"]),
+        ("training.steps=many", ["training.steps", "decimal number", "'many'"]),
         ("training.mixed_precision=fp16", ["training.mixed_precision", "fp16 is refused", "bf16"]),
         ("training.mixed_precision=fp8", ["training.mixed_precision = 'fp8'", "'no', 'tf32' or 'bf16'"]),
         ("training.accumulation=3", ["training.batch_size", "does not divide", "training.accumulation=3"]),
         ("data.resolution=33", ["data.resolution", "33 is not a power of two"]),
-        ("data.max_failure_rate=.nan", ["data.max_failure_rate = nan", "finite"]),
+        ("data.max_failure_rate=.nan", ["data.max_failure_rate", "decimal number", "'.nan'"]),
         ("seed=-1", ["seed = -1"]),
         ("generator.optimizer.betas=[0.5, 1.5]", ["generator.optimizer.betas", "1.5 is not in [0, 1)"]),
         ("objective.adversarial=wgann", ["objective.adversarial = 'wgann'", "'non_saturating'"]),
@@ -47,7 +50,14 @@ def write(folder: Path, text: str) -> Path:
         ("growth={first_resolution: 6}", ["growth.first_resolution", "6 is not a power of two from 4 up"]),
         ("growth={batch_sizes: {3: 8}}", ["growth.batch_sizes", "3 is not a power of two"]),
         ("growth={stable_kimg: 0, fade_kimg: 0}", ["growth.stable_kimg", "nothing would grow"]),
-        ("data=3", ["data = 3"]),
+        ("data=3", ["data = '3'", "a section with the keys kind, path"]),
+        ("objective.r1=1", ["objective.r1 = '1'", "a section with the keys gamma, final_gamma, every"]),
+        ("objective.r1=", ["objective.r1 is empty; it needs: gamma"]),
+        ("evaluation.metrics=fid", ["evaluation.metrics = 'fid'", "a list such as [a, b]"]),
+        ("evaluation.metrics=", ["evaluation.metrics = ''", "a list"]),
+        ("generator.optimizer.betas=0.5", ["generator.optimizer.betas = '0.5'", "a list such as [0.5, 0.9]"]),
+        ("generator.depth=", ["generator.depth: expected a decimal number, found ''"]),
+        ("training.compile=", ["training.compile = ''", "boolean"]),
         ("objective.targets={real: 2.0}", ["objective.targets.real"]),
         ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
         ("objective.gradient_penalty={}", ["discriminator.normalisation", "use layer or none"]),
@@ -56,7 +66,7 @@ def write(folder: Path, text: str) -> Path:
         ("growth={}", ["growth", "progressive"]),
         ("seed.x=3", ["'seed' is not a section"]),
         ("training.steps", ["expected section.key=value"]),
-        ("training.steps=[", ["not a YAML value"]),
+        ("training.steps=[", ["training.steps", "decimal number", "'['"]),
         ("training.steps=100000000000000000000000", ["training.steps", "less than or equal to 2**40"]),
         ("training.batch_size=1000000000000", ["training.batch_size", "131072"]),
         ("generator.latent_size=1000000000000", ["generator.latent_size", "65536"]),
@@ -66,18 +76,21 @@ def write(folder: Path, text: str) -> Path:
         ("data.cache_gigabytes=1.0e+300", ["data.cache_gigabytes"]),
         ("training={steps: 1000000000000, batch_size: 65536, critic_steps: 1000}", ["training.steps", "2**62"]),
         ("seed=9223372036854775808", ["seed = 9223372036854775808", "less than or equal to 2**63 - 1"]),
-        ("seed=2024-99-99", ["seed = '2024-99-99'", "integer"]),
-        ("seed=" + "9" * 5000, ["override 'seed=999", "not a YAML value"]),
-        ("seed=0x" + "f" * 5000, ["override 'seed=0x", "20000 bits"]),
-        ("seed=" + "[" * 5000, ["not a YAML value"]),
-        ("seed=" + "[" * 50 + "]" * 50, ["nested more than 32 deep"]),
+        ("seed=2024-99-99", ["seed", "decimal number", "'2024-99-99'"]),
+        ("seed=" + "9" * 5000, ["seed", "decimal number"]),
+        ("seed=0x" + "f" * 5000, ["seed", "decimal number"]),
+        ("evaluation.metrics=" + "[" * 5000, ["override 'evaluation.metrics=[", "not a YAML value"]),
+        ("evaluation.metrics=" + "[" * 50 + "]" * 50, ["nested more than 32 deep"]),
+        ("evaluation.metrics=[fid] # kid", ["not a YAML value", "nothing behind the closing bracket"]),
+        ("evaluation.metrics=[fid, kid # both]", ["not a YAML value"]),
+        ("objective.r1={gamma: 1, gamma: 2}", ["'gamma' is given twice"]),
+        ("objective.r1={gamma: !!int 010}", ["tag"]),
         ("training=", ["training is empty; it needs: steps, batch_size"]),
         ("generator=null", ["generator is empty; give it a key, or leave it out"]),
-        ("data.path=null", ["data.path = None: input should be a valid string"]),
         ("training.channels_last=7", ["training.channels_last = 7"]),
-        ("run_dir=", ["run_dir = None"]),
-        ("run_dir=' '", ["run_dir: ' ' is not the path"]),
-        ('run_dir="a\\0b"', ["run_dir: 'a\\x00b' is not the path"]),
+        ("run_dir=", ["run_dir: '' is not the path"]),
+        ("run_dir= ", ["run_dir: ' ' is not the path"]),
+        ("run_dir=a\0b", ["run_dir: 'a\\x00b' is not the path"]),
         ("run_dir=~nobody-of-this-name/x", ["run_dir", "no such home folder"]),
         (
             "discriminator.minibatch_stddev={group_size: 3}",
@@ -89,7 +102,7 @@ def write(folder: Path, text: str) -> Path:
         ),
         ("evaluation.metrics=[modes]", [".yaml: evaluation.metrics: modes does not measure images", "choose from fid"]),
         ("growth={}", [".yaml: growth: only networks of architecture progressive grow"]),
-        ("objective.feature_matching.layer=''", ["objective.feature_matching.layer = ''", "at least 1 character"]),
+        ("objective.feature_matching.layer=", ["objective.feature_matching.layer = ''", "at least 1 character"]),
     ],
 )
 def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str, parts: list[str]) -> None:
@@ -192,9 +205,12 @@ def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
     [
         ("training: {steps: 1, steps: 2}", "the key 'steps' is given twice"),
         ("a: [", "not valid YAML"),
-        ("- 1", "mapping of sections, found list"),
-        ("", "mapping of sections, found NoneType"),
+        ("- 1", "mapping of sections, found a list"),
+        ("", "mapping of sections, found nothing"),
+        ("run_dir: null", "run_dir = None: input should be a valid string"),
         ("!!python/object/apply:os.system [true]", "not valid YAML"),
+        ("!!python/name:os.system : 3", "line 1: the tag 'tag:yaml.org,2002:python/name:os.system'"),
+        ("a: 1\n!x b: 3", "line 2: the tag '!x'"),
         ("run_dir: r", "missing"),
         ("run_dir: !!timestamp nonsense", "not valid YAML"),
         ("run_dir: !!int ''", "not valid YAML"),
@@ -202,12 +218,12 @@ def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
         ("2024-13-45: 3", "unknown key '2024-13-45'"),
         ("[a, b]: 3", "a key is not a word"),
         ("seed: " + "[" * 5000, "nested too deeply"),
-        ("seed: " + "1" * 5000, "not valid YAML"),
+        (VALID + "\nseed: " + "1" * 5000, "seed: expected a decimal number"),
         ("foo: &a [*a]", "an alias that contains itself"),
         ("foo: &a {b: *a}", "an alias that contains itself"),
-        ("foo: &a {<<: *a, b: 1}", "unknown key 'foo'"),
-        ("<<: 3", "merges mappings only"),
-        ("x: &x {a: 1, a: 2}\ny: {<<: *x}", "the key 'a' is given twice"),
+        ("foo: &a {a: 1}\nbar: {<<: *a}", "line 2: merge keys (<<)"),
+        ("x: {a: 1, a: 2}", "line 1: the key 'a' is given twice"),
+        ("a: 1\n---\na: 2", "not valid YAML"),
         ("# " + "x" * (1 << 20), "larger than the 1048576 bytes"),
     ],
     ids=lambda value: value[:30],
@@ -220,39 +236,125 @@ def test_bad_files(tmp_path: Path, text: str, part: str) -> None:
     assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize(
-    ("first", "line", "part"),
-    [
-        ("a0: &a0 [1, 2, 3]", "a{n}: &a{n} [{aliases}]", "more than 100000 values"),
-        ("a0: &a0 {k: 1, l: 2}", "a{n}: &a{n} {{k{n}: 1, <<: [{aliases}]}}", "too many merged keys"),
-    ],
-)
-def test_aliases_that_unfold_into_billions_of_values(tmp_path: Path, first: str, line: str, part: str) -> None:
-    lines = [first]
-    lines += [line.format(n=n, aliases=", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 10)]
-    with pytest.raises(UserError, match=part):
+def test_aliases_that_unfold_into_billions_of_values(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 2, 3]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    with pytest.raises(UserError, match="more than 100000 values"):
         load_config(write(tmp_path, "\n".join(lines)))
 
 
-def test_merge_keys(tmp_path: Path) -> None:
-    text = """
-        run_dir: r
-        data: {path: d, resolution: 32}
-        generator: &player
-          <<: {width: 32, max_width: 128}
-          width: 16
-        discriminator: {<<: [*player, {normalisation: none, width: 1}], max_width: 64}
-        training: {batch_size: 8, <<: {steps: 5, batch_size: 4}}
-    """
-    config = load_config(write(tmp_path, text))
-    assert (config.generator.width, config.generator.max_width) == (16, 128)
-    # Own keys win, then those of the earlier base: https://yaml.org/type/merge.html
-    assert (config.discriminator.width, config.discriminator.max_width) == (16, 64)
-    assert config.discriminator.normalisation == "none"
-    assert (config.training.steps, config.training.batch_size) == (5, 8)
+def test_an_alias_repeats_a_section(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, f"{VALID}\ngenerator: &player {{width: 32}}\ndiscriminator: *player"))
+    assert (config.generator.width, config.discriminator.width) == (32, 32)
 
 
-@pytest.mark.parametrize("path", ["*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"])
+ODD_TEXTS = [
+    "runs/hash #2", "#2", "a: b", "a:", "'quoted'", '"quoted"', "'half", " spaces ", "\ttab", "no", "Yes", "on", "off",
+    "~", "true", "010", "0x10", "1:30", "1_000", "1e-4", ".inf", "!tag", "&anchor", "*alias", "{", "}", "[", "]",
+    "{a: 1}", "[a] b", "a, b", "- a", "? a", "%YAML", "@", "`", "|", ">", "<<", "---", "a=b", "=", "2024-01-02", "\\n",
+    "é\u2028ü",
+]  # fmt: skip
+
+
+@given(st.sampled_from(ODD_TEXTS) | st.text(max_size=30))
+def test_an_override_of_a_text_key_arrives_as_typed(text: str) -> None:
+    changes = [f"{key}={text}" for key in ("data.path", "data.cache_dir", "evaluation.held_out")]
+    config = parse_config(MINIMAL, changes)
+    if not (text.strip().startswith("[") and text.strip().endswith("]")):
+        assert config.data.path == text
+    for found in (config.data.cache_dir, config.evaluation.held_out):
+        assert found == (None if text == "null" else text)
+
+
+@given(st.sampled_from(ODD_TEXTS) | st.text(max_size=30))
+def test_a_text_key_of_a_file_takes_what_yaml_quotes(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.mktemp("quoted") / "recipe.yaml"
+    path.write_text(f"{VALID}\n{yaml.safe_dump({'evaluation': {'held_out': text}})}", encoding="utf-8")
+    assert load_config(path).evaluation.held_out == text
+
+
+YAML_1_1 = ["no", "yes", "on", "off", "true", "010", "0x10", "1:30", "1_000", "1e-4", "2024-01-02"]
+
+
+@pytest.mark.parametrize("word", YAML_1_1)
+def test_plain_words_of_yaml_1_1_are_text(tmp_path: Path, word: str) -> None:
+    assert load_config(write(tmp_path, f"{VALID}\nevaluation: {{held_out: {word}}}")).evaluation.held_out == word
+
+
+NO_DECIMALS = ["010", "0123", "-01", "0x10", "0o17", "0b1", "1:30", "1_000", "1,000", "+-1", "1e", ".", "٣", "yes"]
+
+
+@pytest.mark.parametrize("text", [*NO_DECIMALS, "1 #2"])
+def test_numbers_of_overrides_are_decimal_or_refused(text: str) -> None:
+    for override in (f"training.steps={text}", f"generator.optimizer.betas=[{text}, 0.5]", f"data.channels={text}"):
+        with pytest.raises(UserError, match=re.escape(override.partition("=")[0])) as caught:
+            parse_config(MINIMAL, [override])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("quote", ["", "'"])
+@pytest.mark.parametrize("text", NO_DECIMALS)
+def test_numbers_of_files_are_decimal_or_refused(tmp_path: Path, text: str, quote: str) -> None:
+    with pytest.raises(UserError, match="seed: expected a decimal number, found") as caught:
+        load_config(write(tmp_path, f"{VALID}\nseed: {quote}{text}{quote}"))
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(0, 2**63 - 1), st.floats(0, 1e12), st.sampled_from(["", "+"]))
+def test_decimal_numbers_of_all_forms(whole: int, real: float, sign: str) -> None:
+    for text in (repr(real), f"{real:e}", f"{real:.20g}", f"{real:.3E}"):
+        config = parse_config(MINIMAL, [f"seed={sign}{whole}", f"ema.half_life_kimg={sign}{text}"])
+        assert (config.seed, config.ema.half_life_kimg) == (whole, float(text))
+
+
+def test_no_is_a_precision(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("steps: 5", "steps: 5, mixed_precision: no"))
+    assert load_config(path).training.mixed_precision == "no"
+    assert load_config(path, ["training.mixed_precision=no"]).training.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("no", False), ("on", True), ("False", False)])
+def test_booleans(tmp_path: Path, word: str, value: bool) -> None:
+    path = write(tmp_path, VALID.replace("steps: 5", f"steps: 5, channels_last: {word}"))
+    assert load_config(path).training.channels_last is value
+    assert parse_config(MINIMAL, [f"data.mirror={word}"]).data.mirror is value
+
+
+def test_overrides_leave_the_values_alone() -> None:
+    before = repr(MINIMAL)
+    assert parse_config(MINIMAL, ["training.steps=7", "generator.optimizer.eps=1"]).training.steps == 7
+    assert repr(MINIMAL) == before
+
+
+def test_values_that_are_nested_deeply_are_refused() -> None:
+    nested: Any = 1
+    for _ in range(2000):
+        nested = [nested]
+    with pytest.raises(UserError, match="unknown key 'deep'"):
+        parse_config({**MINIMAL, "deep": nested}, ["seed=1"])
+
+
+def test_overrides_of_lists_and_mappings() -> None:
+    config = parse_config(
+        MINIMAL,
+        ["data.path=[a, 's3://b/#1.tar']", "evaluation.metrics=[fid, kid]", "objective.r1={gamma: 1e-1}",
+         "generator.optimizer.betas=[0, 0.9]", "objective.targets.real=[0.7, 0.9]", "data.channels=1", "growth=null",
+         "training.stop_when_flat=null", "generator.depth=null"],
+    )  # fmt: skip
+    assert config.data.path == ["a", "s3://b/#1.tar"]
+    assert config.evaluation.metrics == ["fid", "kid"]
+    assert config.objective.r1 is not None
+    assert config.objective.r1.gamma == 0.1
+    assert config.generator.optimizer.betas == (0.0, 0.9)
+    assert config.objective.targets is not None
+    assert config.objective.targets.real == (0.7, 0.9)
+    assert config.data.channels == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["[ab]*.tar", "[ab]/*[0-4]", "[a", "*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"],
+)
 def test_paths_in_overrides_need_no_quotes(tmp_path: Path, path: str) -> None:
     assert load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [f"data.path={path}"]).data.path == path
 
@@ -261,7 +363,7 @@ def test_folders_that_look_like_dates_or_homes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", "/home/of-mine")
     path = write(tmp_path, yaml.safe_dump(MINIMAL))
     for text, folder in {"2024-13-45": "2024-13-45", "2024-01-02": "2024-01-02", "runs/x": "runs/x",
-                         "~/x": "/home/of-mine/x"}.items():  # fmt: skip
+                         "runs/hash #2": "runs/hash #2", "~/x": "/home/of-mine/x"}.items():  # fmt: skip
         assert load_config(path, [f"run_dir={text}"]).run_dir == folder
 
 
@@ -279,6 +381,13 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_file_and_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give the recipe first, then key=value"):
+        load_config("training.steps=5")
+    with pytest.raises(UserError, match="found a folder, expected a recipe; give the path"):
+        load_config(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=re.escape(f"name the recipe in it, {tmp_path}/config.yaml")):
+        load_config(tmp_path)
     with pytest.raises(UserError, match="cannot read the config: No such file"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,15 @@ TEXT = {
     "class_names": None,
     "class_counts": None,
 }
+VIRTUAL = {"normalisation": "virtual", "reference_size": 3}
 PROGRESSIVE = {"architecture": "progressive", "normalisation": "none"}
 
 
-def write(folder: Path, description: Any = DESCRIPTION) -> Path:
+def write(folder: Path, description: Any = DESCRIPTION, *, weights_of: dict[str, Any] = DESCRIPTION) -> Path:
     folder.mkdir()
     text = description if isinstance(description, str) else json.dumps(description)
     (folder / "config.json").write_text(text)
-    network = Generator(DESCRIPTION, GeneratorConfig(**DESCRIPTION["generator"])).network
+    network = Generator(weights_of, GeneratorConfig(**weights_of["generator"])).network
     safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
     return folder
 
@@ -182,6 +184,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"more": 1}, "unknown key 'more'"),
         ("[" * 100_000, "not the description"),
         ("{}", "is missing"),
+        ("[]", "not the description of an exported generator: input should be"),
         ("", "generator: invalid JSON"),
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, dict) else str(list(value)),
@@ -217,6 +220,45 @@ def test_weights_of_strangers(tmp_path: Path, change: Any, part: str) -> None:
         load_generator(tmp_path / "export")
     assert str(caught.value).startswith(f"{file}: ")
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "buffer", "change", "part"),
+    [
+        ({}, "running_var", lambda value: -value, "a negative variance, -1"),
+        ({}, "running_var", lambda value: value.index_fill(0, torch.tensor([1]), -1e-3), "a negative variance, -0.001"),
+        ({}, "running_mean", lambda value: value / 0.0, "not finite"),
+        (VIRTUAL, "reference_labels", lambda value: value - 1, "labels from -1"),
+        (VIRTUAL, "reference_labels", lambda value: value + 2, "2 to 2, expected 0"),
+        (VIRTUAL, "reference", lambda value: value + float("nan"), "not finite"),
+        ({"spectral_norm": True}, "0.u", lambda value: value * 0, "a vector of length 0, expected 1"),
+        ({"spectral_norm": True}, "0.v", lambda value: value * 2, "a vector of length 2, expected 1"),
+    ],
+)  # fmt: skip
+def test_buffers_that_no_network_can_have(
+    tmp_path: Path, settings: dict[str, Any], buffer: str, change: Any, part: str
+) -> None:
+    description = DESCRIPTION | {"generator": DESCRIPTION["generator"] | settings}
+    file = write(tmp_path / "export", description, weights_of=description) / "model.safetensors"
+    assert load_generator(tmp_path / "export").num_classes == 2
+    tensors = safetensors.torch.load_file(file)
+    name = next(name for name in tensors if name.endswith(buffer))
+    safetensors.torch.save_file(tensors | {name: change(tensors[name]).contiguous()}, file)
+    with pytest.raises(UserError, match=re.escape(f"{file}: ")) as caught:
+        load_generator(tmp_path / "export")
+    assert f"{name} holds " in str(caught.value)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_power_iteration_vectors_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    description = DESCRIPTION | {"generator": DESCRIPTION["generator"] | {"spectral_norm": True}}
+    file = write(tmp_path / "export", description, weights_of=description) / "model.safetensors"
+    halved = {name: value.to(dtype) if value.is_floating_point() else value
+              for name, value in safetensors.torch.load_file(file).items()}  # fmt: skip
+    safetensors.torch.save_file(halved, file)
+    load_generator(tmp_path / "export")
 
 
 def test_weights_in_half_precision(tmp_path: Path) -> None:

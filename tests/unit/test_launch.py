@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "launch" / "accelerate").glob("*.yaml"))
-SCRIPTS = sorted([*(ROOT / "launch" / "slurm").iterdir(), *(ROOT / "launch" / "kubernetes").glob("*.sh")])
+SCRIPTS = sorted(path for path in (ROOT / "launch").glob("*/*") if path.suffix in (".sh", ".sbatch"))
 
 
 def test_there_is_a_config_for_each_way_to_train() -> None:
@@ -136,6 +140,122 @@ def test_an_option_that_a_restart_would_repeat_is_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         dry_run("train.sbatch", "x.yaml", "--resume", "never")
     assert "--resume: expected key=value" in caught.value.stderr
+
+
+def port(command: str, number: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launch/slurm/port.py", command, str(number)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1")], ids=str)
+def taken(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port that this process listens at, as a server does."""
+    family, host = request.param
+    with socket.socket(family) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((host, 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_a_port_that_is_in_use_is_named_with_its_holder(taken: int) -> None:
+    checked = port("check", taken)
+    assert checked.returncode == 1
+    assert f"port {taken} of {socket.gethostname()} is in use by process {os.getpid()} (" in checked.stderr
+    assert "set MASTER_PORT" in checked.stderr
+    assert checked.stderr.count("\n") == 1
+
+
+def test_another_port_is_chosen(taken: int) -> None:
+    chosen = port("choose", taken)
+    assert chosen.returncode == 0
+    assert chosen.stdout.strip() != str(taken)
+    assert 20_000 <= int(chosen.stdout) < 30_000
+    assert port("check", int(chosen.stdout)).returncode == 0
+    assert chosen.stdout.strip() in chosen.stderr
+    assert f"process {os.getpid()}" in chosen.stderr
+
+
+def test_a_port_that_is_free_is_kept_even_just_after_a_server_has_left_it() -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        number = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", number)):
+            accepted, _ = server.accept()
+            accepted.close()  # first, so that its end of the connection stays for a while
+    chosen = port("choose", number)
+    assert (chosen.returncode, chosen.stdout.strip(), chosen.stderr) == (0, str(number), "")
+
+
+def test_a_launcher_whose_port_is_in_use_says_so(taken: int) -> None:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "MASTER"))}
+    result = subprocess.run(
+        ["bash", "launch/slurm/node.sh", "doctor"], cwd=ROOT, capture_output=True, text=True,
+        env={**inherited, "VENV": str(Path(sys.executable).parents[1]), "MASTER_PORT": str(taken)},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"port {taken} of ")
+    assert result.stderr.count("\n") == 1
+
+
+def functions_of(script: str, *names: str) -> str:
+    """The definitions of some functions of a script."""
+    text = (ROOT / "launch" / "slurm" / script).read_text()
+    return "\n".join(re.search(rf"^{name}\(\) \{{.*?^\}}", text, re.M | re.S)[0] for name in names)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2:00", "120"), ("0:09", "9"), ("59:30", "3570"), ("1:59:08", "7148"), ("08:09:09", "29349"),
+     ("1-00:00:00", "86400"), ("10-08:09:09", "893349"), ("UNLIMITED", ""), ("INVALID", ""), ("NOT_SET", ""), ("", "")],
+)  # fmt: skip
+def test_durations_of_slurm(text: str, seconds: str) -> None:
+    script = functions_of("train.sbatch", "seconds") + f"\nset -euo pipefail; seconds '{text}'"
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.strip() == seconds
+
+
+@pytest.mark.parametrize(
+    ("left", "limit", "warned", "ask_after"),
+    [
+        ("3:00", "1-00:00:00", True, None),
+        ("3:01", "1-00:00:00", False, 1),
+        ("3:59", "1:00:00", False, 59),
+        ("23:59:00", "1-00:00:00", False, 60),
+        ("3:00", "12:00", True, None),
+        ("2:30", "10:00", True, None),
+        ("2:31", "10:00", False, 1),
+        ("0:30", "2:00", True, None),
+        ("1:59", "2:00", False, 60),
+        ("0:15", "1:00", True, None),
+        ("UNLIMITED", "UNLIMITED", False, 60),
+        ("", "", False, 60),
+    ],
+)
+def test_a_job_warns_itself_in_time_for_its_limit(
+    tmp_path: Path, left: str, limit: str, warned: bool, ask_after: int | None
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho '{left} {limit}'\n")
+    squeue.chmod(0o755)
+    script = (
+        "set -euo pipefail; job=7 warned= ask_at=0\n"
+        + functions_of("train.sbatch", "seconds", "watch_the_time")
+        + '\nSECONDS=0; watch_the_time; echo "$warned $ask_at"'
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    found, _, asked = result.stdout.rstrip("\n").partition(" ")
+    assert found == ("yes" if warned else "")
+    if ask_after is not None:
+        assert int(asked) - ask_after in (0, 1)  # a second may pass meanwhile
+
+
+def test_jobs_leave_the_time_limit_to_slurm_and_the_user() -> None:
+    for script in (ROOT / "launch" / "slurm").glob("*.sbatch"):
+        assert not re.search(r"^#SBATCH.*(--time|--signal|-t )", script.read_text(), re.M), script
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")

@@ -12,16 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import io_wrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from distgan.monitoring import event_files
+from distgan.monitoring.event_files import EventFile, next_name
 from distgan.monitoring.tracker import Tracker, open_tracker
-
-
-@pytest.fixture(autouse=True)
-def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Event files are read in order of their names: second, host, process, and a count that is not padded."""
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -80,6 +77,59 @@ def test_a_resumed_run_goes_on_without_overlap_or_gap(tmp_path: Path) -> None:
     assert "not logged again" not in events(tmp_path).Tags()["scalars"]
     first.close()
     second.close()
+
+
+def clock_at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(event_files.time, "time", lambda: seconds)
+
+
+@pytest.mark.parametrize("back", [0, 1, 3600, 10**9])
+def test_a_run_resumed_where_the_clock_is_behind_goes_on_in_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: int
+) -> None:
+    now = 1_800_000_000
+    clock_at(monkeypatch, now)
+    first = open_main(tmp_path, tensorboard=True)
+    log(first, range(10, 40, 10))
+    # A server that reads while the run trains, and one that starts afterwards.
+    server = events(tmp_path)
+    for resumed in (1, 2):
+        clock_at(monkeypatch, now - resumed * back)
+        tracker = open_main(tmp_path, 30 * resumed, tensorboard=True)
+        log(tracker, range(30 * resumed + 10, 30 * resumed + 40, 10))
+        tracker.close()
+        steps = [event.step for event in server.Reload().Scalars("loss/generator")]
+        assert steps == list(range(10, 30 * resumed + 40, 10))
+        assert [step for step, _ in curve(tmp_path, "loss/generator")] == steps
+    first.close()
+
+
+@pytest.mark.parametrize(
+    "last",
+    ["events.out.tfevents.9999999999.host.1.0", "events.out.tfevents.4000000000.zzz.99.9", "events.out.tfevents.x",
+     "old.tfevents", "~tfevents"],
+)  # fmt: skip
+def test_event_files_sort_after_all_that_are_there(tmp_path: Path, last: str) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / last).touch()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1000000000.host.1.0").touch()
+    for _ in range(3):
+        before = {path.name for path in (tmp_path / "tensorboard").iterdir()}
+        file = EventFile(tmp_path / "tensorboard")
+        file.close()
+        [new] = {path.name for path in (tmp_path / "tensorboard").iterdir()} - before
+        assert new > max(before)
+        assert io_wrapper.IsSummaryEventsFile(new)
+
+
+def test_event_files_sort_after_those_of_tensorboards_own_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EventFileWriter(str(tmp_path)).close()
+    [theirs] = (path.name for path in tmp_path.iterdir())
+    assert next_name(tmp_path) > theirs
+    clock_at(monkeypatch, 0)
+    assert next_name(tmp_path) > theirs
 
 
 def test_resuming_from_before_the_first_row_drops_all(tmp_path: Path) -> None:
@@ -217,7 +267,7 @@ def test_tensorboard_begins_a_new_file_after_an_error(tmp_path: Path) -> None:
     def fail(*arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    tracker._events._writer.flush = fail  # type: ignore[attr-defined]
+    tracker._events._file.flush = fail  # type: ignore[attr-defined]
     log(tracker, range(3, 4))
     log(tracker, range(4, 6))
     tracker.close()

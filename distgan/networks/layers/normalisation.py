@@ -118,7 +118,7 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
     for layer, average in zip(layers, averages, strict=True):
         mean, square = average.view(2, -1)
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_(square - mean.square())
+        layer.running_var.copy_((square - mean.square()).clamp(min=0))  # where rounding makes it negative
 
 
 def build_normalisation(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:
