@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from importlib.metadata import version
 
 import numpy as np
 import PIL
@@ -25,7 +24,7 @@ except ImportError:  # clusters' images rarely have it, and Pillow decodes every
     simplejpeg = None
 
 Pixels = NDArray[np.uint8]
-JPEG_DECODER = f"Pillow {PIL.__version__}" if simplejpeg is None else f"simplejpeg {version('simplejpeg')}"
+JPEG_DECODER = f"Pillow {PIL.__version__}" if simplejpeg is None else f"simplejpeg {simplejpeg.__version__}"
 """What decodes JPEGs here. Others may differ from it by a level in some pixels."""
 Data = bytes | memoryview
 FORMATS = "JPEG", "PNG", "WEBP"

@@ -97,6 +97,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def has_jpegs(self) -> bool:
+        """Whether any sample is named as a JPEG, whose pixels depend on the decoder in their last bit."""
+        return bool(np.isin(self.extensions, [EXTENSIONS.index(name) for name in ("jpg", "jpeg")]).any())
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self._origin is not None:
             reopen, where = self._origin

@@ -76,7 +76,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
         runtime.check_equal("the code", code_digest(), "install the same version on every node")
-        if config.data.kind == "images":
+        if index.has_jpegs:
             runtime.check_equal(
                 "the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node"
             )

@@ -62,7 +62,7 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
             world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
             logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
             decoder = then.versions.get("JPEG decoder", JPEG_DECODER)
-            if config.data.kind == "images" and decoder != JPEG_DECODER:
+            if decoder != JPEG_DECODER and state.index.has_jpegs:
                 logger.warning(
                     "JPEGs are decoded by %s, and were by %s at that checkpoint: pixels may differ by a level, so that "
                     "the run is not bitwise what it would have been; install that decoder to make it so",

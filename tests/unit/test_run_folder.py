@@ -23,6 +23,7 @@ def started(config: Config, resume: str = "auto", *, best: int) -> dict[str, Any
     Returns what the best is held to be then.
     """
     then = SimpleNamespace(
+        versions={},
         step=4,
         best=Best(metric="fid", value=3.0, step=best),
         world_size=1,
@@ -75,7 +76,7 @@ def resume_where_one_cannot_read(config: Config) -> str:
     def load(path: Path, accept: frozenset[str]) -> None:
         raise UserError(f"{path.name}: cannot be read")
 
-    then = SimpleNamespace(step=4, best=None, world_size=2, config=config.model_dump(mode="json"))
+    then = SimpleNamespace(step=4, best=None, world_size=2, versions={}, config=config.model_dump(mode="json"))
     progress = SimpleNamespace(position=64, best={"metric": "fid", "value": 3.0, "step": 2})
     state: Any = SimpleNamespace(load=load if runtime.rank else lambda path, accept: then, progress=progress)
     try:

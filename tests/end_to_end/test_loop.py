@@ -1,0 +1,49 @@
+"""What the training loop asks of its parts, in a run of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distgan.config import load_config
+from distgan.distributed.runtime import Runtime
+from distgan.training import loop
+from distgan.training.player import Player
+from tests.runs import recipe
+
+
+def test_micro_batches_are_drawn_while_they_are_trained_on(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of them would hold the whole batch on the device."""
+    update, given = Player.update, []
+
+    def watched(self: Player, micro_batches: Any, *arguments: Any, **options: Any) -> Any:
+        given.append((self.role, isinstance(micro_batches, Iterator)))
+        return update(self, micro_batches, *arguments, **options)
+
+    monkeypatch.setattr(Player, "update", watched)
+    config = recipe(tmp_path, digits, training={"steps": 1, "critic_steps": 1, "accumulation": 4})
+    assert loop.train(load_config(config)) == "finished"
+    assert given == [("discriminator", True), ("generator", True)]
+
+
+@pytest.mark.parametrize("precision", ["no", "tf32"])
+def test_tf32_is_asked_for_and_said_to_be_absent_from_a_cpu(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, precision: str
+) -> None:
+    asked = []
+
+    def runtime(**options: Any) -> Runtime:
+        asked.append(options["tf32"])
+        return Runtime(**options)
+
+    monkeypatch.setattr(loop, "Runtime", runtime)
+    config = recipe(tmp_path, digits, training={"steps": 1, "mixed_precision": precision})
+    assert loop.train(load_config(config)) == "finished"
+    assert asked == [precision == "tf32"]
+    if Runtime().device.type != "cuda":
+        assert ("training.mixed_precision = tf32" in caplog.text) == (precision == "tf32")
