@@ -114,9 +114,7 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     except (UserError, LostRankError) as error:
         return [Finding("FAILED", "training", str(error))]
     except Exception as error:  # whatever it is, the user asked for a verdict
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        fix = "if memory is short, lower training.batch_size or raise training.accumulation"
-        return [Finding("FAILED", "training", f"{text}; {fix}")]
+        return [Finding("FAILED", "training", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
     finally:
         logging.disable(logging.NOTSET)
     if not runtime.is_main:

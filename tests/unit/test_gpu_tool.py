@@ -160,16 +160,7 @@ def test_the_page_has_the_share_of_the_peak() -> None:
     """A step of 8 images and 4 GFLOP, at 1,000 img/s, is 0.5 TFLOP/s: a quarter of a peak of 2."""
     speed = {"kind": "speed", "recipe": "R3GAN-32", "gigabytes": 1.25, "part": "R3GAN-32"}
     records: list[dict[str, Any]] = [
-        {
-            "kind": "machine",
-            "card": "Card 9",
-            "gigabytes": 79.6,
-            "torch": "2",
-            "cuda": "13",
-            "cudnn": 9,
-            "nccl": "2",
-            "part": "machine",
-        },
+        {"kind": "machine", "card": "Card 9", "gigabytes": 79.6, "torch": "2", "cuda": "13", "part": "machine"},
         {"kind": "peak", "precision": "float32", "side": 8192, "flops": 2e12, "part": "machine"},
         {"kind": "flops", "flops": 4e9, "step_images": 8, "recipe": "R3GAN-32", "part": "R3GAN-32"},
         speed | {"by": "distgan", "images_per_second": 1000.0, "data_wait": 0.0015},
