@@ -101,9 +101,9 @@ class _Opened(NamedTuple):
 
 def _locate(item: str, kept: Path) -> _Part:
     url = locations.normalise(item)
-    if url.endswith(SUFFIX):
+    if locations.without_query(url).endswith(SUFFIX):
         return _part(url, locations.folder_of(url), kept)
-    if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
+    if patterns.is_folder(item):
         return _part(locations.join(url, INDEX_NAME), url, kept)
     urls = patterns.expand(item)
     folder = locations.common_folder(urls)
@@ -217,7 +217,7 @@ def _resolve(name: str, part: _Part) -> str:
             url = locations.normalise(name)
         except UserError as error:
             raise UserError(f"{part.name}: this index names {error}") from None
-        if locations.is_remote(url) and url.isprintable():
+        if locations.is_remote(url) and locations.is_printable(name):
             return url
     elif not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and name.isprintable():
         return locations.join(part.folder, name)
