@@ -41,6 +41,11 @@ def is_http(url: str) -> bool:
     return protocol_of(url) in ("http", "https")
 
 
+def bucket_of(url: str) -> str:
+    """What follows the protocol of a URL: a bucket, or a host."""
+    return url.partition("://")[2].partition("/")[0]
+
+
 def normalise(url: str) -> str:
     """An absolute local path, or a URL of an accepted protocol. Raises UserError for anything else."""
     if not url.strip():
@@ -58,6 +63,8 @@ def normalise(url: str) -> str:
     url = f"{protocol}://{url[len(scheme[0]) :]}"
     if is_http(url):
         return _normalise_http(url)
+    if not bucket_of(url) or "*" in bucket_of(url):
+        raise UserError(f"{url}: names no bucket or host; give one after ://, without a `*`")
     if "?versionId=" in url:
         raise UserError(f"{url}: reads of one version of an object are not supported; copy that version to its own key")
     return url.rstrip("/")

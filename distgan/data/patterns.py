@@ -17,6 +17,7 @@ import braceexpand
 
 from distgan.data import storage
 from distgan.data.locations import (
+    bucket_of,
     common_folder,
     is_http,
     is_remote,
@@ -72,7 +73,7 @@ def _is_pattern(url: str) -> bool:
 def _kind_of_literal(pattern: str) -> str | None:
     """What a remote pattern names as it stands: a file, a directory or nothing."""
     url = normalise(pattern)
-    if is_http(url) or not _is_pattern(url):
+    if is_http(url) or not _is_pattern(url) or "{" in bucket_of(url):
         return None
     try:
         return storage.kind_of(url)
@@ -149,8 +150,5 @@ def _list_remote(url: str, literal: str | None) -> list[str]:
         return [url]
     if literal == "directory" or "*" not in url:
         return storage.matching(url, "*.tar")
-    bucket = url.partition("://")[2].partition("/")[0]
-    if "*" in bucket:
-        raise UserError(f"{public_name(url)}: names no bucket; a `*` can stand for a part of the name after the bucket")
     folder = url[: url.index("*")].rpartition("/")[0]
     return storage.matching(folder, url[len(folder) + 1 :])

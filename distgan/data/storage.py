@@ -125,7 +125,7 @@ def matching(folder: str, pattern: str) -> list[str]:
     """
 
     def names(store: Any) -> list[str]:
-        if "/" in pattern:
+        if "/" in pattern or "**" in pattern:
             found = store.find(folder)
         else:
             found = [entry["name"] for entry in store.ls(folder, detail=True) if entry["type"] == "file"]

@@ -46,6 +46,7 @@ _BROKEN = {
     "IncompleteReadError",
     "ResponseParserError",
 }
+_INVALID = {"ParamValidationError", "InvalidURL"}
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket, FSSPEC_S3_ANON=true",
     "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
@@ -78,7 +79,8 @@ class StoreError(OSError):
 
     Args:
         status: the HTTP status of the answer; 404 for whatever a client says is not there, None if there was none.
-        transient: the same request may succeed later: too many requests, a failing server, a broken connection.
+        transient: the same request may succeed in a few seconds: too many requests, a failing server, a broken
+            connection. A server that was waited for in vain is not asked again.
     """
 
     def __init__(self, message: str, *, status: int | None = None, transient: bool = False) -> None:
@@ -106,10 +108,12 @@ def explain(url: str, error: Exception) -> StoreError:
         return _of_status(url, status, chain, family)
     cause = chain[-1] if isinstance(error, FileNotFoundError) else error
     text = _text(url, cause)
+    if names & _INVALID:
+        return StoreError(f"not a valid name for this store: {text}; check the URL")
     if names & _TLS:
         return StoreError(f"no secure connection: {text}; check the server's certificate and the URL's protocol")
     if names & _TIMEOUTS:
-        return StoreError("no answer in time; try again later", transient=True)
+        return StoreError("no answer in time; try again later")
     if names & _UNREACHABLE:
         fix = _ENDPOINTS.get(family, "check the network and the endpoint in the store's settings")
         return StoreError(f"no connection: {text}; {fix}")
