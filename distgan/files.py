@@ -110,7 +110,8 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines of text in UTF-8, whole or not at all, making the folder. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode(), durable=False)
 
 

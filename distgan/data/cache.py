@@ -25,6 +25,7 @@ from pathlib import Path
 from distgan.config import DataConfig, cache_folder
 from distgan.data import storage
 from distgan.data.index import Shard
+from distgan.files import DiskError, disk_errors
 
 _POLL_SECONDS = 0.02
 _WAIT_SECONDS = 300.0
@@ -84,12 +85,15 @@ class ShardCache:
 
     def _download(self, path: Path, shard: Shard) -> int | None:
         """None when another process has it in hand."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with storage.locked(path.with_suffix(".claim")) as claimed:
-            if not claimed or path.exists():
-                return None
-            part = path.with_name(f"{path.stem}-{shard.size}.part")
-            try:
+        with disk_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with storage.locked(path.with_suffix(".claim")) as claimed:
+                return self._download_claimed(path, shard) if claimed and not path.exists() else None
+
+    def _download_claimed(self, path: Path, shard: Shard) -> int:
+        part = path.with_name(f"{path.stem}-{shard.size}.part")
+        try:
+            with disk_errors(self._folder):
                 self._reserve(part, shard)
                 storage.download(shard.url, str(part), shard.size)
                 _check(part, shard)
@@ -99,8 +103,8 @@ class ShardCache:
                 with storage.locked(self._folder / "lock", wait=True):
                     os.rename(part, path)
                 return descriptor
-            finally:
-                part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, shard: Shard) -> None:
         """Create the empty part once its full size fits under the bound, evicting what was used longest ago."""
@@ -111,7 +115,7 @@ class ShardCache:
                     part.touch()
                     return
             if shard.size > self._max_bytes or time.monotonic() > deadline:
-                raise OSError(
+                raise DiskError(
                     errno.ENOSPC,
                     f"no room for {shard.size:,} bytes in {self._folder}; raise data.cache_gigabytes",
                 )

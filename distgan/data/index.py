@@ -23,6 +23,7 @@ from distgan.data.index_saving import save_index
 from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.indexing import build_index
 from distgan.errors import UserError
+from distgan.files import reason
 
 __all__ = [
     "ARRAYS",
@@ -120,7 +121,8 @@ def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = Non
         # On the node, so that processes can map it.
         return _Part(storage.fetch(file, kept, _MAX_FILE_BYTES), name, folder, urls)
     except OSError as error:
-        raise UserError(f"{name}: cannot read the index: {error.strerror or error}; {build}") from None
+        fix = f"; {build}" if getattr(error, "status", None) == 404 else ""
+        raise UserError(f"{name}: cannot read the index: {reason(error)}{fix}") from None
 
 
 def _tars_beside(folder: str) -> str:

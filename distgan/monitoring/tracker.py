@@ -6,10 +6,12 @@ What cannot be written is logged once and counted; it never ends a run.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from distgan.files import write_atomically
+from distgan.files import explained, reason, write_atomically
 from distgan.monitoring.event_files import drop_later_events
 
 if TYPE_CHECKING:
@@ -73,17 +75,18 @@ def open_tracker(run_dir: str | Path, *, tensorboard: bool, resume_step: int | N
 class _RunTracker(Tracker):
     def __init__(self, run_dir: Path, *, tensorboard: bool, last_step: int) -> None:
         self.failures = 0
-        self._complained: set[str] = set()
-        self._rows = _Rows(run_dir / "metrics.jsonl")
-        self._events = _Events(run_dir / "tensorboard", last_step) if tensorboard else None
+        self._complained: set[Path] = set()
+        self._rows_file, self._events_folder = run_dir / "metrics.jsonl", run_dir / "tensorboard"
+        self._rows = _Rows(self._rows_file)
+        self._events = _Events(self._events_folder, last_step) if tensorboard else None
         self._first_step = max(0, last_step)
-        self._attempt("metrics.jsonl", lambda: self._rows.truncate(last_step))
-        self._attempt("TensorBoard", lambda: drop_later_events(run_dir / "tensorboard", last_step))
+        self._attempt(self._rows_file, lambda: self._rows.truncate(last_step))
+        self._attempt(self._events_folder, lambda: drop_later_events(self._events_folder, last_step))
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         numbers = {tag: float(value) for tag, value in values.items()}
         row = {"step": step, "images": images, "time": time.time(), **numbers}
-        self._attempt("metrics.jsonl", lambda: self._rows.append(row))
+        self._attempt(self._rows_file, lambda: self._rows.append(row))
 
         def write(writer: SummaryWriter) -> None:
             for tag, value in {"progress/kimg": images / 1000, **numbers}.items():
@@ -116,23 +119,24 @@ class _RunTracker(Tracker):
         self._on_tensorboard(write)
 
     def close(self) -> None:
-        self._attempt("metrics.jsonl", self._rows.close)
+        self._attempt(self._rows_file, self._rows.close)
         if self._events is not None:
-            self._attempt("TensorBoard", self._events.close)
+            self._attempt(self._events_folder, self._events.close)
 
     def _on_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
         events = self._events
         if events is not None:
-            self._attempt("TensorBoard", lambda: events.write(write))
+            self._attempt(self._events_folder, lambda: events.write(write))
 
-    def _attempt(self, what: str, write: Callable[[], object]) -> None:
+    def _attempt(self, path: Path, write: Callable[[], object]) -> None:
         try:
             write()
         except OSError as error:
             self.failures += 1
-            if what not in self._complained:
-                self._complained.add(what)
-                logger.error("%s cannot be written: %s; training goes on, and later rows are tried again", what, error)
+            if path not in self._complained:
+                self._complained.add(path)
+                why = reason(explained(error, path))
+                logger.error("%s cannot be written: %s; training goes on, and later rows are tried again", path, why)
 
 
 class _Rows:
@@ -181,11 +185,12 @@ class _Rows:
         try:
             written = os.write(self._descriptor, line)
             if written < len(line):
-                raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; is the disk full?")
-        except OSError:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            known = explained(error, self._path)
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
-            raise
+            raise known from error
         self._end += len(line)
 
     def _replace_last(self, line: bytes) -> None:
@@ -208,6 +213,7 @@ class _Events:
         # For a server that has read the later events already; it must be in the first file too, to be heeded in others.
         self._purge_step: int | None = last_step + 1
         self._writer: SummaryWriter | None = None
+        _leave_errors_to_flush()
 
     def write(self, write: Callable[[SummaryWriter], object]) -> None:
         """Flushed each time: what a checkpoint's step has logged must not be lost with a killed process."""
@@ -228,6 +234,21 @@ class _Events:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
+
+
+def _leave_errors_to_flush() -> None:
+    """Print no traceback of TensorBoard's writing thread: `flush` raises the same error where it is dealt with."""
+    others = threading.excepthook
+    if getattr(others, "passes_over_event_files", False):
+        return
+
+    def report(arguments: threading.ExceptHookArgs) -> None:
+        of_events = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (of_events and isinstance(arguments.exc_value, OSError)):
+            others(arguments)
+
+    report.passes_over_event_files = True  # type: ignore[attr-defined]
+    threading.excepthook = report
 
 
 def _step_of(line: bytes) -> float:

@@ -16,7 +16,7 @@ from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.distributed.rollcall import RollCall
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
-from distgan.files import write_atomically
+from distgan.files import explained, reason, write_atomically
 from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import Best, directory_name, steps, write_best
 from distgan.training.restore import find_checkpoint
@@ -164,7 +164,7 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
                     write_status(folder, "running", world_size=runtime.world_size)
             except OSError as error:
                 raise UserError(
-                    f"run_dir = {config.run_dir}: cannot write there: {error.strerror}; choose a writable folder"
+                    f"run_dir = {config.run_dir}: cannot write there: {reason(explained(error, folder))}"
                 ) from None
         try:
             yield finish
