@@ -64,7 +64,7 @@ class ShardCache:
     def touch(self, shards: Iterable[Shard]) -> None:
         """Note that these will be needed soon, so that others are evicted first."""
         for shard in shards:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.utime(self._path(shard))
 
     def _path(self, shard: Shard) -> Path:
@@ -77,7 +77,8 @@ class ShardCache:
         except FileNotFoundError:
             return None
         if os.fstat(descriptor).st_size == shard.size:
-            os.utime(descriptor)
+            with contextlib.suppress(OSError):  # a disk that turned read-only can still be read
+                os.utime(descriptor)
             return descriptor
         os.close(descriptor)
         path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,11 +20,11 @@ from distgan.config import DataConfig
 from distgan.data import reader
 from distgan.data.index import load_index, save_index
 from distgan.data.pack import pack
-from distgan.data.reader import read_samples
 from distgan.data.reindexing import write_index
 from distgan.data.sources import open_source
 from distgan.errors import UserError
 from distgan.evaluation import cache as evaluation_cache
+from distgan.evaluation import inception
 from distgan.export import export
 from distgan.files import disk_errors, explained, writing
 from distgan.monitoring.tracker import open_tracker
@@ -151,11 +152,13 @@ def test_a_cache_without_room_is_no_fault_of_the_samples(
     with range_server(tmp_path / "served") as server:
         index = load_index(server.url, str(tmp_path / "other"))
         config = DataConfig(path="unused", resolution=8, workers=0, cache_dir=str(disk.point))
-        assert numbers_of(read_samples(config, index, [0]).values.numpy()) == [0]
+        opened = reader.Reader(config, index, 0)
+        opened.read_batch(np.array([0]))
         make_ill, cause = fault
         make_ill(disk)
+        assert numbers_of(opened.read_batch(np.array([1])).values.numpy()) == [1]
         for said in (
-            refusal(read_samples, config, index, [40]),
+            refusal(opened.read_batch, np.array([40])),
             refusal(load_index, server.url, str(disk.point)),
         ):
             assert cause in said
@@ -177,6 +180,21 @@ def test_a_full_folder_for_temporary_files_is_not_a_damaged_download(
     assert cause in said
     assert "TMPDIR" in said
     assert "download" not in said
+
+
+def test_weights_that_do_not_fit_are_no_failed_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk, fault: Any
+) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "weights.pth").write_bytes(bytes(5_000_000))
+    with range_server(tmp_path / "served") as server:
+        monkeypatch.setattr(inception, "_URL", f"{server.url}/weights.pth")
+        make_ill, cause = fault
+        make_ill(disk)
+        said = refusal(inception._download, disk.point / "weights")
+    assert said.startswith(f"{disk.point}/weights/weights.pth: cannot write the weights: ")
+    assert cause in said
+    assert content(disk.point) == {}
 
 
 def test_a_disk_error_keeps_its_number_and_says_what_to_do(tmp_path: Path) -> None:
