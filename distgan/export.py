@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.errors import UserError, blaming, within_memory
-from distgan.files import read_bounded, sync_file, sync_folder, write_atomically
+from distgan.files import read_bounded, sync_folder, write_atomically, writing
 from distgan.generation import statistics_batches
 from distgan.generator import Generator
 from distgan.latents import LatentSource
@@ -132,15 +132,14 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
     generator = load_generator(source, best=best)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        tensors = {name: value.contiguous() for name, value in generator.network.state_dict().items()}
-        safetensors.torch.save_file(tensors, temporary / "model.safetensors")
-        sync_file(temporary / "model.safetensors")
-        write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
-        sync_folder(temporary)
-        _publish(temporary, target)
-    except OSError as error:
-        raise UserError(f"{destination}: cannot write the export: {error.strerror or error}") from None
+        with writing(target, "the export", name=destination):
+            temporary.mkdir(parents=True)
+            tensors = {name: value.contiguous() for name, value in generator.network.state_dict().items()}
+            # Not `save_file`, which reports a full disk by an error of its own.
+            write_atomically(temporary / "model.safetensors", safetensors.torch.save(tensors))
+            write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
+            sync_folder(temporary)
+            _publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Path(destination)

@@ -1,19 +1,92 @@
-"""Small files that are there whole or not at all, and small files read with a bound on their size."""
+"""Small files that are there whole or not at all, small files read with a bound on their size, and errors of disks."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from distgan.errors import UserError
+
+_DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))
+
+
+class DiskError(OSError):
+    """A file cannot be written for a reason that lies in its disk. The text is one line: cause, place and fix."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Raise what a disk refuses inside, where `path` is or is to be, as a DiskError. Other errors pass unchanged.
+
+    Use it where nothing is cleaned up yet: a removed temporary file gives back the space that was lacking.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise explained(error, path) from error
+
+
+@contextmanager
+def writing(path: Path | str, what: str = "there", *, name: object = None) -> Iterator[None]:
+    """Raise any OSError inside as a UserError `NAME: cannot write WHAT: cause; fix`; NAME is by default the path."""
+    try:
+        yield
+    except OSError as error:
+        shown = path if name is None else name
+        raise UserError(f"{shown}: cannot write {what}: {reason(explained(error, path))}") from None
+
+
+def explained(error: OSError, path: Path | str) -> OSError:
+    """A DiskError in place of what a disk refused at or below `path`; another error as it is."""
+    if isinstance(error, DiskError) or error.errno not in _DISK_ERRORS:
+        return error
+    return DiskError(error.errno, _explanation(error, os.path.abspath(path)), os.fspath(path))
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return True if an exception says that a local disk cannot be written to."""
+    return isinstance(error, DiskError) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line; of an OSError without its number."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def _explanation(error: OSError, path: str) -> str:
+    cause = os.strerror(error.errno or 0)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{cause}: {error.filename or path}; choose a place that you may write to"
+    mount = path
+    while not os.path.ismount(mount):
+        mount = os.path.dirname(os.path.realpath(mount))
+    if error.errno == errno.EROFS:
+        return f"{cause}: {mount}; choose a place on a disk that can be written to"
+    if error.errno == errno.EDQUOT:
+        return f"{cause} on {mount}; remove files of yours there, or choose a place on another disk"
+    disk = os.statvfs(path)
+    if disk.f_files and not disk.f_favail:
+        return (
+            f"{cause}: {mount} has no inode left for another file (of {disk.f_files:,}); "
+            "remove files there, or choose a place on another disk"
+        )
+    free, size = (blocks * disk.f_frsize / 1e6 for blocks in (disk.f_bavail, disk.f_blocks))
+    return f"{cause}: {free:,.1f} of {size:,.1f} MB are free on {mount}; free more, or choose a place on another disk"
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace `path` by a new file with this content; a killed process leaves the old one or the new one.
 
-    A symlink at `path` is replaced, not followed. Raises OSError, and then leaves nothing behind.
+    A symlink at `path` is replaced, not followed. Raises OSError (see `disk_errors`), and then leaves nothing behind.
 
     Args:
         durable: wait until the file would survive a power cut too.
@@ -21,12 +94,13 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
     # Other hosts may have a process of the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with disk_errors(path):
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -36,7 +110,8 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines of text in UTF-8, whole or not at all, making the folder. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode(), durable=False)
 
 

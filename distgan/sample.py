@@ -18,7 +18,7 @@ from distgan.data.index_table import plain
 from distgan.data.text import decode_lines
 from distgan.errors import UserError, within_memory
 from distgan.export import load_generator
-from distgan.files import write_atomically, write_lines
+from distgan.files import write_atomically, write_lines, writing
 from distgan.generation import from_network
 from distgan.generator import Generator
 from distgan.monitoring import pictures
@@ -60,11 +60,8 @@ def sample(
     generator, classes = _load(source, best, labels)
     _check_out(generator.shape.kind, target, number)
     batches = _batches(generator, number, seed, classes, batch_size)
-    try:
-        with _memory(batch_size):
-            _write(generator, target, batches, batch_size)
-    except OSError as error:
-        raise UserError(f"{target}: cannot write there: {error.strerror or error}") from None
+    with writing(target), _memory(batch_size):
+        _write(generator, target, batches, batch_size)
     return target
 
 
@@ -155,14 +152,12 @@ def interpolate(
                 for at in places
             ]
         )
-    try:
+    with writing(target):
         if kind == ".png":
             pictures.save_png(target, pictures.grid(images, columns=steps))
         else:
             frames = [pictures.grid(images[step::steps]) for step in (*range(steps), *range(steps - 2, 0, -1))]
             pictures.save_animation(target, torch.stack(frames))
-    except OSError as error:
-        raise UserError(f"{target}: cannot write there: {error.strerror or error}") from None
     return target
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import shutil
 import subprocess
@@ -31,6 +33,12 @@ class Disk:
                 if error.errno != errno.ENOSPC:
                     raise
 
+    def use_up_inodes(self) -> None:
+        """Leave no room for another file, whatever its size."""
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                (self.point / f"inode-{number}").touch()
+
     def empty(self) -> None:
         self._ballast.unlink()
 
@@ -46,12 +54,16 @@ class Disk:
 
 
 @contextmanager
-def small_disk(point: Path, megabytes: int) -> Iterator[Disk]:
-    """Skips the test where none can be mounted."""
+def small_disk(point: Path, megabytes: int, inodes: int = 0) -> Iterator[Disk]:
+    """A disk of that size, with at most so many files and folders (0: as usual), itself counted.
+
+    Skips the test where none can be mounted.
+    """
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a small file system needs root")
     point.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", point]
+    options = f"size={megabytes}m" + (f",nr_inodes={inodes}" if inodes else "")
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", point]
     mounted = subprocess.run(command, capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from urllib.parse import unquote
+
+import pytest
+
+from distgan.data import storage
 
 
 class RangeServer(ThreadingHTTPServer):
@@ -22,7 +34,11 @@ class RangeServer(ThreadingHTTPServer):
         self.folder = folder
         self.failures = 0
         self.failure = "status"
-        """`status`: 503; `cut`: half of what was asked for; `silence`: half, and then nothing more."""
+        """`status`: the status `code`; `cut`: half of what was asked for; `silence`: half, and then nothing more."""
+        self.code = 503
+        self.refuses = False
+        """Whether all requests, HEAD too, are answered with `code`."""
+        self.heads: list[str] = []
         self.over = threading.Event()
         self.ranges = True
         self.tags = False
@@ -43,6 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def do_HEAD(self) -> None:
+        self.server.heads.append(self.path)
         self._answer(body=False)
 
     def do_GET(self) -> None:
@@ -51,12 +68,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
-        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
+        path = self.server.folder / unquote(self.path.partition("?")[0]).lstrip("/")
         failing = body and self.server.failures > 0
         if failing:
             self.server.failures -= 1
-        if not path.is_file() or (failing and self.server.failure == "status"):
-            self.send_response(404 if not path.is_file() else 503)
+        broken = self.server.refuses or (failing and self.server.failure == "status")
+        if broken or not path.is_file():
+            self.send_response(self.server.code if broken else 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -100,3 +118,50 @@ def range_server(folder: Path) -> Iterator[RangeServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def s3_server() -> Iterator[Any]:
+    """An S3 server with the bucket `bucket`, which this process has credentials for; its s3fs filesystem.
+
+    Skips the test where moto or s3fs is not installed.
+    """
+    pytest.importorskip("moto", reason="needs moto's S3 server")
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
+    port = free_port()
+    settings = {
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (
+        mock.patch.dict(os.environ, settings),
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server,
+    ):
+        try:
+            wait_for(f"http://127.0.0.1:{port}/moto-api/", server)
+            storage._filesystem.cache_clear()
+            s3fs.S3FileSystem.clear_instance_cache()
+            store = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+            store.mkdir("bucket")
+            yield store
+        finally:
+            server.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(400):
+        assert process.poll() is None
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{url} does not answer")

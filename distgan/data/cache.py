@@ -25,6 +25,7 @@ from pathlib import Path
 from distgan.config import DataConfig, cache_folder
 from distgan.data import storage
 from distgan.data.index import Shard
+from distgan.files import DiskError, disk_errors
 
 _POLL_SECONDS = 0.02
 _WAIT_SECONDS = 300.0
@@ -63,7 +64,7 @@ class ShardCache:
     def touch(self, shards: Iterable[Shard]) -> None:
         """Note that these will be needed soon, so that others are evicted first."""
         for shard in shards:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.utime(self._path(shard))
 
     def _path(self, shard: Shard) -> Path:
@@ -76,7 +77,8 @@ class ShardCache:
         except FileNotFoundError:
             return None
         if os.fstat(descriptor).st_size == shard.size:
-            os.utime(descriptor)
+            with contextlib.suppress(OSError):  # a disk that turned read-only can still be read
+                os.utime(descriptor)
             return descriptor
         os.close(descriptor)
         path.unlink(missing_ok=True)
@@ -84,12 +86,15 @@ class ShardCache:
 
     def _download(self, path: Path, shard: Shard) -> int | None:
         """None when another process has it in hand."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with storage.locked(path.with_suffix(".claim")) as claimed:
-            if not claimed or path.exists():
-                return None
-            part = path.with_name(f"{path.stem}-{shard.size}.part")
-            try:
+        with disk_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with storage.locked(path.with_suffix(".claim")) as claimed:
+                return self._download_claimed(path, shard) if claimed and not path.exists() else None
+
+    def _download_claimed(self, path: Path, shard: Shard) -> int:
+        part = path.with_name(f"{path.stem}-{shard.size}.part")
+        try:
+            with disk_errors(self._folder):
                 self._reserve(part, shard)
                 storage.download(shard.url, str(part), shard.size)
                 _check(part, shard)
@@ -99,8 +104,8 @@ class ShardCache:
                 with storage.locked(self._folder / "lock", wait=True):
                     os.rename(part, path)
                 return descriptor
-            finally:
-                part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, shard: Shard) -> None:
         """Create the empty part once its full size fits under the bound, evicting what was used longest ago."""
@@ -111,7 +116,7 @@ class ShardCache:
                     part.touch()
                     return
             if shard.size > self._max_bytes or time.monotonic() > deadline:
-                raise OSError(
+                raise DiskError(
                     errno.ENOSPC,
                     f"no room for {shard.size:,} bytes in {self._folder}; raise data.cache_gigabytes",
                 )

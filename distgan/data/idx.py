@@ -6,12 +6,14 @@ the element type (8 for uint8) and the number of dimensions: 3 for images (count
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
 import struct
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from distgan.data.layout import MAX_PIXELS, Pixels, Source, pixel_source
 from distgan.errors import UserError
+from distgan.files import explained, is_disk_error, reason
 
 _UNSIGNED_BYTE = 0x08
 _MAX_BYTES = 1 << 36
@@ -77,12 +80,29 @@ def _read_array(path: Path, dimensions: int) -> Pixels:
                 plain.seek(0)
                 return _map_array(plain, path, dimensions)
             plain.seek(0)
-            with gzip.GzipFile(fileobj=plain) as packed, tempfile.TemporaryFile() as unpacked:
+            with gzip.GzipFile(fileobj=plain) as packed, _temporary_file(path) as unpacked:
                 _unpack(packed, unpacked, path, dimensions)
                 return _map_array(unpacked, path, dimensions)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read: {reason}; download it again") from None
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[IO[bytes]]:
+    """An unnamed file in the folder for temporary files. Raises UserError naming that folder where it cannot be."""
+    folder = os.environ.get("TMPDIR", "/tmp")
+    try:
+        folder = tempfile.gettempdir()
+        with tempfile.TemporaryFile() as file:
+            yield file
+    except OSError as error:
+        if not is_disk_error(error) and not isinstance(error, FileNotFoundError):  # the last: no folder can be used
+            raise
+        why = reason(explained(error, folder))
+        raise UserError(
+            f"{path}: cannot be unpacked in {folder}: {why}; set TMPDIR to another folder, or unpack the file yourself"
+        ) from None
 
 
 def _unpack(packed: gzip.GzipFile, unpacked: IO[bytes], path: Path, dimensions: int) -> None:

@@ -23,6 +23,7 @@ from distgan.data.index_saving import save_index
 from distgan.data.index_table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
 from distgan.data.indexing import build_index
 from distgan.errors import UserError
+from distgan.files import reason
 
 __all__ = [
     "ARRAYS",
@@ -102,9 +103,9 @@ class _Opened(NamedTuple):
 
 def _locate(item: str, kept: Path) -> _Part:
     url = locations.normalise(item)
-    if url.endswith(SUFFIX):
+    if locations.without_query(url).endswith(SUFFIX):
         return _part(url, locations.folder_of(url), kept)
-    if os.path.isdir(url) or (locations.is_remote(url) and not url.endswith(".tar") and not set("*{") & set(url)):
+    if patterns.is_folder(item):
         return _part(locations.join(url, INDEX_NAME), url, kept)
     urls = patterns.expand(item)
     folder = locations.common_folder(urls)
@@ -121,7 +122,8 @@ def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = Non
         # On the node, so that processes can map it.
         return _Part(storage.fetch(file, kept, _MAX_FILE_BYTES), name, folder, urls)
     except OSError as error:
-        raise UserError(f"{name}: cannot read the index: {error.strerror or error}; {build}") from None
+        fix = f"; {build}" if getattr(error, "status", None) == 404 else ""
+        raise UserError(f"{name}: cannot read the index: {reason(error)}{fix}") from None
 
 
 def _tars_beside(folder: str, build: str) -> str:
@@ -225,7 +227,7 @@ def _resolve(name: str, part: _Part) -> str:
             url = locations.normalise(name)
         except UserError as error:
             raise UserError(f"{part.name}: this index names {error}") from None
-        if locations.is_remote(url) and url.isprintable():
+        if locations.is_remote(url) and locations.is_printable(name):
             return url
     elif not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and name.isprintable():
         return locations.join(part.folder, name)

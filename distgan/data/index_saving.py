@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +11,7 @@ from distgan.data import locations, storage
 from distgan.data.index_file import Table, index_path, pack_file
 from distgan.data.index_table import ARRAYS, Index
 from distgan.errors import UserError
+from distgan.files import reason
 
 _LINKS = "where you may not write, index a folder of symlinks to the shards"
 
@@ -49,18 +51,15 @@ def _write_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "" if locations.is_remote(path) else f"; {_LINKS}"
-        raise UserError(
-            f"{locations.public_name(path)}: cannot write the index: {error.strerror or error}{fix}"
-        ) from None
+        forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not locations.is_remote(path)
+        fix = f"; {_LINKS}" if forbidden else ""
+        raise UserError(f"{locations.public_name(path)}: cannot write the index: {reason(error)}{fix}") from None
 
 
 def _stored_name(url: str, path: str) -> str:
-    name = locations.relative_name(url, locations.folder_of(path))
-    if name == locations.public_name(url):
-        if not locations.is_remote(url):
-            raise UserError(
-                f"{path}: the shard {url} is not in this folder; save the index beside its shards; {_LINKS}"
-            )
-        return url
-    return name
+    folder = locations.folder_of(path)
+    if locations.is_inside(url, folder):
+        return locations.relative_name(url, folder)
+    if not locations.is_remote(url):
+        raise UserError(f"{path}: the shard {url} is not in this folder; save the index beside its shards; {_LINKS}")
+    return url

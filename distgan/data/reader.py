@@ -25,6 +25,7 @@ from distgan.data.samples import Values, sample_format
 from distgan.data.substitutions import Failure
 from distgan.data.tar import BLOCK
 from distgan.errors import UnreadableSampleError, UserError
+from distgan.files import DiskError
 from distgan.randomness import derive_key
 
 _MAX_OPEN_FILES = 128
@@ -99,7 +100,7 @@ class Reader:
             samples: int64 (n,); out: (n, *format.shape) of format.dtype; mirrored: bool (n,).
 
         Raises:
-            UserError: not even replacements can be read.
+            UserError: not even replacements can be read, or the cache's disk cannot hold a shard.
         """
         index = self._index
         read = samples.copy()
@@ -175,6 +176,8 @@ class Reader:
                 return None
             except (OSError, UnreadableSampleError) as again:
                 error = again
+        if isinstance(error, DiskError):
+            raise UserError(f"{self._index.name(sample)}: cannot be kept in the cache: {error}; or set data.cache_dir")
         if isinstance(error, OSError):
             self._failed_at[shard] = time.monotonic()
         reason = f"{self._index.name(sample)}: {_describe(error)}"

@@ -46,7 +46,7 @@ def write_index(
     """
     urls = patterns.expand(shards)
     destination = os.fspath(where) if where is not None else locations.common_folder(urls)
-    if not destination or destination.startswith(("http://", "https://")):
+    if not destination or locations.is_http(destination):
         raise UserError(
             f"{locations.public_name(urls[0])}: an index cannot be written beside these shards; "
             "name a folder with --out"
@@ -72,8 +72,8 @@ def _inherit(urls: Sequence[str], path: str) -> list[str] | None:
     earlier = read_listed(path)
     if earlier is None:
         return None
-    indexed = {locations.public_name(url) for url in urls}  # the same shard may be named with another token
-    others = [url for url in earlier.urls if locations.public_name(url) not in indexed]
+    indexed = {locations.without_query(url) for url in urls}  # the same shard may be named with another token
+    others = [url for url in earlier.urls if locations.without_query(url) not in indexed]
     lost = next((url for url in others if storage.exists(url)), None)
     if lost is not None:
         raise UserError(

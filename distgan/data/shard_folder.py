@@ -13,7 +13,7 @@ from pathlib import Path
 from distgan.data.index import INDEX_NAME
 from distgan.data.layout import printable
 from distgan.errors import UserError
-from distgan.files import sync_folder
+from distgan.files import DiskError, disk_errors, explained, reason, sync_folder
 
 HELD_OUT = "held-out"
 """The folder inside it that holds, as a folder of shards of its own, what is not to be trained on."""
@@ -39,7 +39,8 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         try:
             _settle(folder)
             check_free(folder, overwrite=overwrite)
-            yield partial
+            with disk_errors(folder):
+                yield partial
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -112,8 +113,8 @@ def _publish(partial: Path, folder: Path, overwrite: bool) -> None:
                 aside.rename(folder)
             raise
     except (OSError, UserError) as error:
-        reason = error if isinstance(error, UserError) else f"{folder}: {error.strerror}"
-        raise UserError(f"{reason}; the shards are finished: rename {partial}, or the next pack clears it") from None
+        why = error if isinstance(error, UserError) else f"{folder}: {reason(explained(error, folder))}"
+        raise UserError(f"{why}; the shards are finished: rename {partial}, or the next pack clears it") from None
     sync_folder(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -150,7 +151,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = f" ({printable(str(error.filename))})" if error.filename else ""
-        raise UserError(
-            f"{folder}: cannot be written: {error.strerror or error}{place}; free space there, or name another folder"
-        ) from None
+        known = explained(error, folder)
+        place = f" ({printable(str(error.filename))})" if error.filename and known is error else ""
+        fix = "" if isinstance(known, DiskError) else "; name another folder"
+        raise UserError(f"{folder}: cannot be written: {reason(known)}{place}{fix}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from distgan.config import Config, cache_folder
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
+from distgan.files import explained, reason
 
 _PATIENCE_SECONDS = 10.0
 _LATE_SECONDS = 1.0
@@ -35,7 +36,7 @@ def shared_folder(runtime: Runtime, folder: Path, probe: str) -> list[Finding]:
             (place / "from-rank-0").write_text(probe)
             findings.append(_locks(place / "lock"))
         except OSError as error:
-            refusal = f"{folder}: cannot write there: {error.strerror}; choose a run_dir that you may write to"
+            refusal = f"run_dir = {folder}: cannot write there: {reason(explained(error, folder))}"
     refusal = runtime.broadcast_object(refusal)
     if refusal is not None:
         return [Finding("FAILED", "run folder", refusal)]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from distgan.files import write_atomically
+from distgan.files import disk_errors, reason, write_atomically
 
 log = logging.getLogger("distgan")
 
@@ -50,10 +50,11 @@ def write(path: Path, entry: Entry) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
     content = save(tensors, {"facts": json.dumps(entry.facts), "sha256": digest(tensors)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
-        log.warning("%s: cannot keep this for later (%s); set evaluation.cache_dir to a writable folder", path, error)
+        log.warning("%s: cannot keep this for later: %s; or set evaluation.cache_dir", path, reason(error))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

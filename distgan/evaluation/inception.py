@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from distgan.errors import UserError
+from distgan.files import explained, is_disk_error, reason, writing
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -113,10 +114,15 @@ def _download(cache: Path) -> Path:
     log.info("downloading %s to %s", _URL, path)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        with writing(path, "the weights"):
+            cache.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(_URL, str(partial), hash_prefix=_PUBLISHED_SHA256, progress=False)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and is_disk_error(error):
+            raise UserError(
+                f"{path}: cannot write the weights: {reason(explained(error, path))}; or set evaluation.cache_dir"
+            ) from None
         raise UserError(
             f"evaluation.detector = inception: cannot download {_URL} ({error}); fetch it elsewhere and "
             "give evaluation.inception_weights its path, or use evaluation.detector=classifier"

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distgan.files import write_atomically
+from distgan.files import disk_errors, write_atomically
 
 GAP = 2
 """Black pixels between the images of a grid."""
@@ -88,5 +88,6 @@ def _picture(image: Tensor) -> Image.Image:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content, durable=False)

@@ -6,6 +6,7 @@ What cannot be written is logged once and counted; it never ends a run.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distgan.files import write_atomically
+from distgan.files import explained, reason, write_atomically
 from distgan.monitoring.event_files import EventFile, drop_later_events
 from distgan.packages import is_installed
 
@@ -72,18 +73,19 @@ def open_tracker(run_dir: str | Path, *, tensorboard: bool, resume_step: int | N
 class _RunTracker(Tracker):
     def __init__(self, run_dir: Path, *, tensorboard: bool, last_step: int) -> None:
         self.failures = 0
-        self._complained: set[str] = set()
-        self._rows = _Rows(run_dir / "metrics.jsonl")
-        self._events = _Events(run_dir / "tensorboard", last_step) if tensorboard else None
+        self._complained: set[Path] = set()
+        self._rows_file, self._events_folder = run_dir / "metrics.jsonl", run_dir / "tensorboard"
+        self._rows = _Rows(self._rows_file)
+        self._events = _Events(self._events_folder, last_step) if tensorboard else None
         self._first_step = max(0, last_step)
-        self._attempt("metrics.jsonl", lambda: self._rows.truncate(last_step))
+        self._attempt(self._rows_file, lambda: self._rows.truncate(last_step))
         if tensorboard:
-            self._attempt("TensorBoard", lambda: drop_later_events(run_dir / "tensorboard", last_step))
+            self._attempt(self._events_folder, lambda: drop_later_events(self._events_folder, last_step))
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         numbers = {tag: float(value) for tag, value in values.items()}
         row = {"step": step, "images": images, "time": time.time(), **numbers}
-        self._attempt("metrics.jsonl", lambda: self._rows.append(row))
+        self._attempt(self._rows_file, lambda: self._rows.append(row))
 
         def write(file: EventFile) -> None:
             from torch.utils.tensorboard.summary import scalar
@@ -127,23 +129,24 @@ class _RunTracker(Tracker):
         self._on_tensorboard(write)
 
     def close(self) -> None:
-        self._attempt("metrics.jsonl", self._rows.close)
+        self._attempt(self._rows_file, self._rows.close)
         if self._events is not None:
-            self._attempt("TensorBoard", self._events.close)
+            self._attempt(self._events_folder, self._events.close)
 
     def _on_tensorboard(self, write: Callable[[EventFile], object]) -> None:
         events = self._events
         if events is not None:
-            self._attempt("TensorBoard", lambda: events.write(write))
+            self._attempt(self._events_folder, lambda: events.write(write))
 
-    def _attempt(self, what: str, write: Callable[[], object]) -> None:
+    def _attempt(self, path: Path, write: Callable[[], object]) -> None:
         try:
             write()
         except OSError as error:
             self.failures += 1
-            if what not in self._complained:
-                self._complained.add(what)
-                logger.error("%s cannot be written: %s; training goes on, and later rows are tried again", what, error)
+            if path not in self._complained:
+                self._complained.add(path)
+                why = reason(explained(error, path))
+                logger.error("%s cannot be written: %s; training goes on, and later rows are tried again", path, why)
 
 
 class _Rows:
@@ -192,11 +195,12 @@ class _Rows:
         try:
             written = os.write(self._descriptor, line)
             if written < len(line):
-                raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; is the disk full?")
-        except OSError:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            known = explained(error, self._path)
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
-            raise
+            raise known from error
         self._end += len(line)
 
     def _replace_last(self, line: bytes) -> None:

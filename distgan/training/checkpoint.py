@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from distgan.errors import UserError
-from distgan.files import read_bounded, sync_folder
+from distgan.files import explained, read_bounded, reason, sync_folder
 from distgan.training.checkpoint_folder import (
     JSON_LIMIT,
     Best,
@@ -85,7 +85,7 @@ class CheckpointWriter:
         try:
             settle_unfinished(folder)
         except OSError as error:
-            logger.warning("cannot clean up what an interrupted run left in %s: %s", folder, _cause(error))
+            logger.warning("cannot clean up what an interrupted run left in %s: %s", folder, reason(error))
 
     def save(
         self, step: int, files: Mapping[str, Tensors], state: Mapping[str, Any], *, blocking: bool = False
@@ -139,7 +139,7 @@ class CheckpointWriter:
         try:
             write_best(self.folder, Best(step=step, metric=metric, value=value))
         except OSError as error:
-            logger.error("cannot note step %d as the best checkpoint: %s", step, _cause(error))
+            logger.error("cannot note step %d as the best checkpoint: %s", step, reason(error))
             return False
         return True
 
@@ -184,25 +184,27 @@ class CheckpointWriter:
             sync_folder(temporary)
             publish(temporary, path)
         except Exception as error:  # whatever it is, it must not end a training run
+            # What is said of the disk is measured before the unfinished checkpoint gives its space back.
+            why = explained(error, self.folder) if isinstance(error, OSError) else error
             shutil.rmtree(temporary, ignore_errors=True)
             size = len(state) + sum(tensor.nbytes for file in tensors.values() for tensor in file.values())
-            self._report_failure(step, error, size)
+            self._report_failure(step, why, size)
             return
         self.last_good = path
         self._on_disk = True
         try:
             prune(self.folder, step, self.keep)
         except OSError as error:
-            logger.error("cannot remove old checkpoints from %s: %s", self.folder, _cause(error))
+            logger.error("cannot remove old checkpoints from %s: %s", self.folder, reason(error))
 
     def _report_failure(self, step: int, error: Exception, size: int) -> None:
         self.failures += 1
         logger.error(
-            "checkpoint of step %d failed: %s; it needs %.1f MB, %s; training goes on, the last good checkpoint is %s",
+            "%s: checkpoint of step %d failed: %s; it needs %.1f MB; training goes on, the last good checkpoint is %s",
+            self.folder,
             step,
-            _cause(error),
+            reason(error),
             size / 1e6,
-            _free_space(self.folder),
             self.last_good or "of an earlier start, if there was one",
         )
 
@@ -222,7 +224,7 @@ def load_files(path: Path, names: Iterable[str], device: torch.device | str = "c
         try:
             tensors = safetensors.torch.load_file(file, device=str(device))
         except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file}: not a readable safetensors file: {_cause(error)}") from None
+            raise UserError(f"{file}: not a readable safetensors file: {reason(error)}") from None
         # On the CPU this is a mapping of the file, which may be pruned and, over NFS, vanish from under its readers.
         loaded[name] = {key: value.clone() if value.device.type == "cpu" else value for key, value in tensors.items()}
     return loaded
@@ -235,19 +237,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON: {_cause(error)}; take another checkpoint") from None
+        raise UserError(f"{file}: not JSON: {reason(error)}; take another checkpoint") from None
     if not isinstance(state, dict):
         raise UserError(f"{file}: expected a JSON object, found {type(state).__name__}; take another checkpoint")
     return state
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB are free"
-    except OSError as error:
-        return f"free space unknown ({_cause(error)})"

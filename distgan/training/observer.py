@@ -15,7 +15,7 @@ from distgan.data.text import decode_lines
 from distgan.distributed.runtime import Runtime
 from distgan.evaluation.names import value_name
 from distgan.evaluation.precision import ieee_float32
-from distgan.files import write_lines
+from distgan.files import reason, write_lines
 from distgan.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.console import Console
@@ -199,7 +199,7 @@ class Observer:
                 self.tracker.image(step, "samples", picture)
                 pictures.save_png(file.with_suffix(".png"), picture)
         except OSError as error:
-            logger.error("step %d: cannot write the samples: %s; training goes on", step, error)
+            logger.error("step %d: %s: cannot write the samples: %s; training goes on", step, file, reason(error))
         if shape.kind == "images":
             paths = generation.interpolate(
                 self.state.average.network, shape, self.latents, "interpolation", *INTERPOLATION

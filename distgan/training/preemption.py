@@ -18,7 +18,7 @@ from typing import Any
 
 from distgan.data.workers import STOP_SIGNALS
 from distgan.errors import UserError
-from distgan.files import write_atomically
+from distgan.files import write_atomically, writing
 from distgan.training.status import now, read_status
 
 logger = logging.getLogger("distgan")
@@ -120,10 +120,8 @@ def request_stop(run_dir: str | Path) -> None:
     if status.host == socket.gethostname() and not Path(f"/proc/{status.pid}").exists() and Path("/proc").is_dir():
         raise UserError(f"{run_dir}: nothing to stop: its process {status.pid} has gone without a word")
     asked = f"{now()} by process {os.getpid()} on {socket.gethostname()}\n"
-    try:
+    with writing(_request_file(run_dir), "the request", name=run_dir):
         write_atomically(_request_file(run_dir), asked.encode())
-    except OSError as error:
-        raise UserError(f"{run_dir}: cannot write stop.request there: {error.strerror}") from None
 
 
 def _request_file(run_dir: str | Path) -> Path:

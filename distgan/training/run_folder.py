@@ -17,7 +17,7 @@ from distgan.data.images import JPEG_DECODER
 from distgan.distributed.rollcall import RollCall
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
-from distgan.files import write_atomically
+from distgan.files import explained, reason, write_atomically, writing
 from distgan.training import checkpoint
 from distgan.training.checkpoint_folder import Best, directory_name, steps, write_best
 from distgan.training.restore import find_checkpoint
@@ -38,11 +38,12 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
     """Bring `state` to where the run continues, and write the resolved config. Every rank calls it.
 
     Raises:
-        UserError: the checkpoint asked for is missing, damaged or does not fit.
+        UserError: the checkpoint asked for is missing, damaged or does not fit, or the folder cannot be written to.
     """
     folder = Path(config.run_dir)
-    if runtime.is_main and resume == "never":
-        set_aside(folder)
+    with runtime.together(), writing(folder, name=f"run_dir = {folder}"):
+        if runtime.is_main and resume == "never":
+            set_aside(folder)
     path, kept = runtime.broadcast_object(_where_to_resume(folder, resume) if runtime.is_main else None)
     if isinstance(path, UserError):
         raise path
@@ -51,13 +52,14 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         then = state.load(path, accept)
         if state.progress.best is not None and state.progress.best["step"] not in kept:
             state.progress.best = None
-        if runtime.is_main and then.best is not None and then.best.step == then.step:
-            mark_own_best(folder, path, then.best)
-        if runtime.is_main and resume != "auto":
-            if _is_own(folder, path):
-                set_aside_later(folder, then.step)
-            else:
-                set_aside(folder)
+        with writing(folder, name=f"run_dir = {folder}"):
+            if runtime.is_main and then.best is not None and then.best.step == then.step:
+                mark_own_best(folder, path, then.best)
+            if runtime.is_main and resume != "auto":
+                if _is_own(folder, path):
+                    set_aside_later(folder, then.step)
+                else:
+                    set_aside(folder)
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
             logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
@@ -71,7 +73,8 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
             for change in _changes(parse_config(then.config, source=f"{path}/state.json"), config):
                 logger.info("changed since that checkpoint: %s", change)
     if runtime.is_main:
-        write_atomically(folder / "config.yaml", dump_config(config).encode())
+        with writing(folder / "config.yaml"):
+            write_atomically(folder / "config.yaml", dump_config(config).encode())
 
 
 def mark_own_best(folder: Path, path: Path, best: Best) -> None:
@@ -172,7 +175,7 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
                     write_status(folder, "running", world_size=runtime.world_size)
             except OSError as error:
                 raise UserError(
-                    f"run_dir = {config.run_dir}: cannot write there: {error.strerror}; choose a writable folder"
+                    f"run_dir = {config.run_dir}: cannot write there: {reason(explained(error, folder))}"
                 ) from None
         try:
             yield finish

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distgan.config import load_config
 from distgan.errors import UserError
-from distgan.files import read_bounded, write_atomically
+from distgan.files import explained, read_bounded, write_atomically
 from distgan.training.checkpoint_folder import latest_step
 
 logger = logging.getLogger("distgan")
@@ -102,7 +102,7 @@ def write_status(
     except OSError as error:
         if outcome == "running":
             raise
-        logger.error("%s: cannot say that the run is %s: %s", file, outcome, error)
+        logger.error("%s: cannot say that the run is %s: %s", file, outcome, explained(error, file))
         return False
     return True
 

@@ -160,6 +160,7 @@ def set_header(name: str, field: str, value: Any) -> Any:
         set_shard(0, ""),
         set_shard(0, "\x1b[2J.tar"),
         set_shard(0, "http://host/\x1b[2J.tar"),
+        set_shard(0, "http://host/%1b[2J.tar"),
         set_shard(1, -1),
         set_shard(1, 10),
         set_shard(1, 2**70),

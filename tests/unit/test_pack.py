@@ -395,7 +395,7 @@ def test_a_full_disk(images: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(UserError, match=r"out: cannot be written: File too large; free space"):
+        with pytest.raises(UserError, match=r"out: cannot be written: File too large; name another"):
             pack(images, tmp_path / "out", workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
