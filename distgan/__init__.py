@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distgan.config import load_config
-    from distgan.export import load_generator
-    from distgan.training.evaluate_run import evaluate
+    from distgan.inference.evaluate import evaluate
+    from distgan.inference.export import load_generator
     from distgan.training.loop import train
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "load_config", "load_generator", "train"]
 
 _HOMES = {
-    "evaluate": "distgan.training.evaluate_run",
+    "evaluate": "distgan.inference.evaluate",
     "load_config": "distgan.config",
-    "load_generator": "distgan.export",
+    "load_generator": "distgan.inference.export",
     "train": "distgan.training.loop",
 }
 

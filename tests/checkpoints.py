@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from distgan.training.checkpoint import CheckpointWriter, load_files, load_state
+from distgan.checkpoint.writer import CheckpointWriter, load_files, load_state
 
 
 def contents(step: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -26,7 +26,7 @@ def ranks() -> Iterator[RankPool]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scikit-learn's digits at 16x16 with labels, in ragged shards."""
-    from distgan.data.pack import pack
+    from distgan.data.packing.pack import pack
 
     folder = tmp_path_factory.mktemp("digits") / "shards"
     pack("builtin:digits", folder, resolution=16, shard_size=500, workers=1)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from distgan.data.workers import STOP_SIGNALS
+from distgan.data.loader_processes import STOP_SIGNALS
 
 
 def free_port() -> int:
@@ -30,7 +30,7 @@ def free_port() -> int:
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "accelerate", "distgan.training.loop", "distgan.training.evaluate_run"])
+    context.set_forkserver_preload(["torch", "accelerate", "distgan.training.loop", "distgan.inference.evaluate"])
     # As distgan starts it for its loaders, because this process has one fork server for everything.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

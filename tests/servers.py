@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from distgan.data import storage
+from distgan.data.storage import filesystem
 
 
 class RangeServer(ThreadingHTTPServer):
@@ -142,7 +142,7 @@ def s3_server() -> Iterator[Any]:
     ):
         try:
             wait_for(f"http://127.0.0.1:{port}/moto-api/", server)
-            storage._filesystem.cache_clear()
+            filesystem._filesystem.cache_clear()
             s3fs.S3FileSystem.clear_instance_cache()
             store = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
             store.mkdir("bucket")

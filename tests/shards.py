@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan.data.cache import ShardCache
-from distgan.data.index import Index, Shard, build_index, load_index, save_index
+from distgan.data.index.build import build_index
+from distgan.data.index.loading import load_index
+from distgan.data.index.saving import save_index
+from distgan.data.index.table import Index, Shard
+from distgan.data.storage.shard_cache import ShardCache
 from distgan.errors import UserError
 
 

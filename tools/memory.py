@@ -102,10 +102,10 @@ def recipe(folder: Path, width: int) -> dict[str, Any]:
 def work(folder: Path, width: int) -> None:
     """One rank."""
     from distgan.config import parse_config
-    from distgan.data.index import load_index
+    from distgan.data.index.loading import load_index
     from distgan.distributed.runtime import Runtime, leave_process_group
-    from distgan.training.assembly import assemble
-    from distgan.training.objective import blank_batch
+    from distgan.players.objective import blank_batch
+    from distgan.training.setup import assemble
 
     config = parse_config(recipe(folder, width))
     runtime = Runtime()

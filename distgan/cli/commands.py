@@ -17,7 +17,7 @@ from distgan.errors import UserError
 def _pack(options: argparse.Namespace) -> None:
     if not options.source or not options.dest:
         raise UserError("pack: SOURCE or DEST is empty; name what to pack and the folder to make")
-    from distgan.data.pack import pack
+    from distgan.data.packing.pack import pack
     from distgan.monitoring.console import progress_bar
 
     with progress_bar("packing") as progress:
@@ -37,7 +37,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from distgan.data.reindexing import write_index
+    from distgan.data.index.rebuild import write_index
     from distgan.monitoring.console import progress_bar
 
     with progress_bar("indexing") as progress:
@@ -58,7 +58,7 @@ def _train(options: argparse.Namespace) -> None:
     check_launch()
     config = _load_config(options)
     if config.data.workers:
-        from distgan.data.workers import start_worker_server
+        from distgan.data.loader_processes import start_worker_server
 
         start_worker_server()  # it imports torch while this process does
     from distgan.distributed.runtime import leave_process_group
@@ -80,7 +80,7 @@ def _trace(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from distgan.sample import interpolate, sample
+    from distgan.inference.sample import interpolate, sample
 
     shared = {name: getattr(options, name) for name in ("seed", "labels", "batch_size", "best")}
     if options.num is not None:
@@ -96,7 +96,7 @@ def _sample(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     check_launch()
     from distgan.distributed.runtime import leave_process_group
-    from distgan.training.evaluate_run import evaluate
+    from distgan.inference.evaluate import evaluate
 
     metrics = evaluate(options.source, options.overrides, best=options.best)
     leave_process_group()
@@ -105,7 +105,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from distgan.training.probe import probe
+    from distgan.inference.probe import probe
 
     report = probe(
         options.source, data=options.data, test=options.test, number=options.num, classifier=options.classifier,
@@ -115,13 +115,13 @@ def _probe(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from distgan.export import export
+    from distgan.inference.export import export
 
     write_line(export(options.source, options.dest, best=options.best))
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from distgan.training.preemption import request_stop
+    from distgan.runs.stop_request import request_stop
 
     folder = _run_folder(options)
     request_stop(folder)
@@ -129,7 +129,7 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from distgan.training.status import standing
+    from distgan.runs.status import standing
 
     write_line(standing(_run_folder(options), options.launch))
 
@@ -166,7 +166,7 @@ def _load_config(options: argparse.Namespace) -> Any:
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
-    from distgan.training.status import run_folder_of
+    from distgan.runs.status import run_folder_of
 
     folder = run_folder_of(options.run, options.overrides)
     _warn_of_a_moved_run(options.run, folder, options.overrides)

@@ -6,8 +6,8 @@ Every field is documented by the string under it; the same strings become the JS
 
 from __future__ import annotations
 
-from distgan.config.cache import cache_folder
 from distgan.config.data import DataConfig
+from distgan.config.loading import dump_config, flatten, json_schema, load_config, moved_run, parse_config
 from distgan.config.objective import (
     FeatureMatchingConfig,
     GradientPenaltyConfig,
@@ -18,6 +18,7 @@ from distgan.config.objective import (
     WeightClippingConfig,
     ZeroCentredPenaltyConfig,
 )
+from distgan.config.paths import cache_folder
 from distgan.config.players import (
     DiscriminatorConfig,
     EMAConfig,
@@ -28,7 +29,6 @@ from distgan.config.players import (
     NetworkConfig,
     OptimizerConfig,
 )
-from distgan.config.reading import dump_config, flatten, json_schema, load_config, moved_run, parse_config
 from distgan.config.run import ARCHITECTURES, Config
 from distgan.config.training import (
     CheckpointConfig,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.config import DataConfig
-from distgan.data.index import Index
+from distgan.data.index.table import Index
 from distgan.randomness import derive_key
 
 Integers = NDArray[np.int64]

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distgan.config import DataConfig
-from distgan.data.cache import ShardCache
-from distgan.data.index import EXTENSIONS, Index
-from distgan.data.index_table import plain
-from distgan.data.locations import is_remote
+from distgan.data.index.table import EXTENSIONS, Index, plain
+from distgan.data.kinds.decoding import Values, sample_format
 from distgan.data.order import mix
-from distgan.data.samples import Values, sample_format
-from distgan.data.substitutions import Failure
-from distgan.data.tar import BLOCK
+from distgan.data.replacements import Failure
+from distgan.data.storage.locations import is_remote
+from distgan.data.storage.shard_cache import ShardCache
+from distgan.data.storage.tar import BLOCK
 from distgan.errors import UnreadableSampleError, UserError
 from distgan.files import DiskError
 from distgan.randomness import derive_key

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from distgan.config import DataConfig
-from distgan.data.buffers import SampleBuffers
-from distgan.data.cache import ShardCache
-from distgan.data.index import Index
+from distgan.data.index.table import Index
+from distgan.data.kinds.decoding import Values, sample_format
+from distgan.data.loader_processes import start_worker, start_worker_server
 from distgan.data.order import Integers, Order, make_order
-from distgan.data.prefetch import Prefetcher, check_capacity, processes_on_node
 from distgan.data.reader import Batch, Decoded, Reader, as_batch, read_samples
-from distgan.data.samples import Values, sample_format
-from distgan.data.substitutions import Failure, Substitutions, check_failure_rate
-from distgan.data.workers import start_worker, start_worker_server
+from distgan.data.replacements import Failure, Substitutions, check_failure_rate
+from distgan.data.shared_buffers import SampleBuffers
+from distgan.data.storage.prefetch import Prefetcher, check_capacity, processes_on_node
+from distgan.data.storage.shard_cache import ShardCache
 from distgan.errors import UserError
 from distgan.randomness import uniform
 

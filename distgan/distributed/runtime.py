@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from distgan.distributed.control import Control
-from distgan.distributed.engines import Engine, chosen_engine
-from distgan.distributed.engines.engine import MakeOptimizer
-from distgan.distributed.engines.replicated import ReplicatedEngine
+from distgan.distributed.engines.base import Engine, MakeOptimizer
+from distgan.distributed.engines.choice import chosen_engine
+from distgan.distributed.engines.ddp import ReplicatedEngine
 from distgan.distributed.launch import check_world_size, natural, refuse_half_precision
 from distgan.errors import UserError
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from distgan.config import Config
 from distgan.distributed.runtime import Runtime
-from distgan.doctor import machine, network, rehearsal, storage
+from distgan.doctor import dry_run, machine, network, storage
 from distgan.doctor.finding import Finding, merge, summary
 from distgan.errors import UserError
 
@@ -65,7 +65,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
             rate = _look_at_data(config, runtime, note)
             if not _failed(findings):
                 # Not `note`: after a failure that rank 0 tells of, other ranks may not be there to be asked.
-                tell(*rehearsal.training(config, runtime, folder / probe / "run", rate))
+                tell(*dry_run.training(config, runtime, folder / probe / "run", rate))
     finally:
         if runtime.is_main:
             shutil.rmtree(folder / probe, ignore_errors=True)
@@ -76,14 +76,14 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
 
 def _look_at_data(config: Config, runtime: Runtime, note: Callable[..., None]) -> float:
     """Returns the samples a second that can be read."""
-    note(rehearsal.detector(config))
-    index, found = rehearsal.index(config, runtime)
+    note(dry_run.detector(config))
+    index, found = dry_run.index(config, runtime)
     note(found)
     if index is None:
         return 0.0
     if index.any_remote:
         note(storage.shard_cache(config))
-    rate, read = rehearsal.reading(config, index, runtime)
+    rate, read = dry_run.reading(config, index, runtime)
     note(read)
     return rate
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from distgan import __version__
-from distgan.data.images import JPEG_DECODER
+from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
-from distgan.identity import code_digest
 from distgan.packages import missing_packages
+from distgan.version import code_digest
 
 _SHARED_MEMORY_LEAST = 1e9
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distgan.config import DataConfig
-from distgan.data.index import Index
+from distgan.data.index.table import Index
 from distgan.data.reader import Reader
 
 

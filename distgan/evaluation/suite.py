@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from distgan.config import Config
-from distgan.data.index import Index
+from distgan.data.index.table import Index
 from distgan.distributed.interruption import Asked, heeding, never
 from distgan.errors import within_memory
-from distgan.evaluation.features import load_detector
-from distgan.evaluation.measures import Setting, make_collectors, make_measure
+from distgan.evaluation.detectors.features import load_detector
 from distgan.evaluation.names import WITH_DETECTOR, value_name
 from distgan.evaluation.precision import ieee_float32
-from distgan.evaluation.reals import real_statistics, see
+from distgan.evaluation.real_statistics import real_statistics, see
 from distgan.evaluation.samples import fill, rank_batches
+from distgan.evaluation.suite_metrics import Setting, make_collectors, make_measure
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime

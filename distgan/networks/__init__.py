@@ -11,7 +11,7 @@ from torch import nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.characters import CharacterDiscriminator, CharacterGenerator
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
-from distgan.networks.layers.virtual import add_reference, uses_reference
+from distgan.networks.layers.virtual_batch_norm import add_reference, uses_reference
 from distgan.networks.mlp import MLPDiscriminator, MLPGenerator
 from distgan.networks.progressive import ProgressiveDiscriminator, ProgressiveGenerator
 from distgan.networks.r3gan import R3GANDiscriminator, R3GANGenerator

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
-from distgan.networks.layers.spectral import add_spectral_norm
+from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
 DEPTH = 5

@@ -17,8 +17,8 @@ from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev, build_minibatch_discrimination
-from distgan.networks.layers.normalisation import build_normalisation, centres_channels
-from distgan.networks.layers.spectral import add_spectral_norm
+from distgan.networks.layers.normalization import build_normalisation, centres_channels
+from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import build_minibatch_discrimination
-from distgan.networks.layers.normalisation import build_normalisation, centres_channels
-from distgan.networks.layers.spectral import add_spectral_norm
+from distgan.networks.layers.normalization import build_normalisation, centres_channels
+from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
 DEPTH = 3

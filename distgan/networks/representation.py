@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distgan.errors import UserError
 from distgan.networks.layers.equalized import EqualizedConv2d
-from distgan.networks.layers.virtual import reference_moments
+from distgan.networks.layers.virtual_batch_norm import reference_moments
 
 _SIDE = 4
 Convolution = (nn.Conv2d, EqualizedConv2d)

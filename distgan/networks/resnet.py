@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
-from distgan.networks.layers.normalisation import BatchNorm, build_normalisation, centres_channels
-from distgan.networks.layers.spectral import add_spectral_norm
-from distgan.networks.layers.virtual import VirtualBatchNorm
+from distgan.networks.layers.normalization import BatchNorm, build_normalisation, centres_channels
+from distgan.networks.layers.spectral_norm import add_spectral_norm
+from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.networks.shape import SampleShape
 
 GENERATOR_WIDTHS = {

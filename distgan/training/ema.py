@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from distgan.networks.layers.spectral import power_iteration_vectors
+from distgan.networks.layers.spectral_norm import power_iteration_vectors
 
 
 class AveragedGenerator:

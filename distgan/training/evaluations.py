@@ -6,12 +6,12 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from distgan import generation
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted
 from distgan.evaluation.names import criterion
-from distgan.latents import LatentSource
-from distgan.training.preemption import StopRequest
+from distgan.inference import generation
+from distgan.inference.latents import LatentSource
+from distgan.runs.stop_request import StopRequest
 from distgan.training.state import TrainingState
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from distgan import schedule
 from distgan.config import Config
 from distgan.networks.progressive import GrowingNetwork
-from distgan.training import schedule
 
 if TYPE_CHECKING:
     from distgan.training.state import TrainingState

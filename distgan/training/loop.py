@@ -9,28 +9,29 @@ from contextlib import ExitStack, closing
 
 import torch
 
+from distgan.checkpoint.contents import ACCEPTABLE
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config, dump_config
-from distgan.data.images import JPEG_DECODER
-from distgan.data.index import load_index
-from distgan.data.index_checks import unlisted
+from distgan.data.index.checks import unlisted
+from distgan.data.index.loading import load_index
+from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.interruption import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.identity import code_digest
 from distgan.monitoring.console import setup_logging
+from distgan.monitoring.diagnosis import why_stop
 from distgan.packages import missing_packages
 from distgan.randomness import derive_key
-from distgan.training import growth, run_folder
-from distgan.training.assembly import assemble, batch_memory, check_fits
-from distgan.training.checkpoint import CheckpointWriter
-from distgan.training.description import ACCEPTABLE
-from distgan.training.diagnosis import why_stop
+from distgan.runs import folder
+from distgan.runs.stop_request import StopRequest
+from distgan.schedule import discriminator_updates, ema_decay, learning_rate
+from distgan.training import growth
 from distgan.training.evaluations import Evaluations
-from distgan.training.feed import Feed
-from distgan.training.observer import Observer
-from distgan.training.preemption import StopRequest
-from distgan.training.schedule import discriminator_updates, ema_decay, learning_rate
+from distgan.training.inputs import Feed
+from distgan.training.monitor import Observer
+from distgan.training.setup import assemble, batch_memory, check_fits
 from distgan.training.state import TrainingState
+from distgan.version import code_digest
 
 logger = logging.getLogger("distgan")
 
@@ -70,7 +71,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
-    with StopRequest(config.run_dir, main=runtime.is_main) as stop, run_folder.outcome(config, runtime) as outcome:
+    with StopRequest(config.run_dir, main=runtime.is_main) as stop, folder.outcome(config, runtime) as outcome:
         with runtime.together():
             index = load_index(config.data.path, config.data.cache_dir)
             check_fits(config, index, runtime.world_size)
@@ -104,8 +105,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             held.enter_context(batch_memory(config, runtime.world_size))
             with runtime.together():
                 # First, because it completes what a killed predecessor had almost published.
-                writer = held.enter_context(closing(run_folder.open_writer(config))) if runtime.is_main else None
-                run_folder.prepare(config, state, runtime, resume, accepted)
+                writer = held.enter_context(closing(folder.open_writer(config))) if runtime.is_main else None
+                folder.prepare(config, state, runtime, resume, accepted)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 evaluations = Evaluations(state, feed.latents, runtime, stop)
                 observer = held.enter_context(closing(Observer(state, feed, evaluations, writer, runtime)))
@@ -122,7 +123,7 @@ def run(
     writer: CheckpointWriter | None,
     runtime: Runtime,
     stop: StopRequest,
-) -> run_folder.Result:
+) -> folder.Result:
     """All remaining steps. Returns `preempted` if a stop was asked for before there was nothing more to do."""
     config, progress = state.config, state.progress
     steps = config.training.steps

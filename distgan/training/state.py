@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 
 import distgan
+from distgan import schedule
+from distgan.checkpoint import writer
+from distgan.checkpoint.compatibility import check_counters, check_fits, check_history, check_optimizer, own_tensors
+from distgan.checkpoint.contents import Description, load_description
+from distgan.checkpoint.restore import check_numbers, read_network
 from distgan.config import Config
-from distgan.data.images import JPEG_DECODER
-from distgan.data.index import Index
-from distgan.data.substitutions import Substitutions
+from distgan.data.index.table import Index
+from distgan.data.kinds.images import JPEG_DECODER
+from distgan.data.replacements import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
+from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.shape import SampleShape, sample_shape
-from distgan.training import checkpoint, schedule
-from distgan.training.compatibility import check_counters, check_fits, check_history, check_optimizer, own_tensors
-from distgan.training.description import Description, load_description
-from distgan.training.diagnosis import Diagnosis
+from distgan.players.objective import blank_batch
+from distgan.players.player import Player
 from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import grow
-from distgan.training.objective import blank_batch
-from distgan.training.player import Player
-from distgan.training.restore import check_numbers, read_network
 
 
 @dataclass
@@ -128,7 +129,7 @@ class TrainingState:
             player.role: read_network(path, player.role, player.network, num_classes=classes) for player in self.players
         }
         average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
-        files = checkpoint.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+        files = writer.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
         # All of it is checked before ranks act together on any.
         check_numbers(path, files)
         for player in self.players:

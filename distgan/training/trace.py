@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from distgan import schedule
 from distgan.config import Config
 from distgan.data import order as orders
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.errors import UserError
-from distgan.training import schedule
-from distgan.training.assembly import check_fits
+from distgan.training.setup import check_fits
 
 MAX_STEPS = 2**40
 

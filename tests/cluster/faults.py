@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from distgan.training.status import read_status
+from distgan.runs.status import read_status
 from tests.cluster.slurm import wait_until
 from tests.runs import rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distgan.data.pack import pack
+from distgan.data.packing.pack import pack
 from tests.cluster.faults import record, rows_if_any, wait_for_step
 from tests.cluster.slurm import PATIENCE_SECONDS, wait_until
 from tests.ranks import Job

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distgan.distributed.runtime import Runtime
-from distgan.training.objective import Objective
-from distgan.training.player import Player
+from distgan.players.objective import Objective
+from distgan.players.player import Player
 from tests.distributed.test_players import build, small_config, train_steps
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool

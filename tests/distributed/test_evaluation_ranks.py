@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distgan import randomness
-from distgan.data.index import build_index
+from distgan.data.index.build import build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation import classifier
-from distgan.evaluation.frechet import FrechetDistance, make_reference
-from distgan.evaluation.inception import load_inception
+from distgan.evaluation.detectors import classifier
+from distgan.evaluation.detectors.inception import load_inception
+from distgan.evaluation.metrics.frechet import FrechetDistance, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.suite import Evaluator
 from tests.labelled_shards import evaluation_config, pictures, write_shards

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from distgan import schedule
 from distgan.config import load_config
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.distributed.runtime import Runtime
-from distgan.training import schedule
-from distgan.training.assembly import assemble
-from distgan.training.feed import Feed
-from distgan.training.objective import MicroBatch
+from distgan.players.objective import MicroBatch
+from distgan.training.inputs import Feed
+from distgan.training.setup import assemble
 from tests.ranks import RankPool
 from tests.runs import recipe
 

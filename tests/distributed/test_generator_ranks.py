@@ -12,9 +12,9 @@ import torch.distributed as dist
 import yaml
 
 import distgan
-from distgan.data.pack import pack
-from distgan.export import export
-from distgan.training.observer import Observer
+from distgan.data.packing.pack import pack
+from distgan.inference.export import export
+from distgan.training.monitor import Observer
 from tests.ranks import RankPool
 
 

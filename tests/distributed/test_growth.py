@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from distgan import schedule
+from distgan.checkpoint.compatibility import check_optimizer
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.latents import LatentSource
+from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.networks.shape import sample_shape
-from distgan.training import schedule
-from distgan.training.compatibility import check_optimizer
+from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+from distgan.players.player import Player
 from distgan.training.ema import AveragedGenerator
 from distgan.training.growth import grow, set_growth
-from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
-from distgan.training.player import Player
 from distgan.training.state import Progress, TrainingState
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.distributed import reduce
+from distgan.distributed import collectives
 from distgan.distributed.runtime import Runtime
 from distgan.networks.layers.minibatch import MinibatchDiscrimination, MinibatchStddev
-from distgan.networks.layers.normalisation import build_normalisation
-from distgan.networks.layers.spectral import add_spectral_norm, power_iteration_vectors
-from distgan.networks.layers.virtual import add_reference, reference_moments, set_reference
+from distgan.networks.layers.normalization import build_normalisation
+from distgan.networks.layers.spectral_norm import add_spectral_norm, power_iteration_vectors
+from distgan.networks.layers.virtual_batch_norm import add_reference, reference_moments, set_reference
 from tests.ranks import RankPool
 
 BATCH = 8
@@ -88,7 +88,7 @@ def derivatives(name: str, rank: int, world_size: int, device: torch.device | st
     return {
         "outputs": torch.stack(outputs, 1).cpu(),
         "by_input": torch.stack(by_input, 1).cpu(),
-        "by_parameters": [reduce.all_reduce_mean(gradient).cpu() for gradient in by_parameters],
+        "by_parameters": [collectives.all_reduce_mean(gradient).cpu() for gradient in by_parameters],
         "vectors": [vector.cpu() for vector in power_iteration_vectors(network)],
     }
 
@@ -131,7 +131,7 @@ def gathered() -> list[Tensor]:
     runtime = Runtime()
     rows = torch.arange(4.0, dtype=torch.float64).view(2, 2) + 10 * runtime.rank
     rows.requires_grad_(True)
-    everyone = reduce.all_gather(rows)
+    everyone = collectives.all_gather(rows)
     loss = (runtime.rank + 1) * everyone.pow(3).sum()
     (first,) = torch.autograd.grad(loss, rows, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), rows)

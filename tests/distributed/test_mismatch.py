@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from distgan.config import load_config
-from distgan.data.index import load_index
-from distgan.data.pack import pack
+from distgan.data.index.loading import load_index
+from distgan.data.packing.pack import pack
 from distgan.errors import UserError
 from distgan.training import loop
 from tests.ranks import RankPool

@@ -12,9 +12,9 @@ import torch
 
 from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
-from distgan.training import feed
+from distgan.training import inputs
 from distgan.training.loop import train
-from distgan.training.pace import Pace
+from distgan.training.stragglers import Pace
 from tests.ranks import RankPool
 from tests.runs import recipe, rows, tensors
 
@@ -28,8 +28,8 @@ def train_with_a_slow_rank(config: str, slow: int, where: str) -> list[str]:
     patch = pytest.MonkeyPatch()
     if int(os.environ["RANK"]) == slow:
         if where == "data":
-            original = feed.to_network
-            patch.setattr(feed, "to_network", lambda *samples: (time.sleep(0.2), original(*samples))[1])
+            original = inputs.to_network
+            patch.setattr(inputs, "to_network", lambda *samples: (time.sleep(0.2), original(*samples))[1])
         else:
             forward = torch.nn.Conv2d.forward
             patch.setattr(torch.nn.Conv2d, "forward", lambda *a: (time.sleep(0.05), forward(*a))[1])

@@ -10,13 +10,13 @@ import torch
 
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
-from distgan.latents import LatentSource
+from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.layers.virtual import set_reference, uses_reference
+from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.shape import sample_shape
+from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch, Objective
+from distgan.players.player import Player
 from distgan.training.ema import AveragedGenerator
-from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch, Objective
-from distgan.training.player import Player
 from tests.ranks import RankPool
 
 BATCH = 8

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distgan.distributed import reduce
+from distgan.distributed import collectives
 from distgan.distributed.runtime import Runtime
-from distgan.networks.layers.normalisation import BatchNorm, recompute_statistics
+from distgan.networks.layers.normalization import BatchNorm, recompute_statistics
 from tests.ranks import RankPool
 
 
@@ -44,12 +44,12 @@ def derivatives(native: bool, rank: int, world_size: int) -> dict[str, Any]:
     (by_input,) = torch.autograd.grad(outputs.sum(), images, create_graph=True)
     loss = outputs.square().mean() + by_input.square().flatten(1).sum(1).mean()
     by_parameters = torch.autograd.grad(loss, list(module.parameters()))
-    mean_over_ranks = [reduce.all_reduce_mean(gradient) for gradient in by_parameters]
+    mean_over_ranks = [collectives.all_reduce_mean(gradient) for gradient in by_parameters]
     return {
         "outputs": outputs.detach(),
         "by_input": by_input.detach(),
         "by_parameters": mean_over_ranks,
-        "loss": reduce.all_reduce_mean(loss).item(),
+        "loss": collectives.all_reduce_mean(loss).item(),
     }
 
 
@@ -73,12 +73,12 @@ def test_synchronized_batch_norm_equals_one_process(ranks: RankPool, world_size:
 def gradcheck_sum() -> bool:
     runtime = Runtime()
     x = torch.randn(3, generator=torch.Generator().manual_seed(runtime.rank), dtype=torch.float64, requires_grad=True)
-    total = reduce.all_reduce_sum(x.square())
+    total = collectives.all_reduce_sum(x.square())
     (first,) = torch.autograd.grad(total.pow(2).sum(), x, create_graph=True)
     # Summed over both ranks' losses, sum_k T_k^2 each: d/dx = 2 * (2 T) * 2x; its own sum's gradient follows by hand.
     expected_first = runtime.world_size * 4 * total * x
     (second,) = torch.autograd.grad(first.sum(), x)
-    others = reduce.all_reduce_sum(x.detach())
+    others = collectives.all_reduce_sum(x.detach())
     expected_second = runtime.world_size * (4 * total + 8 * x * others)
     torch.testing.assert_close(first, expected_first)
     torch.testing.assert_close(second, expected_second)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distgan.distributed.rollcall import RollCall, Seat, ask, describe
+from distgan.distributed.peers import RollCall, Seat, ask, describe
 from distgan.distributed.runtime import Runtime
 from tests.ranks import RankPool, free_port
 

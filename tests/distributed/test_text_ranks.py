@@ -9,8 +9,8 @@ import pytest
 
 from distgan import randomness
 from distgan.config import parse_config
-from distgan.data.index import load_index
-from distgan.data.pack import pack
+from distgan.data.index.loading import load_index
+from distgan.data.packing.pack import pack
 from distgan.distributed.runtime import Runtime
 from distgan.evaluation.suite import Evaluator
 from tests.ranks import RankPool

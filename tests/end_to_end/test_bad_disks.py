@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distgan.training.checkpoint_folder import newest_valid, steps
+from distgan.checkpoint.directory import newest_valid, steps
 from tests.disks import Disk, small_disk
 from tests.ranks import Job
 from tests.runs import differing, recipe, rows, status, tensors, wait_for_rows

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from distgan.checkpoint import writer
 from distgan.config import load_config
-from distgan.training import checkpoint
 from distgan.training.loop import train
 from tests.ranks import Job, RankPool
 from tests.runs import differing, recipe, status, tensors
@@ -36,7 +36,7 @@ def train_signalled_in(moment: str, config: str) -> str:
     if moment == "first step" and os.environ["RANK"] == "1":
         patch.setattr(torch.optim.Adam, "step", signalling(torch.optim.Adam.step))
     if moment == "checkpoint" and os.environ["RANK"] == "0":
-        patch.setattr(checkpoint, "write_file", signalling(checkpoint.write_file))
+        patch.setattr(writer, "write_file", signalling(writer.write_file))
     # Processes of the pool are deaf to it otherwise.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
     try:
@@ -53,7 +53,7 @@ def test_no_step_is_lost(tmp_path: Path, digits: Path, ranks: RankPool, moment: 
     found = status(tmp_path / "run")
     assert (found["outcome"], found["reason"]) == ("preempted", "SIGUSR1")
     assert found["step"] <= latest
-    newest = checkpoint.newest_valid(tmp_path / "run" / "checkpoints")
+    newest = writer.newest_valid(tmp_path / "run" / "checkpoints")
     assert newest is not None
     assert newest.name == f"step-{found['step']:08d}"
     undisturbed = tmp_path / "undisturbed"

@@ -18,14 +18,16 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from distgan.checkpoint.contents import load_description
+from distgan.checkpoint.restore import find_checkpoint
 from distgan.cli import main
 from distgan.config import parse_config
-from distgan.data.index import build_index, load_index, save_index
+from distgan.data.index.build import build_index
+from distgan.data.index.loading import load_index
+from distgan.data.index.saving import save_index
 from distgan.evaluation.samples import read_reals
+from distgan.inference.probe import View
 from distgan.networks.representation import convolution_features
-from distgan.training.description import load_description
-from distgan.training.probe import View
-from distgan.training.restore import find_checkpoint
 from tests.labelled_shards import pictures, write_shards
 from tests.ranks import Job
 from tests.runs import recipe, rows, status, tensors

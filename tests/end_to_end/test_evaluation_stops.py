@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distgan.training.evaluate_run import evaluate
+from distgan.inference.evaluate import evaluate
 from tests.ranks import Job
 from tests.runs import differing, recipe, rows, status, tensors
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from distgan import schedule
 from distgan.cli import main
 from distgan.config import load_config
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.data.stream import open_stream
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.export import export, load_generator
-from distgan.training import schedule
-from distgan.training.assembly import assemble, check_fits
-from distgan.training.feed import Feed
+from distgan.inference.export import export, load_generator
 from distgan.training.growth import grow
+from distgan.training.inputs import Feed
+from distgan.training.setup import assemble, check_fits
 from distgan.training.trace import trace
 from tests.ranks import Job
 from tests.runs import differing, losses, recipe, rows, tensors

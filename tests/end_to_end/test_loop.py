@@ -10,8 +10,8 @@ import pytest
 
 from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
+from distgan.players.player import Player
 from distgan.training import loop
-from distgan.training.player import Player
 from tests.runs import recipe
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.packages import OPTIONAL
 from tests.runs import recipe, rows, status
 

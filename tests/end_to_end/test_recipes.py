@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distgan.config import Config, load_config
-from distgan.data.pack import pack
+from distgan.data.packing.pack import pack
 from tests.ranks import Job
 from tests.runs import rows, status
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import distgan
-from distgan.data.index import load_index, save_index
-from distgan.data.indexing import build_index
+from distgan.data.index.build import build_index
+from distgan.data.index.loading import load_index
+from distgan.data.index.saving import save_index
 from distgan.errors import UserError
 from tests.checkpoints import rewrite
 from tests.runs import recipe

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from distgan.checkpoint import writer
+from distgan.checkpoint.directory import newest_valid
 from distgan.config import load_config
-from distgan.data.index import load_index
-from distgan.training import checkpoint
-from distgan.training.checkpoint_folder import newest_valid
+from distgan.data.index.loading import load_index
 from distgan.training.loop import train
 from tests.ranks import Job, RankPool
 from tests.runs import differing, recipe, rows, status, tensors, wait_for_rows
@@ -29,7 +29,7 @@ def train_into_a_slow_folder(config: str, seconds: float) -> tuple[int, list[str
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("distgan").addHandler(handler)
-    patch, write, most = pytest.MonkeyPatch(), checkpoint.write_file, 0
+    patch, write, most = pytest.MonkeyPatch(), writer.write_file, 0
 
     def slow(*arguments: object) -> object:
         nonlocal most
@@ -37,8 +37,8 @@ def train_into_a_slow_folder(config: str, seconds: float) -> tuple[int, list[str
         time.sleep(seconds)
         return write(*arguments)  # type: ignore[arg-type]
 
-    patch.setattr(checkpoint, "write_file", slow)
-    patch.setattr(checkpoint, "_PATIENCE_SECONDS", 0.01)
+    patch.setattr(writer, "write_file", slow)
+    patch.setattr(writer, "_PATIENCE_SECONDS", 0.01)
     try:
         train(load_config(config))
     finally:

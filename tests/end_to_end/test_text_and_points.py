@@ -15,12 +15,12 @@ from PIL import Image
 
 import distgan
 from distgan.cli import main
-from distgan.data.index import INDEX_NAME
-from distgan.data.pack import pack
+from distgan.data.index.file import INDEX_NAME
+from distgan.data.packing.pack import pack
 from distgan.errors import UserError
-from distgan.export import export, load_generator
-from distgan.networks.layers.virtual import VirtualBatchNorm
-from distgan.sample import interpolate, sample
+from distgan.inference.export import export, load_generator
+from distgan.inference.sample import interpolate, sample
+from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.training.evaluations import Evaluations
 from distgan.training.trace import trace
 from tests.ranks import RankPool

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distgan.config import load_config
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.data.order import make_order
 from distgan.errors import UserError
-from distgan.export import load_generator
+from distgan.inference.export import load_generator
 from distgan.training.loop import train
 from tests.checkpoints import rewrite
 from tests.ranks import Job, RankPool

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distgan.distributed import reduce
+from distgan.distributed import collectives
 from distgan.distributed.runtime import Runtime
 from tests.distributed.test_layers import derivatives, distributed_derivatives
 from tests.distributed.test_pace import train_with_a_slow_rank
@@ -47,10 +47,10 @@ def alone() -> dict[str, Any]:
     """What one rank with a process group of its own finds: the third derivative of a sum, and DDP's gradients."""
     runtime = Runtime()
     x = torch.arange(3.0, dtype=torch.float64, device=runtime.device).requires_grad_(True)
-    values = [reduce._apply_all_reduce_sum(x).pow(4)]
+    values = [collectives._apply_all_reduce_sum(x).pow(4)]
     for _ in range(3):
         (derivative,) = torch.autograd.grad(values[-1].sum(), x, create_graph=True)
-        values.append(reduce._apply_all_reduce_sum(derivative))
+        values.append(collectives._apply_all_reduce_sum(derivative))
     objective = Penalised().to(runtime.device)
     wrapped = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
     found = {
@@ -78,7 +78,7 @@ def test_one_rank_with_a_process_group(ranks: RankPool, device: torch.device) ->
 def shared() -> tuple[tuple[str, str], int, Tensor, list[Tensor]]:
     """Over what and where a rank works, of how many GPUs, with a sum over ranks and the gradients of the engine."""
     runtime = Runtime()
-    total = reduce.all_reduce_sum(torch.full((3,), runtime.rank + 1.0, device=runtime.device))
+    total = collectives.all_reduce_sum(torch.full((3,), runtime.rank + 1.0, device=runtime.device))
     objective = Penalised()
     engine = runtime.engine(objective, objective.network, lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     assert engine.module is not objective

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from distgan import randomness
+from distgan.checkpoint.snapshot import Snapshot
+from distgan.checkpoint.writer import CheckpointWriter, load_files
 from distgan.config import DataConfig
-from distgan.evaluation.classifier import build_classifier
-from distgan.evaluation.frechet import FrechetDistance, make_reference
+from distgan.evaluation.detectors.classifier import build_classifier
+from distgan.evaluation.metrics.frechet import FrechetDistance, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.precision import plain_float32
-from distgan.training.checkpoint import CheckpointWriter, load_files
-from distgan.training.snapshot import Snapshot
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.config import TargetsConfig
-from distgan.objectives.adversarial import ADVERSARIAL, draw_targets, targeted_cross_entropy
+from distgan.losses.adversarial import ADVERSARIAL, draw_targets, targeted_cross_entropy
 
 logit = st.floats(-50, 50, width=32)
 batches = st.integers(1, 6).flatmap(

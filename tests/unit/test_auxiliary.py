@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distgan.config import InstanceNoiseConfig
-from distgan.objectives.auxiliary import HistoricalAverage, feature_matching, noise_sigma
+from distgan.losses.regularizers import HistoricalAverage, feature_matching, noise_sigma
 
 
 def test_feature_matching_compares_batch_means() -> None:

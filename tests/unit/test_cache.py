@@ -21,12 +21,15 @@ import numpy as np
 import pytest
 
 from distgan.config import DataConfig
-from distgan.data import cache as cache_module
 from distgan.data import reader as reader_module
-from distgan.data import storage
-from distgan.data.cache import ShardCache
-from distgan.data.index import Index, Shard, build_index, load_index, save_index
+from distgan.data.index.build import build_index
+from distgan.data.index.loading import load_index
+from distgan.data.index.saving import save_index
+from distgan.data.index.table import Index, Shard
 from distgan.data.reader import Reader
+from distgan.data.storage import filesystem
+from distgan.data.storage import shard_cache as cache_module
+from distgan.data.storage.shard_cache import ShardCache
 from tests.servers import RangeServer, range_server
 from tests.shards import read_whole_shards, refusal, write_numbered
 
@@ -183,7 +186,7 @@ def test_a_download_that_ends_while_room_is_made_counts(
     first, second = index.shards[:2]
     cache = ShardCache(tmp_path / "c", max(first.size, second.size))
     downloaded, go_on = threading.Event(), threading.Event()
-    check, locked = cache_module._check, storage.locked
+    check, locked = cache_module._check, filesystem.locked
 
     def wait_when_downloaded(part: Path, shard: Shard) -> None:
         check(part, shard)
@@ -204,7 +207,7 @@ def test_a_download_that_ends_while_room_is_made_counts(
             thread.join(0.5)  # if it can end
         return locked(path, wait=wait)
 
-    monkeypatch.setattr(storage, "locked", locked_after_the_download)
+    monkeypatch.setattr(filesystem, "locked", locked_after_the_download)
     content(cache, second)
     thread.join()
     assert stored(tmp_path / "c") <= max(first.size, second.size)
@@ -230,8 +233,8 @@ def test_the_remains_of_a_killed_download_make_room(index: Index, server: RangeS
     cache = ShardCache(folder, index.shards[0].size + 10)
     server.delay = 0.5
     script = (
-        "import sys; from pathlib import Path; from distgan.data.cache import ShardCache;"
-        "from distgan.data.index import load_index;"
+        "import sys; from pathlib import Path; from distgan.data.storage.shard_cache import ShardCache;"
+        "from distgan.data.index.loading import load_index;"
         f"ShardCache(Path({str(folder)!r}), 10**6).open(load_index({server.url!r}).shards[1])"
     )
     process = subprocess.Popen([sys.executable, "-c", script])

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from distgan.config import DiscriminatorConfig, parse_config
 from distgan.errors import UserError
 from distgan.networks import build_discriminator
-from distgan.networks.capture import captured, find_layer
+from distgan.networks.hooks import captured, find_layer
 from distgan.networks.shape import SampleShape
-from distgan.training.objective import GeneratorObjective
+from distgan.players.objective import GeneratorObjective
 
 
 class Network(nn.Module):

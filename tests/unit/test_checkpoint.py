@@ -17,16 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from distgan.data.workers import start_worker_server
-from distgan.training import checkpoint, checkpoint_folder
-from distgan.training.checkpoint import (
-    CheckpointWriter,
-    load_files,
-    load_state,
-    newest_valid,
-    read_best,
-)
-from distgan.training.snapshot import Snapshot
+from distgan.checkpoint import directory, writer
+from distgan.checkpoint.snapshot import Snapshot
+from distgan.checkpoint.writer import CheckpointWriter, load_files, load_state, newest_valid, read_best
+from distgan.data.loader_processes import start_worker_server
 from tests.checkpoints import assert_holds, contents, damage_flip, names, save, step_of
 from tests.disks import small_disk
 
@@ -34,13 +28,13 @@ from tests.disks import small_disk
 def hold_writes(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Make the writing thread wait for the event before each file."""
     go = threading.Event()
-    write = checkpoint.write_file
+    write = writer.write_file
 
     def held(*arguments: object) -> object:
         assert go.wait(30)
         return write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "write_file", held)
+    monkeypatch.setattr(writer, "write_file", held)
     return go
 
 
@@ -54,7 +48,7 @@ def test_directory_is_as_documented(folder: Path) -> None:
         assert save(writer, 60)
     path = folder / "step-00000060"
     assert names(folder) == ["latest", "step-00000060"]
-    assert checkpoint_folder.latest_step(folder) == 60
+    assert directory.latest_step(folder) == 60
     assert (folder / "latest").read_text() == "step-00000060\n"
     assert names(path) == ["counters.safetensors", "generator.safetensors", "manifest.json", "state.json"]
     manifest = json.loads((path / "manifest.json").read_text())
@@ -133,7 +127,7 @@ def test_a_second_save_is_skipped_while_the_first_is_written(
         assert "the checkpoint of step 1 is still being written" in caplog.text
         threading.Timer(0.05, go.set).start()
         assert writer.save(3, contents(3), {"step": 3}, blocking=True)
-    assert sorted(checkpoint_folder.steps(folder)) == [1, 3]
+    assert sorted(directory.steps(folder)) == [1, 3]
     assert_holds(folder / "step-00000001", 1)
     assert_holds(folder / "step-00000003", 3)
     assert writer.failures == 0
@@ -151,7 +145,7 @@ def test_keeps_the_newest_and_the_best(folder: Path) -> None:
         assert (best.step, best.value, best.metric) == (20, 3.25, "fid[classifier]")
         assert writer.mark_best(50, 3.0, "fid[classifier]")
         save(writer, 60)
-    assert sorted(checkpoint_folder.steps(folder)) == [50, 60]
+    assert sorted(directory.steps(folder)) == [50, 60]
 
 
 def test_a_step_without_checkpoint_is_not_marked_best(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,7 +202,7 @@ def test_going_on_from_an_earlier_step_gives_up_the_later_ones(folder: Path) -> 
         writer.mark_best(30, 1.0, "fid")
     with CheckpointWriter(folder, keep=3) as writer:
         save(writer, 15)
-    assert sorted(checkpoint_folder.steps(folder)) == [10, 15, 30], "20 is given up, 30 is the best"
+    assert sorted(directory.steps(folder)) == [10, 15, 30], "20 is given up, 30 is the best"
     assert newest_valid(folder) == folder / "step-00000015"
     damage_flip(folder / "step-00000015")
     assert newest_valid(folder) == folder / "step-00000010", "not 30, which is of the future that was given up"
@@ -361,5 +355,5 @@ def test_killed_at_any_moment_what_is_found_is_whole(folder: Path) -> None:
         assert_holds(path, reached)
         assert reached >= published > before, "what was once there is not lost"
         assert not list(folder.glob("step-*.tmp"))
-    for step in checkpoint_folder.steps(folder):
+    for step in directory.steps(folder):
         assert_holds(folder / f"step-{step:08d}", step)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distgan.evaluation.classes import ClassSpread, Spread
+from distgan.evaluation.metrics.class_coverage import ClassSpread, Spread
 
 
 def spread_of(class_counts: list[int], classes: Tensor) -> Spread:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan.data.index import build_index
+from distgan.data.index.build import build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation import cache, classifier
-from distgan.evaluation.features import evaluation_folder, load_detector
+from distgan.evaluation import statistics_cache
+from distgan.evaluation.detectors import classifier
+from distgan.evaluation.detectors.features import evaluation_folder, load_detector
 from distgan.evaluation.precision import plain_float32
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 
@@ -67,7 +68,7 @@ def test_depends_on_the_data_alone_and_leaves_no_trace(tmp_path: Path) -> None:
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.get_num_threads() == seed
     torch.set_num_threads(threads)
-    assert cache.digest(found[0].tensors) == cache.digest(found[1].tensors)
+    assert statistics_cache.digest(found[0].tensors) == statistics_cache.digest(found[1].tensors)
     assert found[0].facts == found[1].facts == {"accuracy": found[0].facts["accuracy"], "held_out": 6}
 
 
@@ -143,7 +144,7 @@ def test_arithmetic_is_float32_inside_and_put_back(tf32: bool) -> None:
 @pytest.mark.slow
 def test_digits_are_told_apart(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    from distgan.data.pack import pack
+    from distgan.data.packing.pack import pack
 
     pack("builtin:digits", str(tmp_path / "digits"))
     config = evaluation_config(str(tmp_path / "digits"), tmp_path, resolution=32)

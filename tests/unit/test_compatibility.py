@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from distgan.checkpoint.compatibility import check_fits
+from distgan.checkpoint.contents import Description
 from distgan.config import Config, parse_config
 from distgan.errors import UserError
-from distgan.training.compatibility import check_fits
-from distgan.training.description import Description
-from distgan.training.schedule import statistics_sizes
+from distgan.schedule import statistics_sizes
 
 INDEX: Any = SimpleNamespace(fingerprint="f", vocabulary=None)
 

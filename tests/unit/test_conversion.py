@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan.data.conversion import Conversion
-from distgan.data.layout import BadSample, Encoded
+from distgan.data.packing.conversion import Conversion
+from distgan.data.packing.sources.source import BadSample, Encoded
 
 
 def encode(pixels: np.ndarray, kind: str, **options: object) -> bytes:
@@ -170,7 +170,7 @@ def test_a_gif_is_refused_whatever_its_name() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_pixel_cap(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("distgan.data.conversion.MAX_PIXELS", 10 * 30)
+    monkeypatch.setattr("distgan.data.packing.conversion.MAX_PIXELS", 10 * 30)
     Conversion()(encode(noise(10, 30), kind))
     with pytest.raises(BadSample, match="is 31 x 10; at most 300 pixels"):
         Conversion()(encode(noise(10, 31), kind))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from distgan.checkpoint.writer import CheckpointWriter, load_files, load_state, newest_valid, verify
 from distgan.errors import UserError
-from distgan.training.checkpoint import CheckpointWriter, load_files, load_state, newest_valid, verify
 from tests.checkpoints import contents, damage_flip, save
 
 

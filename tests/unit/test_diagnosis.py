@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distgan.config import StopWhenFlatConfig, parse_config
 from distgan.errors import UserError
-from distgan.training.diagnosis import Diagnosis, observe, why_stop
+from distgan.monitoring.diagnosis import Diagnosis, observe, why_stop
 
 EVERY = 50
 

@@ -16,21 +16,22 @@ import pytest
 import torch
 from PIL import Image
 
+from distgan.checkpoint.writer import CheckpointWriter, newest_valid
 from distgan.config import DataConfig
 from distgan.data import reader
-from distgan.data.index import load_index, save_index
-from distgan.data.pack import pack
-from distgan.data.reindexing import write_index
-from distgan.data.sources import open_source
+from distgan.data.index.loading import load_index
+from distgan.data.index.rebuild import write_index
+from distgan.data.index.saving import save_index
+from distgan.data.packing.pack import pack
+from distgan.data.packing.sources.opening import open_source
 from distgan.errors import UserError
-from distgan.evaluation import cache as evaluation_cache
-from distgan.evaluation import inception
-from distgan.export import export
+from distgan.evaluation import statistics_cache as evaluation_cache
+from distgan.evaluation.detectors import inception
 from distgan.files import disk_errors, explained, writing
+from distgan.inference.export import export
+from distgan.inference.sample import interpolate, sample
 from distgan.monitoring.tracker import open_tracker
-from distgan.sample import interpolate, sample
-from distgan.training.checkpoint import CheckpointWriter, newest_valid
-from distgan.training.status import read_status, write_status
+from distgan.runs.status import read_status, write_status
 from tests.disks import Disk, small_disk
 from tests.servers import range_server
 from tests.shards import numbered_index, numbers_of, refusal, write_numbered

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from distgan.objectives.divergences import (
+from distgan.evaluation.divergences import (
     js_divergence,
     kl_divergence,
     squared_mmd,
@@ -132,7 +132,7 @@ def test_normals_by_hand_and_without_full_rank() -> None:
 
 
 def test_normals_equal_the_distance_of_evaluation() -> None:
-    from distgan.evaluation.frechet import frechet_distance, make_reference
+    from distgan.evaluation.metrics.frechet import frechet_distance, make_reference
     from distgan.evaluation.moments import Gaussian
 
     generator = np.random.default_rng(0)

@@ -13,9 +13,9 @@ import torch
 from distgan.cli import main
 from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
-from distgan.doctor import examine, machine, network, rehearsal, storage
+from distgan.doctor import dry_run, examine, machine, network, storage
 from distgan.doctor.finding import Finding, merge, summary
-from distgan.identity import code_digest
+from distgan.version import code_digest
 from tests.ranks import Job, RankPool
 from tests.runs import recipe, status
 
@@ -97,7 +97,7 @@ def test_room_for_the_checkpoints_kept_and_two_more(
 
 def test_a_cache_that_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"run_dir": "r", "training": {"steps": 5, "batch_size": 8}}
-    config = rehearsal.parse_config(
+    config = dry_run.parse_config(
         values | {"data": {"path": "d", "resolution": 32, "cache_dir": str(tmp_path / "a" / "b"), "cache_gigabytes": 5}}
     )
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage(0, 0, 4e9))
@@ -112,12 +112,12 @@ def test_a_cache_that_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pyt
 def test_detector_weights(tmp_path: Path, digits: Path, detector: str, verdict: str) -> None:
     evaluation = {"every": 5, "detector": detector, "cache_dir": str(tmp_path / "cache")}
     config = load_config(recipe(tmp_path, digits, evaluation=evaluation))
-    assert rehearsal.detector(config).verdict == verdict
+    assert dry_run.detector(config).verdict == verdict
     if detector == "inception":
         missing = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'absent'}"])
-        assert rehearsal.detector(missing).verdict == "FAILED"
+        assert dry_run.detector(missing).verdict == "FAILED"
         there = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'recipe.yaml'}"])
-        assert rehearsal.detector(there).verdict == "ok"
+        assert dry_run.detector(there).verdict == "ok"
 
 
 def test_alone_and_without_a_recipe(
@@ -202,7 +202,7 @@ def ill(rank: int, what: str, folder: str, shards: str) -> list[str]:
         return [str(network.clocks(runtime))]
     if what == "data":
         config = load_config(recipe(place, Path(folder) / "nowhere" if runtime.rank == rank else Path(shards)))
-        return [str(rehearsal.index(config, runtime)[1])]
+        return [str(dry_run.index(config, runtime)[1])]
     storage._PATIENCE_SECONDS = 0.5
     return [str(finding) for finding in storage.shared_folder(runtime, place, "probe")]
 

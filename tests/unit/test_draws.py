@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distgan.config import GeneratorConfig
-from distgan.latents import LatentSource
-from distgan.training.draws import ROWS, DrawnAhead
+from distgan.inference.latents import LatentSource
+from distgan.training.latent_prefetch import ROWS, DrawnAhead
 
 UPDATES = 300
 

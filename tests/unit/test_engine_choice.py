@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from distgan.distributed.engines import ReplicatedEngine, ShardedEngine, ZeroEngine, chosen_engine
+from distgan.distributed.engines.choice import chosen_engine
+from distgan.distributed.engines.ddp import ReplicatedEngine
 from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
+from distgan.distributed.engines.fsdp import ShardedEngine
+from distgan.distributed.engines.zero import ZeroEngine
 from distgan.distributed.launch import refuse_half_precision
 from distgan.errors import UserError
 

@@ -16,19 +16,19 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
 from distgan.config import Config, parse_config
-from distgan.data.index import load_index
-from distgan.data.pack import pack
-from distgan.data.text import decode_lines
+from distgan.data.index.loading import load_index
+from distgan.data.kinds.text import decode_lines
+from distgan.data.packing.pack import pack
 from distgan.distributed.runtime import Runtime
-from distgan.evaluation.names import criterion
-from distgan.evaluation.suite import Evaluator
-from distgan.evaluation.text import (
+from distgan.evaluation.metrics.ngrams import (
     NgramDivergence,
     held_out_index,
     ngram_divergence,
     ngram_divergences,
     read_lines,
 )
+from distgan.evaluation.names import criterion
+from distgan.evaluation.suite import Evaluator
 from tests.shards import refusal
 
 

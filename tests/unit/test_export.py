@@ -10,13 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from distgan import export as exports
 from distgan.config import GeneratorConfig
 from distgan.errors import UserError
-from distgan.export import export, load_generator
-from distgan.generator import Generator
-from distgan.networks.layers.virtual import reference_moments, set_reference
-from distgan.sample import sample
+from distgan.inference import export as exports
+from distgan.inference.export import export, load_generator
+from distgan.inference.generator import Generator
+from distgan.inference.sample import sample
+from distgan.networks.layers.virtual_batch_norm import reference_moments, set_reference
 
 DESCRIPTION: dict[str, Any] = {
     "format": "distgan generator",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from distgan.evaluation.frechet import FrechetDistance, frechet_distance, make_reference, triangular_factor
+from distgan.evaluation.metrics.frechet import FrechetDistance, frechet_distance, make_reference, triangular_factor
 from distgan.evaluation.moments import Gaussian, Moments
 
 

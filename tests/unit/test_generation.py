@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.config import Config, parse_config
-from distgan.generation import dequantize, from_network, statistics_batches, to_network
-from distgan.latents import LatentSource
+from distgan.inference.generation import dequantize, from_network, statistics_batches, to_network
+from distgan.inference.latents import LatentSource
 from distgan.networks.shape import SampleShape
 
 IMAGES = SampleShape("images", resolution=16, channels=1)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation import inception
-from distgan.evaluation.frechet import frechet_distance, make_reference
-from distgan.evaluation.inception import load_inception
+from distgan.evaluation.detectors import inception
+from distgan.evaluation.detectors.inception import load_inception
+from distgan.evaluation.metrics.frechet import frechet_distance, make_reference
 from distgan.evaluation.moments import Moments
 
 torch_fidelity = pytest.importorskip("torch_fidelity")

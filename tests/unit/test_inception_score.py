@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distgan.errors import UserError
-from distgan.evaluation.inception_score import InceptionScore, Score
+from distgan.evaluation.metrics.inception_score import InceptionScore, Score
 
 
 def score_of(logits: Tensor, splits: int = 10, order: Tensor | None = None) -> Score:

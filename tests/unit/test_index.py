@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
-from distgan.data.index import INDEX_NAME, build_index, load_index, save_index
-from distgan.data.tar import BLOCK
+from distgan.data.index.build import build_index
+from distgan.data.index.file import INDEX_NAME
+from distgan.data.index.loading import load_index
+from distgan.data.index.saving import save_index
+from distgan.data.storage.tar import BLOCK
 from tests.shards import entries, numbered_index, refusal, write_numbered
 
 

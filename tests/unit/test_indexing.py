@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgan.data.index import build_index
-from distgan.data.indexing import split_name
-from distgan.data.tar import BLOCK, WindowReader, walk
+from distgan.data.index.build import build_index, split_name
+from distgan.data.storage.tar import BLOCK, WindowReader, walk
 from distgan.errors import UserError
 from tests.shards import entries, numbered_png, refusal, write_numbered, write_tar
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan.evaluation import kid
-from distgan.evaluation.kid import Distance, KernelDistance, cubic_kernel, draw_subsets, subset_distance
+from distgan.evaluation.metrics import kid
+from distgan.evaluation.metrics.kid import Distance, KernelDistance, cubic_kernel, draw_subsets, subset_distance
 
 
 def features_of(count: int, dimension: int, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from distgan.data import locations
+from distgan.data.storage import locations
 from distgan.errors import UserError
 from tests.shards import refusal
 

@@ -11,11 +11,11 @@ from torch import nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig, MinibatchDiscriminationConfig
 from distgan.config.players import Normalisation
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.capture import captured
+from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination
-from distgan.networks.layers.normalisation import normalisation_parameters
-from distgan.networks.layers.spectral import NORMALISED, SpectralNorm
-from distgan.networks.layers.virtual import reference_moments
+from distgan.networks.layers.normalization import normalisation_parameters
+from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
+from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
 
 RING = SampleShape("points", dimensions=2)

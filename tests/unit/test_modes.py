@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distgan.errors import UserError
-from distgan.evaluation.modes import MixtureMoments, ModeCoverage, Modes
+from distgan.evaluation.metrics.mode_coverage import MixtureMoments, ModeCoverage, Modes
 
 RING = torch.stack([torch.tensor([math.cos(a), math.sin(a)]) for a in torch.arange(8) * 2 * math.pi / 8]).double()
 RING_MODES = Modes(RING, torch.tensor(0.01).double())

@@ -15,11 +15,11 @@ from distgan.config import (
 from distgan.config.players import Normalisation
 from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.capture import captured
+from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination, MinibatchStddev
-from distgan.networks.layers.normalisation import BatchNorm, normalisation_parameters
-from distgan.networks.layers.spectral import NORMALISED, SpectralNorm
-from distgan.networks.layers.virtual import reference_moments
+from distgan.networks.layers.normalization import BatchNorm, normalisation_parameters
+from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
+from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
 
 

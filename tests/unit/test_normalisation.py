@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config.players import Normalisation
-from distgan.networks.layers.normalisation import (
+from distgan.networks.layers.normalization import (
     BatchNorm,
     ConditionalNormalisation,
     build_normalisation,
@@ -17,7 +17,7 @@ from distgan.networks.layers.normalisation import (
     normalisation_parameters,
     recompute_statistics,
 )
-from distgan.networks.layers.virtual import add_reference, reference_moments, set_reference
+from distgan.networks.layers.virtual_batch_norm import add_reference, reference_moments, set_reference
 
 KINDS = typing.get_args(Normalisation)
 SHAPES = [(6, 3), (6, 3, 4, 5)]

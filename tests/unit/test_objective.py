@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import Config, DiscriminatorConfig, parse_config
+from distgan.losses.adversarial import ADVERSARIAL
 from distgan.networks import build_discriminator
-from distgan.networks.layers.virtual import VirtualBatchNorm
+from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.networks.shape import SampleShape
-from distgan.objectives.adversarial import ADVERSARIAL
-from distgan.training import readings
-from distgan.training.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+from distgan.players import scalars
+from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 
 SEED, STEPS, COUNT = 3, 10, 6
 W = np.array([0.3, -1.1])
@@ -230,7 +230,7 @@ def test_a_reference_batch_passes_in_bf16_unless_a_penalty_is_due(monkeypatch: p
 def test_divergences_that_losses_estimate() -> None:
     """With the optimal logits log p/q of p = (3/4, 1/4) and q = (1/4, 3/4), by their frequencies, JS is by hand."""
     optimal = torch.tensor([math.log(3.0), math.log(3.0), math.log(3.0), -math.log(3.0)], dtype=torch.float64)
-    found = readings.opinions("minimax", optimal, -optimal)
+    found = scalars.opinions("minimax", optimal, -optimal)
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(
         0.5
     )  # KL(p || m), and by symmetry KL(q || m), with m = (1/2, 1/2)
@@ -241,7 +241,7 @@ def test_divergences_that_losses_estimate() -> None:
 def test_only_a_cross_entropys_outputs_are_read_as_probabilities() -> None:
     logits = torch.tensor([1.0, 2.0])
     for family in ADVERSARIAL:
-        found = {name.partition("/")[2] for name in readings.opinions(family, logits, -logits)}
+        found = {name.partition("/")[2] for name in scalars.opinions(family, logits, -logits)}
         divergence = {"wasserstein": {"wasserstein"}}.get(family, set())
         if family in ("minimax", "non_saturating"):
             divergence = {"real_probability", "fake_probability", "jensen_shannon"}
@@ -250,8 +250,8 @@ def test_only_a_cross_entropys_outputs_are_read_as_probabilities() -> None:
 
 def test_diversity_is_the_mean_difference_of_neighbours() -> None:
     samples = torch.tensor([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0], [5.0, 9.0], [100.0, 0.0]])
-    assert float(readings.diversity("of", samples)["of"]) == pytest.approx((2 + 0 + 0 + 4) / 4)
-    assert readings.diversity("of", samples[:1]) == {}
+    assert float(scalars.diversity("of", samples)["of"]) == pytest.approx((2 + 0 + 0 + 4) / 4)
+    assert scalars.diversity("of", samples[:1]) == {}
 
 
 class Shifted(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distgan.config import OptimizerConfig
-from distgan.training.optimizers import QUANTITIES, build_optimizer
+from distgan.players.optimizers import QUANTITIES, build_optimizer
 
 
 def course(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int) -> None:

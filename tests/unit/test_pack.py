@@ -27,10 +27,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from distgan.data.index import build_index, load_index
-from distgan.data.pack import PackReport, pack, shuffled
-from distgan.data.shard_writer import ShardSize, ShardWriter, ustar_header
-from distgan.data.sources import open_source
+from distgan.data.index.build import build_index
+from distgan.data.index.loading import load_index
+from distgan.data.packing.pack import PackReport, pack, shuffled
+from distgan.data.packing.sources.opening import open_source
+from distgan.data.packing.tar_writer import ShardSize, ShardWriter, ustar_header
 from distgan.errors import UserError
 
 from .test_sources import TREE, png, write_idx, write_tree, write_zip
@@ -262,7 +263,7 @@ def test_an_image_that_vanishes_or_may_not_be_read(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (images / "a" / "big.png").write_bytes(bytes(3000))
-    monkeypatch.setattr("distgan.data.folders.FolderReader.__init__.__defaults__", (2000,))
+    monkeypatch.setattr("distgan.data.packing.sources.folder.FolderReader.__init__.__defaults__", (2000,))
     report = pack(images, tmp_path / "out", workers=1, on_error="skip")
     assert report.skipped == ("a/big.png: is larger than 2000 bytes, the most that is read",)
 
@@ -362,7 +363,7 @@ def test_a_pack_that_finished_meanwhile_is_not_replaced(
         pack(images, tmp_path / "out", shard_size=10, workers=1)
         return open_source(*arguments, **options)
 
-    monkeypatch.setattr("distgan.data.pack.open_source", other_first)
+    monkeypatch.setattr("distgan.data.packing.pack.open_source", other_first)
     with pytest.raises(UserError, match=r"is not empty; .* --overwrite"):
         pack(images, tmp_path / "out", workers=1, progress=lambda done, total: pytest.fail("it was packed in vain"))
     assert len(list((tmp_path / "out").glob("*.tar"))) == 5
@@ -439,7 +440,8 @@ def test_wrong_options(images: Path, tmp_path: Path) -> None:
 def test_a_killed_pack_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     source = write_idx(tmp_path / "images-idx3-ubyte", np.zeros((20_000, 28, 28)))
     script = (
-        f"from distgan.data.pack import pack; pack({str(source)!r}, 'out', shard_size=20, resolution=256, workers=2)"
+        f"from distgan.data.packing.pack import pack; pack({str(source)!r}, 'out', shard_size=20, "
+        "resolution=256, workers=2)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     try:

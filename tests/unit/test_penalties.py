@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distgan.config import GradientPenaltyConfig
-from distgan.objectives import penalties
+from distgan.losses import gradient_penalties
 
 
 def test_a_zero_centred_penalty_of_a_quadratic_discriminator() -> None:
@@ -16,7 +16,7 @@ def test_a_zero_centred_penalty_of_a_quadratic_discriminator() -> None:
     images = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     logits = scale * images.square().flatten(1).sum(1) / 2
-    penalty = penalties.zero_centred(logits, images, gamma=3.0)
+    penalty = gradient_penalties.zero_centred(logits, images, gamma=3.0)
     expected = 1.5 * (1.5 * images.detach()).square().flatten(1).sum(1).mean()
     assert penalty.item() == pytest.approx(expected.item(), rel=1e-12)
     (by_scale,) = torch.autograd.grad(penalty, scale)
@@ -32,37 +32,37 @@ def linear_critic(slopes: list[float]) -> tuple[torch.Tensor, torch.Tensor, torc
 
 def test_norms_are_over_all_of_a_sample_and_means_over_samples() -> None:
     logits, points, _ = linear_critic([1.0, 2.0, -3.0])
-    assert penalties.input_gradients(logits, points).norm(dim=1).tolist() == pytest.approx([2.0, 4.0, 6.0])
-    penalty = penalties.gradient_penalty(logits, points, GradientPenaltyConfig())
+    assert gradient_penalties.input_gradients(logits, points).norm(dim=1).tolist() == pytest.approx([2.0, 4.0, 6.0])
+    penalty = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig())
     assert penalty.item() == pytest.approx(10 * (1 + 9 + 25) / 3)
 
 
 def test_targets_and_sides() -> None:
     logits, points, factors = linear_critic([0.25, 2.0])  # norms 0.5 and 4
-    one_sided = penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, one_sided=True))
+    one_sided = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, one_sided=True))
     assert one_sided.item() == pytest.approx((0 + 9) / 2)
     (slopes,) = torch.autograd.grad(one_sided, factors)
     assert slopes.tolist() == pytest.approx([0.0, 3 * 2])  # 1/2 * 2 (norm - 1) * d norm / d a, which is 2
     logits, points, _ = linear_critic([0.25, 2.0])
-    zero_centred = penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, target=0.0))
+    zero_centred = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, target=0.0))
     assert zero_centred.item() == pytest.approx((0.25 + 16) / 2)
 
 
 def test_a_gradient_of_zero_is_no_nan() -> None:
     logits, points, factors = linear_critic([0.0, 1.0])
-    penalty = penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0))
+    penalty = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0))
     assert penalty.item() == pytest.approx((1 + 1) / 2)
     assert torch.autograd.grad(penalty, factors)[0].tolist() == pytest.approx([0.0, 2.0])
 
 
 def test_drift() -> None:
-    assert penalties.drift(torch.tensor([1.0, -3.0])).item() == pytest.approx(5.0)
+    assert gradient_penalties.drift(torch.tensor([1.0, -3.0])).item() == pytest.approx(5.0)
 
 
 def test_interpolates_lie_on_the_line_of_their_own_pair() -> None:
     reals, fakes = torch.randn(4, 3, 2, 2).double(), torch.randn(4, 3, 2, 2).double()
     fractions = torch.tensor([0.0, 0.25, 0.5, 0.99]).double()
-    points = penalties.interpolate(reals, fakes, fractions)
+    points = gradient_penalties.interpolate(reals, fakes, fractions)
     for i, alpha in enumerate(fractions.tolist()):
         torch.testing.assert_close(points[i], reals[i] + alpha * (fakes[i] - reals[i]))
 
@@ -70,8 +70,8 @@ def test_interpolates_lie_on_the_line_of_their_own_pair() -> None:
 def test_dragans_points() -> None:
     reals = torch.randn(6, 2, 3, 3, dtype=torch.float64)
     noise, fractions = torch.rand(6, 2, 3, 3).double(), torch.rand(6).double()
-    paper = penalties.perturb_gaussian(reals, noise, 10.0)
+    paper = gradient_penalties.perturb_gaussian(reals, noise, 10.0)
     torch.testing.assert_close(paper, reals + math.sqrt(10.0) * noise)
-    released = penalties.perturb_uniform(reals, noise, fractions)
+    released = gradient_penalties.perturb_uniform(reals, noise, fractions)
     perturbed = reals + 0.5 * reals.std(correction=0) * noise
     torch.testing.assert_close(released, reals + fractions.view(-1, 1, 1, 1) * (perturbed - reals))

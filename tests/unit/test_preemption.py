@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from distgan.data.workers import STOP_SIGNALS
+from distgan.data.loader_processes import STOP_SIGNALS
 from distgan.errors import UserError
-from distgan.training import preemption
-from distgan.training.preemption import StopRequest, request_stop
-from distgan.training.status import read_status, write_failure, write_status
+from distgan.runs import stop_request
+from distgan.runs.status import read_status, write_failure, write_status
+from distgan.runs.stop_request import StopRequest, request_stop
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A monotonic clock that a test sets."""
     now = [100.0]
-    monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stop_request.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -117,7 +117,7 @@ def test_a_forked_child_still_ends_by_signals(tmp_path: Path, number: signal.Sig
 
 
 def test_a_stop_request_reaches_the_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stop_request, "POLL_SECONDS", 0.01)
     write_status(tmp_path, "running", world_size=1)
     request_stop(tmp_path)
     with StopRequest(tmp_path, main=True) as stop, StopRequest(tmp_path, main=False) as other:
@@ -142,7 +142,7 @@ def test_storage_in_trouble_is_no_request(tmp_path: Path, monkeypatch: pytest.Mo
         tried.set()
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stop_request, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(Path, "unlink", refuse)
     with StopRequest(tmp_path, main=True) as stop:
         tried.clear()
@@ -155,7 +155,7 @@ def test_storage_in_trouble_is_no_request(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_folder_that_hangs_holds_up_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage that answers only when all is over, as a shared file system may for minutes."""
-    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stop_request, "POLL_SECONDS", 0.01)
     hanging, over = threading.Event(), threading.Event()
 
     with StopRequest(tmp_path, main=True) as stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distgan.training.probe import Classifier, Part, accuracy
+from distgan.inference.probe import Classifier, Part, accuracy
 
 
 def part(count: int, seed: int, *, informative: bool, dimension: int = 12) -> Part:

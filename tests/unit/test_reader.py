@@ -17,11 +17,11 @@ from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import reader as reader_module
-from distgan.data.images import FORMATS, decode_into
-from distgan.data.index import Index, build_index
-from distgan.data.index_table import KINDS
+from distgan.data.index.build import build_index
+from distgan.data.index.table import KINDS, Index
+from distgan.data.kinds.images import FORMATS, decode_into
 from distgan.data.reader import Reader, read_samples, replacements
-from distgan.data.substitutions import Failure
+from distgan.data.replacements import Failure
 from distgan.errors import UnreadableSampleError, UserError
 from tests.shards import damage, numbered_index, numbered_png, numbers_of, write_tar
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from distgan.data import indexing
-from distgan.data.index import INDEX_NAME, build_index, load_index, save_index
-from distgan.data.index_checks import unlisted
-from distgan.data.reindexing import write_index
+from distgan.data.index import build
+from distgan.data.index.build import build_index
+from distgan.data.index.checks import unlisted
+from distgan.data.index.file import INDEX_NAME
+from distgan.data.index.loading import load_index
+from distgan.data.index.rebuild import write_index
+from distgan.data.index.saving import save_index
 from tests.servers import range_server
 from tests.shards import refusal, write_numbered
 
@@ -23,7 +26,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: Any) -> None:
         pytest.fail("a shard was read before it was known whether its index can be written")
 
-    monkeypatch.setattr(indexing, "_scan", read)
+    monkeypatch.setattr(build, "_scan", read)
 
 
 def test_an_index_of_more_shards_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +34,7 @@ def test_an_index_of_more_shards_is_not_replaced(tmp_path: Path, monkeypatch: py
     write_index(str(tmp_path))
     before = (tmp_path / INDEX_NAME).read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(indexing, "_scan", None)
+        patch.setattr(build, "_scan", None)
         said = refusal(write_index, str(tmp_path / "00[01].tar"))
     assert f"{INDEX_NAME}: lists 2 more shards" in said
     assert "002.tar; index all of them, or name another file with --out" in said

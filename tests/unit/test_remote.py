@@ -19,13 +19,16 @@ import pytest
 
 from distgan.config import DataConfig
 from distgan.data import reader as reader_module
-from distgan.data import storage
-from distgan.data.cache import ShardCache
-from distgan.data.index import Index, Shard, build_index, load_index, save_index
+from distgan.data.index.build import build_index
+from distgan.data.index.loading import load_index
+from distgan.data.index.rebuild import write_index
+from distgan.data.index.saving import save_index
+from distgan.data.index.table import Index, Shard
 from distgan.data.order import Integers, make_order
-from distgan.data.prefetch import Prefetcher, check_capacity
 from distgan.data.reader import read_samples
-from distgan.data.reindexing import write_index
+from distgan.data.storage import filesystem
+from distgan.data.storage.prefetch import Prefetcher, check_capacity
+from distgan.data.storage.shard_cache import ShardCache
 from distgan.data.stream import open_stream
 from distgan.errors import UserError
 from tests.servers import RangeServer, free_port, range_server, s3_server, wait_for
@@ -144,15 +147,15 @@ def test_a_reader_tries_again_and_then_replaces(index: Index, server: RangeServe
 def test_a_store_that_falls_silent_is_not_waited_for_for_ever(
     index: Index, server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_READ_SECONDS", 0.2)
-    storage._filesystem.cache_clear()
+    monkeypatch.setattr(filesystem, "_READ_SECONDS", 0.2)
+    filesystem._filesystem.cache_clear()
     fsspec.get_filesystem_class("http").clear_instance_cache()
     server.failures, server.failure = 2, "silence"
     batch = read_samples(config(retries=2), index, [3])
     assert batch.samples.tolist() == [3] == numbers_of(batch.values.numpy())
     assert batch.failures == []
     assert server.gets.count("/000.tar") == 3
-    storage._filesystem.cache_clear()
+    filesystem._filesystem.cache_clear()
 
 
 @pytest.mark.parametrize("order", ["permutation", "lanes"])
@@ -227,7 +230,7 @@ def test_a_download_does_not_hold_up_a_process_that_leaves(index: Index, server:
     script = f"""
 import time
 from distgan.config import DataConfig
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.data.stream import open_stream
 config = DataConfig(path="unused", resolution=8, workers=0, cache_dir={str(tmp_path / "slow")!r})
 stream = open_stream(config, 0, load_index({str(server.folder)!r}.replace("served", "named")), start=0, micro_batch=4)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.capture import captured
-from distgan.networks.layers.normalisation import BatchNorm, ConditionalNormalisation, recompute_statistics
-from distgan.networks.layers.spectral import NORMALISED, SpectralNorm
-from distgan.networks.layers.virtual import reference_moments
+from distgan.networks.hooks import captured
+from distgan.networks.layers.normalization import BatchNorm, ConditionalNormalisation, recompute_statistics
+from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
+from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.resnet import DiscriminatorBlock, FirstBlock, GeneratorBlock, ResNetDiscriminator, ResNetGenerator
 from distgan.networks.shape import SampleShape
 

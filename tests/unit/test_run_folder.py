@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from distgan.checkpoint.directory import Best, read_best
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.training.checkpoint import CheckpointWriter
-from distgan.training.checkpoint_folder import Best, read_best
-from distgan.training.run_folder import prepare
+from distgan.runs.folder import prepare
 from tests.ranks import RankPool
 
 

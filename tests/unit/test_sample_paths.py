@@ -13,11 +13,11 @@ from PIL import Image
 
 from distgan.cli import main
 from distgan.errors import UserError
-from distgan.export import load_generator
-from distgan.generation import to_bytes
-from distgan.interpolation import lerp, slerp
+from distgan.inference.export import load_generator
+from distgan.inference.generation import to_bytes
+from distgan.inference.interpolation import lerp, slerp
+from distgan.inference.sample import interpolate
 from distgan.monitoring.pictures import GAP
-from distgan.sample import interpolate
 from tests.unit.test_export import write
 
 SIDE = 16

@@ -14,13 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.config import DataConfig
-from distgan.data import points
-from distgan.data.index import INDEX_NAME, Index, build_index, load_index, save_index
-from distgan.data.indexing import index_shards
-from distgan.data.lines import open_lines
+from distgan.data.index.build import build_index, index_shards
+from distgan.data.index.file import INDEX_NAME
+from distgan.data.index.loading import load_index
+from distgan.data.index.saving import save_index
+from distgan.data.index.table import Index
+from distgan.data.kinds import points
+from distgan.data.kinds.text import PAD, UNKNOWN, LineEncoder, decode_lines, make_vocabulary
+from distgan.data.packing.sources.lines import open_lines
 from distgan.data.reader import read_samples
 from distgan.data.stream import open_stream
-from distgan.data.text import PAD, UNKNOWN, LineEncoder, decode_lines, make_vocabulary
 from distgan.errors import UnreadableSampleError
 from tests.shards import numbered_png, refusal, write_tar
 

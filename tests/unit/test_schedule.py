@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distgan import schedule
 from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
-from distgan.training import schedule
 from distgan.training.growth import doubts
 
 

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from distgan.data.layout import BadSample, Source
-from distgan.data.sources import open_source
-from distgan.data.zips import ZipReader
+from distgan.data.packing.sources.opening import open_source
+from distgan.data.packing.sources.source import BadSample, Source
+from distgan.data.packing.sources.zip_archive import ZipReader
 from distgan.errors import UserError
 
 
@@ -345,7 +345,7 @@ def test_wrong_idx_files(tmp_path: Path, suffix: str, content: bytes, message: s
 
 
 def test_idx_images_above_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distgan.data.idx.MAX_PIXELS", 8)
+    monkeypatch.setattr("distgan.data.packing.sources.idx.MAX_PIXELS", 8)
     with pytest.raises(UserError, match="images of 3 x 3; at most 8 pixels"):
         open_source(write_idx(tmp_path / "images-idx3-ubyte", np.zeros((2, 3, 3))))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.networks.layers.spectral import SpectralNorm, add_spectral_norm, power_iteration_vectors
+from distgan.networks.layers.spectral_norm import SpectralNorm, add_spectral_norm, power_iteration_vectors
 
 LAYERS = {
     "linear": lambda: nn.Linear(7, 5),

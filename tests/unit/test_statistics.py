@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distgan.distributed.runtime import Runtime
-from distgan.training.statistics import Statistics
+from distgan.players.accumulator import Statistics
 
 ONE, ZERO = torch.ones(()), torch.zeros(())
 

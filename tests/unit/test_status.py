@@ -8,7 +8,7 @@ import pytest
 
 from distgan.cli import main
 from distgan.errors import UserError
-from distgan.training.status import run_folder_of, standing, write_failure, write_status
+from distgan.runs.status import run_folder_of, standing, write_failure, write_status
 
 
 def test_each_outcome_is_one_word(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ import aiohttp
 import fsspec
 import pytest
 
-from distgan.data import storage
-from distgan.data.index import build_index, load_index, save_index
-from distgan.data.patterns import expand
-from distgan.data.reindexing import write_index
-from distgan.data.store_errors import explain
+from distgan.data.index.build import build_index
+from distgan.data.index.loading import load_index
+from distgan.data.index.rebuild import write_index
+from distgan.data.index.saving import save_index
+from distgan.data.storage import filesystem
+from distgan.data.storage.patterns import expand
+from distgan.data.storage.store_errors import explain
 from tests.servers import RangeServer, free_port, range_server, s3_server
 from tests.shards import refusal, write_numbered
 
@@ -30,7 +32,7 @@ COUNTS = [3, 2]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "_FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(filesystem, "_FIRST_BACKOFF_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def _new_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """S3 clients are kept by fsspec; this test's take the environment as it is now."""
 
     def forget() -> None:
-        storage._filesystem.cache_clear()
+        filesystem._filesystem.cache_clear()
         if "s3fs" in sys.modules:
             fsspec.get_filesystem_class("s3").clear_instance_cache()
 
@@ -162,7 +164,7 @@ def test_every_character_belongs_to_a_key(bucket: Any, tmp_path: Path, key: str)
     if "*" not in folder + name and "{" not in key:
         assert load_index(f"s3://bucket/{folder}/*.tar").fingerprint == written.index.fingerprint
     # Training reads it through the cache.
-    storage.download(f"s3://bucket/{key}", str(tmp_path / "copy"), 1 << 20)
+    filesystem.download(f"s3://bucket/{key}", str(tmp_path / "copy"), 1 << 20)
     assert (tmp_path / "copy").read_bytes() == tars[0]
 
 
@@ -201,7 +203,7 @@ def test_what_s3_answers(server: RangeServer, monkeypatch: pytest.MonkeyPatch, u
         monkeypatch.setenv(name, "word")
     for code, words in ((403, "access refused"), (503, "the server failed"), (429, "too many requests")):
         server.code = code
-        storage._filesystem.cache_clear()
+        filesystem._filesystem.cache_clear()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         assert words in (said := refusal(action, url))
         assert f"HTTP {code}" in said
@@ -216,7 +218,7 @@ def test_a_bucket_that_is_not_there(bucket: Any) -> None:
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    storage._filesystem.cache_clear()
+    filesystem._filesystem.cache_clear()
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for action in (build_index, load_index):
         said = refusal(action, "GS://bucket/photos/*.tar")

@@ -21,11 +21,13 @@ from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import stream as stream_module
-from distgan.data.index import INDEX_NAME, Index, build_index
+from distgan.data.index.build import build_index
+from distgan.data.index.file import INDEX_NAME
+from distgan.data.index.table import Index
 from distgan.data.order import make_order, trace
 from distgan.data.reader import Batch, replacements
+from distgan.data.replacements import Failure
 from distgan.data.stream import Stream, Substitutions, open_stream
-from distgan.data.substitutions import Failure
 from distgan.errors import UserError
 from distgan.randomness import uniform
 from tests.shards import damage, numbered_index, numbers_of, refusal, write_tar
@@ -270,7 +272,7 @@ def test_loaders_are_deaf_to_the_trainers_signals(index: Index) -> None:
 TRAINER = """
 import sys, time
 from distgan.config import DataConfig
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.data.stream import open_stream
 if __name__ == "__main__":
     index = load_index(sys.argv[1])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.data.substitutions import Failure, Substitutions, check_failure_rate
+from distgan.data.replacements import Failure, Substitutions, check_failure_rate
 from distgan.errors import UserError
 
 

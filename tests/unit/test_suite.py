@@ -20,18 +20,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from distgan.config import Config, parse_config
-from distgan.data.index import Index, build_index
+from distgan.data.index.build import build_index
+from distgan.data.index.table import Index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation import classifier, reals
-from distgan.evaluation.features import Detector
-from distgan.evaluation.frechet import FrechetDistance
-from distgan.evaluation.inception_score import InceptionScore
-from distgan.evaluation.kid import KernelDistance
-from distgan.evaluation.measures import Setting, make_collectors
+from distgan.evaluation import real_statistics
+from distgan.evaluation.detectors import classifier
+from distgan.evaluation.detectors.features import Detector
+from distgan.evaluation.metrics.frechet import FrechetDistance
+from distgan.evaluation.metrics.inception_score import InceptionScore
+from distgan.evaluation.metrics.kid import KernelDistance
 from distgan.evaluation.names import criterion
 from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
+from distgan.evaluation.suite_metrics import Setting, make_collectors
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 
 REALS = pictures(150)
@@ -86,7 +88,7 @@ def test_all_metrics_of_images_from_one_pass(shards: str, tmp_path: Path, monkey
             read.extend(batch.numbers.tolist())
             yield batch
 
-    monkeypatch.setattr(reals, "read_reals", counted)
+    monkeypatch.setattr(real_statistics, "read_reals", counted)
     evaluator = Evaluator(config, index, Runtime())
     assert sorted(read) == list(range(150))
     made: list[int] = []
@@ -139,7 +141,7 @@ def test_points_need_no_detector(shards: str, tmp_path: Path, monkeypatch: pytes
         for numbers in batches:
             yield Reals(numbers, noise[numbers] + 4 * F.pad(labels[numbers, None], (0, 1)), labels[numbers])
 
-    monkeypatch.setattr(reals, "read_reals", read)
+    monkeypatch.setattr(real_statistics, "read_reals", read)
 
     def points(numbers: Tensor) -> Tensor:
         return F.pad(2.0 * (numbers % 3)[:, None], (0, 1))
@@ -188,7 +190,7 @@ def test_reals_are_read_once(
     config, index = evaluation_config(shards, tmp_path / "cache"), build_index(shards)
     found = evaluate(generate, config, index, Runtime())
     with monkeypatch.context() as patch:
-        patch.setattr(reals, "read_reals", lambda *_: pytest.fail("read again"))
+        patch.setattr(real_statistics, "read_reals", lambda *_: pytest.fail("read again"))
         assert evaluate(generate, config, index, Runtime()) == found
     (statistics,) = (tmp_path / "cache").rglob("real-*.safetensors")
     statistics.write_bytes(statistics.read_bytes()[:-1])
@@ -220,7 +222,7 @@ def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path,
 
     def statistics(config: Config, index: Index) -> dict[str, Tensor]:
         collectors = make_collectors(Setting(config, index, runtime, detector))
-        return reals.real_statistics(collectors, detector, config, index, runtime)["fid"].tensors
+        return real_statistics.real_statistics(collectors, detector, config, index, runtime)["fid"].tensors
 
     first = statistics(config, index)
     pixels = REALS.float().flatten(1)

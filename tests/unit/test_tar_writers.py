@@ -15,10 +15,11 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distgan.data.index import Index, build_index, load_index
-from distgan.data.index_checks import unlisted
-from distgan.data.indexing import index_shards
-from distgan.data.reindexing import write_index
+from distgan.data.index.build import build_index, index_shards
+from distgan.data.index.checks import unlisted
+from distgan.data.index.loading import load_index
+from distgan.data.index.rebuild import write_index
+from distgan.data.index.table import Index
 from distgan.errors import UserError
 from tests.shards import refusal, write_tar
 

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.config import DataConfig
-from distgan.data import arrays, prose
-from distgan.data.index import Index, load_index
-from distgan.data.pack import pack
+from distgan.data.index.loading import load_index
+from distgan.data.index.table import Index
+from distgan.data.kinds.text import PAD, UNKNOWN, decode_lines
+from distgan.data.packing.pack import pack
+from distgan.data.packing.sources import arrays, prose
+from distgan.data.packing.sources.opening import open_source
 from distgan.data.reader import read_samples
-from distgan.data.sources import open_source
-from distgan.data.text import PAD, UNKNOWN, decode_lines
 from distgan.errors import UserError
 from tests.shards import refusal
 

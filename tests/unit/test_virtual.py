@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distgan.config import GeneratorConfig
 from distgan.networks import build_generator
-from distgan.networks.layers.virtual import VirtualBatchNorm, add_reference, reference_moments, set_reference
+from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm, add_reference, reference_moments, set_reference
 from distgan.networks.shape import SampleShape
 
 

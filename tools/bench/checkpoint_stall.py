@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.shape import SampleShape
-from distgan.training.checkpoint import CheckpointWriter
 
 Files = dict[str, dict[str, torch.Tensor]]
 

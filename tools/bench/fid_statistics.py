@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 
-from distgan.evaluation.frechet import FrechetDistance, frechet_distance, make_reference
+from distgan.evaluation.metrics.frechet import FrechetDistance, frechet_distance, make_reference
 from distgan.evaluation.moments import Gaussian, Moments
 
 Batches = tuple[Tensor, ...]

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distgan.config import DataConfig
-from distgan.data.index import load_index
-from distgan.data.pack import pack
+from distgan.data.index.loading import load_index
+from distgan.data.packing.pack import pack
 from distgan.data.stream import open_stream
 
 SHARDS = 8

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distgan.config import Config, load_config
-from distgan.data.index import load_index
+from distgan.data.index.loading import load_index
 from distgan.data.stream import open_stream
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.shape import sample_shape
-from distgan.training.assembly import uses_channels_last
+from distgan.training.setup import uses_channels_last
 
 STEPS_PER_INTERVAL = 25
 

@@ -100,7 +100,7 @@ def kernels(config: Any) -> Iterator[Record]:
     from torch.profiler import ProfilerActivity, profile, schedule
 
     from distgan.training.loop import train
-    from distgan.training.observer import Observer
+    from distgan.training.monitor import Observer
 
     cuda = torch.cuda.is_available()
     wait, active = STEPS - PROFILED, PROFILED
@@ -178,8 +178,8 @@ def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
     """A penalised discriminator update in several precisions: time, memory, and how far its gradient moves."""
     from distgan.networks import build_discriminator, build_generator
     from distgan.networks.shape import sample_shape
-    from distgan.training.assembly import uses_channels_last
-    from distgan.training.objective import DiscriminatorObjective, MicroBatch
+    from distgan.players.objective import DiscriminatorObjective, MicroBatch
+    from distgan.training.setup import uses_channels_last
     from tools.benchmarks_gpu.penalised import HalfPrecisionPenalties
 
     place, shape, count = device(), sample_shape(config.data), config.training.batch_size
@@ -259,7 +259,7 @@ def _enough(clock: Iterable[float], seconds: float) -> list[float]:
 
 def _stop_in_time(run: Path, seconds: float, over: threading.Event) -> None:
     """Ask a run to stop once it has been measured for long enough."""
-    from distgan.training.preemption import request_stop
+    from distgan.runs.stop_request import request_stop
 
     while not over.wait(0.2):
         if _is_enough([row["time"] for row in _rows(run)], seconds):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distgan.distributed.reduce import at_least_float32
-from distgan.training.objective import DiscriminatorObjective
+from distgan.distributed.collectives import at_least_float32
+from distgan.players.objective import DiscriminatorObjective
 
 
 class HalfPrecisionPenalties(DiscriminatorObjective):

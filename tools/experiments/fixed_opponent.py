@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
-from distgan.training.objective import DiscriminatorObjective, MicroBatch
-from distgan.training.player import Player
-from distgan.training.schedule import learning_rate
+from distgan.players.objective import DiscriminatorObjective, MicroBatch
+from distgan.players.player import Player
+from distgan.schedule import learning_rate
 
 
 class Given(nn.Module):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.objectives.divergences import js_divergence
+from distgan.evaluation.divergences import js_divergence
 
 from ..charts import Chart, Curve, draw
 from .fixed_opponent import Trial, configure

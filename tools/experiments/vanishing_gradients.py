@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distgan.training.objective import GeneratorObjective, MicroBatch
+from distgan.players.objective import GeneratorObjective, MicroBatch
 
 from ..charts import Chart, Curve, draw
 from .fixed_opponent import Trial, configure

@@ -18,13 +18,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distgan.distributed import reduce
-from distgan.distributed.engines.engine import (
-    MakeOptimizer,
-    by_parameter,
-    cancel_unless_finite,
-    set_learning_rate,
-)
+from distgan.distributed import collectives
+from distgan.distributed.engines.base import MakeOptimizer, by_parameter, cancel_unless_finite, set_learning_rate
 from distgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,7 +88,7 @@ class ZeroEngine:
         """DeepSpeed has just put this rank's share of the averaged gradients where its optimizer looks for them."""
         gradient = self._share.grad
         assert gradient is not None
-        square = reduce.all_reduce_sum(torch.linalg.vector_norm(gradient).double().square())
+        square = collectives.all_reduce_sum(torch.linalg.vector_norm(gradient).double().square())
         self._norm = square.sqrt().to(gradient.dtype)
         cancel_unless_finite(optimizer, self._norm)
 
@@ -128,7 +123,7 @@ class ZeroEngine:
         for quantity, share in self.optimizer.state.get(self._share, {}).items():
             for name, parameter in self._trained.items():
                 whole = share if quantity == "step" else safe_get_full_optimizer_state(parameter, quantity)
-                if reduce.rank() == 0:
+                if collectives.rank() == 0:
                     tensors[f"{name}/{quantity}"] = whole.cpu()  # one at a time, as ranks may have no room for all
         return tensors
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config import MinibatchDiscriminationConfig
-from distgan.distributed import reduce
+from distgan.distributed import collectives
 
 
 class MinibatchDiscrimination(nn.Module):
@@ -35,9 +35,9 @@ class MinibatchDiscrimination(nn.Module):
         nn.init.normal_(self.projection.weight, 0.0, features**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
-        own = reduce.at_least_float32(self.projection(features)).unflatten(1, (self.kernels, -1))
-        everyone = reduce.all_gather(own) if self.synchronized else own
-        first = reduce.rank() * len(own) if self.synchronized else 0
+        own = collectives.at_least_float32(self.projection(features)).unflatten(1, (self.kernels, -1))
+        everyone = collectives.all_gather(own) if self.synchronized else own
+        first = collectives.rank() * len(own) if self.synchronized else 0
         places = torch.arange(len(everyone), device=own.device)
         itself = places == places[first : first + len(own), None]
         distances = (own[:, None] - everyone).abs().sum(3)
@@ -76,17 +76,20 @@ class MinibatchStddev(nn.Module):
 
     def forward(self, activations: Tensor) -> Tensor:
         count = len(activations)
-        total = count * reduce.world_size()
+        total = count * collectives.world_size()
         size = min(self.group_size, total)
         assert total % size == 0, "the config says that it divides"
         groups = total // size
-        group = torch.arange(reduce.rank() * count, (reduce.rank() + 1) * count, device=activations.device) % groups
+        group = (
+            torch.arange(collectives.rank() * count, (collectives.rank() + 1) * count, device=activations.device)
+            % groups
+        )
 
         def group_means(values: Tensor) -> Tensor:
             sums = values.new_zeros(groups, *values.shape[1:]).index_add(0, group, values)
-            return reduce.all_reduce_sum(sums) / size
+            return collectives.all_reduce_sum(sums) / size
 
-        wide = reduce.at_least_float32(activations)
+        wide = collectives.at_least_float32(activations)
         variances = group_means((wide - group_means(wide)[group]).square())
         stddev = (variances + 1e-8).sqrt().mean((1, 2, 3))[group]
         channel = stddev.view(-1, 1, 1, 1).expand(-1, 1, *activations.shape[2:])

@@ -1,0 +1,243 @@
+"""Writing checkpoints while training goes on, and reading them. `checkpoint_folder` describes what is on disk.
+
+Nothing in a checkpoint is ever unpickled: tensors are in safetensors files, all else in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distgan.checkpoint.directory import (
+    JSON_LIMIT,
+    Best,
+    Manifest,
+    directory_name,
+    newest_valid,
+    prune,
+    publish,
+    read_best,
+    read_manifest,
+    settle_unfinished,
+    verify,
+    write_best,
+    write_file,
+)
+from distgan.checkpoint.snapshot import Snapshot, Tensors
+from distgan.errors import UserError
+from distgan.files import explained, read_bounded, reason, sync_folder
+
+__all__ = [
+    "Best",
+    "CheckpointWriter",
+    "directory_name",
+    "load_files",
+    "load_state",
+    "newest_valid",
+    "read_best",
+    "settle_unfinished",
+    "verify",
+]
+
+logger = logging.getLogger("distgan")
+
+_PATIENCE_SECONDS = 2.0
+"""How long a checkpoint waits for the one before it, before it is skipped."""
+
+
+class CheckpointWriter:
+    """Writes checkpoints of a run from a background thread; for one process of a run.
+
+    Tensors are copied to host memory, which is allocated once and holds one checkpoint, while the caller goes on with
+    what does not change them; it stalls in `copied` for what is left of that. Want of memory and errors of the disk are
+    logged, counted in `failures` and otherwise leave training alone. Construct it before looking for the newest
+    checkpoint: it finishes or removes what a killed predecessor left half done.
+
+    Args:
+        folder: made when the first checkpoint is written.
+        keep: how many of the newest checkpoints stay, besides the best one.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        assert keep >= 1
+        self.folder = folder
+        self.keep = keep
+        self.failures = 0
+        """Checkpoints that could not be written."""
+        self.last_good: Path | None = None
+        """The newest checkpoint that this writer has published."""
+        self._snapshots: dict[str, Snapshot] = {}
+        self._thread: threading.Thread | None = None
+        self._on_disk = False
+        self._copied = threading.Event()
+        self._copied.set()
+        try:
+            settle_unfinished(folder)
+        except OSError as error:
+            logger.warning("cannot clean up what an interrupted run left in %s: %s", folder, reason(error))
+
+    def save(
+        self, step: int, files: Mapping[str, Tensors], state: Mapping[str, Any], *, blocking: bool = False
+    ) -> bool:
+        """Take a snapshot of the tensors and the state, and write it as the checkpoint of `step`.
+
+        Args:
+            files: tensors by name, by the name of the file that is to hold them (NAME.safetensors). They must stay as
+                they are until `copied` has returned.
+            state: JSON values; numbers must be finite.
+            blocking: return when the checkpoint is on disk, waiting also for one still being written. Otherwise
+                that one is waited for two seconds at most, and then this one is skipped with a warning.
+
+        Returns:
+            Whether the checkpoint was taken on, or with `blocking` whether it is on disk.
+        """
+        if not blocking and self._thread is not None:
+            self._thread.join(_PATIENCE_SECONDS)
+        if not blocking and self._thread is not None and self._thread.is_alive():
+            logger.warning(
+                "checkpoint of step %d skipped: the %s is still being written; "
+                "raise checkpoint.every, or give run_dir a faster disk",
+                step,
+                self._thread.name,
+            )
+            return False
+        self.wait()
+        document = json.dumps(state, allow_nan=False).encode()
+        self._on_disk = False
+        self._copied.clear()
+        name = f"checkpoint of step {step}"
+        self._thread = threading.Thread(target=self._write, args=(step, files, document), name=name, daemon=True)
+        self._thread.start()
+        if blocking:
+            self.wait()
+        return self._on_disk or not blocking
+
+    def copied(self) -> None:
+        """Return when the tensors that `save` was given may change again."""
+        self._copied.wait()
+
+    def mark_best(self, step: int, value: float, metric: str) -> bool:
+        """Keep the checkpoint of `step`, which is on disk, as the best, in place of the best before.
+
+        Returns:
+            False, with a warning, if there is no checkpoint of that step.
+        """
+        if not (self.folder / directory_name(step)).is_dir():
+            logger.warning("no checkpoint of step %d to keep as the best (%s = %g)", step, metric, value)
+            return False
+        try:
+            write_best(self.folder, Best(step=step, metric=metric, value=value))
+        except OSError as error:
+            logger.error("cannot note step %d as the best checkpoint: %s", step, reason(error))
+            return False
+        return True
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    close = wait
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _copy(self, files: Mapping[str, Tensors]) -> None:
+        try:
+            for gone in self._snapshots.keys() - files.keys():
+                del self._snapshots[gone]
+            for file, tensors in files.items():
+                self._snapshots.setdefault(file, Snapshot()).copy(tensors)
+        finally:
+            self._copied.set()
+
+    def _write(self, step: int, tensors: Mapping[str, Tensors], state: bytes) -> None:
+        path = self.folder / directory_name(step)
+        temporary = self.folder / f"{path.name}.tmp"
+        try:
+            self._copy(tensors)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            contents = {f"{name}.safetensors": snapshot.chunks() for name, snapshot in self._snapshots.items()}
+            contents["state.json"] = iter([state])
+            files = {name: write_file(temporary / name, chunks) for name, chunks in contents.items()}
+            manifest = Manifest(step=step, files=files).model_dump_json(indent=1).encode()
+            write_file(temporary / "manifest.json", [manifest])
+            sync_folder(temporary)
+            publish(temporary, path)
+        except Exception as error:  # whatever it is, it must not end a training run
+            # What is said of the disk is measured before the unfinished checkpoint gives its space back.
+            why = explained(error, self.folder) if isinstance(error, OSError) else error
+            shutil.rmtree(temporary, ignore_errors=True)
+            size = len(state) + sum(tensor.nbytes for file in tensors.values() for tensor in file.values())
+            self._report_failure(step, why, size)
+            return
+        self.last_good = path
+        self._on_disk = True
+        try:
+            prune(self.folder, step, self.keep)
+        except OSError as error:
+            logger.error("cannot remove old checkpoints from %s: %s", self.folder, reason(error))
+
+    def _report_failure(self, step: int, error: Exception, size: int) -> None:
+        self.failures += 1
+        logger.error(
+            "%s: checkpoint of step %d failed: %s; it needs %.1f MB; training goes on, the last good checkpoint is %s",
+            self.folder,
+            step,
+            reason(error),
+            size / 1e6,
+            self.last_good or "of an earlier start, if there was one",
+        )
+
+
+def load_files(path: Path, names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, dict[str, Tensor]]:
+    """Tensors of some files (without `.safetensors`) of a checkpoint, in memory of their own. `verify` it first.
+
+    Raises:
+        UserError: naming the file that is missing or unreadable.
+    """
+    manifest = read_manifest(path)
+    loaded = {}
+    for name in names:
+        file = path / f"{name}.safetensors"
+        if file.name not in manifest.files:
+            raise UserError(f"{path}: has no {file.name}; it has {', '.join(sorted(manifest.files))}")
+        try:
+            tensors = safetensors.torch.load_file(file, device=str(device))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file}: not a readable safetensors file: {reason(error)}") from None
+        # On the CPU this is a mapping of the file, which may be pruned and, over NFS, vanish from under its readers.
+        loaded[name] = {key: value.clone() if value.device.type == "cpu" else value for key, value in tensors.items()}
+    return loaded
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The JSON state of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
+    file = path / "state.json"
+    content = read_bounded(file, JSON_LIMIT)
+    try:
+        state = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON: {reason(error)}; take another checkpoint") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{file}: expected a JSON object, found {type(state).__name__}; take another checkpoint")
+    return state

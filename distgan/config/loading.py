@@ -1,0 +1,108 @@
+"""Recipes to configs and back. Mistakes are one line that names the file, the key and what is accepted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from distgan.config.error_messages import explain, types_of
+from distgan.config.run import Config
+from distgan.config.yaml_text import read_flow, read_recipe
+from distgan.errors import UserError
+
+
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML recipe, apply `section.key=value` overrides, and check it.
+
+    A value is taken as typed, without quotes or comments; only for keys that take lists or mappings are `[a, b]` and
+    `{a: 1}` YAML. `null` is none where a key may be none.
+
+    Raises:
+        UserError: one line naming the file and key, what was found and what is accepted.
+    """
+    return parse_config(read_recipe(path), overrides, source=str(path))
+
+
+def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
+    """Check plain values (as YAML or JSON give them) against the schema. Raises UserError."""
+    plain = dict(values)
+    for override in overrides:
+        _apply_override(plain, override)
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error, Config)}") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one key. The sections on the way to it are copied first, because they are the caller's."""
+    shown = f"override {override[:200]!r}"
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise UserError(f"{shown}: expected section.key=value, for example training.steps=1000")
+    section = values
+    for part in parts[:-1]:
+        inner = section.get(part)
+        if inner is not None and not isinstance(inner, dict):
+            raise UserError(f"{shown}: {part!r} is not a section")
+        section[part] = dict(inner or {})
+        section = section[part]
+    section[parts[-1]] = _override_value(text, types_of(parts, Config), shown)
+
+
+def _override_value(text: str, types: set[Any], source: str) -> Any:
+    """What the text of an override means for a key of these types."""
+    is_text = str in types
+    # Not an empty one, which an unset variable of a shell leaves.
+    if text == "null" and (not is_text or type(None) in types):
+        return None
+    opening = text.lstrip()[:1]
+    if (opening == "[" and types & {list, tuple}) or (opening == "{" and dict in types):
+        try:
+            return read_flow(text, source)
+        except UserError:
+            if not is_text:  # a path may begin with a bracket, as [ab]*.tar does
+                raise
+    return text
+
+
+def moved_run(recipe: str | os.PathLike[str], run_dir: str | os.PathLike[str]) -> str | None:
+    """A warning for a run's own config.yaml that names another run_dir than the folder it lies in, as after a move."""
+    folder, name = os.path.split(os.fspath(recipe))
+    is_run = any(os.path.exists(os.path.join(folder, kept)) for kept in ("status.json", "checkpoints"))
+    if name != "config.yaml" or not is_run or os.path.realpath(folder) == os.path.realpath(run_dir):
+        return None
+    here = folder or "."
+    return (
+        f"{recipe}: lies in the run folder {here}, but names run_dir = {run_dir}, which is used; to continue the run "
+        f"in {here}: distgan train {shlex.quote(os.fspath(recipe))} {shlex.quote(f'run_dir={here}')}"
+    )
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config, every default written out, as YAML that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every key of the config, in full, with its plain value: `training.steps` -> 1000."""
+
+    def walk(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(walk(config.model_dump(mode="json"), ""))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the config, for editors."""
+    return Config.model_json_schema()

@@ -1,0 +1,307 @@
+"""Building an index: the headers of all shards are walked, in parallel; of images nothing else is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.data.index.table import (
+    ARRAYS,
+    EXTENSIONS,
+    KINDS,
+    MAX_CLASSES,
+    Index,
+    Shard,
+    concatenate,
+    describe_gaps,
+    kind_of,
+    plain,
+)
+from distgan.data.kinds import text
+from distgan.data.storage import locations, patterns
+from distgan.data.storage.tar import Digest, WindowReader, walk
+from distgan.errors import UnreadableSampleError, UserError
+
+_HASH_CHUNK = 16 << 20
+_SORTS_SHOWN = 6
+Progress = Callable[[int, int], None]
+"""Called with the number of shards done and of all shards."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index, and a line about each thing in the shards that it does not hold."""
+
+    index: Index
+    notes: tuple[str, ...]
+
+
+def build_index(
+    shards: str | Sequence[str],
+    *,
+    verify: bool = False,
+    strict: bool = False,
+    last_dot: bool = False,
+    progress: Progress | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Index:
+    """The index alone; see `index_shards`."""
+    return index_shards(
+        shards, verify=verify, strict=strict, last_dot=last_dot, progress=progress, class_names=class_names
+    ).index
+
+
+def index_shards(
+    shards: str | Sequence[str],
+    *,
+    verify: bool = False,
+    strict: bool = False,
+    last_dot: bool = False,
+    progress: Progress | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Built:
+    """Index tars by walking their headers, and reading labels, text and points (and everything with `verify`).
+
+    The characters of text are numbered by how frequent they are in these shards.
+
+    Args:
+        shards: folder, glob, brace expansion, path or URL of tars, or a list of these.
+        verify: also store the SHA-256 of each whole shard, against which downloads are then checked.
+        strict: refuse shards without a sample, which are otherwise left out.
+        last_dot: the extension of a member begins at the last dot of its name rather than at the first.
+
+    Raises:
+        UserError: naming the shard and member that is wrong.
+    """
+    urls = patterns.expand(shards)
+    scans: list[_Scan] = []
+    with ThreadPoolExecutor(max_workers=32 if locations.is_remote(urls[0]) else 4) as pool:
+        try:
+            for scan in pool.map(lambda url: _scan(url, verify, last_dot), urls):
+                scans.append(scan)
+                if progress is not None:
+                    progress(len(scans), len(urls))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    kind = next((kind for kind in KINDS if any(scan.kind == kind for scan in scans)), "")
+    used = [scan for scan in scans if scan.kind == kind and kind]
+    left_out = [scan for scan in scans if scan not in used]
+    for scan in left_out if strict or not used else ():
+        raise UserError(f"{scan.name}: {_without_sample(scan, kind, last_dot)}")
+    labelled = [scan for scan in used if scan.arrays["labels"][0] >= 0]
+    if labelled and len(labelled) < len(used):
+        without = next(scan for scan in used if scan.arrays["labels"][0] < 0)
+        raise UserError(f"{without.name}: has no .cls labels, but {labelled[0].name} has; label all samples or none")
+    arrays = concatenate([scan.arrays for scan in used])
+    if class_names is not None and labelled and len(class_names) <= int(arrays["labels"].max()):
+        raise UserError(
+            f"{len(class_names)} class names for labels up to {int(arrays['labels'].max())}; name each class"
+        )
+    vocabulary = None
+    if kind == "text":
+        vocabulary = text.make_vocabulary(sum((scan.characters for scan in used), Counter()))
+    index = Index([scan.shard for scan in used], arrays, class_names, vocabulary, [scan.shard.url for scan in left_out])
+    notes = [f"left out: {scan.name}: {_without_sample(scan, kind, last_dot)}" for scan in left_out]
+    return Built(index, (*notes, *_describe(_merged(used), last_dot), *describe_gaps(index.labels)))
+
+
+Passed = dict[str, tuple[int, bytes]]
+"""What is passed over: how many of each sort, with the name of one."""
+
+
+@dataclass(frozen=True)
+class _Scan:
+    name: str
+    """Of the shard, for messages."""
+    shard: Shard
+    kind: str
+    """Of its samples; empty if it has none."""
+    arrays: dict[str, NDArray[Any]]
+    passed: Passed
+    characters: Counter[str] = field(default_factory=Counter)
+    """How often each occurs, in a shard of text."""
+
+
+class _Found(NamedTuple):
+    """A member that may be a sample: its data's place, size and header's CRC-32, and its extension's number."""
+
+    offset: int
+    size: int
+    crc: int
+    extension: int
+
+
+def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
+    """Walk one shard. Raises UserError."""
+    name = locations.public_name(url)
+    digest = hashlib.sha256()
+    found: dict[str, dict[bytes, _Found]] = {kind: {} for kind in KINDS}
+    twice: dict[str, bytes] = {}
+    labels: dict[bytes, int] = {}
+    passed: Passed = {}
+
+    def pass_over(what: str, member: bytes) -> None:
+        count, example = passed.get(what, (0, member))
+        passed[what] = count + 1, example
+
+    try:
+        with WindowReader(url) as reader:
+            size = reader.size
+            for member in walk(reader, name, digest, pass_over):
+                key, extension = split_name(member.name, last_dot)
+                if extension == "cls":
+                    if key in labels:
+                        raise UserError(
+                            f"{name}: two labels for the key {_text(key)!r}; keys within a shard are unique"
+                        )
+                    content = reader.read(member.offset, min(member.size, 32))
+                    digest.update(content)
+                    labels[key] = _parse_label(content, name, member.name)
+                elif extension in EXTENSIONS:
+                    kind = kind_of(extension)
+                    if key in found[kind]:
+                        twice.setdefault(kind, key)
+                    where = member.offset, member.size, member.crc
+                    found[kind][key] = _Found(*where, EXTENSIONS.index(extension))
+                else:
+                    pass_over(_sort(member.name, extension), member.name)
+            kind = next((kind for kind in KINDS if found[kind]), "")
+            # By their places, since a hard link's data is that of an earlier member.
+            samples = dict(sorted(found.get(kind, {}).items(), key=lambda item: item[1].offset))
+            characters = _read_contents(reader, samples.values(), kind, digest, name)
+            sha256 = _sha256(reader) if verify else None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from None
+    if kind in twice:
+        raise UserError(f"{name}: two {kind} for the key {_text(twice[kind])!r}; keys within a shard are unique")
+    for other, members in found.items():
+        for key, beside in members.items() if other != kind else ():
+            extension = EXTENSIONS[beside.extension]
+            pass_over(f".{extension}", key + f".{extension}".encode())
+    for key in labels.keys() - samples.keys():
+        pass_over(".cls labels of no sample", key + b".cls")
+    shard = Shard(url, size, len(samples), digest.hexdigest(), sha256)
+    if not samples:
+        return _Scan(name, shard, kind, {}, passed)
+    of_samples = [labels.get(key, -1) for key in samples]
+    if min(of_samples) < 0 <= max(of_samples):
+        without = next(key for key in samples if key not in labels)
+        raise UserError(f"{name}: {_text(without)!r} has no .cls label, but others have; label all samples or none")
+    offsets, sizes, crcs, extensions = zip(*samples.values(), strict=True)
+    arrays = {
+        "offsets": offsets,
+        "sizes": sizes,
+        "key_ends": np.cumsum([len(key) for key in samples]),
+        "labels": of_samples,
+        "header_crcs": crcs,
+        "extensions": extensions,
+        "keys": np.frombuffer(b"".join(samples), np.uint8),
+    }
+    typed = {array: np.asarray(values, ARRAYS[array]) for array, values in arrays.items()}
+    return _Scan(name, shard, kind, typed, passed, characters)
+
+
+def _merged(scans: Iterable[_Scan]) -> Passed:
+    passed: Passed = {}
+    for scan in scans:
+        for what, (count, example) in scan.passed.items():
+            before, first = passed.get(what, (0, example))
+            passed[what] = before + count, first
+    return passed
+
+
+def _without_sample(scan: _Scan, kind: str, last_dot: bool) -> str:
+    """Why a shard is not used, with what it holds instead."""
+    if scan.kind:
+        return f"holds {scan.kind} alone, and other shards hold {kind}; index shards of each kind apart"
+    described = _describe(scan.passed, last_dot)
+    said = f"; {'; '.join(described)}" if described else "; it has no members"
+    return f"no sample in this tar; a sample is a member named KEY.{', .'.join(EXTENSIONS)}{said}"
+
+
+def _describe(passed: Passed, last_dot: bool) -> tuple[str, ...]:
+    """A line that counts what was passed over, and one about names with more than one dot that look like samples."""
+    if not passed:
+        return ()
+    common = sorted(passed.items(), key=lambda item: -item[1][0])
+    listed = [f"{count:,} {what} (such as {_text(example)!r})" for what, (count, example) in common[:_SORTS_SHOWN]]
+    more = f", and {len(common) - _SORTS_SHOWN} more sorts" if len(common) > _SORTS_SHOWN else ""
+    total = sum(count for count, _ in passed.values())
+    lines = [f"passed over {total:,} members: {', '.join(listed)}{more}"]
+    dotted = [example for what, (_, example) in common if what.startswith(".") and _by_last_dot(example)]
+    if dotted and not last_dot:
+        lines.append(
+            f"{_text(dotted[0])!r} is a sample if extensions begin at the last dot of a name, not at the first as in "
+            "WebDataset; --last-dot reads all names so"
+        )
+    return tuple(lines)
+
+
+def _sort(name: bytes, extension: str) -> str:
+    if extension:
+        return f".{plain(extension)[:20]}"
+    hidden = name.rpartition(b"/")[2].startswith(b".")
+    return "hidden members" if hidden else "members without an extension"
+
+
+def _by_last_dot(name: bytes) -> bool:
+    return split_name(name, True)[1] in EXTENSIONS and split_name(name)[1] not in EXTENSIONS
+
+
+def _read_contents(
+    reader: WindowReader, samples: Iterable[_Found], kind: str, digest: Digest, shard: str
+) -> Counter[str]:
+    """The characters of a shard's text. What text and points hold is hashed too, as their headers tell little of it."""
+    characters: Counter[str] = Counter()
+    for sample in samples if kind != "images" else ():
+        if sample.size > text.MAX_LINE_BYTES:
+            raise UserError(
+                f"{shard}: a sample of {sample.size:,} bytes; a line of text or a point has at most "
+                f"{text.MAX_LINE_BYTES:,}"
+            )
+        content = reader.read(sample.offset, sample.size)
+        digest.update(content)
+        if kind == "text":
+            with contextlib.suppress(UnreadableSampleError):  # training tells of it, and takes another
+                characters.update(text.read_line(content))
+    return characters
+
+
+def split_name(name: bytes, last_dot: bool = False) -> tuple[bytes, str]:
+    """WebDataset's key and extension of a member: cut at the first dot of the last part, or at the last dot.
+
+    Both are empty for hidden files and for names without a dot.
+    """
+    folder, slash, base = name.rpartition(b"/")
+    stem, dot, extension = base.rpartition(b".") if last_dot else base.partition(b".")
+    if not stem or not dot or base.startswith(b".") or (name.startswith(b"__") and name.endswith(b"__")):
+        return b"", ""
+    return folder + slash + stem, extension.lower().decode("ascii", "replace")
+
+
+def _parse_label(content: bytes, shard: str, member: bytes) -> int:
+    text = content.strip()
+    if not text.isdigit() or len(text) > 9 or int(text) >= MAX_CLASSES:
+        shown = f"{shard}: the label {_text(member)!r} holds {_text(text)!r}"
+        raise UserError(f"{shown}; a label is a decimal number below {MAX_CLASSES:,}")
+    return int(text)
+
+
+def _sha256(reader: WindowReader) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, reader.size, _HASH_CHUNK):
+        digest.update(reader.read(start, _HASH_CHUNK))
+    return digest.hexdigest()
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")[:200]

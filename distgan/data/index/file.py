@@ -1,0 +1,84 @@
+"""The file of an index, `index.safetensors`: arrays are its tensors, the shard table is JSON in its metadata."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from distgan.data.index.table import ARRAYS
+from distgan.data.storage import locations
+from distgan.errors import UserError
+
+INDEX_NAME = "index.safetensors"
+SUFFIX = ".safetensors"
+_METADATA_KEY = "distgan_index"
+_MAX_HEADER_BYTES = 256 << 20
+_DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
+
+
+def index_path(where: str | os.PathLike[str]) -> str:
+    """The file of an index in a folder, or the one that a path ending in .safetensors names; normalised."""
+    path = locations.normalise(os.fspath(where))
+    return path if locations.without_query(path).endswith(SUFFIX) else locations.join(path, INDEX_NAME)
+
+
+class Table(BaseModel):
+    """The shard table as the file holds it: (name, bytes, samples, header digest, SHA-256 of the whole) each."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    version: Literal[1]
+    shards: list[tuple[str, NonNegativeInt, PositiveInt, str, str | None]]
+    class_names: list[str] | None
+    vocabulary: list[str] | None = None
+    left_out: list[str] = []
+    """Names of shards that hold no sample."""
+
+
+def pack_file(table: Table, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """What such a file holds."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return safetensors.numpy.save(contiguous, metadata={_METADATA_KEY: table.model_dump_json()})
+
+
+def read_file(file: str, name: str) -> tuple[Table, dict[str, NDArray[Any]]]:
+    """The shard table and the arrays of a file, which messages call `name`, memory-mapped.
+
+    A safetensors file is 8 bytes of header length, a JSON header, then the tensors' bytes. Raises UserError.
+    """
+    wrong = "run `distgan index` on the shards"
+    try:
+        with open(file, "rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: cannot read the index: {getattr(error, 'strerror', None) or error}; {wrong}"
+        ) from None
+    length = int.from_bytes(mapped[:8], "little")
+    try:
+        if not 0 < length <= min(len(mapped) - 8, _MAX_HEADER_BYTES):
+            raise ValueError("it has no safetensors header")
+        header = json.loads(mapped[8 : 8 + length])
+        arrays = {array: _array(mapped, 8 + length, header[array], ARRAYS[array]) for array in ARRAYS}
+        table = Table.model_validate_json(header["__metadata__"][_METADATA_KEY])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: not an index of shards ({type(error).__name__}: {reason}); {wrong}") from None
+    return table, arrays
+
+
+def _array(mapped: mmap.mmap, base: int, entry: dict[str, Any], kind: np.dtype[Any]) -> NDArray[Any]:
+    start, stop = entry["data_offsets"]
+    (length,) = entry["shape"]
+    if entry["dtype"] != _DTYPE_NAMES[kind.str[1:]] or not all(type(n) is int for n in (start, stop, length)):
+        raise ValueError(f"expected a vector of {kind}")
+    if not (0 <= start <= stop <= len(mapped) - base and stop - start == length * kind.itemsize):
+        raise ValueError("a tensor lies outside the file")
+    return np.frombuffer(mapped, kind, length, base + start)

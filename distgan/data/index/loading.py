@@ -1,0 +1,234 @@
+"""The index of a set of shards, kept beside them: found again, checked, and joined with others.
+
+It may come from a stranger, so loading checks every bound before anything is read through it, and an index names only
+what lies beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config import cache_folder
+from distgan.data.index.build import build_index
+from distgan.data.index.checks import find_problem
+from distgan.data.index.file import INDEX_NAME, SUFFIX, read_file
+from distgan.data.index.saving import save_index
+from distgan.data.index.table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
+from distgan.data.storage import filesystem, locations, patterns
+from distgan.errors import UserError
+from distgan.files import reason
+
+__all__ = [
+    "ARRAYS",
+    "EXTENSIONS",
+    "INDEX_NAME",
+    "MAX_CLASSES",
+    "Index",
+    "Shard",
+    "build_index",
+    "load_index",
+    "save_index",
+]
+
+_MAX_FILE_BYTES = 64 << 30
+
+
+def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
+    """The index of what `data.path` names, checked.
+
+    Args:
+        path: a folder with an index, an index file, or shards beside an index (path, glob, brace expansion), local or
+            URLs; or a list of these, which are joined in order.
+        cache: the folder that a remote index is kept in, `data.cache_dir`; by default the node's cache.
+
+    Raises:
+        UserError: there is no index, it is damaged, or it does not fit the shards.
+    """
+    given = [path] if isinstance(path, str) else list(path)
+    if not given:
+        raise UserError("data.path is an empty list; name a folder of shards")
+    kept = cache_folder(cache) / "indexes"
+    return _open(tuple(_locate(item, kept) for item in given), check=True)
+
+
+class Listed(NamedTuple):
+    """What an index file names, whether or not it is there."""
+
+    urls: list[str]
+    class_names: list[str] | None
+
+
+def read_listed(path: str) -> Listed | None:
+    """What is named by an index file (see `index_path`); None where there is none, or a damaged one."""
+    if not filesystem.exists(path):
+        return None
+    part = _part(path, locations.folder_of(path), cache_folder(None) / "indexes")
+    try:
+        table, _ = read_file(part.file, part.name)
+        return Listed([_resolve(name, part) for name, *_ in table.shards], table.class_names)
+    except UserError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Shards of one index file: all of them, or those named. `name` is the file as messages show it."""
+
+    file: str
+    name: str
+    folder: str
+    urls: tuple[str, ...] | None = None
+
+
+class _Opened(NamedTuple):
+    """What a part holds."""
+
+    shards: list[Shard]
+    arrays: dict[str, NDArray[Any]]
+    class_names: list[str] | None
+    vocabulary: list[str] | None
+    left_out: list[str]
+
+    @property
+    def kind(self) -> str:
+        return kind_of(EXTENSIONS[self.arrays["extensions"][0]])
+
+
+def _locate(item: str, kept: Path) -> _Part:
+    url = locations.normalise(item)
+    if locations.without_query(url).endswith(SUFFIX):
+        return _part(url, locations.folder_of(url), kept)
+    if patterns.is_folder(item):
+        return _part(locations.join(url, INDEX_NAME), url, kept)
+    urls = patterns.expand(item)
+    folder = locations.common_folder(urls)
+    return _part(locations.join(folder, INDEX_NAME), folder, kept, tuple(urls))
+
+
+def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = None) -> _Part:
+    name, build = locations.public_name(file), "build the index of the shards with `distgan index`"
+    if not locations.is_remote(file):
+        if not os.path.isfile(file):
+            raise UserError(f"{name}: not found, {_tars_beside(folder, build)}")
+        return _Part(file, name, folder, urls)
+    try:
+        # On the node, so that processes can map it.
+        return _Part(filesystem.fetch(file, kept, _MAX_FILE_BYTES), name, folder, urls)
+    except OSError as error:
+        fix = f"; {build}" if getattr(error, "status", None) == 404 else ""
+        raise UserError(f"{name}: cannot read the index: {reason(error)}{fix}") from None
+
+
+def _tars_beside(folder: str, build: str) -> str:
+    """What there is instead of an index, and what to do about it."""
+    if not os.path.isdir(folder):
+        return f"nor its folder; {build}"
+    try:
+        return f"though there are {len(patterns.expand(folder))} tars; {build}"
+    except UserError:
+        return f"nor any tar beside it; {patterns.what_is_there(folder)}"
+
+
+def _open(parts: tuple[_Part, ...], check: bool) -> Index:
+    opened = [_open_part(part, check) for part in parts]
+    origin = (_reopen, parts)
+    if len(opened) == 1:
+        return Index(*opened[0], origin=origin)
+    shards = [shard for part in opened for shard in part.shards]
+    urls = {shard.url for shard in shards}
+    if len(urls) < len(shards):
+        raise UserError("data.path names a shard twice; a shard counts once")
+    first = opened[0]
+    for part, other in zip(parts, opened, strict=True):
+        if (other.arrays["labels"][0] < 0) != (first.arrays["labels"][0] < 0) or other.class_names != first.class_names:
+            raise UserError(f"{part.name}: its labels or class names differ from those of {parts[0].name}; use one set")
+        if other.kind != first.kind or other.vocabulary != first.vocabulary:
+            raise UserError(
+                f"{part.name}: its kind of samples ({other.kind}) or its characters differ from those of "
+                f"{parts[0].name} ({first.kind}); index shards of text together with `distgan index`"
+            )
+    arrays, left_out = concatenate([part.arrays for part in opened]), [url for part in opened for url in part.left_out]
+    return Index(shards, arrays, first.class_names, first.vocabulary, left_out, origin)
+
+
+def _reopen(parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None) -> Index:
+    """The index as another process opened it. Raises UserError if it is not that any more."""
+    index = _open(parts, check=False)
+    if (index.fingerprint, index.vocabulary) != (fingerprint, vocabulary):
+        names = " or ".join(part.name for part in parts)
+        raise UserError(f"{names}: the index changed while it was in use; bring the old one back, or start again")
+    return index
+
+
+def _open_part(part: _Part, check: bool) -> _Opened:
+    table, arrays = read_file(part.file, part.name)
+    shards = [
+        Shard(_resolve(name, part), size, count, digest, sha256) for name, size, count, digest, sha256 in table.shards
+    ]
+    if check:
+        problem = find_problem(shards, arrays, table.class_names, table.vocabulary)
+        if problem:
+            raise UserError(f"{part.name}: damaged index: {problem}; build it again with `distgan index`")
+    left_out = [_resolve(name, part) for name in table.left_out]
+    if part.urls is not None and list(part.urls) != [shard.url for shard in shards]:
+        shards, arrays = _select(part, shards, arrays, left_out)
+    if check:
+        for shard in shards:
+            _check_shard(shard, part.name)
+    return _Opened(shards, arrays, table.class_names, table.vocabulary, left_out)
+
+
+def _select(
+    part: _Part, shards: list[Shard], arrays: dict[str, NDArray[Any]], left_out: Sequence[str]
+) -> tuple[list[Shard], dict[str, NDArray[Any]]]:
+    """The shards that were named, in the order named."""
+    number = {shard.url: i for i, shard in enumerate(shards)}
+    missing = [url for url in part.urls or () if url not in number and url not in left_out]
+    if missing:
+        raise UserError(f"{locations.public_name(missing[0])}: not in {part.name}; run `distgan index` on all shards")
+    starts = np.cumsum([0, *(shard.count for shard in shards)])
+    chosen = [number[url] for url in part.urls or () if url in number]
+    if not chosen:
+        raise UserError(f"{locations.public_name(next(iter(part.urls or ())))}: holds no sample, says {part.name}")
+    pieces = []
+    for i in chosen:
+        rows = slice(starts[i], starts[i + 1])
+        first = int(arrays["key_ends"][rows.start - 1]) if rows.start else 0
+        piece = {name: arrays[name][rows] for name in ARRAYS if name != "keys"}
+        piece["key_ends"] = piece["key_ends"] - first
+        pieces.append(piece | {"keys": arrays["keys"][first : first + int(piece["key_ends"][-1])]})
+    return [shards[i] for i in chosen], concatenate(pieces)
+
+
+def _check_shard(shard: Shard, file: str) -> None:
+    if locations.is_remote(shard.url):
+        return
+    try:
+        size = os.stat(shard.url).st_size
+    except OSError as error:
+        raise UserError(f"{shard.url}: listed in {file}, but {error.strerror}; run `distgan index` again") from None
+    if size != shard.size:
+        raise UserError(
+            f"{shard.url}: has {size:,} bytes, its index says {shard.size:,}: it changed after indexing; "
+            "run `distgan index` again"
+        )
+
+
+def _resolve(name: str, part: _Part) -> str:
+    if locations.is_remote(name) or name.lower().startswith("pipe:"):
+        try:
+            url = locations.normalise(name)
+        except UserError as error:
+            raise UserError(f"{part.name}: this index names {error}") from None
+        if locations.is_remote(url) and locations.is_printable(name):
+            return url
+    elif not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and name.isprintable():
+        return locations.join(part.folder, name)
+    raise UserError(f"{part.name}: the shard name {name!r} is not a plain path inside its folder and is refused")

@@ -1,0 +1,143 @@
+"""One image on its way into a shard: checked, and cropped, resized or re-encoded where asked."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from distgan.data.kinds.images import (
+    WHITE,
+    fit_square,
+    flatten,
+    has_metadata,
+    is_transparent,
+    open_image,
+    orientation,
+    to_channels,
+    upright,
+)
+from distgan.data.packing.sources.source import MAX_PIXELS, BadSample, Encoded, Facts, Pixels
+from distgan.errors import UnreadableSampleError
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+ImageFormat = Literal["keep", "png", "jpg", "webp"]
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is done to each image; called in worker processes.
+
+    An image that needs no change keeps its bytes, after they were decoded once to see that they can be. The extension
+    follows the content, whatever the file was called. Pictures that are not upright are turned, since other readers of
+    shards do not.
+    """
+
+    resolution: int | None = None
+    """Crop the central square and resize it to this many pixels a side; None keeps size and shape."""
+    image_format: ImageFormat = "keep"
+    quality: int = 95
+    """Of newly encoded jpg and lossy webp images, 1 to 100; jpg without chroma subsampling. Lossless webp stays so."""
+    background: tuple[int, int, int] | None = None
+    """What transparent images are composited on. None is white, and only where an image is changed anyway."""
+
+    def __call__(self, image: bytes | Pixels) -> Encoded:
+        """Raises BadSample with the reason."""
+        if not isinstance(image, bytes):
+            return self._encode(self._fit(Image.fromarray(image)), "png", Facts())
+        if self.resolution is None and self.image_format in ("keep", "jpg") and _is_plain_jpeg(image):
+            return Encoded(image, "jpg")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return self._convert(image)
+        except BadSample:
+            raise
+        except Exception as error:  # Pillow raises nearly everything on a damaged file
+            raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+    def _convert(self, data: bytes) -> Encoded:
+        try:
+            picture = open_image(data)
+        except UnreadableSampleError as error:
+            raise BadSample(str(error)) from None
+        _check_size(picture.width, picture.height)
+        extension = _EXTENSIONS[picture.format or ""]
+        picture.load()
+        facts = Facts(is_transparent(picture), _deepest(picture))
+        turn = orientation(picture)
+        fits = self.resolution is None or picture.size == (self.resolution, self.resolution)
+        opaque = self.background is None or not facts.transparent
+        if fits and opaque and turn == 1 and self.image_format in ("keep", extension):
+            return Encoded(data, extension, facts)
+        shown = _as_grey_or_rgb(upright(flatten(picture, self.background or WHITE), turn))
+        facts = facts._replace(composited=facts.transparent)
+        return self._encode(self._fit(shown), extension, facts, lossless=is_lossless_webp(data))
+
+    def _fit(self, picture: Image.Image) -> Image.Image:
+        return picture if self.resolution is None else fit_square(picture, self.resolution)
+
+    def _encode(self, picture: Image.Image, own_format: str, facts: Facts, *, lossless: bool = False) -> Encoded:
+        extension = own_format if self.image_format == "keep" else self.image_format
+        picture.info = {}  # Pillow would write the source's colour profile and comments into each PNG
+        buffer = io.BytesIO()
+        if extension == "jpg":
+            picture.save(buffer, "JPEG", quality=self.quality, subsampling=0)
+        elif extension == "webp":
+            picture.save(buffer, "WEBP", quality=self.quality, lossless=lossless)
+        else:
+            picture.save(buffer, "PNG")
+        return Encoded(buffer.getvalue(), extension, facts)
+
+
+def is_lossless_webp(data: bytes) -> bool:
+    """Whether a WebP's image, or the first frame of an animation, is lossless (RFC 9649, sections 2.6, 2.7)."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return False
+    place = 12
+    while place + 8 <= len(data):
+        kind, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        if kind in (b"VP8L", b"VP8 "):
+            return kind == b"VP8L"
+        # A frame's chunks come after 16 bytes of its own.
+        place += 8 + 16 if kind == b"ANMF" else 8 + size + size % 2
+    return False
+
+
+def _deepest(picture: Image.Image) -> int | None:
+    return int(np.asarray(picture).max()) if picture.mode.startswith("I") else None
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether this is a sound JPEG without EXIF or XMP data; the quick way for what most sets consist of.
+
+    Decoding at an eighth of the size in grey reads all of the compressed data, so truncation shows.
+    """
+    if simplejpeg is None or not data.startswith(b"\xff\xd8") or has_metadata(data):
+        return False
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height)
+        simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=1, min_width=1, min_factor=8)
+    except ValueError:
+        return False  # Pillow has the last word, and the better message
+    return True
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadSample(f"is {width} x {height}; at most {MAX_PIXELS} pixels are read")
+
+
+def _as_grey_or_rgb(picture: Image.Image) -> Image.Image:
+    grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
+    return to_channels(picture, 1 if grey else 3)

@@ -1,0 +1,296 @@
+"""Samples into WebDataset shards: ``KEY.jpg|png|webp|txt|npy`` and ``KEY.cls`` in tars, with an index beside them.
+
+The bytes of every shard are a function of the samples and the options, whatever the number of workers. A shard folder
+appears whole, by one rename: all is first written to ``DEST.partial``, which a killed pack leaves behind and the next
+one clears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config.fields import rgb
+from distgan.data.index.build import build_index
+from distgan.data.index.saving import save_index
+from distgan.data.index.table import Index, describe_gaps
+from distgan.data.packing.conversion import Conversion, ImageFormat
+from distgan.data.packing.output_folder import HELD_OUT, check_free, new_folder
+from distgan.data.packing.sources.arrays import encode_point
+from distgan.data.packing.sources.lines import encode_line
+from distgan.data.packing.sources.opening import open_source
+from distgan.data.packing.sources.source import BadSample, Encoded, Facts, Source, printable
+from distgan.data.packing.tar_writer import ShardSize, ShardWriter
+from distgan.data.packing.workers import Converted, available_cores, convert_all
+from distgan.errors import UserError
+
+MAX_RESOLUTION = 4096
+_KEY_DIGITS = 8
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed."""
+
+    dest: Path
+    samples: int
+    """Without those that were held out."""
+    shards: int
+    size: int
+    """Bytes of all shards."""
+    num_classes: int
+    """0 without labels."""
+    class_names: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+    """Samples left out as unreadable, as "NAME: reason", in the order of packing."""
+    notes: tuple[str, ...]
+    """Remarks on the source, one line each: files that are not images, links not followed, missing labels."""
+    held_out: int = 0
+    """Samples in the folder `held-out`."""
+
+
+def pack(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    shard_size: int | str = "256MB",
+    resolution: int | None = None,
+    image_format: ImageFormat = "keep",
+    quality: int = 95,
+    shuffle: bool = True,
+    seed: int = 0,
+    held_out: float = 0.0,
+    points: int | None = None,
+    background: str | None = None,
+    follow_links: bool = False,
+    on_error: Literal["fail", "skip"] = "fail",
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Pack a source of samples (see `open_source`) into shards and their index in the folder `dest`.
+
+    A sample's key is its place in the source, images being sorted by name, so that it can be traced back. Where there
+    is more than one worker the calling script must be importable (``if __name__ == "__main__":``), as for all of
+    Python's multiprocessing.
+
+    Args:
+        shard_size: samples of a shard (500), or bytes ("64MB").
+        resolution: crop the central square and resize it to this many pixels a side; None keeps each image's size.
+        image_format: what images are re-encoded to unless they are that already; "keep" changes only images that were
+            resized or lay on their side, and makes raw pixels png.
+        quality: of newly encoded jpg and webp, 1 to 100.
+        shuffle: pack in a random order that depends on `seed` alone; else in the source's order.
+        held_out: the share of the lines of text that goes into shards of its own in `dest`/held-out, with an index of
+            their own. Which ones is a function of `seed` and the line, so that equal lines stay together.
+        points: how many to draw of builtin:ring or builtin:grid, as a function of `seed`; None is 100,000.
+        background: the colour (see `data.background`) that all transparent images are composited on. None composites
+            those that are changed anyway, on white, and leaves the others to whoever reads the shards.
+        follow_links: follow links in a folder of images that lead out of it, or to folders.
+        on_error: "fail" stops at a sample that cannot be read, "skip" leaves it out and reports it.
+        workers: processes; None is one per available core, 1 is this process.
+        overwrite: replace a folder of shards and their index that `pack` wrote; any other folder that is not
+            empty is left alone.
+        progress: called with (samples done, samples in total).
+
+    Raises:
+        UserError: one line; `dest` is then as it was.
+    """
+    limit = ShardSize.parse(shard_size)
+    _check_options(resolution, image_format, quality, seed, held_out, on_error, workers)
+    if "://" in os.fspath(dest):
+        raise UserError(f"{os.fspath(dest)}: a URL; pack into a local folder and copy that")
+    folder = Path(dest).resolve()
+    check_free(folder, overwrite=overwrite)
+    try:
+        color = rgb(background) if background is not None else None
+    except ValueError as error:
+        raise UserError(f"background: {error}") from None
+    samples = open_source(source, points=points, seed=seed, follow_links=follow_links)
+    _check_fits(samples, resolution, image_format, held_out)
+    conversion = (
+        Conversion(resolution, image_format, quality, color) if samples.kind == "images" else _ENCODERS[samples.kind]
+    )
+    packing = _Packing(os.fspath(source), samples, conversion, limit, workers or available_cores(), on_error, progress)
+    order = shuffled(len(samples.names), seed) if shuffle else np.arange(len(samples.names))
+    aside = _drawn_aside(samples, held_out, seed)[order]
+    if held_out and not 0 < aside.sum() < len(aside):
+        raise UserError(f"held-out {held_out:g} of {len(aside)} lines leaves one side empty; take another share")
+    with new_folder(folder, overwrite=overwrite) as partial:
+        written = packing.write(partial, order[~aside])
+        held = packing.write(partial / HELD_OUT, order[aside], done=int((~aside).sum())) if held_out else None
+    return PackReport(
+        dest=folder,
+        samples=len(written.index),
+        shards=len(written.index.shards),
+        size=sum(shard.size for shard in written.index.shards),
+        num_classes=written.index.num_classes,
+        class_names=samples.class_names,
+        skipped=(*written.skipped, *(held.skipped if held else ())),
+        notes=(*samples.notes, *written.seen.notes(background or "white"), *describe_gaps(written.index.labels)),
+        held_out=len(held.index) if held else 0,
+    )
+
+
+def shuffled(count: int, seed: int) -> NDArray[np.int64]:
+    """A permutation of `count` that is the same everywhere and always: the ranks of raw 64-bit Philox4x64-10 words.
+
+    NumPy promises the words of its bit generators to stay as they are, but not the methods built upon them.
+    """
+    return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A folder of shards."""
+
+    index: Index
+    skipped: list[str]
+    seen: _Seen
+
+
+@dataclass
+class _Seen:
+    """What was noticed of all images."""
+
+    kept_transparent: int = 0
+    composited: int = 0
+    deep: int = 0
+    deepest: int = 0
+
+    def add(self, facts: Facts) -> None:
+        self.composited += facts.composited
+        self.kept_transparent += facts.transparent and not facts.composited
+        if facts.deepest is not None:
+            self.deep += 1
+            self.deepest = max(self.deepest, facts.deepest)
+
+    def notes(self, background: str) -> Iterator[str]:
+        if self.composited:
+            yield f"{self.composited:,} transparent images were composited on {background} (--background)"
+        if self.kept_transparent:
+            yield (
+                f"{self.kept_transparent:,} images are transparent and were kept so; training composites them on "
+                "data.background, which is white by default; other readers may not"
+            )
+        if self.deep and self.deepest < 1 << 15:
+            yield (
+                f"the largest value in {self.deep:,} images of 16 bits is {self.deepest:,} of 65,535, so that they "
+                "come out dark: values of fewer bits have to be scaled up before they are packed"
+            )
+
+
+_ENCODERS: dict[str, Callable[[Any], Encoded]] = {"text": encode_line, "points": encode_point}
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """What is the same for all shards of a pack."""
+
+    source: str
+    samples: Source[Any]
+    conversion: Callable[[Any], Encoded]
+    limit: ShardSize
+    workers: int
+    on_error: str
+    progress: Progress | None
+
+    def write(self, folder: Path, order: NDArray[np.int64], *, done: int = 0) -> _Written:
+        """Shards of these samples, in this order, and their index; `done` were written elsewhere before.
+
+        Raises UserError for a sample that cannot be read, or when none can.
+        """
+        folder.mkdir(exist_ok=True)
+        with (
+            ShardWriter(folder, self.limit) as writer,
+            contextlib.closing(convert_all(self.samples, order, self.conversion, self.workers)) as converted,
+        ):
+            seen = _Seen()
+            skipped = self._write_all(order, converted, writer, done, seen)
+        if len(skipped) == len(order):
+            raise UserError(f"{self.source}: none of its {len(order)} samples can be read; the first: {skipped[0]}")
+        index = build_index(str(folder), class_names=self.samples.class_names)
+        save_index(index, folder)
+        return _Written(index, skipped, seen)
+
+    def _write_all(
+        self,
+        order: NDArray[np.int64],
+        converted: Iterable[list[Converted]],
+        writer: ShardWriter,
+        done: int,
+        seen: _Seen,
+    ) -> list[str]:
+        """The lines of those left out."""
+        skipped: list[str] = []
+        numbers = iter(order.tolist())
+        for chunk in converted:
+            for sample, number in zip(chunk, numbers, strict=False):
+                if isinstance(sample, BadSample):
+                    line = f"{printable(self.samples.names[number])}: {sample}"
+                    if self.on_error == "fail":
+                        raise UserError(f"{line}; repair or remove it, or leave such samples out with --on-error skip")
+                    skipped.append(line)
+                    continue
+                seen.add(sample.facts)
+                members = {sample.extension: sample.data}
+                if self.samples.labels is not None:
+                    members["cls"] = b"%d" % self.samples.labels[number]
+                writer.add(f"{number:0{_KEY_DIGITS}d}", members)
+            done += len(chunk)
+            if self.progress is not None:
+                self.progress(done, len(self.samples.names))
+        return skipped
+
+
+def _drawn_aside(samples: Source[Any], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which lines are held out: those whose hash with the seed falls into the share, so that equal ones go together."""
+    if not share:
+        return np.zeros(len(samples.names), np.bool_)
+    key = b"held-out/%d" % seed
+    hashes = (hashlib.blake2b(samples.read(slot), digest_size=8, key=key).digest() for slot in samples.slots)
+    drawn = (int.from_bytes(digest, "little") < share * 2**64 for digest in hashes)
+    return np.fromiter(drawn, np.bool_, len(samples.names))
+
+
+def _check_options(
+    resolution: int | None,
+    image_format: str,
+    quality: int,
+    seed: int,
+    held_out: float,
+    on_error: str,
+    workers: int | None,
+) -> None:
+    if resolution is not None and not 1 <= resolution <= MAX_RESOLUTION:
+        raise UserError(f"resolution {resolution}: expected pixels a side, 1 to {MAX_RESOLUTION}")
+    if image_format not in get_args(ImageFormat):
+        raise UserError(f"image format {image_format!r}: expected one of {', '.join(get_args(ImageFormat))}")
+    if not 1 <= quality <= 100:
+        raise UserError(f"quality {quality}: expected 1 to 100")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed}: expected a whole number from 0 to 2^63 - 1")
+    if not 0 <= held_out < 1:
+        raise UserError(f"held-out {held_out:g}: expected a share of the lines, from 0 to below 1, such as 0.1")
+    if on_error not in ("fail", "skip"):
+        raise UserError(f"on-error {on_error!r}: expected fail or skip")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers {workers}: expected 1 or more")
+
+
+def _check_fits(samples: Source[Any], resolution: int | None, image_format: str, held_out: float) -> None:
+    """Refuse options that mean nothing for these samples."""
+    if samples.kind != "images" and (resolution is not None or image_format != "keep"):
+        raise UserError(f"resolution and format are of images, but the source holds {samples.kind}; leave them out")
+    if samples.kind != "text" and held_out:
+        raise UserError(f"held-out is for lines of text, but the source holds {samples.kind}; leave it out")

@@ -1,0 +1,66 @@
+"""Where samples to be packed come from: images, lines of text and points, in files or built in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from distgan.data.packing.sources.arrays import open_array
+from distgan.data.packing.sources.builtin import BUILTIN, MIXTURES, PREFIX, open_builtin
+from distgan.data.packing.sources.folder import open_folder
+from distgan.data.packing.sources.idx import is_idx, open_idx
+from distgan.data.packing.sources.lines import open_lines
+from distgan.data.packing.sources.source import Source, is_image
+from distgan.data.packing.sources.zip_archive import open_zip
+from distgan.errors import UserError
+
+_ACCEPTED = (
+    "accepted: a folder of images, a zip of one, an idx images file (MNIST's format), a .txt file of lines, an .npy "
+    f"file of points, or {', '.join(PREFIX + name for name in BUILTIN)}"
+)
+
+
+def open_source(
+    source: str | os.PathLike[str], *, points: int | None = None, seed: int = 0, follow_links: bool = False
+) -> Source[Any]:
+    """The samples that `source` names. Files are told apart by their first bytes, text alone by its name.
+
+    Args:
+        points: how many to draw of a built-in mixture, with this seed; None is `arrays.POINTS`. Nothing else has it.
+        follow_links: in a folder, follow links that lead out of it, or to folders.
+
+    Raises:
+        UserError: one line naming the source, what was found and what is accepted.
+    """
+    text = os.fspath(source)
+    if points is not None and text not in MIXTURES:
+        raise UserError(f"points {points}: a number to draw, which only {' and '.join(MIXTURES)} have; leave it out")
+    if text.startswith(PREFIX):
+        return open_builtin(text.removeprefix(PREFIX), points, seed)
+    path = Path(text)
+    if path.is_dir():
+        return open_folder(path, follow_links=follow_links)
+    if "://" in text:
+        raise UserError(f"{text}: a URL; copy it to a local disk first. {_ACCEPTED}")
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for its writer
+        raise UserError(f"{text}: neither a file nor a folder; {_ACCEPTED}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(6)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{text}: {getattr(error, 'strerror', None) or error}; {_ACCEPTED}") from None
+    if path.suffix.lower() == ".txt":
+        return open_lines(path)
+    if text.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")):
+        first = "" if text.lower().endswith(".tar") else "decompress it, and "
+        raise UserError(f"{text}: a tar; tars need no packing: {first}run `distgan index` on its folder")
+    if is_image(text):
+        raise UserError(f"{text}: one image; name the folder that it is in: distgan pack {path.parent} DEST")
+    if head.startswith(b"PK") or path.suffix.lower() == ".zip":
+        return open_zip(path)
+    if head == b"\x93NUMPY":
+        return open_array(path)
+    if is_idx(head):
+        return open_idx(path)
+    raise UserError(f"{text}: not a source of samples; {_ACCEPTED}")

@@ -1,0 +1,218 @@
+"""What a source of samples is, and how the places of image files become class labels."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config import DataConfig
+from distgan.data.index.table import MAX_CLASSES
+from distgan.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+DATASET_JSON = "dataset.json"
+MAX_BYTES: int = DataConfig.model_fields["max_bytes"].default
+"""Upper bound of one encoded image: what training reads by default."""
+MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
+"""Upper bound of width times height of one image, likewise."""
+MAX_JSON_BYTES = 1 << 28
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout", "unlabeled"}
+"""What folders are called that are no classes."""
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Slot = TypeVar("Slot")
+
+
+class BadSample(Exception):
+    """One sample cannot be used; the message is the reason, without the sample's name."""
+
+
+class Facts(NamedTuple):
+    """What the user should know about an image."""
+
+    transparent: bool = False
+    deepest: int | None = None
+    """The largest value of an image of 16 bits; None for others."""
+    composited: bool = False
+    """Whether it was transparent and no longer is."""
+
+
+class Encoded(NamedTuple):
+    """A sample as a file, and the extension it has in a shard."""
+
+    data: bytes
+    extension: str
+    facts: Facts = Facts()
+
+
+class Computed(Sequence[Any]):
+    """A sequence whose items are made when they are asked for, by their place."""
+
+    def __init__(self, length: int, make: Callable[[int], Any]) -> None:
+        self._length, self._make = length, make
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < self._length:
+            raise IndexError(place)
+        return self._make(place)
+
+
+@dataclass(frozen=True)
+class Source(Generic[Slot]):
+    """Samples of one kind in a fixed order; sample i is ``read(slots[i])``.
+
+    `read` returns an encoded image as bytes, or uint8 pixels of shape (height, width); a line of text as bytes; or a
+    point, float of shape (dimensions,). It raises BadSample. It and the slots are pickled to worker processes.
+    """
+
+    names: Sequence[str]
+    slots: Sequence[Slot]
+    read: Callable[[Slot], Any]
+    labels: Labels | None = None
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    """What the user should know about what was left out: one line each."""
+    kind: str = "images"
+    """Of `index_table.KINDS`."""
+
+
+def pixel_source(
+    names: Sequence[str],
+    images: Pixels,
+    labels: Labels | None = None,
+    class_names: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Source[Pixels]:
+    """A source of decoded grey images: uint8 of shape (count, height, width), possibly memory-mapped."""
+    return Source(names, list(images), _identity, labels, class_names, notes)
+
+
+def _identity(pixels: Pixels) -> Pixels:
+    return pixels
+
+
+def printable(name: str) -> str:
+    """A name as it goes into a message: one line, no control characters, whatever a stranger called the file."""
+    return name if name.isprintable() else ascii(name)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is an image of a kind that is read."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether any part of a relative path is hidden or an archiver's own folder."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def assign_labels(
+    names: Sequence[str], dataset_json: bytes | None, where: str, notes: Sequence[str] = ()
+) -> tuple[Labels | None, tuple[str, ...] | None]:
+    """Labels and class names of images with these relative paths: from dataset.json where there is one, else by folder.
+
+    Raises:
+        UserError: no images, with the notes of what there was instead, or labels that do not fit them; `where` begins
+            the line.
+    """
+    if not names:
+        instead = "".join(f"; {note}" for note in notes)
+        raise UserError(f"{where}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)} files{instead}")
+    if dataset_json is not None:
+        return _labels_from_json(dataset_json, names, f"{where}/{DATASET_JSON}"), None
+    return _labels_from_folders(names, where)
+
+
+def describe_ignored(names: Iterable[str]) -> tuple[str, ...]:
+    """One line that counts files which are not images by their endings; none when there are none."""
+    endings = Counter(
+        "." + name.rpartition("/")[2].rpartition(".")[2] if "." in name else "no ending" for name in names
+    )
+    if not endings:
+        return ()
+    common = ", ".join(f"{count} {printable(ending)[:20]}" for ending, count in endings.most_common(4))
+    rest = ", ..." if len(endings) > 4 else ""
+    return (f"ignored {endings.total()} files that are not {'/'.join(IMAGE_SUFFIXES)}: {common}{rest}",)
+
+
+def _labels_from_folders(names: Sequence[str], where: str) -> tuple[Labels | None, tuple[str, ...] | None]:
+    """The first-level folder is the class; classes are numbered in sorted order; a flat folder has no labels."""
+    folders = [name.partition("/")[0] if "/" in name else None for name in names]
+    classes = sorted({folder for folder in folders if folder is not None})
+    if not classes:
+        return None, None
+    if None in folders:
+        flat = names[folders.index(None)]
+        raise UserError(
+            f"{where}: some images are in class folders ({printable(classes[0])}/) and some are not "
+            f"({printable(flat)}); put all images into class folders, or none"
+        )
+    for name in classes:
+        if not name.isprintable():
+            raise UserError(f"{where}: the class folder {printable(name)} is not a printable UTF-8 name; rename it")
+    if {name.lower() for name in classes} <= _SPLITS:
+        raise UserError(
+            f"{where}: {', '.join(classes)} are splits of a data set, not classes; pack each by itself, such as "
+            f"{where}/{classes[0]}, or rename them if they are classes"
+        )
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[folder] for folder in folders], np.int64), tuple(classes)
+
+
+def _labels_from_json(content: bytes, names: Sequence[str], where: str) -> Labels | None:
+    """StyleGAN's label file: ``{"labels": [["00000/img00000000.png", 6], ...]}``, or null labels for none."""
+    accepted = 'expected {"labels": [["name.png", 0], ...]} or {"labels": null}'
+    try:
+        entries = json.loads(content)["labels"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{where}: not a label file; {accepted}") from None
+    if entries is None:
+        return None
+    if not isinstance(entries, list):
+        raise UserError(f"{where}: labels is a {type(entries).__name__}; {accepted}")
+    labels: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise UserError(f"{where}: entry {number} of labels is not a [name, label] pair; {accepted}")
+        name, label = entry
+        if type(label) is float and label.is_integer():  # as written by way of an array of floats
+            label = int(label)
+        if type(label) is not int or not 0 <= label < MAX_CLASSES:
+            found = printable(repr(label))[:40]
+            raise UserError(
+                f"{where}: the label of {printable(name)} is {found}; expected a whole number from 0 to "
+                f"{MAX_CLASSES - 1}"
+            )
+        if labels.setdefault(name, label) != label:
+            raise UserError(f"{where}: {printable(name)} has two labels, {labels[name]} and {label}")
+    _check_same_names(names, labels, where)
+    return np.array([labels[name] for name in names], np.int64)
+
+
+def _own_name(labels: dict[str, int]) -> str:
+    return f"the names that it labels are such as {printable(next(iter(labels)))}" if labels else "it labels none"
+
+
+def _check_same_names(names: Sequence[str], labels: dict[str, int], where: str) -> None:
+    unlabelled = [name for name in names if name not in labels]
+    if unlabelled:
+        raise UserError(
+            f"{where}: no label for {printable(unlabelled[0])} ({len(unlabelled)} of {len(names)} images lack one); "
+            f"{_own_name(labels)}; label all images, or set labels to null"
+        )
+    if len(labels) > len(names):
+        absent = min(labels.keys() - set(names))
+        raise UserError(
+            f"{where}: labels {printable(absent)}, which is not among the images, such as {printable(names[0])} "
+            f"({len(labels)} labels, {len(names)} images)"
+        )

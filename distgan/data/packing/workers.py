@@ -1,0 +1,120 @@
+"""Reading and converting samples on all cores, with results in order and memory bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.data.packing.sources.source import BadSample, Encoded, Source
+from distgan.errors import UserError
+
+_CHUNK_BYTES = 1 << 22
+_CHUNK_SAMPLES = 256
+_CHUNKS_IN_FLIGHT = 3
+
+Converted = Encoded | BadSample
+Conversion = Callable[[Any], Encoded]
+"""From what a source reads to a file in a shard; raises BadSample. It is pickled to worker processes."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker process needs to know once."""
+
+    read: Callable[[Any], Any]
+    conversion: Conversion
+
+    def __call__(self, slots: list[Any]) -> list[Converted]:
+        return [self._convert(slot) for slot in slots]
+
+    def _convert(self, slot: Any) -> Converted:
+        try:
+            return self.conversion(self.read(slot))
+        except BadSample as error:
+            return error
+
+
+def convert_all(
+    source: Source[Any], order: NDArray[np.int64], conversion: Conversion, workers: int
+) -> Generator[list[Converted], None, None]:
+    """The source's samples, converted, in the given order, in lists of varying length (some MB each).
+
+    Args:
+        order: numbers of samples of the source.
+        workers: processes; 1 converts in this one. The results do not depend on it.
+
+    Raises:
+        UserError: a worker process was killed.
+    """
+    job = _Job(source.read, conversion)
+    if workers == 1:
+        for number in order.tolist():
+            yield job([source.slots[number]])
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (job,))
+    try:
+        yield from _in_order(pool, source, order, workers * _CHUNKS_IN_FLIGHT)
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed, most likely for lack of memory; use fewer workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores this process may use: what a batch system gave it, not what the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, source: Source[Any], order: NDArray[np.int64], in_flight: int
+) -> Iterator[list[Converted]]:
+    pending: deque[Future[list[Converted]]] = deque()
+    submitted, samples, size = 0, 0, 0
+    while submitted < len(order) or pending:
+        while submitted < len(order) and len(pending) < in_flight:
+            # Lists of equal bytes, not equal length: thumbnails should not cost a message each, nor scans fill memory.
+            length = max(1, min(_CHUNK_SAMPLES, _CHUNK_BYTES * samples // size)) if size else 1
+            numbers = order[submitted : submitted + length].tolist()
+            pending.append(pool.submit(_work, [source.slots[number] for number in numbers]))
+            submitted += len(numbers)
+        converted = pending.popleft().result()
+        samples += len(converted)
+        size += sum(len(sample.data) for sample in converted if isinstance(sample, Encoded))
+        yield converted
+
+
+_job: _Job | None = None
+
+
+def _start_worker(job: _Job) -> None:
+    global _job
+    _job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not say so too
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A worker of a parent that was killed would wait for work forever: it holds the other end of its own queue."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    with contextlib.suppress(KeyboardInterrupt):
+        parent.join()
+    os._exit(1)
+
+
+def _work(slots: list[Any]) -> list[Converted]:
+    assert _job is not None
+    return _job(slots)

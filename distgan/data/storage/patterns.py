@@ -1,0 +1,188 @@
+"""Patterns that name many shards: folders, globs, and brace expansions of local paths and URLs.
+
+Braces expand everywhere. On local paths `*`, `?` and `[...]` are wildcards as in a shell; in a URL `*` alone is one,
+and the other characters stand for themselves. A file or folder that exists by a name, as it stands, wins over what the
+name means as a pattern; HTTP servers are not asked, because `{` and `*` in their URLs can be percent-encoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import braceexpand
+
+from distgan.data.storage import filesystem
+from distgan.data.storage.locations import (
+    bucket_of,
+    common_folder,
+    is_http,
+    is_remote,
+    normalise,
+    public_name,
+    relative_name,
+    without_query,
+)
+from distgan.errors import UserError
+from distgan.files import reason
+
+_MAX_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
+
+
+def expand(patterns: str | Sequence[str]) -> list[str]:
+    """All shards that folders, globs, brace expansions, paths and URLs name: normalised, in order, none twice.
+
+    Globs and folders are sorted by name. Raises UserError when one names nothing or a shard is named twice.
+    """
+    shards = [shard for pattern, literal in _each(patterns) for shard in _expand_one(pattern, literal)]
+    seen: set[str] = set()
+    for shard in shards:
+        if shard in seen:
+            raise UserError(f"{public_name(shard)}: named twice; a shard counts once")
+        seen.add(shard)
+    folder = common_folder(shards)
+    for shard in shards:
+        if not relative_name(shard, folder).isprintable():
+            raise UserError(
+                f"{public_name(shard)!a}: a name that cannot be printed, which an index does not hold; rename it"
+            )
+    return shards
+
+
+def is_folder(item: str) -> bool:
+    """Return True if this is the name of a folder, rather than of a shard or a pattern of shards.
+
+    Raises UserError as `locations.normalise`, and when a store does not tell.
+    """
+    url = normalise(item)
+    if not is_remote(url):
+        return os.path.isdir(url)
+    if without_query(url).endswith(".tar"):
+        return False
+    return not _is_pattern(url) or _kind_of_literal(url) == "directory"
+
+
+def _is_pattern(url: str) -> bool:
+    return bool(set("*{") & set(without_query(url)))
+
+
+def _kind_of_literal(pattern: str) -> str | None:
+    """What a remote pattern names as it stands: a file, a directory or nothing."""
+    url = normalise(pattern)
+    if is_http(url) or not _is_pattern(url) or "{" in bucket_of(url):
+        return None
+    try:
+        return filesystem.kind_of(url)
+    except OSError as error:
+        # With a right to read but not to list, this is a store's answer for what is not there.
+        if getattr(error, "status", None) == 403:
+            return None
+        raise UserError(f"{public_name(url)}: cannot be listed: {reason(error)}") from None
+
+
+def _each(patterns: str | Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Each path or URL, with its kind where it has the form of a pattern but exists as it stands."""
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not given:
+        raise UserError("no shards: the list is empty; name a folder, a glob, a brace expansion, a path or a URL")
+    for pattern in given:
+        literal = _kind_of_literal(pattern) if is_remote(pattern) else None
+        if literal or (not is_remote(pattern) and os.path.exists(pattern)):
+            yield pattern, literal
+            continue
+        try:
+            # A range is a list in full before its first name comes out.
+            fits = all(_range_length(*match.groups()) <= _MAX_SHARDS for match in _RANGE.finditer(pattern))
+            expanded = list(itertools.islice(_braces(pattern), _MAX_SHARDS + 1)) if fits else []
+        except ValueError as error:
+            raise UserError(f"{public_name(pattern)}: not a valid brace expansion: {error}") from None
+        if not fits or len(expanded) > _MAX_SHARDS:
+            raise UserError(f"{public_name(pattern)}: names more than {_MAX_SHARDS:,} shards")
+        for name in expanded:
+            yield name, None
+
+
+def _range_length(first: str, last: str, step: str | None) -> int:
+    return abs(int(last) - int(first)) // max(abs(int(step or 1)), 1) + 1
+
+
+def _braces(pattern: str) -> Iterable[str]:
+    return braceexpand.braceexpand(pattern, escape=False)
+
+
+def _expand_one(pattern: str, literal: str | None) -> list[str]:
+    url = normalise(pattern)
+    try:
+        found = _list_remote(url, literal) if is_remote(url) else _list_local(url)
+    except OSError as error:
+        raise UserError(f"{public_name(url)}: cannot be listed: {reason(error)}") from None
+    if not found:
+        raise UserError(f"{public_name(url)}: no tar found; {what_is_there(url)}")
+    return found
+
+
+def tars_in(folder: str) -> list[str]:
+    """The tars of a local folder but for hidden ones, sorted by name. Raises OSError."""
+    return sorted(
+        entry.path
+        for entry in os.scandir(folder)
+        if entry.name.endswith(".tar") and not entry.name.startswith(".") and entry.is_file()
+    )
+
+
+def what_is_there(path: str) -> str:
+    """What a place without tars holds instead, as far as a look at its first files shows, and what to do about it."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    if is_remote(path) or not os.path.isdir(folder):
+        return "name a folder of *.tar, a glob, a brace expansion or a URL"
+    names = []
+    with contextlib.suppress(OSError):
+        files = (name for _, _, found in os.walk(folder) for name in sorted(found) if not name.startswith("."))
+        names = list(itertools.islice(files, _LOOKED_AT))
+    for endings, said in _INSTEAD.items():
+        found = [name for name in names if name.lower().endswith(endings)]
+        if found:
+            return f"{folder} holds {said}, such as {found[0]!r}".replace("FOLDER", folder)
+    return "name a folder of *.tar, a glob, a brace expansion or a URL"
+
+
+_LOOKED_AT = 1000
+_INSTEAD = {
+    (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar.lz4"): "compressed tars, which cannot be read by "
+    "offset; decompress them (images are compressed anyway)",
+    (".jpg", ".jpeg", ".png", ".webp"): "images; make shards of them with `distgan pack FOLDER DEST`",
+    (".zip",): "zips; make shards of each with `distgan pack ZIP DEST`",
+    (".txt", ".npy"): "files to be packed; make shards of each with `distgan pack FILE DEST`",
+}
+"""What is often taken for shards, and what to do about it."""
+
+
+def _list_local(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return tars_in(path)
+    if os.path.exists(path):
+        return [path]
+    return sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+
+
+def _list_remote(url: str, literal: str | None) -> list[str]:
+    """Raises OSError."""
+    if is_http(url):
+        if "*" in without_query(url):
+            raise UserError(
+                f"{public_name(url)}: HTTP servers cannot be listed; name the shards, for example with {{000..015}}"
+            )
+        return [url]
+    if literal == "file" or (literal is None and url.endswith(".tar") and "*" not in url):
+        return [url]
+    if literal == "directory" or "*" not in url:
+        found = filesystem.matching(url, "*.tar")
+    else:
+        folder = url[: url.index("*")].rpartition("/")[0]
+        found = filesystem.matching(folder, url[len(folder) + 1 :])
+    return [shard for shard in found if not shard.rpartition("/")[2].startswith(".")]

@@ -1,0 +1,196 @@
+"""The cause of a failed request to a remote store, in one line with its fix, whichever client library raised it.
+
+fsspec and the clients below it (aiohttp, botocore, google-auth, azure-core, huggingface_hub) share no base class, and
+fsspec's HTTP client raises FileNotFoundError for whatever goes wrong. The cause is therefore looked for along the
+chain of exceptions: an HTTP status first, then the names of exception classes, so that no client needs to be installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from distgan.data.storage.locations import protocol_of, public_name
+
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "SSOTokenLoadError",
+    "UnauthorizedSSOTokenError",
+    "ProfileNotFound",
+    "GoogleAuthError",
+    "ClientAuthenticationError",
+    "LocalTokenNotFoundError",
+}
+_TLS = {"SSLError", "ClientSSLError", "CertificateError"}
+_TIMEOUTS = {"TimeoutError", "ReadTimeoutError", "ConnectTimeoutError", "Timeout", "ServiceResponseTimeoutError"}
+_UNREACHABLE = {
+    "ClientConnectorError",
+    "EndpointConnectionError",
+    "ProxyConnectionError",
+    "ConnectionRefusedError",
+    "gaierror",
+    "ServiceRequestError",
+    "NewConnectionError",
+}
+_BROKEN = {
+    "ServerDisconnectedError",
+    "ClientPayloadError",
+    "ClientOSError",
+    "ConnectionError",
+    "ConnectionClosedError",
+    "HTTPClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ResponseParserError",
+}
+_INVALID = {"ParamValidationError", "InvalidURL"}
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket, FSSPEC_S3_ANON=true",
+    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+    "hf": "run `hf auth login`, or set HF_TOKEN",
+    "http": "put them into the URL, as https://USER:PASSWORD@HOST/..., or a token into its query",
+}
+_ENDPOINTS = {
+    "s3": "check the network and AWS_ENDPOINT_URL",
+    "http": "check the host and port in the URL, and the network",
+}
+_FAMILIES = {"https": "http", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+_PACKAGES = {
+    "http": "aiohttp",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "az": "adlfs",
+    "adl": "adlfs",
+    "hf": "huggingface_hub",
+    "hdfs": "pyarrow",
+    "webhdfs": "requests",
+    "oci": "ocifs",
+    "oss": "ossfs",
+}
+_MOST_CHARACTERS = 300
+
+
+class StoreError(OSError):
+    """A failed request to a remote store. The message is the cause and the fix, without the URL.
+
+    Args:
+        status: the HTTP status of the answer; 404 for whatever a client says is not there, None if there was none.
+        transient: the same request may succeed in a few seconds: too many requests, a failing server, a broken
+            connection. A server that was waited for in vain is not asked again.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, transient: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.transient = transient
+
+
+def explain(url: str, error: Exception) -> StoreError:
+    """The cause of an exception that fsspec or a client below it raised for a URL."""
+    if isinstance(error, StoreError):
+        return error
+    chain = list(_chain(error))
+    names = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    family = family_of(url)
+    if names & _NO_CREDENTIALS:
+        return StoreError(f"no valid credentials ({_text(url, error)}); {_credentials(family)}", status=401)
+    status = next(filter(None, map(_status, chain)), None)
+    if status is None and isinstance(error, PermissionError):
+        status = 403
+    # The cause of an HTTP client's FileNotFoundError tells more than its name does.
+    if status is None and isinstance(error, FileNotFoundError) and len(chain) == 1:
+        return StoreError("not found; check the name", status=404)
+    if status is not None and status >= 300:
+        return _of_status(url, status, chain, family)
+    cause = chain[-1] if isinstance(error, FileNotFoundError) else error
+    text = _text(url, cause)
+    if names & _INVALID:
+        return StoreError(f"not a valid name for this store: {text}; check the URL")
+    if names & _TLS:
+        return StoreError(f"no secure connection: {text}; check the server's certificate and the URL's protocol")
+    if names & _TIMEOUTS:
+        return StoreError("no answer in time; try again later")
+    if names & _UNREACHABLE:
+        fix = _ENDPOINTS.get(family, "check the network and the endpoint in the store's settings")
+        return StoreError(f"no connection: {text}; {fix}")
+    if names & _BROKEN:
+        return StoreError(f"the connection broke off ({text}); try again later", transient=True)
+    kind = type(cause).__name__
+    return StoreError(text if text == kind or type(cause) is OSError else f"{kind}: {text}")
+
+
+def missing_package(url: str, error: ImportError) -> str:
+    """What to install for the protocol of a URL."""
+    package = _PACKAGES.get(family_of(url))
+    install = f"run `pip install {package}`" if package else "install the package it names"
+    return f"{public_name(url)}: {protocol_of(url)}:// needs a package that cannot be imported: {error}; {install}"
+
+
+def family_of(url: str) -> str:
+    """One name for all protocols of the same kind of store."""
+    protocol = protocol_of(url)
+    return _FAMILIES.get(protocol, protocol)
+
+
+def _credentials(family: str) -> str:
+    return _CREDENTIALS.get(family, "set the credentials of this store")
+
+
+def _of_status(url: str, status: int, chain: list[BaseException], family: str) -> StoreError:
+    code = next(filter(None, map(_code, chain)), None)
+    answer = f"HTTP {status}" if code in (None, str(status)) else f"HTTP {status}, {code}"
+    if status == 401:
+        return StoreError(f"the server wants credentials ({answer}); {_credentials(family)}", status=status)
+    if status == 403:
+        fix = "check that your credentials or token allow this, have not expired, and that the file exists"
+        return StoreError(f"access refused ({answer}); {fix}", status=status)
+    if status in (404, 410):
+        return StoreError(f"not found ({answer}); check the name", status=404)
+    if status == 429:
+        fix = "try again later, or with fewer processes"
+        return StoreError(f"too many requests ({answer}); {fix}", status=status, transient=True)
+    if status >= 500 or status == 408:
+        fix = "try again later, or ask who runs it"
+        return StoreError(f"the server failed ({answer}); {fix}", status=status, transient=True)
+    return StoreError(f"the server answered {answer}: {_text(url, chain[-1])}; check the URL", status=status)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and its causes, outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that a client's exception holds."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        candidates = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+        found = next((value for value in candidates if value is not None), getattr(response, "status_code", None))
+    text = str(found)
+    return int(text) if text.isdecimal() and 100 <= int(text) < 600 else None
+
+
+def _code(error: BaseException) -> str | None:
+    """The store's own name for what went wrong, such as `NoSuchBucket`."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return str(code) if code else None
+
+
+def _text(url: str, error: BaseException) -> str:
+    """What an exception says, in one line, without what may be a secret in a URL."""
+    text = " ".join(str(error).split()).replace(url, public_name(url))
+    text = re.sub(r"https?://[^\s'\">]+", lambda match: public_name(match[0]), text)
+    shown = "".join(character if character.isprintable() else "?" for character in text)[:_MOST_CHARACTERS]
+    return shown.rstrip(".") or type(error).__name__

@@ -1,0 +1,28 @@
+"""Engines train a player's network on all ranks; the accelerate config or its flags choose which."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from accelerate.utils import parse_flag_from_env
+
+from distgan.distributed.engines.base import Engine
+from distgan.distributed.engines.ddp import ReplicatedEngine
+from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
+from distgan.distributed.engines.fsdp import ShardedEngine, check_fsdp_config
+from distgan.distributed.engines.zero import ZeroEngine
+
+__all__ = ["Engine", "MakeEngine", "ReplicatedEngine", "ShardedEngine", "ZeroEngine", "chosen_engine"]
+
+MakeEngine = Callable[..., Engine]
+
+
+def chosen_engine() -> MakeEngine:
+    """What builds the engine that the launcher chose (DDP if nothing else). Raises UserError for what cannot train."""
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return functools.partial(ZeroEngine, config=read_deepspeed_config())
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        check_fsdp_config()
+        return ShardedEngine
+    return ReplicatedEngine

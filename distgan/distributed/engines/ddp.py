@@ -1,0 +1,107 @@
+"""The engine of one process, and of DDP: every rank has all weights and all of the optimizer's state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import patch_environment
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from distgan.distributed.engines.base import MakeOptimizer, by_parameter, cancel_unless_finite, set_learning_rate
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+
+class ReplicatedEngine:
+    """See `Engine`."""
+
+    name = "DDP"
+    regroups_moments = True
+
+    def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
+        self.network, self.runtime = network, runtime
+        self._objective = objective.to(runtime.device)
+        self.module = self._wrap()
+        self.optimizer = make_optimizer(list(network.parameters()))
+
+    def _wrap(self) -> nn.Module:
+        if self.runtime.world_size == 1:
+            return self._objective
+        # The module is on its device already. Accelerate would derive the device from the local rank, which is wrong
+        # where ranks share one.
+        with warnings.catch_warnings(), patch_environment(accelerate_bypass_device_map="true"):
+            # Newer torch has another name for broadcast_buffers, which Accelerate does not know yet.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped: DistributedDataParallel = self.runtime.accelerator.prepare_model(self._objective)
+        if self.runtime.gradients_in_bf16:
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        if isinstance(self.module, DistributedDataParallel) and not last:
+            return self.module.no_sync()
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> Tensor:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        set_learning_rate(self.optimizer, learning_rate)
+        cancel_unless_finite(self.optimizer, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def settle(self, arguments: tuple[object, ...]) -> None:
+        """DDP arranges its buckets after the first backward. A resumed run would otherwise add its first gradients up
+        in another order than the run it continues, and differ from it in the last bits from three ranks on."""
+        for _ in range(2 if isinstance(self.module, DistributedDataParallel) else 0):
+            loss, _values = self.module(*arguments)
+            loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def regroup(self, *, keep_moments: bool) -> None:
+        # DDP lets go of the parameters when it is gone; else both would average their gradients.
+        self.module = self._objective
+        self.module = self._wrap()
+        if not keep_moments:
+            self.optimizer.state.clear()
+
+    @torch.no_grad()
+    def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
+        for parameter in parameters:
+            change(parameter)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{quantity}": value
+            for name, parameter in self.network.named_parameters()
+            for quantity, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.optimizer.state.clear()
+        parameters = dict(self.network.named_parameters())
+        for name, quantities in by_parameter(tensors).items():
+            parameter = parameters[name]
+            self.optimizer.state[parameter] = {
+                # Fused kernels walk memory as it lies, so moments must lie as their parameter does.
+                quantity: value.to(self.runtime.device, copy=True)
+                if quantity == "step"
+                else torch.empty_like(parameter, requires_grad=False).copy_(value)
+                for quantity, value in quantities.items()
+            }

@@ -1,0 +1,161 @@
+"""FSDP2: ranks share the weights, the gradients and the optimizer's state of a player.
+
+The objective is wrapped whole, so that its weights are whole from the beginning of its forward to the end of its
+backward: with layers wrapped one by one, the second derivative of a gradient penalty would miss some. What else looks
+at a network's weights does so inside `Runtime.whole`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from distgan.distributed import collectives
+from distgan.distributed.engines.base import MakeOptimizer, by_parameter, cancel_unless_finite, set_learning_rate
+from distgan.errors import UserError
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+
+def check_fsdp_config() -> None:
+    """Refuse what the launcher's FSDP settings may not be. Raises UserError."""
+    try:
+        plugin = FullyShardedDataParallelPlugin()
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(f"the FSDP config cannot be used: {' '.join(str(error).split())}", everywhere=True) from None
+    if plugin.fsdp_version != 2:
+        raise UserError(
+            f"fsdp_version: {plugin.fsdp_version}: its flat parameters have no second derivative, which gradient "
+            "penalties need; use fsdp_version: 2",
+            everywhere=True,
+        )
+    if plugin.auto_wrap_policy is not None:
+        raise UserError(
+            "fsdp_auto_wrap_policy: layers wrapped one by one lose gradients of a gradient penalty; use NO_WRAP",
+            everywhere=True,
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise UserError("fsdp_offload_params: the players stay on their device; use false", everywhere=True)
+
+
+class ShardedEngine:
+    """See `Engine`."""
+
+    name = "FSDP2"
+    regroups_moments = True
+
+    def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
+        self.network = network
+        mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if runtime.gradients_in_bf16 else None)
+        self.module = objective.to(runtime.device)
+        self._fsdp = runtime.sharded[network] = fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        # Plain tensors in the shards' own memory, because optimizers know plain tensors best.
+        self._shares = {name: nn.Parameter(_local(parameter)) for name, parameter in network.named_parameters()}
+        self.optimizer = make_optimizer(list(self._shares.values()))
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        self._fsdp.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> Tensor:
+        parameters = dict(self.network.named_parameters())
+        for name, share in self._shares.items():
+            gradient = parameters[name].grad
+            share.grad = _local(gradient) if gradient is not None else None
+            parameters[name].grad = None
+        square = torch.nn.utils.get_total_norm([p.grad for p in self._shares.values() if p.grad is not None]).double()
+        norm = collectives.all_reduce_sum(square.square()).sqrt().to(next(iter(self._shares.values())).dtype)
+        set_learning_rate(self.optimizer, learning_rate)
+        cancel_unless_finite(self.optimizer, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def settle(self, arguments: tuple[object, ...]) -> None:
+        """Gradients are summed in the parameters' order from the first update on."""
+
+    def regroup(self, *, keep_moments: bool) -> None:
+        """FSDP takes a parameter's word for whether it has a gradient, each time anew."""
+        if not keep_moments:
+            self.optimizer.state.clear()
+
+    @torch.no_grad()
+    def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
+        for parameter in parameters:
+            change(_local(parameter))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: _whole(tensor) for name, tensor in self.network.state_dict().items()}
+
+    @torch.no_grad()
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.network.state_dict().items():
+            _take(tensor, tensors[name])
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        parameters = dict(self.network.named_parameters())
+        return {
+            f"{name}/{quantity}": value if quantity == "step" else _whole(_like(parameters[name], value))
+            for name, share in self._shares.items()
+            for quantity, value in self.optimizer.state.get(share, {}).items()
+        }
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.optimizer.state.clear()
+        parameters = dict(self.network.named_parameters())
+        for name, quantities in by_parameter(tensors).items():
+            share = self._shares[name]
+            self.optimizer.state[share] = state = {}
+            for quantity, value in quantities.items():
+                state[quantity] = value.to(share.device, copy=True)
+                if quantity != "step":
+                    state[quantity] = torch.empty_like(share, requires_grad=False)
+                    _take(_like(parameters[name], state[quantity]), value)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's share of a divided tensor: the memory itself."""
+    assert isinstance(tensor, DTensor)
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def _like(parameter: Tensor, share: Tensor) -> DTensor:
+    """A share as part of a tensor that is divided as a parameter is."""
+    assert isinstance(parameter, DTensor)
+    return DTensor.from_local(
+        share, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, divided or not, in rank 0's host memory: ranks may have no room for all at once."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.full_tensor()
+    return whole.cpu() if collectives.rank() == 0 else whole.new_empty(0)
+
+
+def _take(tensor: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that is divided, or not."""
+    if isinstance(tensor, DTensor):
+        value = value.to(tensor.device)
+        # Each rank has all of it, so none need be sent.
+        _local(tensor).copy_(
+            _local(distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None))
+        )
+    else:
+        tensor.copy_(value)

@@ -1,0 +1,207 @@
+"""A detector of the data's own domain: a small convolutional classifier, trained once on the labelled shards.
+
+Inception-v3 knows photographs; on scans of digits, spectra or drawings its features see little, they need the network
+and its weights at hand, and 2,048 of them need many thousands of samples. These are 64 features in which the classes
+of the data itself are told apart. Values compare only between runs on the same data with the same cached classifier.
+
+Its weights are a function of the data's fingerprint, resolution and channels, on one kind of machine: initial weights,
+held-out samples and the order of batches are addressed, kernels deterministic, the number of CPU threads fixed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan import randomness
+from distgan.config import DataConfig
+from distgan.data.index.table import Index
+from distgan.distributed.interruption import Asked, Check, never
+from distgan.errors import UserError
+from distgan.evaluation import statistics_cache
+from distgan.evaluation.precision import cpu_threads, plain_float32
+from distgan.evaluation.samples import read_reals
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+log = logging.getLogger("distgan")
+
+DIMENSION = 64
+_VERSION = 2  # Raised by any change of what is trained or how, so that no cached classifier outlives it.
+_SEED = 0
+_MAX_RESOLUTION = 64
+_MAX_SAMPLES = 20_000
+_FEWEST = 20
+_MAX_BYTES = 1 << 30
+_BATCH = 64
+_EPOCHS = 5
+_FEWEST_STEPS, _MOST_STEPS = 400, 1200
+_LEARNING_RATE = 3e-3
+_THREADS = 1
+
+
+class Classifier(nn.Module):
+    """uint8 images (n, C, R, R) -> features (n, 64) and logits (n, num_classes), float32.
+
+    Images beyond 64 pixels are averaged down to 64; convolutions halve them to 4, and one over what is left makes the
+    features, which are linear in the last hidden layer.
+    """
+
+    def __init__(self, resolution: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.shrink = max(1, resolution // _MAX_RESOLUTION)
+        layers: list[nn.Module] = []
+        size, width = resolution // self.shrink, channels
+        for hidden in (32, 64, 128, 128)[: int(math.log2(size)) - 2]:
+            layers += [nn.Conv2d(width, hidden, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU()]
+            size, width = size // 2, hidden
+        self.body = nn.Sequential(*layers, nn.Conv2d(width, DIMENSION, size))
+        self.head = nn.Linear(DIMENSION, num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = images.float() / 127.5 - 1.0
+        if self.shrink > 1:
+            inputs = F.avg_pool2d(inputs, self.shrink)
+        features = self.body(inputs).flatten(1)
+        return features, self.head(features.relu())
+
+
+def load_classifier(
+    data: DataConfig, index: Index, folder: Path, runtime: Runtime, asked: Asked = never
+) -> tuple[Classifier, str]:
+    """The classifier of these shards, from the cache folder or trained now by rank 0, and the digest of its weights.
+
+    Raises:
+        UserError: the shards have no labels, or a single class.
+        Interrupted: a rank was asked to stop while it was trained.
+    """
+    if index.num_classes < 2:
+        raise UserError(
+            f"evaluation.detector = classifier: the shards of data.path = {data.path} have "
+            f"{'one class' if index.num_classes else 'no labels'}, and it is trained to tell classes apart; "
+            "use evaluation.detector=inception, or pack with class subfolders"
+        )
+
+    def read_or_train(check: Check) -> dict[str, Tensor]:
+        name = statistics_cache.key(index.fingerprint, data.resolution, data.channels, data.background, _VERSION)
+        path = folder / f"classifier-{name}.safetensors"
+        entry = statistics_cache.read(path)
+        if entry is None:
+            log.info("training the classifier that evaluation compares by")
+            entry = train_classifier(data, index, runtime.device, check)
+            statistics_cache.write(path, entry)
+        log.info("evaluation.detector = classifier: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
+        return entry.tensors
+
+    weights = runtime.main_works(read_or_train, asked)
+    classifier = build_classifier(data, index.num_classes)
+    classifier.load_state_dict(weights)
+    return classifier, statistics_cache.digest(weights)
+
+
+def build_classifier(data: DataConfig, num_classes: int) -> Classifier:
+    """The untrained network, its weights a function of its shape alone; draws nothing from the global generators."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_SEED)
+        return Classifier(data.resolution, data.channels, num_classes)
+
+
+def train_classifier(
+    data: DataConfig, index: Index, device: torch.device, check: Check = lambda: None
+) -> statistics_cache.Entry:
+    """Weights, and as facts the `accuracy` on held-out samples (a tenth, at most 2,000) and how many there were.
+
+    Reads at most 20,000 samples or 1 GiB of pixels, and takes 5 epochs, but 400 to 1,200 steps, of AdamW on batches of
+    64, the learning rate falling to 0.
+
+    Args:
+        check: called between pieces of work; what it raises ends the training.
+    """
+    with plain_float32(device), cpu_threads(_THREADS), torch.enable_grad():
+        images, labels = _read_labelled(data, index, device, check)
+        held_out = len(images) // 10
+        network = build_classifier(data, index.num_classes).to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=0.05)
+        count = len(images) - held_out
+        steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _EPOCHS * count // _BATCH))
+        for step, batch in enumerate(_batches(count, steps)):
+            check()
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1 - step / steps)
+            chosen = batch.to(device) + held_out
+            loss = F.cross_entropy(network(images[chosen])[1], labels[chosen], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            logits = torch.cat([network(part)[1] for part in images[:held_out].split(256)])
+            sharpness = calibrate(logits, labels[:held_out])
+            network.head.weight.mul_(sharpness)
+            network.head.bias.mul_(sharpness)
+    accuracy = (logits.argmax(1) == labels[:held_out]).double().mean().item()
+    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    return statistics_cache.Entry(weights, {"accuracy": accuracy, "held_out": held_out})
+
+
+def calibrate(logits: Tensor, labels: Tensor) -> float:
+    """What to multiply logits by, 1/16 to 16, so that the probabilities of n held-out samples fit their labels.
+
+    Guo et al. 2017, section 4.2, temperature scaling. Smoothed labels make a better network, and one that is unsure of
+    everything, of which an inception score would say that nothing is recognised. Without a single error the likelihood
+    would rise for ever; n samples cannot tell an error rate of 1 / (n + 1) from 0, so that is what they are taken for.
+
+    Args:
+        logits: shape (n, num_classes).
+        labels: int64, shape (n,).
+    """
+    candidates = torch.logspace(-4, 4, 129, base=2.0, dtype=torch.float64)
+    unknown = 1 / (len(logits) + 1)
+    wide, truth = logits.double().cpu(), labels.cpu()
+    losses = [F.cross_entropy(wide * candidate, truth, label_smoothing=unknown) for candidate in candidates]
+    return float(candidates[torch.stack(losses).argmin()])
+
+
+def _read_labelled(data: DataConfig, index: Index, device: torch.device, check: Check) -> tuple[Tensor, Tensor]:
+    """Images (n, C, R, R) uint8 and labels (n,) int64, in random order; of a large data set a random subset."""
+    samples = torch.arange(len(index))
+    limit = min(_MAX_SAMPLES, _MAX_BYTES // (data.channels * data.resolution**2))
+    if len(index) > limit:
+        drawn = randomness.uniform(_SEED, "classifier/samples", torch.arange(limit))
+        samples = (drawn.double() * len(index)).long().unique()
+    # In the order of the shards, because remote ones are fetched whole.
+    parts = []
+    for part in read_reals(data, index, samples.split(256)):
+        check()
+        parts.append(part)
+    count = sum(len(part.labels) for part in parts)
+    if count < _FEWEST:
+        raise UserError(
+            f"evaluation.detector = classifier: {count} images of data.path = {data.path} can be read, "
+            f"and it needs {_FEWEST}; use evaluation.detector=inception"
+        )
+    order = _shuffled("classifier/order", count)
+    images = torch.cat([part.samples for part in parts])[order]
+    return images.to(device), torch.cat([part.labels for part in parts])[order].to(device)
+
+
+def _batches(count: int, steps: int) -> Iterator[Tensor]:
+    """So many batches of places in [0, count), from one addressed shuffle after another."""
+    size = min(_BATCH, count)
+    for step in range(steps):
+        epoch, batch = divmod(step, count // size)
+        if batch == 0:
+            order = _shuffled(f"classifier/epoch {epoch}", count)
+        yield order[batch * size : (batch + 1) * size]
+
+
+def _shuffled(purpose: str, count: int) -> Tensor:
+    """An addressed permutation of [0, count)."""
+    return randomness.uniform(_SEED, purpose, torch.arange(count)).argsort(stable=True)

@@ -1,0 +1,111 @@
+"""The kernel (Inception) distance: squared MMD of detector features under a cubic kernel.
+
+Binkowski, Sutherland, Arbel, Gretton, "Demystifying MMD GANs", ICLR 2018, section 4: k(x, y) = (x.y / d + 1)^3, the
+unbiased estimate, averaged over 100 random subsets of 1,000 real and 1,000 generated samples. Unlike FID it does not
+depend on the number of samples but for its noise, and may come out slightly negative.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from distgan.data.order import permute
+from distgan.evaluation.divergences import squared_mmd
+from distgan.randomness import derive_key
+
+SUBSETS = 100
+SUBSET_SIZE = 1000
+
+
+class Distance(NamedTuple):
+    """Over the subsets, float64 scalars; the standard deviation is the population's."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+class KernelDistance(Metric):
+    """Update with features of generated samples and their numbers; compute a `Distance` to those of real ones.
+
+    Which samples form a subset is a function of their numbers, so the value does not depend on the batches or ranks
+    that they came in; features that are in no subset are not kept.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    reals: Tensor
+    features: list[Tensor] | Tensor
+    numbers: list[Tensor] | Tensor
+
+    def __init__(self, reals: Tensor, num_samples: int, **settings: Any) -> None:
+        """reals: features, shape (m, d). num_samples: how many there will be, of all ranks.
+
+        settings: those of `torchmetrics.Metric`.
+        """
+        super().__init__(**settings)
+        self.register_buffer("reals", reals, persistent=False)
+        size = subset_size(num_samples, len(reals))
+        self.real_subsets = draw_subsets(len(reals), size, "kid/real subsets")
+        self.subsets = draw_subsets(num_samples, size, "kid/generated subsets")
+        self._kept = self.subsets.unique()
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, numbers: Tensor) -> None:
+        """Add features, shape (n, d), of samples with these numbers, int64 of shape (n,), each below `num_samples`."""
+        kept = torch.isin(numbers.cpu(), self._kept)
+        assert isinstance(self.features, list)
+        assert isinstance(self.numbers, list)
+        self.features.append(features.detach()[kept.to(features.device)])
+        self.numbers.append(numbers.cpu()[kept].to(features.device))
+
+    def compute(self) -> Distance:
+        """The distance of all samples of all ranks. Raises ValueError when some of them were never given."""
+        numbers = _joined(self.numbers).long().cpu()
+        if not torch.equal(numbers.sort().values, self._kept):
+            raise ValueError(
+                f"{len(numbers)} of the samples to compare were given, expected {len(self._kept)}, once each"
+            )
+        place = torch.empty(int(self._kept[-1]) + 1, dtype=torch.int64)
+        place[numbers] = torch.arange(len(numbers))
+        return subset_distance(_joined(self.features), self.reals, place[self.subsets], self.real_subsets)
+
+
+def subset_size(generated: int, real: int) -> int:
+    """1,000, or where there are fewer samples half of them, so that subsets differ."""
+    fewer = min(generated, real)
+    return SUBSET_SIZE if fewer >= SUBSET_SIZE else fewer // 2
+
+
+def subset_distance(features: Tensor, reals: Tensor, subsets: Tensor, real_subsets: Tensor) -> Distance:
+    """KID of features, shapes (n, d) and (m, d), from pairs of subsets: int64 indices, shape (subsets, size) each."""
+    values = torch.stack(
+        [
+            squared_mmd(features[chosen.to(features.device)], reals[real.to(reals.device)], cubic_kernel)
+            for chosen, real in zip(subsets, real_subsets, strict=True)
+        ]
+    )
+    return Distance(values.mean(), values.std(correction=0))
+
+
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / d + 1)^3 for all pairs: shapes (a, d) and (b, d) to (a, b)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def draw_subsets(population: int, size: int, purpose: str) -> Tensor:
+    """`SUBSETS` addressed draws of `size` of the numbers below `population`, without replacement: (SUBSETS, size)."""
+    keys = np.array([derive_key(0, f"{purpose}/{number}") for number in range(SUBSETS)], np.uint64)
+    places = np.tile(np.arange(size), SUBSETS)
+    return torch.from_numpy(permute(places, population, keys.repeat(size)).reshape(SUBSETS, size))
+
+
+def _joined(rows: list[Tensor] | Tensor) -> Tensor:
+    """A torchmetrics list state, which is one tensor once it has been synchronized."""
+    return torch.cat(rows or [torch.empty(0)]) if isinstance(rows, list) else rows

@@ -1,0 +1,138 @@
+"""How far generated text is from real text in its n-grams of characters, n = 1 to 4.
+
+Gulrajani et al. 2017 (released code, `gan_language.py`): the Jensen-Shannon divergence, in bits, of the distributions
+of n characters in a row, within a line, padding included and without smoothing. Finite sets of lines are apart even if
+they are alike, the more so the fewer they are; so both sides have equally many, and the value is to be read beside a
+baseline, that of held-out lines and as many training ones. Unlike the code's, held-out lines are not trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from distgan.config import Config
+from distgan.data.index.file import INDEX_NAME
+from distgan.data.index.loading import load_index
+from distgan.data.index.table import Index
+from distgan.data.kinds.text import MAX_VOCABULARY
+from distgan.data.order import permute
+from distgan.data.packing.output_folder import HELD_OUT
+from distgan.data.storage import filesystem, locations
+from distgan.errors import UserError
+from distgan.evaluation.divergences import js_divergence
+from distgan.evaluation.samples import read_reals
+from distgan.randomness import derive_key
+
+ORDERS = (1, 2, 3, 4)
+_BATCH = 1024
+
+
+def ngram_divergence(lines: Tensor, others: Tensor, order: int) -> Tensor:
+    """Jensen-Shannon divergence of the distributions of `order` characters in a row, in bits: 0 equal, 1 disjoint.
+
+    Args:
+        lines, others: numbers of characters below `MAX_VOCABULARY`, integers of shapes (n, length) and (m, length),
+            neither empty, with length >= order.
+    """
+    digits = MAX_VOCABULARY ** torch.arange(order, device=lines.device)
+    grams = [(side.long().unfold(1, order, 1) * digits).sum(2).flatten() for side in (lines, others)]
+    distinct, which = torch.cat(grams).unique(return_inverse=True)
+    first, second = (torch.bincount(part, minlength=len(distinct)) for part in which.split([len(g) for g in grams]))
+    return js_divergence(first, second) / math.log(2)
+
+
+def ngram_divergences(lines: Tensor, others: Tensor) -> Tensor:
+    """`ngram_divergence` of each of `ORDERS` between the first lines, equally many of both: float64, shape (4,)."""
+    count = min(len(lines), len(others))
+    return torch.stack([ngram_divergence(lines[:count], others[:count], order) for order in ORDERS])
+
+
+class NgramDivergence(Metric):
+    """Update with generated lines and their numbers; compute `ngram_divergences` to real ones.
+
+    Which lines are compared is a function of their numbers, so the value does not depend on the batches or ranks that
+    they came in.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    reals: Tensor
+    lines: list[Tensor] | Tensor
+    numbers: list[Tensor] | Tensor
+
+    def __init__(self, reals: Tensor, most: int, **settings: Any) -> None:
+        """reals: int32, shape (m, length). most: how many generated lines are kept, those with the lowest numbers.
+
+        settings: those of `torchmetrics.Metric`.
+        """
+        super().__init__(**settings)
+        self.register_buffer("reals", reals, persistent=False)
+        self.most = most
+        self.add_state("lines", [], dist_reduce_fx="cat")
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+
+    def update(self, lines: Tensor, numbers: Tensor) -> None:
+        """Add lines, integers (n, length), with these numbers, int64 of shape (n,)."""
+        kept = (numbers < self.most).to(lines.device)
+        assert isinstance(self.lines, list)
+        assert isinstance(self.numbers, list)
+        self.lines.append(lines.detach()[kept].int())
+        self.numbers.append(numbers.to(lines.device)[kept])
+
+    def compute(self) -> Tensor:
+        """The divergences of the lines of all ranks: float64, shape (4,)."""
+        lines, numbers = (torch.cat(s) if isinstance(s, list) else s for s in (self.lines, self.numbers))
+        return ngram_divergences(lines[numbers.argsort()].cpu(), self.reals.cpu())
+
+
+def held_out_index(config: Config, index: Index) -> Index:
+    """The held-out lines of a run, their characters numbered as in its training lines.
+
+    They are in `evaluation.held_out`, or in the folder `held-out` beside the training shards.
+
+    Raises:
+        UserError: there are none, or they are trained on.
+    """
+    where = config.evaluation.held_out
+    if where is None:
+        where = locations.join(index.folder, HELD_OUT)
+        if not index.folder or not filesystem.exists(locations.join(where, INDEX_NAME)):
+            raise UserError(
+                f"evaluation.metrics: ngram_js compares with text that is not trained on, and there is none in "
+                f"{locations.public_name(where)}; pack the text with --held-out 0.1, or name a folder in "
+                "evaluation.held_out"
+            )
+    held_out = load_index(where, config.data.cache_dir)
+    if held_out.kind != "text":
+        raise UserError(f"evaluation.held_out = {where}: holds {held_out.kind}; name a folder of shards of text")
+    if {shard.url for shard in held_out.shards} & {shard.url for shard in index.shards}:
+        raise UserError(f"evaluation.held_out = {where}: these shards are trained on; name others")
+    assert index.vocabulary is not None
+    return held_out.with_vocabulary(index.vocabulary)
+
+
+def read_lines(config: Config, index: Index, most: int) -> Tensor:
+    """Lines of an index in a random order, at most so many: int32, shape (n, length).
+
+    Lines that cannot be read are left out.
+
+    Raises:
+        UserError: next to none can be read.
+    """
+    chosen = permute(np.arange(min(most, len(index))), len(index), derive_key(0, "ngram_js/held out"))
+    # In the order of the shards, because remote ones are fetched whole.
+    batches = torch.from_numpy(chosen).sort().values.split(_BATCH)
+    return shuffled(torch.cat([part.samples for part in read_reals(config.data, index, batches)]).int())
+
+
+def shuffled(lines: Tensor) -> Tensor:
+    """Lines in an addressed random order."""
+    places = permute(np.arange(len(lines)), len(lines), derive_key(0, "ngram_js/order"))
+    return lines[torch.from_numpy(places)]

@@ -1,0 +1,137 @@
+"""The side of the real samples: what metrics keep of them, from the cache folder or from one pass over the shards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from distgan.config import Config
+from distgan.data.index.table import Index
+from distgan.distributed.interruption import Asked, heeding, never
+from distgan.errors import UserError
+from distgan.evaluation import statistics_cache
+from distgan.evaluation.detectors.features import Detector, evaluation_folder
+from distgan.evaluation.samples import Seen, fill, read_reals
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+log = logging.getLogger("distgan")
+
+_PREPROCESSING = 1  # Raised by any change of how shards become samples, so that no cached statistics outlive it.
+
+
+class Collector(Protocol):
+    """What one metric keeps of the real samples."""
+
+    name: str
+    """What the cached file's name begins with."""
+    numbers: Tensor
+    """Those it needs, by their place in the index: int64, rising."""
+
+    def update(self, seen: Seen) -> None:
+        """Take a batch on this rank, of samples that it needs or does not."""
+
+    def entry(self) -> statistics_cache.Entry:
+        """What all ranks took together, as it is cached. Every rank calls it; rank 0's counts.
+
+        Its fact `samples` is the number of samples taken.
+        """
+
+
+def real_statistics(
+    collectors: Mapping[str, Collector],
+    detector: Detector | None,
+    config: Config,
+    index: Index,
+    runtime: Runtime,
+    asked: Asked = never,
+) -> dict[str, statistics_cache.Entry]:
+    """What the collectors make of the real samples, by the same keys, on every rank. Call it on all of them.
+
+    Entries are cached under the collector's name, the data's fingerprint, the samples' shape, the detector's hash and
+    the preprocessing. Samples that cannot be read are left out, and counted in a warning.
+
+    Raises:
+        UserError: more than `data.max_failure_rate` of them cannot be read.
+        Interrupted: a rank was asked to stop; nothing is cached then.
+    """
+    folder = evaluation_folder(config.evaluation)
+    key = statistics_cache.key(index.fingerprint, *_shape(config), detector.hash if detector else "", _PREPROCESSING)
+    owner = f"-{detector.name}" if detector else ""
+    paths = {metric: folder / f"{of.name}{owner}-{key}.safetensors" for metric, of in collectors.items()}
+    found = {metric: statistics_cache.read(path) if runtime.is_main else None for metric, path in paths.items()}
+    missing = runtime.broadcast_object([metric for metric, entry in found.items() if entry is None])
+    if missing:
+        _collect([collectors[metric] for metric in missing], detector, config, index, runtime, asked)
+    entries = {}
+    for metric, collector in collectors.items():
+        with runtime.together():
+            entry = collector.entry() if metric in missing else found[metric]
+        entry = entries[metric] = runtime.broadcast_object(entry if runtime.is_main else None)
+        _check_readable(int(entry.facts["samples"]), len(collector.numbers), config, runtime)
+        if metric in missing and runtime.is_main:
+            statistics_cache.write(paths[metric], entry)
+    return entries
+
+
+def _shape(config: Config) -> tuple[object, ...]:
+    data = config.data
+    kinds: dict[str, tuple[object, ...]] = {
+        "images": (data.resolution, data.channels, data.background),
+        "text": (data.length,),
+        "points": (data.dimensions,),
+    }
+    return kinds[data.kind]
+
+
+def _collect(
+    collectors: list[Collector],
+    detector: Detector | None,
+    config: Config,
+    index: Index,
+    runtime: Runtime,
+    asked: Asked,
+) -> None:
+    """One pass over the samples that any of the collectors needs, on each rank over its share."""
+    numbers = torch.cat([collector.numbers for collector in collectors]).unique()
+    if runtime.is_main:
+        by = f" as {detector.name} sees them" if detector else ""
+        log.info("computing the statistics of %d real samples%s", len(numbers), by)
+    size = config.evaluation.batch_size
+    # A range of its own for each rank, so that a remote shard is fetched by one of them.
+    mine = numbers.tensor_split(runtime.world_size)[runtime.rank]
+    rounds = -(-(len(numbers) // runtime.world_size) // size)
+    with runtime.together(), heeding(runtime, asked, rounds) as check:
+        for reals in read_reals(config.data, index, mine.split(size) if len(mine) else ()):
+            check()
+            if len(reals.samples):
+                seen = see(detector, reals.numbers, fill(reals.samples, size).to(runtime.device), reals.labels)
+                for collector in collectors:
+                    collector.update(seen)
+
+
+def see(detector: Detector | None, numbers: Tensor, samples: Tensor, labels: Tensor) -> Seen:
+    """The first samples, as many as there are numbers and labels, with what the detector sees in them."""
+    count = len(numbers)
+    if detector is None:
+        features = logits = torch.empty(len(samples), 0, device=samples.device)
+    else:
+        features, logits = detector(samples)
+    return Seen(numbers, samples[:count], labels.to(samples.device), features[:count], logits[:count])
+
+
+def _check_readable(found: int, expected: int, config: Config, runtime: Runtime) -> None:
+    unreadable = expected - found
+    if unreadable > config.data.max_failure_rate * expected:
+        raise UserError(
+            f"data.path = {config.data.path}: {unreadable} of {expected} samples cannot be read, "
+            f"more than data.max_failure_rate = {config.data.max_failure_rate}; repair or pack them again",
+            everywhere=True,
+        )
+    if unreadable and runtime.is_main:
+        log.warning("the real statistics leave out %d of %d samples that cannot be read", unreadable, expected)

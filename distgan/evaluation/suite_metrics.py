@@ -1,0 +1,259 @@
+"""The metrics of `evaluation.metrics` as the suite runs them: what each needs of the reals, and its values' names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from distgan.config import Config
+from distgan.data.index.table import Index
+from distgan.data.order import permute
+from distgan.errors import UserError
+from distgan.evaluation import statistics_cache
+from distgan.evaluation.detectors.features import Detector
+from distgan.evaluation.metrics.class_coverage import ClassSpread, Spread
+from distgan.evaluation.metrics.frechet import FrechetDistance, Reference, make_reference
+from distgan.evaluation.metrics.inception_score import InceptionScore
+from distgan.evaluation.metrics.kid import SUBSET_SIZE, KernelDistance, subset_size
+from distgan.evaluation.metrics.mode_coverage import Coverage, MixtureMoments, ModeCoverage, Modes
+from distgan.evaluation.metrics.ngrams import (
+    ORDERS,
+    NgramDivergence,
+    held_out_index,
+    ngram_divergences,
+    read_lines,
+    shuffled,
+)
+from distgan.evaluation.moments import Moments
+from distgan.evaluation.names import value_name
+from distgan.evaluation.real_statistics import Collector
+from distgan.evaluation.samples import Seen
+from distgan.randomness import derive_key
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+log = logging.getLogger("distgan")
+
+POOL = 10_000
+"""How many real samples kernel distances and n-grams are of: all, or of more an addressed choice."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What there is to measure."""
+
+    config: Config
+    index: Index
+    runtime: Runtime
+    detector: Detector | None
+    """None where no metric wants one."""
+
+
+class Measure(NamedTuple):
+    """A metric of the generated samples, as part of a suite. Its ranks are synchronized when told to."""
+
+    metric: Metric
+    take: Callable[[Seen], tuple[Tensor, ...]]
+    """What it is updated with."""
+    values: Callable[[Any], dict[str, float]]
+    """What it has computed, by the suffix of each value's name (see `names.value_name`)."""
+
+
+def make_collectors(setting: Setting) -> dict[str, Collector]:
+    """By metric, for those that compare with statistics of the real samples."""
+    return {name: COLLECTORS[name](setting) for name in setting.config.metrics if name in COLLECTORS}
+
+
+def make_measure(name: str, setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+    """The metric of that name, given what its collector made of the real samples.
+
+    Raises UserError when the samples are too few for it.
+    """
+    measure = MEASURES[name](setting, reals)
+    measure.metric.to(setting.runtime.device)
+    return measure
+
+
+class _Moments:
+    """Mean and factorised covariance of what the detector sees in all real samples."""
+
+    name = "real"
+
+    def __init__(self, setting: Setting) -> None:
+        assert setting.detector is not None
+        self.numbers = torch.arange(len(setting.index))
+        self._moments = Moments(setting.detector.dimension).to(setting.runtime.device)
+
+    def update(self, seen: Seen) -> None:
+        self._moments.update(seen.features)
+
+    def entry(self) -> statistics_cache.Entry:
+        reference = make_reference(self._moments.compute())
+        return statistics_cache.Entry(
+            {"mean": reference.mean, "factor": reference.factor}, {"samples": reference.samples}
+        )
+
+
+def _fid(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+    assert setting.detector is not None
+    assert reals is not None
+    samples, generated = int(reals.facts["samples"]), setting.config.evaluation.num_samples
+    if min(generated, samples) <= setting.detector.dimension and setting.runtime.is_main:
+        log.warning(
+            "%s of %d generated and %d real images: with no more images than features (%d) it is far too "
+            "large and compares only between equal numbers; raise evaluation.num_samples or use another detector",
+            value_name("fid", setting.config), generated, samples, setting.detector.dimension,
+        )  # fmt: skip
+    reference = Reference(samples, reals.tensors["mean"], reals.tensors["factor"])
+    metric = FrechetDistance(reference, sync_on_compute=False)
+    return Measure(metric, lambda seen: (seen.features,), lambda distance: {"": float(distance)})
+
+
+def _inception_score(setting: Setting, _: statistics_cache.Entry | None) -> Measure:
+    assert setting.detector is not None
+    metric = InceptionScore(setting.detector.num_logits, setting.config.evaluation.num_samples, sync_on_compute=False)
+    return Measure(metric, lambda seen: (seen.logits, seen.numbers), _mean_and_deviation)
+
+
+class _Pool:
+    """Something of some of the real samples, a row each, on rank 0."""
+
+    def __init__(self, setting: Setting, name: str, take: Callable[[Seen], Tensor]) -> None:
+        self.name, self._take = name, take
+        count = len(setting.index)
+        chosen = permute(np.arange(min(count, POOL)), count, derive_key(0, "kid/reals"))
+        self.numbers = torch.from_numpy(chosen).sort().values
+        self._runtime = setting.runtime
+        self._rows: list[Tensor] = [torch.empty(0)]
+
+    def update(self, seen: Seen) -> None:
+        kept = torch.isin(seen.numbers, self.numbers)
+        rows = self._take(seen)
+        self._rows.append(rows[kept.to(rows.device)].cpu())
+
+    def entry(self) -> statistics_cache.Entry:
+        rows = self._runtime.gather_rows(torch.cat([part for part in self._rows if len(part)] or self._rows))
+        return statistics_cache.Entry({"rows": rows}, {"samples": len(rows)})
+
+
+def _features(setting: Setting) -> _Pool:
+    return _Pool(setting, "real-features", lambda seen: seen.features)
+
+
+def _lines(setting: Setting) -> _Pool:
+    return _Pool(setting, "real-lines", lambda seen: seen.samples.int())
+
+
+def _kid(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+    assert reals is not None
+    features, generated = reals.tensors["rows"], setting.config.evaluation.num_samples
+    size = subset_size(generated, len(features))
+    if size < 2:
+        raise UserError(
+            f"{value_name('kid', setting.config)} of {generated} generated and {len(features)} real images: it needs "
+            "at least 4 of each; evaluate more samples, or leave kid out of evaluation.metrics"
+        )
+    if size < SUBSET_SIZE and setting.runtime.is_main:
+        log.warning(
+            "%s of %d generated and %d real images is of subsets of %d, where the protocol has %d: its noise is larger",
+            value_name("kid", setting.config), generated, len(features), size, SUBSET_SIZE,
+        )  # fmt: skip
+    metric = KernelDistance(
+        features, generated, sync_on_compute=False,
+        dist_sync_fn=lambda rows, group=None: [setting.runtime.gather_rows(rows)],
+    )  # fmt: skip
+    return Measure(metric, lambda seen: (seen.features, seen.numbers), _mean_and_deviation)
+
+
+def _classes(setting: Setting, _: statistics_cache.Entry | None) -> Measure:
+    labels = torch.from_numpy(setting.index.labels.astype(np.int64))
+    metric = ClassSpread(torch.bincount(labels, minlength=setting.index.num_classes), sync_on_compute=False)
+
+    def values(spread: Spread) -> dict[str, float]:
+        return {"": float(spread.found), "_smallest_share": float(spread.smallest_share), "_kl": float(spread.kl)}
+
+    return Measure(metric, lambda seen: (seen.logits,), values)
+
+
+class _Mixture:
+    """Centres and width of the modes that the real points were drawn from."""
+
+    name = "real-modes"
+
+    def __init__(self, setting: Setting) -> None:
+        data, index = setting.config.data, setting.index
+        if not index.num_classes:
+            raise UserError(
+                f"modes: the points of data.path = {data.path} have no labels, which say the mode that each was drawn "
+                "from; give a mixture such as builtin:ring, or set evaluation.every=0",
+                everywhere=True,
+            )
+        self.numbers = torch.arange(len(index))
+        self._moments = MixtureMoments(index.num_classes, data.dimensions, sync_on_compute=False)
+        self._moments.to(setting.runtime.device)
+
+    def update(self, seen: Seen) -> None:
+        self._moments.update(seen.samples, seen.labels)
+
+    def entry(self) -> statistics_cache.Entry:
+        with self._moments.sync_context(dist_sync_fn=self._moments.dist_sync_fn):
+            count = int(self._moments.counts.sum())  # first, as computing ends the synchronization
+            return statistics_cache.Entry(self._moments.compute()._asdict(), {"samples": count})
+
+
+def _modes(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+    assert reals is not None
+    metric = ModeCoverage(Modes(**reals.tensors), sync_on_compute=False)
+
+    def values(coverage: Coverage) -> dict[str, float]:
+        return {"": float(coverage.covered), "_high_quality": float(coverage.high_quality)}
+
+    return Measure(metric, lambda seen: (seen.samples,), values)
+
+
+def _ngram_js(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+    assert reals is not None
+    index, held_out = held_out_index(setting.config, setting.index), torch.empty(0)
+    baseline = torch.zeros(len(ORDERS))
+    if setting.runtime.is_main:
+        held_out = read_lines(setting.config, index, min(POOL, setting.config.evaluation.num_samples))
+        baseline = ngram_divergences(held_out, shuffled(reals.tensors["rows"]))
+        log.info("ngram_js compares %d generated lines with as many that are not trained on", len(held_out))
+    metric = NgramDivergence(
+        held_out, POOL, sync_on_compute=False,
+        dist_sync_fn=lambda rows, group=None: [setting.runtime.gather_rows(rows)],
+    )  # fmt: skip
+
+    def values(divergences: Tensor) -> dict[str, float]:
+        named = {"": divergences, "_baseline": baseline}
+        return {f"{of}[{n}]": float(value) for of, row in named.items() for n, value in zip(ORDERS, row, strict=True)}
+
+    return Measure(metric, lambda seen: (seen.samples, seen.numbers), values)
+
+
+def _mean_and_deviation(result: Any) -> dict[str, float]:
+    return {"": float(result.mean), "_std": float(result.deviation)}
+
+
+COLLECTORS: dict[str, Callable[[Setting], Collector]] = {
+    "fid": _Moments,
+    "kid": _features,
+    "modes": _Mixture,
+    "ngram_js": _lines,
+}
+MEASURES: dict[str, Callable[[Setting, statistics_cache.Entry | None], Measure]] = {
+    "fid": _fid,
+    "inception_score": _inception_score,
+    "kid": _kid,
+    "classes": _classes,
+    "modes": _modes,
+    "ngram_js": _ngram_js,
+}

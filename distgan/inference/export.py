@@ -1,0 +1,261 @@
+"""A trained generator as files, `config.json` and `model.safetensors`, and a module of them or of a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from distgan import schedule
+from distgan.checkpoint import writer
+from distgan.checkpoint.contents import Vocabulary, load_description
+from distgan.checkpoint.restore import find_broken, find_checkpoint, find_misfit
+from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
+from distgan.config.error_messages import explain
+from distgan.errors import UserError, blaming, within_memory
+from distgan.files import read_bounded, sync_folder, write_atomically, writing
+from distgan.inference.generation import statistics_batches
+from distgan.inference.generator import Generator
+from distgan.inference.latents import LatentSource
+from distgan.networks.layers.normalization import recompute_statistics
+from distgan.networks.shape import sample_shape
+
+_FORMAT = "distgan generator"
+_MAX_DESCRIPTION = 16 << 20
+_FILES = {"config.json", "model.safetensors"}
+_Number = Annotated[int, Field(ge=0, lt=2**62)]
+_Size = Annotated[int, Field(ge=0, le=2**16)]
+_SIZES = {"images": ("resolution", "channels"), "text": ("length", "vocabulary"), "points": ("dimensions",)}
+
+
+class _Growth(BaseModel):
+    """How far a generator of architecture progressive had grown."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    level: Annotated[int, Field(ge=0, le=14)]
+    fade: Annotated[float, Field(gt=0, le=1)]
+
+
+class _Description(BaseModel):
+    """What config.json says; it may come from a stranger."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    format: Literal["distgan generator"]
+    version: Literal[1]
+    generator: GeneratorConfig
+    kind: Literal["images", "text", "points"] = "images"
+    resolution: _Size = 0
+    channels: Literal[0, 1, 3] = 0
+    length: _Size = 0
+    vocabulary: Vocabulary | None = None
+    dimensions: _Size = 0
+    class_names: list[str] | None
+    class_counts: Annotated[list[_Number], Field(min_length=1)] | None
+    growth: _Growth | None = None
+    step: _Number
+    images: _Number
+    data_fingerprint: str
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _check(self) -> _Description:
+        for name in itertools.chain(*_SIZES.values()):
+            if bool(getattr(self, name)) != (name in _SIZES[self.kind]):
+                raise ValueError(f"kind: a generator of {self.kind} has {' and '.join(_SIZES[self.kind])}, and no more")
+        if self.generator.architecture not in ARCHITECTURES[self.kind]:
+            raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
+        if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
+            raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
+        if self.generator.normalisation == "virtual" and self.generator.reference_size is None:
+            raise ValueError("generator.reference_size: virtual batch norm has a reference batch; give its size")
+        if self.class_counts is not None and not 0 < sum(self.class_counts) < 2**62:
+            raise ValueError("class_counts: their sum is not in [1, 2**62)")
+        if self.class_names is not None and len(self.class_names) != len(self.class_counts or []):
+            raise ValueError("class_names: not as many as class_counts")
+        if self.growth is not None:
+            if self.generator.architecture != "progressive":
+                raise ValueError(f"growth: a generator of architecture {self.generator.architecture} does not grow")
+            if 4 << self.growth.level > self.resolution:
+                raise ValueError(f"growth: level {self.growth.level} is above the resolution")
+        return self
+
+
+def load_generator(
+    path: str | os.PathLike[str], *, best: bool = False, device: torch.device | str = "cpu"
+) -> Generator:
+    """The averaged generator of an export, a checkpoint, or a run (its newest checkpoint, or its best).
+
+    From a checkpoint or a run, batch-norm statistics are recomputed from addressed latents on the way. This process
+    does so by itself, so that any rank of a job may load a generator without the others.
+
+    Args:
+        device: where the generator is to be, and its statistics are computed.
+
+    Raises:
+        UserError: naming the file that is missing, damaged or of another kind.
+    """
+    if not os.fspath(path):
+        raise UserError("the path of the generator is empty; name a run, a checkpoint or an export")
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        if best:
+            raise UserError(f"{folder}: an export holds one generator; name the run, or leave --best out")
+        return _load_export(folder).to(device)
+    return _load_checkpoint(find_checkpoint(folder, best=best), device)
+
+
+def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], *, best: bool = False) -> Path:
+    """Write the averaged generator of a run or checkpoint as `config.json` and `model.safetensors`.
+
+    An earlier export at `destination` is replaced; anything else there is refused. A crash leaves the new export, the
+    earlier one, or the earlier one beside it under a hidden name.
+
+    Raises:
+        UserError: nothing to export, or `destination` is taken or cannot be written.
+    """
+    if not os.fspath(destination):
+        raise UserError("the destination of the export is empty; name a folder")
+    target = Path(os.path.realpath(destination))
+    if os.path.lexists(target) and not _is_free(target):
+        raise UserError(f"{destination}: exists and is not an export; choose an empty or new folder")
+    generator = load_generator(source, best=best)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with writing(target, "the export", name=destination):
+            temporary.mkdir(parents=True)
+            tensors = {name: value.contiguous() for name, value in generator.network.state_dict().items()}
+            # Not `save_file`, which reports a full disk by an error of its own.
+            write_atomically(temporary / "model.safetensors", safetensors.torch.save(tensors))
+            write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
+            sync_folder(temporary)
+            _publish(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Path(destination)
+
+
+def _is_free(target: Path) -> bool:
+    """Whether what is there may be replaced: an empty folder or an earlier export, not somebody else's model."""
+    try:
+        names = {path.name for path in target.iterdir()}
+        if names and names <= _FILES:
+            description = json.loads(read_bounded(target / "config.json", _MAX_DESCRIPTION))
+            return isinstance(description, dict) and description.get("format") == _FORMAT
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not names
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename a complete folder to its place; an earlier one there is set aside first, and removed last."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    there = target.exists()
+    if there:
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if there:
+            aside.rename(target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _load_export(folder: Path) -> Generator:
+    file = folder / "config.json"
+    content = read_bounded(file, _MAX_DESCRIPTION)
+    try:
+        description = _Description.model_validate_json(content)
+    except ValidationError as error:
+        raise UserError(
+            f"{file}: not the description of an exported generator: {explain(error, _Description)}; "
+            "make one with distgan export"
+        ) from None
+    generator = _build(file, description.model_dump(mode="json"), description.generator)
+    weights = folder / "model.safetensors"
+    try:
+        if not weights.is_file():
+            raise OSError("no such file" if not os.path.lexists(weights) else "not a regular file")
+        # Copied, because what is loaded is a mapping of the file, which may be replaced while the generator is in use.
+        tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load_file(weights).items()}
+        problem = _take_weights(generator, tensors)
+    except (OSError, safetensors.SafetensorError, RuntimeError, MemoryError) as error:
+        problem = _reason(error)
+    if problem:
+        raise UserError(f"{weights}: does not hold this generator's weights: {problem}; export it again")
+    return generator
+
+
+def _build(file: Path, description: dict[str, Any], config: GeneratorConfig) -> Generator:
+    """The generator that a file describes, on no device: no memory is spent on sizes that the weights may not have."""
+    try:
+        with torch.device("meta"), blaming(file):
+            return Generator(description, config)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
+
+
+def _take_weights(generator: Generator, tensors: dict[str, Tensor]) -> str | None:
+    """Give a generator on no device its weights, which may be in another precision, or say why these are not they."""
+    expected = generator.network.state_dict()
+    for name, value in tensors.items():
+        if name in expected and value.is_floating_point() and expected[name].is_floating_point():
+            tensors[name] = value.to(expected[name].dtype)
+    problem = find_misfit(tensors, expected) or find_broken(tensors, generator.num_classes)
+    if problem is None:
+        generator.network.load_state_dict(tensors, assign=True)
+    return problem
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
+    state = load_description(path)
+    config: Config = parse_config(state.config, source=f"{path}/state.json")
+    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
+    if (vocabulary is not None) != (config.data.kind == "text"):
+        raise UserError(f"{path}/state.json: text has a vocabulary, and nothing else has; take another checkpoint")
+    shape = sample_shape(config.data, vocabulary=len(vocabulary or ()))
+    description = {
+        "format": _FORMAT,
+        "version": 1,
+        "generator": config.generator.model_dump(mode="json"),
+        "kind": shape.kind,
+        "resolution": shape.resolution,
+        "channels": shape.channels,
+        "length": shape.length,
+        "vocabulary": vocabulary,
+        "dimensions": shape.dimensions,
+        "growth": asdict(growth) if growth else None,
+        "class_names": classes.names if classes else None,
+        "class_counts": classes.counts if classes else None,
+        "step": state.step,
+        "images": state.images,
+        "data_fingerprint": state.data.fingerprint,
+        "versions": state.versions,
+    }
+    generator = _build(path / "state.json", description, config.generator)
+    tensors = writer.load_files(path, ["generator_ema"])["generator_ema"]
+    if problem := _take_weights(generator, tensors):
+        raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
+    generator.to(device)
+    counts = classes.counts if classes else None
+    source = LatentSource(config.generator, config.seed, class_counts=counts, device=device)
+    with within_memory(f"{path}/state.json: training.batch_size = {config.training.batch_size}"):
+        recompute_statistics(generator.network, statistics_batches(source, config))
+    return generator

@@ -1,0 +1,96 @@
+"""Between samples as data hold them and as networks see them, and the batch-norm statistics a generator needs first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan.config import Config
+from distgan.inference import interpolation
+from distgan.inference.latents import LatentSource
+from distgan.networks.layers.virtual_batch_norm import reference_moments
+from distgan.networks.shape import SampleShape
+
+
+def to_network(shape: SampleShape, values: Tensor) -> Tensor:
+    """Samples as a batch of the stream holds them (see `reader.Batch`) to what networks see, float32 (n, *shape.sizes).
+
+    Images are scaled to [-1, 1], characters become one-hot vectors, points stay as they are.
+    """
+    if shape.kind == "images":
+        return from_bytes(values)
+    if shape.kind == "text":
+        return F.one_hot(values.long(), shape.vocabulary).float().transpose(1, 2)
+    return values.float()
+
+
+def from_network(shape: SampleShape, samples: Tensor) -> Tensor:
+    """What a generator makes, float (n, *shape.sizes), to samples as metrics and files have them.
+
+    Images become uint8 (n, C, R, R), text the most probable characters, int64 (n, length), points float32 (n, d).
+    """
+    if shape.kind == "images":
+        return to_bytes(samples)
+    if shape.kind == "text":
+        return samples.argmax(1)
+    return samples.float()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8 by rounding to the nearest level, as metrics and pictures expect."""
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def dequantize(images: Tensor, noise: Tensor) -> Tensor:
+    """uint8 images to 2 (x/256 - 1/2) + u, given noise in [0, 1) that becomes u from U[0, 1/128).
+
+    As the released code of WGAN-GP's CIFAR-10 ResNet has it, and that of SNGAN.
+    """
+    return images.float() / 128.0 - 1.0 + noise / 128.0
+
+
+def statistics_batches(
+    source: LatentSource, config: Config, *, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """This rank's share of the addressed batches from which batch-norm statistics are recomputed.
+
+    They are the same for any number of ranks: whole batches of `config.statistics_batch` samples, each for one rank.
+    """
+    batch_size = config.statistics_batch
+    for batch in range(rank, max(1, config.ema.statistics_samples // batch_size), world_size):
+        yield source.draw("batch statistics", torch.arange(batch * batch_size, (batch + 1) * batch_size))
+
+
+@contextmanager
+def generating(
+    network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A function from positions to samples of a network in evaluation mode, as `from_network` gives them.
+
+    The network does not change meanwhile: virtual batch norm's reference batch passes through it once for all calls.
+    """
+
+    def generate(positions: Tensor) -> Tensor:
+        return from_network(shape, network(*source.draw(purpose, positions)))
+
+    with torch.no_grad(), reference_moments(network):
+        yield generate
+
+
+@torch.no_grad()
+def interpolate(
+    network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, paths: int, steps: int
+) -> Tensor:
+    """Samples (paths * steps, ...) along arcs between neighbouring latents, path by path."""
+    latents, labels = interpolation.interpolate(*source.draw(purpose, torch.arange(2 * paths)), steps)
+    with reference_moments(network):
+        return from_network(shape, network(latents, labels))

@@ -1,0 +1,79 @@
+"""Penalties on the discriminator's gradient with respect to its input, on its values, and where they are taken.
+
+Everything is per sample, with norms over all of a sample's dimensions, and then a mean over the batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distgan.config import GradientPenaltyConfig
+from distgan.distributed import collectives
+
+
+def input_gradients(logits: Tensor, samples: Tensor) -> Tensor:
+    """d logit_i / d sample_i, flattened to (n, dimensions) and differentiable.
+
+    With batch norm a logit also depends on the other samples; as in one process with the whole batch, the gradient
+    taken is that of the sum of all logits of all ranks.
+    """
+    (gradients,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
+    return gradients.flatten(1)
+
+
+def zero_centred(logits: Tensor, samples: Tensor, gamma: float) -> Tensor:
+    """gamma/2 E |grad D(x)|^2: R1 on real samples, R2 on generated ones (Mescheder et al. 2018, eq. 9 and 10).
+
+    Their released code's coefficient of 10 on the mean squared norm is gamma = 20 here.
+    """
+    return 0.5 * gamma * input_gradients(logits, samples).square().sum(1).mean()
+
+
+def gradient_penalty(logits: Tensor, points: Tensor, config: GradientPenaltyConfig) -> Tensor:
+    """lambda E (|grad D(x^)| - target)^2 (Gulrajani et al. 2017, eq. 3), or of its positive part only (section 4).
+
+    A gradient that is exactly 0 has no direction to grow in; it contributes lambda target^2, and nothing to the
+    gradient, where a root of a sum of squares would contribute NaN.
+    """
+    norms = torch.linalg.vector_norm(input_gradients(logits, points), dim=1)
+    excess = norms - config.target
+    if config.one_sided:
+        excess = F.relu(excess)
+    penalty: Tensor = config.weight * excess.square().mean()
+    return penalty
+
+
+def drift(real_logits: Tensor) -> Tensor:
+    """E D(x)^2 over real samples (Karras et al. 2018, appendix A.1, without its factor)."""
+    return real_logits.square().mean()
+
+
+def interpolate(reals: Tensor, fakes: Tensor, fractions: Tensor) -> Tensor:
+    """r + alpha (f - r) with one alpha in [0, 1) for each sample, shape (n,) (Gulrajani et al. 2017, algorithm 1)."""
+    between: Tensor = reals + _each(fractions, reals) * (fakes - reals)
+    return between
+
+
+def perturb_gaussian(reals: Tensor, noise: Tensor, variance: float) -> Tensor:
+    """x + delta with delta from N(0, variance), given noise from N(0, 1) (DRAGAN: Kodali et al. 2017, section 2.3)."""
+    return reals + math.sqrt(variance) * noise
+
+
+def perturb_uniform(reals: Tensor, noise: Tensor, fractions: Tensor) -> Tensor:
+    """x + alpha (x_p - x) with x_p = x + 1/2 std(batch) U[0, 1), as DRAGAN's released code perturbs.
+
+    The standard deviation is one number, over all elements of the batch of all ranks. Noise has the reals' shape;
+    fractions, one a sample, are the alphas.
+    """
+    with torch.no_grad():
+        _, variance = collectives.batch_moments(reals, tuple(range(reals.dim())))
+    perturbed: Tensor = reals + _each(fractions, reals) * 0.5 * variance.sqrt() * noise
+    return perturbed
+
+
+def _each(values: Tensor, samples: Tensor) -> Tensor:
+    return values.view(-1, *(1,) * (samples.dim() - 1))

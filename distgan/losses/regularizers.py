@@ -1,0 +1,67 @@
+"""Terms and means beside the adversarial loss (Salimans et al. 2016, and instance noise)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distgan.config import InstanceNoiseConfig
+from distgan.distributed import collectives
+
+
+def feature_matching(real_features: Tensor, fake_features: Tensor, distance: str) -> Tensor:
+    """|E f(x) - E f(G(z))|^2 of features (n, ...), the means over the batch of all ranks (section 3.1).
+
+    `l1` is the released code's mean absolute difference of the two (its CIFAR-10 and SVHN experiments).
+    """
+    difference = collectives.all_reduce_mean(real_features.mean(0) - fake_features.mean(0))
+    return difference.abs().mean() if distance == "l1" else difference.square().sum()
+
+
+class HistoricalAverage:
+    """|theta - 1/t sum_i theta[i]|^2 of a player's parameters (section 3.3), with one copy of them.
+
+    theta[1] are the initial parameters, theta[i + 1] those after its i-th applied update; the current ones are the
+    last of the t (the paper does not say whether they count, and there is no released code).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._names = [name for name, _ in network.named_parameters()]
+        self._means = [parameter.detach().clone() for parameter in self._parameters]
+        self._count = torch.ones((), device=self._means[0].device)
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        # Anew each time, because an engine may put other tensors in their place.
+        return list(self._network.parameters())
+
+    def penalty(self) -> Tensor:
+        """The squared distance, summed over all parameters; differentiable in them."""
+        differences = torch._foreach_sub(self._parameters, self._means)
+        return torch.stack(torch._foreach_norm(differences)).square().sum()
+
+    @torch.no_grad()
+    def update(self, applied: Tensor) -> None:
+        """Take the parameters after an update into the mean; `applied` is 0 for an update that was skipped, else 1."""
+        self._count += applied
+        change = torch._foreach_sub(self._parameters, self._means)
+        torch._foreach_mul_(change, applied / self._count)
+        torch._foreach_add_(self._means, change)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin again at the parameters as they are now."""
+        torch._foreach_copy_(self._means, self._parameters)
+        self._count.fill_(1.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """The means by parameter, and `count`, a number. The tensors themselves: copying into them loads a state."""
+        return {f"mean/{name}": mean for name, mean in zip(self._names, self._means, strict=True)} | {
+            "count": self._count
+        }
+
+
+def noise_sigma(config: InstanceNoiseConfig, step: int) -> float:
+    """Standard deviation of instance noise at a step (0-based): linear to 0, or constant."""
+    return config.sigma if config.steps is None else config.sigma * max(0.0, 1.0 - step / config.steps)

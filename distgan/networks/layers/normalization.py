@@ -1,0 +1,153 @@
+"""Normalisation layers. Batch norm's statistics are over all ranks, or over one, and keep no state while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan.distributed import collectives
+from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015, algorithm 1) of (n, C) or (n, C, H, W) activations.
+
+    In training mode it normalises by the moments of the current micro-batch: of all ranks together when
+    `synchronized` (first and second derivatives included), of this rank otherwise. It does not track running
+    averages, so that a skipped update has nothing to undo; the statistics used in evaluation mode are computed from
+    the weights when they are needed, by `recompute_statistics`.
+
+    Scales start at N(1, 0.02), offsets at 0 (Radford et al. 2016, released code); without `affine` there are none.
+    """
+
+    def __init__(self, channels: int, *, synchronized: bool, affine: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.synchronized = synchronized
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.collected: list[Tensor] | None = None
+
+    def forward(self, activations: Tensor) -> Tensor:
+        if self.collected is not None:
+            self._collect(activations, self.collected)
+        elif not self.training:
+            return F.batch_norm(activations, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        elif self.synchronized and collectives.world_size() > 1:
+            return self._normalise_synchronized(activations)
+        return F.batch_norm(activations, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+    def _normalise_synchronized(self, activations: Tensor) -> Tensor:
+        mean, variance = collectives.batch_moments(activations, (0, *range(2, activations.dim())))
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = self.weight * scale
+        offset = -mean * scale if self.bias is None else self.bias - mean * scale
+        shape = (1, -1, *(1,) * (activations.dim() - 2))
+        return torch.addcmul(offset.view(shape), activations, scale.view(shape)).to(activations.dtype)
+
+    def _collect(self, activations: Tensor, collected: list[Tensor]) -> None:
+        mean, variance = collectives.batch_moments(
+            activations.detach(), (0, *range(2, activations.dim())), synchronized=False
+        )
+        collected.append(torch.stack((mean.double(), variance.double() + mean.double().square())))
+
+    def extra_repr(self) -> str:
+        return f"{self.running_mean.numel()}, synchronized={self.synchronized}, eps={self.eps}"
+
+
+class ConditionalNormalisation(nn.Module):
+    """A normalisation whose scale and offset are those of each sample's class (Dumoulin et al. 2017).
+
+    Activations (n, C) or (n, C, H, W) and int64 labels (n,). Scales start at 1, offsets at 0, and eps is 2e-5
+    (Miyato and Koyama 2018, released code).
+    """
+
+    def __init__(self, kind: str, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.normalisation = _build(kind, channels, affine=False, eps=2e-5)
+        self.weight = nn.Parameter(torch.ones(num_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, activations: Tensor, labels: Tensor) -> Tensor:
+        shape = (*activations.shape[:2], *(1,) * (activations.dim() - 2))
+        scale, offset = (F.embedding(labels, table).view(shape) for table in (self.weight, self.bias))
+        return torch.addcmul(offset, self.normalisation(activations), scale).to(activations.dtype)
+
+
+@torch.no_grad()
+def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]], *, across_ranks: bool = False) -> None:
+    """Set the evaluation statistics of all batch-norm layers from forward passes over `batches`.
+
+    Standing statistics (Brock et al. 2019, section 4.1): each layer's moments are averaged over batches, each of
+    which is normalised by itself on the way.
+
+    Args:
+        batches: positional arguments of `network`, one tuple per forward pass; equally large batches.
+        across_ranks: each rank passes its own share of the batches (any number of them, even none) and the averages
+            are over all. Every rank must call it then, with a network on the device that the ranks talk over. Without
+            it nothing is said to other ranks, and any process may call it by itself.
+    """
+    layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    if not layers:
+        return
+    channels = [layer.running_mean.numel() for layer in layers]
+    device = layers[0].running_mean.device
+    try:
+        for layer in layers:
+            layer.collected = []
+        total = torch.zeros(2 * sum(channels) + 1, dtype=torch.float64, device=device)
+        for batch in batches:
+            network(*batch)
+            moments = [layer.collected.pop() for layer in layers if layer.collected is not None]
+            total += torch.cat((*(moment.flatten() for moment in moments), total.new_ones(1)))
+    finally:
+        for layer in layers:
+            layer.collected = None
+    if across_ranks:
+        total = collectives.all_reduce_sum(total)
+    averages = (total[:-1] / total[-1]).split([2 * count for count in channels])
+    for layer, average in zip(layers, averages, strict=True):
+        mean, square = average.view(2, -1)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_((square - mean.square()).clamp(min=0))  # where rounding makes it negative
+
+
+def build_normalisation(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:
+    """The layer of one of the config's `normalisation`s; with classes, it is called with the labels too.
+
+    `layer` is that of Gulrajani et al. 2017: moments over all of a sample's channels and positions, a scale and an
+    offset for each channel, which `torch.nn.LayerNorm` has for each position.
+    """
+    if num_classes:
+        return ConditionalNormalisation(kind, channels, num_classes)
+    return _build(kind, channels, affine=True, eps=1e-5)
+
+
+def _build(kind: str, channels: int, *, affine: bool, eps: float) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    if kind == "layer":
+        return nn.GroupNorm(1, channels, affine=affine, eps=eps)
+    if kind == "virtual":
+        return VirtualBatchNorm(channels, affine=affine, eps=eps)
+    return BatchNorm(channels, synchronized=kind == "synchronized", affine=affine, eps=eps)
+
+
+def centres_channels(kind: str) -> bool:
+    """Whether it takes each channel's mean away, so that a bias before it would do nothing."""
+    return kind in ("synchronized", "batch", "virtual")
+
+
+def normalisation_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The scales and offsets of all normalisation layers."""
+    kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm, ConditionalNormalisation)
+    return [parameter for layer in network.modules() if isinstance(layer, kinds) for parameter in layer.parameters()]

@@ -1,0 +1,135 @@
+"""What the players are fed: reals from the stream, latents, labels and addresses by number."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from distgan import randomness, schedule
+from distgan.data.reader import Batch
+from distgan.data.replacements import Failure, check_failure_rate
+from distgan.data.stream import open_stream
+from distgan.distributed.runtime import Runtime
+from distgan.inference.generation import dequantize, to_network
+from distgan.networks.progressive import fade_reals, shrink
+from distgan.players.objective import MicroBatch
+from distgan.training.latent_prefetch import DrawnAhead
+from distgan.training.setup import latent_source, uses_channels_last
+from distgan.training.state import TrainingState
+
+logger = logging.getLogger("distgan")
+
+
+class Feed:
+    """This rank's share of every micro-batch, from the state's stream position on."""
+
+    def __init__(self, state: TrainingState, runtime: Runtime) -> None:
+        self.state, self.config, self.progress, self.runtime = state, state.config, state.progress, runtime
+        self.latents = latent_source(state.config, state.index, runtime.device)
+        self.failures: list[Failure] = []
+        """Samples this rank could not read and the others do not know of."""
+        self.seconds_waited = 0.0
+        channels_last = uses_channels_last(state.config, runtime.device)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._last_batches: list[Batch] = []
+        self._open(state.progress.position, schedule.micro_batch(state.config, state.progress.position))
+
+    def _open(self, start: int, micro_batch: int) -> None:
+        """Begin micro-batches of this size at a stream position."""
+        self.micro_batch = micro_batch
+        self.share = micro_batch // self.runtime.world_size
+        accumulation = self.config.training.accumulation
+        # Updates of the discriminator follow one another; those of the generator are as far apart at every level.
+        apart = {"discriminator": accumulation * micro_batch, "generator": schedule.largest_batch(self.config)}
+        self._draws = {
+            role: DrawnAhead(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
+            for role, distance in apart.items()
+        }
+        self._stream = open_stream(
+            self.config.data,
+            self.config.seed,
+            self.state.index,
+            start=start,
+            micro_batch=micro_batch,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+            substitutions=self.progress.substitutions,
+            pin_memory=self.runtime.device.type == "cuda",
+        )
+
+    def discriminator_inputs(self, update: schedule.Update) -> Iterator[MicroBatch]:
+        """The micro-batches of a discriminator update: reals of the stream, latents and labels for fakes."""
+        if update.micro_batch != self.micro_batch:
+            self._stream.close()
+            self._open(update.start, update.micro_batch)
+        self._last_batches.clear()
+        for start in range(update.start, update.start + update.batch_size, update.micro_batch):
+            batch = self._next_batch()
+            if self.config.objective.generator_needs_reals:
+                self._last_batches.append(batch)
+            yield self._micro_batch("discriminator", start, batch)
+
+    def generator_inputs(self, step: int) -> Iterator[MicroBatch]:
+        """The micro-batches of a generator update, with the reals of the step's last discriminator update if the
+        objective looks at any. Those were kept in host memory and are copied to the device once more, so that it never
+        holds a whole batch."""
+        first = schedule.generator_slot(self.config, step)
+        for number in range(self.config.training.accumulation):
+            batch = self._last_batches[number] if self._last_batches else None
+            yield self._micro_batch("generator", first + number * self.micro_batch, batch)
+
+    def share_failures(self) -> None:
+        """Make what any rank could not read known to all, from the next position on. Every rank calls it.
+
+        Raises:
+            UserError: more than `data.max_failure_rate` could not be read.
+        """
+        for failures in self.runtime.gather_objects(self.failures):
+            for failure in failures:
+                if self.progress.substitutions.add(failure, self.progress.position) and self.runtime.is_main:
+                    logger.warning("unreadable sample replaced: %s", failure.reason)
+        self.failures = []
+        with self.runtime.together():
+            check_failure_rate(
+                self.progress.substitutions,
+                self.progress.position,
+                len(self.state.index),
+                self.config.data.max_failure_rate,
+            )
+
+    def close(self) -> None:
+        """Stop the loader's processes."""
+        self._stream.close()
+
+    def _micro_batch(self, role: str, start: int, batch: Batch | None) -> MicroBatch:
+        """This rank's share of the micro-batch whose latents are numbered from `start`, with the reals of `batch`."""
+        drawn = self._draws[role].take(start + self.runtime.rank * self.share)
+        return MicroBatch(*drawn, *(self._to_device(batch) if batch is not None else (None, None)))
+
+    def _next_batch(self) -> Batch:
+        started = time.perf_counter()
+        batch = next(self._stream)
+        self.seconds_waited += time.perf_counter() - started
+        self.failures += batch.failures
+        return batch
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Reals as networks see them at this point of the run, and their labels if the run uses any."""
+        device = self.runtime.device
+        values = batch.values.to(device, non_blocking=True)
+        if self.config.data.dequantize:
+            places = batch.positions.to(device, non_blocking=True)
+            noise = randomness.uniform(self.config.seed, "data/dequantize", places, values.shape[1:])
+            reals = dequantize(values, noise)
+        else:
+            reals = to_network(self.state.shape, values)
+        if self.state.growth is not None:
+            reals = shrink(reals, self.state.growth.resolution)
+            if self.state.growth.fading:
+                reals = fade_reals(reals, self.state.growth.fade)
+        labels = batch.labels.to(device, non_blocking=True) if self.config.data.labels else None
+        return reals.contiguous(memory_format=self._memory_format), labels

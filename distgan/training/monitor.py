@@ -1,0 +1,206 @@
+"""What is seen of a run while it trains: rows of scalars and metrics, and sample grids."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from pathlib import Path
+
+import torch
+
+from distgan.checkpoint.writer import CheckpointWriter
+from distgan.config import dump_config, flatten
+from distgan.data.kinds.text import decode_lines
+from distgan.distributed.runtime import Runtime
+from distgan.evaluation.names import value_name
+from distgan.evaluation.precision import ieee_float32
+from distgan.files import reason, write_lines
+from distgan.inference import generation
+from distgan.inference.latents import LatentSource
+from distgan.monitoring import diagnosis, pictures
+from distgan.monitoring.console import Console
+from distgan.monitoring.scatter import scatter
+from distgan.monitoring.tracker import open_tracker
+from distgan.networks.layers.normalization import recompute_statistics
+from distgan.training.evaluations import Evaluations
+from distgan.training.inputs import Feed
+from distgan.training.state import TrainingState
+from distgan.training.stragglers import Pace
+
+logger = logging.getLogger("distgan")
+
+INTERPOLATION = 4, 8
+"""Paths between latents beside each sample grid, and the images of each."""
+
+
+class Observer:
+    """Measures and pictures the run. Every rank calls it alike; rank 0 writes."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        feed: Feed,
+        evaluations: Evaluations,
+        writer: CheckpointWriter | None,
+        runtime: Runtime,
+    ) -> None:
+        self.state, self.feed, self.evaluations, self.writer, self.runtime = state, feed, evaluations, writer, runtime
+        self.config = state.config
+        self.latents: LatentSource = feed.latents
+        self.run_dir = Path(state.config.run_dir)
+        step = state.progress.step
+        self.tracker = open_tracker(
+            self.run_dir,
+            tensorboard=self.config.monitoring.tensorboard,
+            resume_step=step if step else None,
+            main=runtime.is_main,
+        )
+        self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
+        self.tracker.text("config", dump_config(self.config))
+        values = [value_name(metric, self.config) for metric in self.config.metrics]
+        self.tracker.hyperparameters(flatten(self.config), values)
+        self.pace = Pace(runtime, [player.network for player in state.players])
+        self._start_interval()
+
+    def before_first_step(self) -> bool:
+        """Write down what is due before this process's first step. Returns whether this is the best average so far.
+
+        That is all of step 0, and of a later step an evaluation that an earlier process was asked to leave undone.
+        """
+        step = self.state.progress.step
+        if step == 0:
+            return self.after_step()
+        recorded = self.runtime.broadcast_object(self.tracker.recorded(step))
+        if not self.evaluations.is_due() or self.evaluations.criterion.name in recorded:
+            return False
+        self._fit_statistics()
+        metrics, is_best = self.evaluations.measure()
+        self._write(metrics)
+        self._start_interval()
+        return is_best
+
+    def after_step(self, *, evaluate: bool = True) -> bool:
+        """Write down what is due after a step. Returns whether this is the best average so far.
+
+        Args:
+            evaluate: False leaves an evaluation undone, as a stop does.
+        """
+        progress, config = self.state.progress, self.config
+        self.pace.end()
+        self.runtime.step = progress.step
+        self.console.advance(progress.step)
+        row: dict[str, float] = {}
+        if self._is_logged(progress.step):
+            row = self._measure()
+            self._diagnose(row)
+        elif progress.step == config.training.steps:
+            # A run that goes on from here with more steps must not differ from one that had them from the start: its
+            # interval goes on, and nothing is diagnosed.
+            row = self._measure(ends_interval=False)
+        due = self.evaluations.is_due()
+        pictured = progress.step % config.monitoring.samples_every == 0
+        if (due and evaluate) or pictured:
+            self._fit_statistics()
+        is_best = False
+        if due and evaluate:
+            metrics, is_best = self.evaluations.measure()
+            row |= metrics
+        elif due:
+            self.evaluations.left_undone = True
+        if pictured and self.runtime.is_main:
+            self._draw_samples()
+        self._write(row)
+        if row or pictured:
+            self._start_interval()
+        if self._is_logged(progress.step + 1) or progress.step + 1 == config.training.steps:
+            self.pace.begin()
+        return is_best
+
+    def close(self) -> None:
+        """Finish the files."""
+        self.pace.end()
+        self.console.close()
+        self.tracker.close()
+
+    def _start_interval(self) -> None:
+        """Rates are measured from here, so that evaluations and sample grids do not count as training time."""
+        self._started = time.perf_counter()
+        self._first_position = self.state.progress.position
+        self._first_step = self.state.progress.step
+        self.feed.seconds_waited = 0.0
+
+    def _is_logged(self, step: int) -> bool:
+        return step > 0 and step % self.config.monitoring.every == 0
+
+    def _measure(self, *, ends_interval: bool = True) -> dict[str, float]:
+        """What the players reported since the last time, with rates and sizes. It waits for the device."""
+        state, progress = self.state, self.state.progress
+        row: dict[str, float] = {}
+        for player in state.players:
+            row |= (player.statistics.reduce if ends_interval else player.statistics.means)(self.runtime)
+            row[f"learning_rate/{player.role}"] = player.engine.optimizer.param_groups[0]["lr"]
+            row[f"skipped_updates/{player.role}"] = player.skipped.item()
+        seconds = time.perf_counter() - self._started
+        steps = max(1, progress.step - self._first_step)
+        row["ema/decay"] = state.average.decay
+        row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
+        row["speed/step_seconds"] = seconds / steps
+        row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
+        row |= self.pace.measure()
+        row["memory/host_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        if self.runtime.device.type == "cuda":
+            row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+        row["data/replaced_samples"] = len(progress.substitutions)
+        if self.writer is not None:
+            row["checkpoint/failures"] = self.writer.failures
+        row["progress/kimg"] = progress.position / 1000
+        if state.growth is not None:
+            row["growth/level"] = state.growth.level
+            row["growth/fade"] = state.growth.fade
+            row["growth/resolution"] = state.growth.resolution
+        return row
+
+    def _diagnose(self, row: dict[str, float]) -> None:
+        """Warn of what the curves say is going wrong."""
+        progress, stop = self.state.progress, self.config.training.stop_when_flat
+        progress.diagnosis, warnings = diagnosis.observe(progress.diagnosis, progress.step, row, stop)
+        for warning in warnings if self.runtime.is_main else ():
+            logger.warning("%s", warning)
+
+    def _fit_statistics(self) -> None:
+        """Fit the average's batch-norm statistics to its weights."""
+        batches = generation.statistics_batches(
+            self.latents, self.config, rank=self.runtime.rank, world_size=self.runtime.world_size
+        )
+        with ieee_float32():
+            recompute_statistics(self.state.average.network, batches, across_ranks=True)
+
+    def _write(self, row: dict[str, float]) -> None:
+        if row:
+            self.tracker.scalars(self.state.progress.step, self.state.progress.position, row)
+            self.console.update(self.state.progress.step, row)
+
+    def _draw_samples(self) -> None:
+        """Samples of the same latents every time, on disk and in TensorBoard: a grid of images, lines, or points."""
+        step, shape, vocabulary = self.state.progress.step, self.state.shape, self.state.index.vocabulary
+        numbers = torch.arange(self.config.monitoring.num_samples)
+        with generation.generating(self.state.average.network, shape, self.latents, "sample grid") as generate:
+            samples = generate(numbers).cpu()
+        file = self.run_dir / "samples" / f"step-{step:08d}"
+        try:
+            if vocabulary is not None:
+                lines = decode_lines(samples.numpy(), vocabulary)
+                self.tracker.text("samples", "\n".join(lines), step)
+                write_lines(file.with_suffix(".txt"), lines)
+            else:
+                picture = scatter(samples) if shape.kind == "points" else pictures.grid(samples)
+                self.tracker.image(step, "samples", picture)
+                pictures.save_png(file.with_suffix(".png"), picture)
+        except OSError as error:
+            logger.error("step %d: %s: cannot write the samples: %s; training goes on", step, file, reason(error))
+        if shape.kind == "images":
+            paths = generation.interpolate(
+                self.state.average.network, shape, self.latents, "interpolation", *INTERPOLATION
+            )
+            self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))

@@ -1,0 +1,133 @@
+"""Builds a run's state from its config, on this rank's device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import nn
+
+from distgan import schedule
+from distgan.config import Config
+from distgan.data.index.table import Index
+from distgan.data.kinds.decoding import sample_format
+from distgan.data.order import make_order
+from distgan.data.reader import read_samples
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError, within_memory
+from distgan.inference.generation import to_network
+from distgan.inference.latents import LatentSource
+from distgan.networks import build_discriminator, build_generator
+from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
+from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
+from distgan.players.player import Player
+from distgan.training.ema import AveragedGenerator
+from distgan.training.growth import set_growth
+from distgan.training.state import Progress, TrainingState, class_counts, run_shape
+
+
+def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
+    """Networks with weights from the seed, players, and the average, at step 0.
+
+    Raises:
+        UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
+    """
+    shape = run_shape(config, index)
+    with runtime.together(), within_memory("generator, discriminator: networks of this width, depth and resolution"):
+        generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
+        discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
+        _fill_references(generator, discriminator, config, index)
+    growth = schedule.growth(config, 0)
+    set_growth((generator, discriminator), growth)
+    average = AveragedGenerator(generator)
+    for network in (generator, discriminator, average.network):
+        if uses_channels_last(config, runtime.device):
+            network.to(memory_format=torch.channels_last)
+    if config.training.compile:
+        generator.compile()
+        discriminator.compile()
+    precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
+    players = {
+        "generator": Player(
+            GeneratorObjective(generator, discriminator, config, precision), config.generator.optimizer, runtime
+        ),
+        "discriminator": Player(
+            DiscriminatorObjective(discriminator, generator, config, precision),
+            config.discriminator.optimizer,
+            runtime,
+            clipping=config.objective.weight_clipping,
+        ),
+    }
+    engine = players["generator"].engine
+    if config.growth and not config.growth.reset_optimizers and not engine.regroups_moments:
+        raise UserError(
+            f"growth.reset_optimizers = false: the optimizers of {engine.name} cannot keep moments of parameters that "
+            "join at different times; set it to true, or launch with --multi_gpu or --use_fsdp",
+            everywhere=True,
+        )
+    state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
+    with batch_memory(config, runtime.world_size):
+        state.settle()
+    return state
+
+
+def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
+    """A block in which a lack of memory is a user error that names the batch and how to make it smaller."""
+    training, grown = config.training, config.growth.batch_sizes if config.growth is not None else {}
+    keys = [f"training.batch_size = {training.batch_size}", f"training.accumulation = {training.accumulation}"]
+    keys += [f"growth.batch_sizes = {grown}"] if grown else []
+    share = schedule.largest_batch(config) // training.accumulation // world_size
+    return within_memory(
+        f"{', '.join(keys)}: up to {share} samples per process and micro-batch",
+        "lower the batch size, raise training.accumulation, or set training.mixed_precision=bf16",
+    )
+
+
+def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:
+    """Where this run's latents and labels come from."""
+    counts = class_counts(index) if config.data.labels else None
+    return LatentSource(config.generator, config.seed, class_counts=counts, device=device)
+
+
+def uses_channels_last(config: Config, device: torch.device) -> bool:
+    """Whether convolutions run in channels_last: as configured; `auto` is where it was measured to be faster."""
+    if config.data.kind != "images":
+        return False
+    if config.training.channels_last != "auto":
+        return config.training.channels_last
+    if config.data.channels == 1:
+        return False
+    return device.type == "cuda" or config.training.mixed_precision == "bf16"
+
+
+def check_fits(config: Config, index: Index, world_size: int) -> None:
+    """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
+    sample_format(config.data, index)
+    accumulation = config.training.accumulation
+    batches = {"training.batch_size": config.training.batch_size}
+    if config.growth is not None:
+        batches |= {f"growth.batch_sizes.{side}": batch for side, batch in config.growth.batch_sizes.items()}
+    for key, batch in batches.items():
+        if batch // accumulation % world_size:
+            raise UserError(
+                f"{key} = {batch} with training.accumulation = {accumulation} does not divide among "
+                f"{world_size} processes; choose a batch size that is a multiple of {world_size * accumulation}"
+            )
+    if config.data.labels and not index.num_classes:
+        raise UserError(
+            "data.labels = true, but the shards hold no labels; pack from class folders, or set data.labels=false"
+        )
+
+
+def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:
+    """The reference batches of virtual batch norm: addressed latents, and the first real samples of the stream."""
+    if uses_reference(generator):
+        count = len(generator.get_buffer("reference"))
+        source = latent_source(config, index, generator.get_buffer("reference").device)
+        set_reference(generator, *source.draw("reference batch", torch.arange(count)))
+    if uses_reference(discriminator):
+        places = np.arange(len(discriminator.get_buffer("reference")))
+        batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
+        reals = to_network(run_shape(config, index), batch.values)
+        set_reference(discriminator, reals, batch.labels if config.data.labels else None)

@@ -1,0 +1,123 @@
+"""Which rank is slow: how long a step is on each rank when its waits for the others are left out.
+
+All ranks take equally long for a step, because they wait for the slowest. So one step of each logging interval is
+watched: the time in reductions of batch statistics, and from a player's last gradient to its optimizer's step, is
+waiting. What is left, with the wait for data, is the rank's own. Nothing waits for the device meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from distgan.distributed import collectives
+from distgan.distributed.runtime import Runtime
+
+logger = logging.getLogger("distgan")
+
+_SLOW, _IN_A_ROW = 1.5, 3
+"""How many times the median rank's step one takes, and how often in a row, before it is complained of."""
+
+Span = tuple[Any, Any]
+
+
+class Pace:
+    """Watches single steps. Every rank calls it alike; with one rank it does nothing."""
+
+    def __init__(self, runtime: Runtime, players: Sequence[nn.Module]) -> None:
+        self._runtime, self._players = runtime, players
+        self._cuda = runtime.device.type == "cuda"
+        self._watching = ExitStack()
+        self._began: Any = None
+        self._whole: Span | None = None
+        self._waits: list[Span] = []
+        self._suspect: int | None = None
+        self._suspicions = 0
+
+    def begin(self) -> None:
+        """The next step is watched."""
+        if self._runtime.world_size == 1:
+            return
+        self._watching.close()
+        self._waits = []
+        last_gradient: list[Any] = []
+
+        def ready(_: Any) -> None:
+            last_gradient[:] = [self._now()]
+
+        def stepping(*_: Any) -> None:
+            if last_gradient:
+                self._waits.append((last_gradient.pop(), self._now()))
+
+        for player in self._players:
+            parameters = [parameter for parameter in player.parameters() if parameter.requires_grad]
+            if parameters:
+                hook = torch.autograd.graph.register_multi_grad_hook(parameters, ready)
+                self._watching.callback(hook.remove)
+        self._watching.callback(register_optimizer_step_pre_hook(stepping).remove)
+        self._watching.callback(collectives.watch(self._waiting))
+        self._began = self._now()
+
+    def end(self) -> None:
+        """That step is over."""
+        if self._began is not None:
+            self._whole, self._began = (self._began, self._now()), None
+        self._watching.close()
+
+    def measure(self) -> dict[str, float]:
+        """Of the step watched last: own seconds of the slowest and the fastest rank, and the slowest one's number.
+
+        Call it when the device has done that step. A rank that is far slower than most for a while is named in the log.
+        """
+        if self._whole is None:
+            return {}
+        own = self._seconds(self._whole) - sum(map(self._seconds, self._waits))
+        self._whole = None
+        reports = self._runtime.gather_objects((own, socket.gethostname()))
+        seconds = [each for each, _ in reports]
+        slowest = max(range(len(seconds)), key=seconds.__getitem__)
+        self._consider(slowest, seconds[slowest], statistics.median_low(seconds), reports[slowest][1])
+        return {
+            "ranks/own_step_seconds_max": max(seconds),
+            "ranks/own_step_seconds_min": min(seconds),
+            "ranks/slowest": float(slowest),
+        }
+
+    def _consider(self, rank: int, seconds: float, median: float, host: str) -> None:
+        if seconds <= _SLOW * median:
+            self._suspect = None
+            return
+        self._suspicions = self._suspicions + 1 if rank == self._suspect else 1
+        self._suspect = rank
+        if self._suspicions == _IN_A_ROW and self._runtime.is_main:
+            logger.warning(
+                "rank %d on %s is slow: a step takes it %.3g s without waiting for others, which is %.1f times the "
+                "median rank's, and all wait for it; look at that node, or leave it out",
+                rank, host, seconds, seconds / median,
+            )  # fmt: skip
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = self._now()
+        yield
+        self._waits.append((began, self._now()))
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _seconds(self, span: Span) -> float:
+        began, ended = span
+        return float(began.elapsed_time(ended) / 1e3 if self._cuda else ended - began)
