@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
+from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCenteredPenaltyConfig
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def critic_steps(config: Config, step: int) -> int:
     usual = config.training.critic_steps
     if extra is not None and (step < extra.first or (extra.every is not None and step % extra.every == 0)):
         usual = extra.updates
-    return usual + (config.training.warm_start if step == 0 else 0)
+    return usual + (config.training.initial_critic_steps if step == 0 else 0)
 
 
 def updates_before(config: Config, step: int) -> int:
     """Discriminator updates of all steps before step `step`."""
     training = config.training
-    total = step * training.critic_steps + (training.warm_start if step > 0 else 0)
+    total = step * training.critic_steps + (training.initial_critic_steps if step > 0 else 0)
     if training.extra_critic_steps is not None:
         extra = training.extra_critic_steps
         long = min(step, extra.first)
@@ -147,7 +147,7 @@ def batch_size(config: Config, position: int) -> int:
 
 def micro_batch(config: Config, position: int) -> int:
     """The share of `batch_size` that one forward pass of all ranks together sees."""
-    return batch_size(config, position) // config.training.accumulation
+    return batch_size(config, position) // config.training.gradient_accumulation_steps
 
 
 def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str, int]:
@@ -159,8 +159,8 @@ def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str
     sizes = {"synchronized": whole, "batch": whole // world_size, "global": whole, "rank": whole // world_size}
     discriminator, objective = config.discriminator, config.objective
     used: dict[str, str] = {
-        "generator.normalisation": config.generator.normalisation,
-        "discriminator.normalisation": discriminator.normalisation,
+        "generator.normalization": config.generator.normalization,
+        "discriminator.normalization": discriminator.normalization,
     }
     if discriminator.minibatch_discrimination is not None:
         used["discriminator.minibatch_discrimination"] = discriminator.minibatch_discrimination.over
@@ -193,8 +193,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.learning_rate * warmup * decay
 
 
-def penalty_gamma(config: ZeroCentredPenaltyConfig, step: int, steps: int) -> float:
-    """The factor of a zero-centred penalty at step `step` (0-based) of `steps` (R3GAN: Huang et al. 2024, appendix)."""
+def penalty_gamma(config: ZeroCenteredPenaltyConfig, step: int, steps: int) -> float:
+    """The factor of a zero-centered penalty at step `step` (0-based) of `steps` (Huang et al. 2024, appendix)."""
     final = config.gamma if config.final_gamma is None else config.final_gamma
     share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
     return final + (config.gamma - final) * share

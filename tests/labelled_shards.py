@@ -1,4 +1,4 @@
-"""Labelled shards of small pictures, for tests that evaluate."""
+"""Labeled shards of small pictures, for tests that evaluate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def evaluation_config(
     return parse_config(
         {
             "run_dir": "unused",
-            "data": {"path": shards, "resolution": resolution, "channels": channels, "workers": 0},
+            "data": {"path": shards, "resolution": resolution, "channels": channels, "num_workers": 0},
             "training": {"steps": 1, "batch_size": 8},
             "evaluation": {"cache_dir": str(cache), "num_samples": 70, "batch_size": 16, **evaluation},
         }

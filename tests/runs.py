@@ -19,7 +19,7 @@ def recipe(folder: Path, shards: Path, **sections: Any) -> Path:
     values: dict[str, Any] = {
         "run_dir": str(folder / "run"),
         "seed": 7,
-        "data": {"path": str(shards), "resolution": 16, "channels": 1, "workers": 0},
+        "data": {"path": str(shards), "resolution": 16, "channels": 1, "num_workers": 0},
         "generator": {"width": 4, "latent_size": 8},
         "discriminator": {"width": 4},
         "objective": {"r1": {"gamma": 1.0, "every": 3}},

@@ -22,7 +22,7 @@ from distgan.errors import UserError
 
 
 def numbered_png(number: int, side: int = 8) -> bytes:
-    """A PNG of one colour that spells the number."""
+    """A PNG of one color that spells the number."""
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), (number % 256, number // 256, 7)).save(buffer, "PNG")
     return buffer.getvalue()

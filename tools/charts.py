@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
-"""Tol's bright scheme, which colour-blind readers can tell apart."""
+"""Tol's bright scheme, which color-blind readers can tell apart."""
 WIDTH, HEIGHT = 460, 330
 """Pixels of one chart."""
 _FINER = 3  # drawn so much larger, and scaled down, for smooth lines
@@ -23,12 +23,12 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """Points joined by straight lines, in the colour of that number."""
+    """Points joined by straight lines, in the color of that number."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int
+    color: int
     dashed: bool = False
 
 
@@ -90,9 +90,9 @@ def _picture(chart: Chart) -> Image.Image:
 
 
 def _trace(canvas: ImageDraw.ImageDraw, points: Sequence[Point], curve: Curve) -> None:
-    colour = COLOURS[curve.colour]
+    color = COLOURS[curve.color]
     if not curve.dashed:
-        canvas.line(list(points), fill=colour, width=2 * _FINER, joint="curve")
+        canvas.line(list(points), fill=color, width=2 * _FINER, joint="curve")
         return
     dash, gap, walked = 7.0 * _FINER, 5.0 * _FINER, 0.0
     for start, end in pairwise(points):
@@ -103,7 +103,7 @@ def _trace(canvas: ImageDraw.ImageDraw, points: Sequence[Point], curve: Curve) -
             piece = min((dash if phase < dash else dash + gap) - phase + 1e-6, length - done)
             if phase < dash:
                 ends = [_between(start, end, share / length) for share in (done, done + piece)]
-                canvas.line(ends, fill=colour, width=2 * _FINER)
+                canvas.line(ends, fill=color, width=2 * _FINER)
             done, walked = done + piece, walked + piece
 
 
@@ -113,15 +113,13 @@ def _between(start: Point, end: Point, share: float) -> Point:
 
 def _legend(canvas: ImageDraw.ImageDraw, chart: Chart, corner: Point) -> None:
     """In the upper right corner, over the curves."""
-    labelled = [curve for curve in chart.curves if curve.label]
-    if not labelled:
+    labeled = [curve for curve in chart.curves if curve.label]
+    if not labeled:
         return
-    width = max(canvas.textlength(curve.label, font=_font(11)) for curve in labelled) + 44 * _FINER
+    width = max(canvas.textlength(curve.label, font=_font(11)) for curve in labeled) + 44 * _FINER
     left, upper = corner[0] - width - 6 * _FINER, corner[1] + 6 * _FINER
-    canvas.rectangle(
-        (left, upper, left + width, upper + (16 * len(labelled) + 6) * _FINER), fill="white", outline=_GREY
-    )
-    for number, curve in enumerate(labelled):
+    canvas.rectangle((left, upper, left + width, upper + (16 * len(labeled) + 6) * _FINER), fill="white", outline=_GREY)
+    for number, curve in enumerate(labeled):
         middle = upper + (16 * number + 11) * _FINER
         _trace(canvas, [(left + 8 * _FINER, middle), (left + 30 * _FINER, middle)], curve)
         _write(canvas, (left, middle), curve.label, "lm", shift=(36, 0))

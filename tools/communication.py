@@ -116,7 +116,7 @@ def counted(
     from distgan.training.loop import train
 
     config = load_config(recipe, [
-        *settings, f"run_dir={folder}/run", f"training.steps={steps}", "training.warm_start=0",
+        *settings, f"run_dir={folder}/run", f"training.steps={steps}", "training.initial_critic_steps=0",
         "training.extra_critic_steps=null", "evaluation.every=0", "monitoring.every=1", "monitoring.tensorboard=false",
         "monitoring.samples_every=1000000", "checkpoint.every=1000000",
     ])  # fmt: skip

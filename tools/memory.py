@@ -88,7 +88,7 @@ def row(engine: str, found: dict[str, Any]) -> str:
 
 def recipe(folder: Path, width: int) -> dict[str, Any]:
     """A generator that is nearly all weights: they work on at most 16x16 pixels."""
-    r3gan = {"architecture": "r3gan", "normalisation": "none", "optimizer": {"betas": (0.0, 0.99)}}
+    r3gan = {"architecture": "r3gan", "normalization": "none", "optimizer": {"betas": (0.0, 0.99)}}
     return {
         "run_dir": str(folder / "run"),
         "data": {"path": str(folder / "digits"), "resolution": 16, "channels": 1},
@@ -130,7 +130,7 @@ def work(folder: Path, width: int) -> None:
     for step in range(UPDATES):
         state.discriminator.update([batch], (step, step), 1e-4)
         applied = player.update([batch], (step,), 1e-4, before_change=count_before_step)
-        with runtime.whole(player.network):
+        with runtime.full_params(player.network):
             average.update(0.5, applied)
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     ranks = runtime.gather_objects(found)

@@ -84,7 +84,7 @@ def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_st
             print(f"| {gpus} | {seconds * 1e3:.3g} | {share:.0%} | {needed} |")
     print(
         f"\nimages: the fewest a GPU, of powers of two, for {EFFICIENT:.0%}. micro-batches: the fewest of "
-        f"{options.images} images a GPU for the same (training.accumulation)."
+        f"{options.images} images a GPU for the same (training.gradient_accumulation_steps)."
     )
 
 

@@ -26,7 +26,8 @@ def run_settings(folder: str | Path) -> list[str]:
     return [
         f"run_dir={folder}", f"training.steps={INTERVAL * INTERVALS}", f"monitoring.every={INTERVAL}",
         "monitoring.samples_every=1000000", "monitoring.tensorboard=false", "checkpoint.every=1000000",
-        "evaluation.every=0", "data.workers=0", "training.warm_start=0", "training.extra_critic_steps=null",
+        "evaluation.every=0", "data.num_workers=0", "training.initial_critic_steps=0",
+        "training.extra_critic_steps=null",
     ]  # fmt: skip
 
 

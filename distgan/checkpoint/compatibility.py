@@ -56,9 +56,9 @@ def check_fits(
     if images[0] != images[1] and "batch" not in accept:
         raise UserError(
             f"{path}: its next step would see the real images {images[0][0]} to {images[0][1]}, with this config "
-            f"{images[1][0]} to {images[1][1]} (batch_size, critic_steps, warm_start, growth), and `distgan trace` "
-            "would no longer tell which samples a step had; restore them (accumulation is free to change), or use "
-            "--accept batch"
+            f"{images[1][0]} to {images[1][1]} (batch_size, critic_steps, initial_critic_steps, growth), and `distgan "
+            "trace` would no longer tell which samples a step had; restore them (gradient_accumulation_steps is free "
+            "to change), or use --accept batch"
         )
     before = schedule.statistics_sizes(then, description.position, description.world_size)
     for key, size in schedule.statistics_sizes(now, description.position, world_size).items():

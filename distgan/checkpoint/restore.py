@@ -52,7 +52,7 @@ def read_network(path: Path, name: str, network: nn.Module, *, num_classes: int)
             f"{path}/{name}.safetensors: {problem}; resume with the config the run was started with (config.yaml in "
             "its folder), or choose another run_dir"
         )
-    if broken := find_broken(tensors, num_classes):
+    if broken := find_non_finite(tensors, num_classes):
         raise UserError(f"{path}/{name}.safetensors: {broken}; take another checkpoint")
     return tensors
 
@@ -67,7 +67,7 @@ def find_misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return None
 
 
-def find_broken(tensors: Mapping[str, Tensor], num_classes: int) -> str | None:
+def find_non_finite(tensors: Mapping[str, Tensor], num_classes: int) -> str | None:
     """The first tensor of a network with values that no training leaves, if there is one."""
     faults = ((key, _fault(key, tensor, num_classes)) for key, tensor in tensors.items())
     return next((f"{plain(key)[:200]} holds {fault}" for key, fault in faults if fault), None)

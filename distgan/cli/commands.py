@@ -57,7 +57,7 @@ def _index(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     check_launch()
     config = _load_config(options)
-    if config.data.workers:
+    if config.data.num_workers:
         from distgan.data.loader_processes import start_worker_server
 
         start_worker_server()  # it imports torch while this process does

@@ -124,9 +124,9 @@ def _probe(command: AddCommand) -> None:
         "one of raw pixels, tested on samples that they were not fitted to. Prints the accuracies as JSON.",
     )  # fmt: skip
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
-    parser.add_argument("--data", metavar="SHARDS", help="labelled shards to fit to; default: those of the run")
+    parser.add_argument("--data", metavar="SHARDS", help="labeled shards to fit to; default: those of the run")
     parser.add_argument(
-        "--test", metavar="SHARDS", help="labelled shards to test on; default: a fifth of the others, held out"
+        "--test", metavar="SHARDS", help="labeled shards to test on; default: a fifth of the others, held out"
     )
     parser.add_argument(
         "--num", type=int, default=10_000, metavar="N", help="samples of each part at most; default %(default)s"

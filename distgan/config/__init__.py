@@ -13,10 +13,10 @@ from distgan.config.objective import (
     GradientPenaltyConfig,
     HistoricalAveragingConfig,
     InstanceNoiseConfig,
+    LabelSmoothingConfig,
     ObjectiveConfig,
-    TargetsConfig,
     WeightClippingConfig,
-    ZeroCentredPenaltyConfig,
+    ZeroCenteredPenaltyConfig,
 )
 from distgan.config.paths import cache_folder
 from distgan.config.players import (
@@ -32,10 +32,10 @@ from distgan.config.players import (
 from distgan.config.run import ARCHITECTURES, Config
 from distgan.config.training import (
     CheckpointConfig,
+    EarlyStoppingConfig,
     EvaluationConfig,
     ExtraCriticStepsConfig,
     MonitoringConfig,
-    StopWhenFlatConfig,
     TrainingConfig,
 )
 
@@ -46,6 +46,7 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "EMAConfig",
+    "EarlyStoppingConfig",
     "EvaluationConfig",
     "ExtraCriticStepsConfig",
     "FeatureMatchingConfig",
@@ -54,17 +55,16 @@ __all__ = [
     "GrowthConfig",
     "HistoricalAveragingConfig",
     "InstanceNoiseConfig",
+    "LabelSmoothingConfig",
     "MinibatchDiscriminationConfig",
     "MinibatchStddevConfig",
     "MonitoringConfig",
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
-    "StopWhenFlatConfig",
-    "TargetsConfig",
     "TrainingConfig",
     "WeightClippingConfig",
-    "ZeroCentredPenaltyConfig",
+    "ZeroCenteredPenaltyConfig",
     "cache_folder",
     "dump_config",
     "flatten",

@@ -27,10 +27,10 @@ class DataConfig(Section):
     path: str | list[str]
     """A folder of shards, a glob, a brace expansion, a URL that fsspec understands, or a list of these."""
     resolution: Annotated[CountOrZero, Field(le=2**16)] = 0
-    """Images are centre-cropped to a square and resized to this many pixels a side, a power of two.
+    """Images are center-cropped to a square and resized to this many pixels a side, a power of two.
     Every run on images needs it."""
     channels: Annotated[Literal[1, 3], BeforeValidator(number)] = 3
-    """1 for greyscale, 3 for RGB; images are converted when they differ."""
+    """1 for grayscale, 3 for RGB; images are converted when they differ."""
     background: Color = "white"
     """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""
     labels: bool = False
@@ -49,7 +49,7 @@ class DataConfig(Section):
     """Lanes of the `lanes` order: about the largest number of nodes the run will ever use."""
     shuffle_block: Count = 4096
     """Samples of a lane that are shuffled together in the `lanes` order."""
-    workers: Annotated[CountOrZero, Field(le=1024)] = 2
+    num_workers: Annotated[CountOrZero, Field(le=1024)] = 2
     """Loader processes per rank; 0 reads in the training process. The data does not depend on it."""
     prefetch: Annotated[Count, Field(le=1024)] = 2
     """Batches each loader process keeps ready."""

@@ -41,7 +41,7 @@ _COLORS = {"white": "#ffffff", "black": "#000000", "gray": "#808080"}
 
 
 def rgb(value: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a colour's name or `#rrggbb`. Raises ValueError."""
+    """Red, green and blue, 0 to 255, of a color's name or `#rrggbb`. Raises ValueError."""
     digits = _COLORS.get(value, value)
     if not re.fullmatch("#[0-9a-fA-F]{6}", digits):
         raise ValueError(f"{value[:80]!r} is no color; accepted are {', '.join(_COLORS)} and #rrggbb, such as #ff8000")

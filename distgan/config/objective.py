@@ -1,4 +1,4 @@
-"""What the players minimise."""
+"""What the players minimize."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from distgan.config.fields import Count, NotNegative, Positive, Section, Share
 
 
-class ZeroCentredPenaltyConfig(Section):
+class ZeroCenteredPenaltyConfig(Section):
     """A penalty on the squared norm of the discriminator's gradient at its inputs."""
 
     gamma: Positive
@@ -34,9 +34,9 @@ class GradientPenaltyConfig(Section):
     """Where the gradient is taken: between a real and a fake sample (WGAN-GP); around real ones, with noise from
     N(0, perturbation) (DRAGAN's paper) or from the batch's spread as in DRAGAN's released code."""
     target: NotNegative = 1.0
-    """The norm aimed at; 0 is the zero-centred penalty."""
+    """The norm aimed at; 0 is the zero-centered penalty."""
     one_sided: bool = False
-    """Penalise only norms above the target."""
+    """Penalize only norms above the target."""
     perturbation: Positive = 10.0
     """Variance of `gaussian` noise. 10 is DRAGAN's suggestion; images here are in [-1, 1], and less stays near them."""
     every: Count = 1
@@ -50,14 +50,14 @@ class WeightClippingConfig(Section):
 
     limit: Positive = 0.01
     """Parameters are clamped to [-limit, limit]."""
-    normalisation: bool = True
-    """Clamp the scales and offsets of normalisation layers too, as the released code does."""
+    normalization: bool = True
+    """Clamp the scales and offsets of normalization layers too, as the released code does."""
 
 
 Target = Share | tuple[Share, Share]
 
 
-class TargetsConfig(Section):
+class LabelSmoothingConfig(Section):
     """Soft and noisy labels for the discriminator's cross-entropy."""
 
     real: Target = 1.0
@@ -69,7 +69,7 @@ class TargetsConfig(Section):
     """Probability that a sample's target is that of the other side."""
 
     @model_validator(mode="after")
-    def _check(self) -> TargetsConfig:
+    def _check(self) -> LabelSmoothingConfig:
         for name in ("real", "fake"):
             value = getattr(self, name)
             if isinstance(value, tuple) and value[0] > value[1]:
@@ -120,19 +120,19 @@ CROSS_ENTROPY = ("non_saturating", "minimax")
 
 
 class ObjectiveConfig(Section):
-    """What the players minimise."""
+    """What the players minimize."""
 
-    takes_effect_with: ClassVar = {"targets": ("adversarial", CROSS_ENTROPY)}
+    takes_effect_with: ClassVar = {"label_smoothing": ("adversarial", CROSS_ENTROPY)}
 
     adversarial: Family = "non_saturating"
     """The family of losses; `minimax` is Goodfellow's value function itself, `non_saturating` the -log D(G(z)) one. The
     generator of a relativistic one is compared with the reals of the step's last discriminator update, where the
     released code draws others."""
-    targets: TargetsConfig | None = None
+    label_smoothing: LabelSmoothingConfig | None = None
     """Smoothed or noisy labels, for `minimax` and `non_saturating`."""
-    r1: ZeroCentredPenaltyConfig | None = None
+    r1: ZeroCenteredPenaltyConfig | None = None
     """Gradient penalty on real samples (Mescheder et al. 2018, eq. 9)."""
-    r2: ZeroCentredPenaltyConfig | None = None
+    r2: ZeroCenteredPenaltyConfig | None = None
     """Gradient penalty on generated samples (Mescheder et al. 2018, section 4.1)."""
     gradient_penalty: GradientPenaltyConfig | None = None
     """WGAN-GP (Gulrajani et al. 2017), DRAGAN (Kodali et al. 2017), and GAN-GP (Fedus et al. 2018)."""

@@ -12,7 +12,7 @@ from distgan.config.fields import Batch, Count, CountOrZero, NotNegative, Positi
 class OptimizerConfig(Section):
     """One player's optimizer and learning-rate schedule."""
 
-    takes_effect_with: ClassVar = {"betas": ("name", ("adam",)), "smoothing": ("name", ("rmsprop",))}
+    takes_effect_with: ClassVar = {"betas": ("name", ("adam",)), "alpha": ("name", ("rmsprop",))}
 
     name: Literal["adam", "rmsprop"] = "adam"
     """The optimization algorithm."""
@@ -20,7 +20,7 @@ class OptimizerConfig(Section):
     """The peak learning rate."""
     betas: tuple[Real, Real] = (0.5, 0.999)
     """Adam's decay rates of the two moments."""
-    smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.99
+    alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.99
     """RMSProp's decay rate of the squared gradients (torch's default; TensorFlow's is 0.9)."""
     eps: Positive = 1e-8
     """Added to the root of the second moment."""
@@ -55,7 +55,7 @@ class MinibatchStddevConfig(Section):
     """Samples in a group (the micro-batch where that is smaller); it must divide the micro-batch."""
 
 
-Normalisation = Literal["synchronized", "batch", "layer", "virtual", "none"]
+Normalization = Literal["synchronized", "batch", "layer", "virtual", "none"]
 
 
 class NetworkConfig(Section):
@@ -64,7 +64,7 @@ class NetworkConfig(Section):
     takes_effect_with: ClassVar = {
         "max_width": ("architecture", ("dcgan", "resnet", "progressive", "r3gan")),
         "depth": ("architecture", ("characters", "mlp", "r3gan")),
-        "reference_size": ("normalisation", ("virtual",)),
+        "reference_size": ("normalization", ("virtual",)),
     }
 
     architecture: Literal["dcgan", "resnet", "progressive", "r3gan", "characters", "mlp"] = "dcgan"
@@ -78,7 +78,7 @@ class NetworkConfig(Section):
     depth: Annotated[Size, Field(le=1024)] | None = None
     """Residual blocks of `characters` (default 5) and of a stage of `r3gan` (2), hidden layers of `mlp` (3). That of
     the others follows from `data.resolution`."""
-    normalisation: Normalisation = "synchronized"
+    normalization: Normalization = "synchronized"
     """Batch norm over all ranks, over each rank alone, layer norm, virtual batch norm, or none."""
     reference_size: Batch | None = None
     """Samples in virtual batch norm's reference batch; null: as many as the micro-batch, at most 128."""

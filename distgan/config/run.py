@@ -53,10 +53,10 @@ class Config(Section):
         """Samples that one forward pass of all ranks together sees.
 
         Statistics over the batch are over these, except where the recipe has each rank keep to its own share
-        (`normalisation: batch`, `minibatch_discrimination.over: rank`). With
+        (`normalization: batch`, `minibatch_discrimination.over: rank`). With
         progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
         """
-        return self.training.batch_size // self.training.accumulation
+        return self.training.batch_size // self.training.gradient_accumulation_steps
 
     @property
     def statistics_batch(self) -> int:
@@ -75,33 +75,33 @@ class Config(Section):
     def doubts(self) -> tuple[str, ...]:
         """What the run will do as told, though its user may not want it; one line each."""
         found = []
-        targets, objective = self.objective.targets, self.objective
+        targets, objective = self.objective.label_smoothing, self.objective
         if targets is not None and targets.fake not in (0.0, (0.0, 0.0)):
             found.append(
-                f"objective.targets.fake = {targets.fake}: with targets above 0 for generated samples the optimal "
-                "discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so that the "
-                "generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
+                f"objective.label_smoothing.fake = {targets.fake}: with targets above 0 for generated samples the "
+                "optimal discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so "
+                "that the generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
             )
         held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
-        normalisation = self.discriminator.normalisation
-        mixes = normalisation in ("synchronized", "batch")
-        bounded = self.discriminator.spectral_norm and normalisation == "none"
+        normalization = self.discriminator.normalization
+        mixes = normalization in ("synchronized", "batch")
+        bounded = self.discriminator.spectral_norm and normalization == "none"
         if objective.adversarial == "wasserstein" and not held and not bounded:
             found.append(
                 "objective.adversarial = wasserstein: nothing bounds the critic's slope, so that its loss has no "
                 "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
-                "discriminator.spectral_norm=true with discriminator.normalisation=none"
+                "discriminator.spectral_norm=true with discriminator.normalization=none"
             )
         for name in ("r1", "r2"):
             if getattr(objective, name) is not None and mixes:
                 found.append(
-                    f"objective.{name}: with discriminator.normalisation={normalisation} each logit depends on the "
+                    f"objective.{name}: with discriminator.normalization={normalization} each logit depends on the "
                     "whole batch, so that the penalty is not on each sample's own gradient; choose layer or none"
                 )
         for role in ("generator", "discriminator"):
             network: NetworkConfig = getattr(self, role)
             times = (network.reference_size or 0) // self.micro_batch
-            if network.normalisation == "virtual" and times >= 16:
+            if network.normalization == "virtual" and times >= 16:
                 found.append(
                     f"{role}.reference_size = {network.reference_size}: each pass through the network runs its "
                     f"reference batch too, which is {times} times the micro-batch of {self.micro_batch}; lower it"
@@ -112,7 +112,7 @@ class Config(Section):
     def _fill_in(self) -> Config:
         for role in ("generator", "discriminator"):
             network: NetworkConfig = getattr(self, role)
-            if network.normalisation == "virtual" and network.reference_size is None:
+            if network.normalization == "virtual" and network.reference_size is None:
                 sized = network.model_copy(update={"reference_size": self.statistics_batch})
                 object.__setattr__(self, role, sized)  # sections are frozen for everybody else
         return self
@@ -139,16 +139,16 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_objective(self) -> Config:
         """The objective means something for these networks."""
-        if self.objective.gradient_penalty and self.discriminator.normalisation in ("synchronized", "batch"):
+        if self.objective.gradient_penalty and self.discriminator.normalization in ("synchronized", "batch"):
             raise ValueError(
-                "discriminator.normalisation: batch norm makes a critic's output depend on the whole batch, so that "
+                "discriminator.normalization: batch norm makes a critic's output depend on the whole batch, so that "
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
             )
-        if self.training.stop_when_flat is not None and self.objective.adversarial != "wasserstein":
+        if self.training.early_stopping is not None and self.objective.adversarial != "wasserstein":
             raise ValueError(
-                f"training.stop_when_flat: {self.objective.adversarial} does not estimate the Wasserstein distance; "
-                "set objective.adversarial=wasserstein, or leave stop_when_flat out"
+                f"training.early_stopping: {self.objective.adversarial} does not estimate the Wasserstein distance; "
+                "set objective.adversarial=wasserstein, or leave early_stopping out"
             )
         return self
 
@@ -159,14 +159,14 @@ class Config(Section):
             return self
         size = self.discriminator.minibatch_stddev.group_size
         sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
-        for batch in sorted(batch_size // self.training.accumulation for batch_size in sizes):
+        for batch in sorted(batch_size // self.training.gradient_accumulation_steps for batch_size in sizes):
             if batch > size and batch % size:
                 raise ValueError(
                     f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
-                    "samples (training.batch_size / training.accumulation); change one of them"
+                    "samples (training.batch_size / training.gradient_accumulation_steps); change one of them"
                 )
         reference = self.discriminator.reference_size or self.micro_batch
-        if self.discriminator.normalisation == "virtual" and reference != self.micro_batch and reference % size:
+        if self.discriminator.normalization == "virtual" and reference != self.micro_batch and reference % size:
             raise ValueError(
                 f"discriminator.reference_size: {reference} is neither a multiple of minibatch_stddev.group_size="
                 f"{size} nor the micro-batch of {self.micro_batch}; change one of them"
@@ -191,9 +191,9 @@ class Config(Section):
             if side > self.data.resolution:
                 raise ValueError(f"growth.{key}: {side} is above data.resolution = {self.data.resolution}")
         for side, batch in self.growth.batch_sizes.items():
-            if batch % self.training.accumulation:
+            if batch % self.training.gradient_accumulation_steps:
                 raise ValueError(
-                    f"growth.batch_sizes: {batch} at {side} does not divide into training.accumulation="
-                    f"{self.training.accumulation} micro-batches; change one of them"
+                    f"growth.batch_sizes: {batch} at {side} does not divide into training.gradient_accumulation_steps="
+                    f"{self.training.gradient_accumulation_steps} micro-batches; change one of them"
                 )
         return self

@@ -22,7 +22,7 @@ class ExtraCriticStepsConfig(Section):
     """So is each k-th after them; null: none."""
 
 
-class StopWhenFlatConfig(Section):
+class EarlyStoppingConfig(Section):
     """End the run when the critic's estimate of the Wasserstein distance neither falls nor rises any more."""
 
     steps: Count = 10_000
@@ -38,15 +38,15 @@ class TrainingConfig(Section):
     """Steps of the run; a step is one generator update with its discriminator updates."""
     batch_size: Batch
     """Global batch: over all ranks and all accumulation."""
-    accumulation: Batch = 1
+    gradient_accumulation_steps: Batch = 1
     """Micro-batches per update. Batch statistics are over one micro-batch of all ranks."""
     critic_steps: Annotated[Count, Field(le=2**24)] = 1
     """Discriminator updates in a step, before the generator's."""
     extra_critic_steps: ExtraCriticStepsConfig | None = None
     """Steps with more discriminator updates than that."""
-    warm_start: CountOrZero = 0
+    initial_critic_steps: CountOrZero = 0
     """Discriminator updates before the first step, so that the generator meets a trained one. They count to step 0."""
-    stop_when_flat: StopWhenFlatConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
     """For `wasserstein`: end the run early when its estimate of the distance is flat; null trains all steps."""
     mixed_precision: Literal["no", "tf32", "bf16"] = "no"
     """Arithmetic of the networks. `no` is full float32. `tf32` rounds the inputs of matrix products and convolutions to
@@ -81,10 +81,11 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
-        if self.batch_size % self.accumulation:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size: {self.batch_size} does not divide into training.accumulation={self.accumulation} "
-                "micro-batches; change one of them"
+                f"batch_size: {self.batch_size} does not divide into "
+                f"training.gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches; "
+                "change one of them"
             )
         most = max(self.critic_steps, self.extra_critic_steps.updates if self.extra_critic_steps else 0)
         if self.steps * most * self.batch_size >= 2**62:
@@ -130,7 +131,7 @@ class EvaluationConfig(Section):
     `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`: how
     many have at least a tenth of their share in the data (StackedMNIST's protocol asks for one sample of each)."""
     detector: Literal["classifier", "inception"] = "classifier"
-    """Whose features are compared: a classifier trained on the labelled shards, or Inception-v3 (2015)."""
+    """Whose features are compared: a classifier trained on the labeled shards, or Inception-v3 (2015)."""
     inception_weights: str | None = None
     """Path of torch-fidelity's pt_inception-2015-12-05 weights; null downloads them."""
     held_out: str | None = None

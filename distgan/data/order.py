@@ -4,7 +4,7 @@ Position `P` is place `P % N` of epoch `P // N`; an epoch holds each of the N sa
 
 - `Permutation`: uniform over all samples. For local data, or remote data that the cache holds whole.
 - `Lanes`: the shards are permuted and laid end to end, and cut into V contiguous lanes that are read in parallel, each
-  from front to back with a shuffle inside blocks. Few shards are needed at a time, and neighbouring ranks, so one node,
+  from front to back with a shuffle inside blocks. Few shards are needed at a time, and neighboring ranks, so one node,
   share lanes. A batch of B mixes V places of the laid-out data, not all of it: over shards sorted by class, the
   class counts of batches vary B / V times as much as in a uniform shuffle (variance). Shuffle when packing.
 """
@@ -31,7 +31,7 @@ class Order(Protocol):
     """A sequence of samples without end, addressed by position."""
 
     def samples(self, positions: Integers) -> Integers:
-        """The sample at each position, vectorised; positions may span epochs."""
+        """The sample at each position, vectorized; positions may span epochs."""
         ...
 
     def assign(self, positions: Integers, world_size: int) -> Integers:
@@ -64,7 +64,7 @@ def trace(index: Index, order: Order, positions: Integers) -> list[dict[str, Any
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64-bit words that scatters them (the finaliser of SplitMix64, Steele et al., OOPSLA 2014)."""
+    """A bijection of 64-bit words that scatters them (the finalizer of SplitMix64, Steele et al., OOPSLA 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

@@ -181,9 +181,9 @@ class Stream(Iterator[Batch]):
         pin_memory: bool,
     ) -> None:
         self._share, self._index, self._substitutions, self._pin_memory = share, index, substitutions, pin_memory
-        context = start_worker_server() if config.workers else multiprocessing.get_context("forkserver")
+        context = start_worker_server() if config.num_workers else multiprocessing.get_context("forkserver")
         # Requests on their way, and the batch being taken while the next request is already made.
-        slots = config.workers * config.prefetch + 1
+        slots = config.num_workers * config.prefetch + 1
         self._format = sample_format(config, index)
         shape = (share.batch_size, *self._format.shape)
         self._buffers = SampleBuffers(context, slots, self._format.dtype, shape)
@@ -199,9 +199,9 @@ class Stream(Iterator[Batch]):
             self._dataset,
             batch_sampler=self._requests(),  # type: ignore[arg-type]
             collate_fn=_as_it_is,
-            num_workers=config.workers,
-            prefetch_factor=config.prefetch if config.workers else None,
-            multiprocessing_context=context if config.workers else None,
+            num_workers=config.num_workers,
+            prefetch_factor=config.prefetch if config.num_workers else None,
+            multiprocessing_context=context if config.num_workers else None,
             worker_init_fn=partial(start_worker, environment=dict(os.environ)),
             generator=torch.Generator(),  # else it would draw from torch's default generator
         )

@@ -1,6 +1,6 @@
 """Differentiable collectives: batch statistics over all ranks, with derivatives of every order.
 
-The contract: what is optimised is the mean over ranks of the losses they return, and the backward of a sum over ranks
+The contract: what is optimized is the mean over ranks of the losses they return, and the backward of a sum over ranks
 is a sum over ranks. Gradient averaging (DDP) then gives exactly the gradient that one process with the whole batch
 would compute; a backward that passes the gradient through unchanged would be off by the number of ranks.
 `torch.nn.SyncBatchNorm` has neither a CPU path nor a second derivative, which gradient penalties need.

@@ -59,7 +59,7 @@ class Control:
             return Exchange(raised, None)
         return Exchange(raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
 
-    def main_works(self, work: Callable[[Check], Result], asked: Asked = never) -> Result:
+    def run_on_main(self, work: Callable[[Check], Result], asked: Asked = never) -> Result:
         """What `work` returns on rank 0, on every rank. The others wait for it however long it takes.
 
         A user error of rank 0's becomes one of all ranks.
@@ -92,7 +92,7 @@ class Control:
                 leave.set()
                 raise
         check()
-        with self.together():
+        with self.raise_on_all_ranks():
             result = outcome.result() if outcome is not None else None
         received: Result = self.broadcast_object(result)
         return received
@@ -124,7 +124,7 @@ class Control:
         return gathered.to(rows.device)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """A block in which a user error of one rank becomes the same error on all, so that none is left waiting."""
         mistake = None
         try:

@@ -23,7 +23,7 @@ def never() -> bool:
 
 
 @contextmanager
-def heeding(runtime: Runtime, asked: Asked, rounds: int) -> Iterator[Check]:
+def interruptible(runtime: Runtime, asked: Asked, rounds: int) -> Iterator[Check]:
     """Work in pieces, of which every rank has at least `rounds`. Every rank enters it alike.
 
     The yielded check, called before each piece, raises `Interrupted` on all ranks before the same piece, one piece

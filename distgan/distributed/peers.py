@@ -22,7 +22,7 @@ _AT_ONCE = 64
 _LONGEST_ANSWER = 32
 
 
-class Seat(NamedTuple):
+class PeerAddress(NamedTuple):
     """Where a rank can be asked."""
 
     host: str
@@ -30,19 +30,19 @@ class Seat(NamedTuple):
     port: int
 
 
-class RollCall:
+class PeerProbe:
     """Answers for this rank from a thread, until it is closed. Every rank makes one at the same time."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._seats: list[Seat] = []
+        self._seats: list[PeerAddress] = []
         self._door: socket.socket | None = None
         if runtime.world_size == 1:
             return
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         self._door = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=_AT_ONCE)
-        here = Seat(socket.gethostname(), _address(), self._door.getsockname()[1])
+        here = PeerAddress(socket.gethostname(), _address(), self._door.getsockname()[1])
         self._seats = runtime.gather_objects(here)
         self._thread = threading.Thread(target=self._answer, args=(self._door,), name="roll call", daemon=True)
         self._thread.start()
@@ -74,7 +74,7 @@ class RollCall:
                 caller.sendall(f"{self._runtime.step}\n".encode())
 
 
-def ask(seat: Seat) -> int | str:
+def ask(seat: PeerAddress) -> int | str:
     """The step that a rank is at, or what is wrong with it."""
     try:
         line = socket.create_connection((seat.address, seat.port), timeout=_PATIENCE_SECONDS)
@@ -93,7 +93,7 @@ def ask(seat: Seat) -> int | str:
     return int(text) if text.strip().isdigit() else "its process has ended"
 
 
-def describe(step: int, seats: Sequence[Seat], answers: dict[int, int | str]) -> str:
+def describe(step: int, seats: Sequence[PeerAddress], answers: dict[int, int | str]) -> str:
     """One phrase of what the others answered to a rank that waited at `step`."""
     silent = [rank for rank, answer in answers.items() if isinstance(answer, str)]
     behind = [rank for rank, answer in answers.items() if isinstance(answer, int) and answer < step]

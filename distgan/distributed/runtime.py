@@ -117,7 +117,7 @@ class Runtime(Control):
         return make_engine(objective, network, make_optimizer, self)
 
     @contextmanager
-    def whole(self, network: nn.Module) -> Iterator[None]:
+    def full_params(self, network: nn.Module) -> Iterator[None]:
         """A block in which all of a network's weights are on every rank, for looking at only."""
         sharded = self.sharded.get(network)
         if sharded is None:
@@ -137,7 +137,7 @@ class Runtime(Control):
             dist.all_reduce(total, group=self._control if on_control else None)
         return total
 
-    def wait_at_most(self, minutes: float) -> None:
+    def set_timeout(self, minutes: float) -> None:
         """From now on, give up a collective after so many minutes."""
         if self.world_size == 1 or minutes == self._timeout_minutes:
             return
@@ -145,7 +145,7 @@ class Runtime(Control):
         for group in (None, self._control, *self._others):
             _set_timeout(timedelta(minutes=minutes), group)
 
-    def adopt(self, group: Any) -> None:
+    def register_group(self, group: Any) -> None:
         """Have the collectives of a process group that an engine made give up when all others do."""
         if group not in self._others:
             self._others.append(group)

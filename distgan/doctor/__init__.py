@@ -52,7 +52,11 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
     note(machine.versions(runtime))
     note(machine.packages())
     note(machine.processes(runtime))
-    note(machine.device(runtime), machine.cores(runtime, config.data.workers if config else 0), machine.shared_memory())
+    note(
+        machine.device(runtime),
+        machine.cores(runtime, config.data.num_workers if config else 0),
+        machine.shared_memory(),
+    )
     note(*network.sums(runtime))
     note(network.clocks(runtime))
     folder: Path = runtime.broadcast_object(storage.nearest_folder(Path(config.run_dir if config else ".")))

@@ -75,7 +75,7 @@ def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Find
         fix = "`distgan index --verify` tells which shards are damaged"
         text = f"{len(unreadable)} samples cannot be read, such as {unreadable[0].reason}; {fix}"
         return rate, Finding("FAILED", "reading", text)
-    return rate, Finding("ok", "reading", f"{rate:,.0f} samples/s by all ranks, {config.data.workers} loaders each")
+    return rate, Finding("ok", "reading", f"{rate:,.0f} samples/s by all ranks, {config.data.num_workers} loaders each")
 
 
 def detector(config: Config) -> Finding:
@@ -105,7 +105,7 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     from distgan.training.loop import train
 
     short = parse_config(config.model_dump(mode="json"), [
-        f"run_dir={folder}", f"training.steps={_STEPS}", "training.warm_start=0", "evaluation.every=0",
+        f"run_dir={folder}", f"training.steps={_STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
         f"monitoring.every={_STEPS // 2}", "monitoring.samples_every=1000000", "monitoring.tensorboard=false",
         "checkpoint.every=1000000",
     ])  # fmt: skip
@@ -127,6 +127,6 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     size = sum(file.stat().st_size for file in folder.glob("checkpoints/step-*/*"))
     findings = [room(folder.parent.parent, checkpoint=size, keep=config.checkpoint.keep)]
     if read_rate < _AMPLE * rate:
-        fix = "raise data.workers, or bring the shards nearer"
+        fix = "raise data.num_workers, or bring the shards nearer"
         return [Finding("warning", "training", f"{said}; reading alone makes {read_rate:,.0f}; {fix}"), *findings]
     return [Finding("ok", "training", said), *findings]

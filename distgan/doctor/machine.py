@@ -103,7 +103,7 @@ def cores(runtime: Runtime, workers: int) -> Finding:
     wanted = here * (1 + workers)
     said = f"{available} for {here} process{'es' * (here > 1)} with {workers} loaders each"
     if available < wanted:
-        fix = "ask for more (--cpus-per-task in Slurm), or lower data.workers"
+        fix = "ask for more (--cpus-per-task in Slurm), or lower data.num_workers"
         return Finding("warning", "cores", f"{said}; {wanted} would not wait for each other; {fix}")
     return Finding("ok", "cores", said)
 

@@ -18,7 +18,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     Args:
         p, q: masses >= 0 of the same k events, shape (k,); they need not sum to 1, but are divided by their sums.
     """
-    p, q = _normalised(p), _normalised(q)
+    p, q = _normalized(p), _normalized(q)
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum()
 
 
@@ -28,7 +28,7 @@ def js_divergence(p: Tensor, q: Tensor) -> Tensor:
     Args:
         p, q: as for `kl_divergence`.
     """
-    p, q = _normalised(p), _normalised(q)
+    p, q = _normalized(p), _normalized(q)
     mixture = (p + q) / 2
     return (kl_divergence(p, mixture) + kl_divergence(q, mixture)) / 2
 
@@ -36,7 +36,7 @@ def js_divergence(p: Tensor, q: Tensor) -> Tensor:
 def wasserstein(p: Tensor, q: Tensor) -> Tensor:
     """Earth mover's distance of two histograms with bins a unit apart: sum |P - Q| over their cumulative masses.
 
-    The least mass times distance that turns one into the other, in units of mass times bins: it is not normalised.
+    The least mass times distance that turns one into the other, in units of mass times bins: it is not normalized.
 
     Args:
         p, q: masses >= 0, shape (k,), with equal sums.
@@ -46,7 +46,7 @@ def wasserstein(p: Tensor, q: Tensor) -> Tensor:
     """
     p, q = _masses(p), _masses(q)
     if not torch.isclose(p.sum(), q.sum(), rtol=1e-6):
-        raise ValueError(f"masses of {p.sum():g} and {q.sum():g}: none of it may be lost; normalise both")
+        raise ValueError(f"masses of {p.sum():g} and {q.sum():g}: none of it may be lost; normalize both")
     return (p - q).cumsum(0)[:-1].abs().sum()
 
 
@@ -105,6 +105,6 @@ def _masses(histogram: Tensor) -> Tensor:
     return histogram.double()
 
 
-def _normalised(histogram: Tensor) -> Tensor:
+def _normalized(histogram: Tensor) -> Tensor:
     masses = _masses(histogram)
     return masses / masses.sum()

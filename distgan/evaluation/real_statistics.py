@@ -11,11 +11,11 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index.table import Index
-from distgan.distributed.interruption import Asked, heeding, never
+from distgan.distributed.interruption import Asked, interruptible, never
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
-from distgan.evaluation.samples import Seen, fill, read_reals
+from distgan.evaluation.samples import FeatureBatch, fill, read_reals
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -33,7 +33,7 @@ class Collector(Protocol):
     numbers: Tensor
     """Those it needs, by their place in the index: int64, rising."""
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: FeatureBatch) -> None:
         """Take a batch on this rank, of samples that it needs or does not."""
 
     def entry(self) -> statistics_cache.Entry:
@@ -70,7 +70,7 @@ def real_statistics(
         _collect([collectors[metric] for metric in missing], detector, config, index, runtime, asked)
     entries = {}
     for metric, collector in collectors.items():
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             entry = collector.entry() if metric in missing else found[metric]
         entry = entries[metric] = runtime.broadcast_object(entry if runtime.is_main else None)
         _check_readable(int(entry.facts["samples"]), len(collector.numbers), config, runtime)
@@ -106,7 +106,7 @@ def _collect(
     # A range of its own for each rank, so that a remote shard is fetched by one of them.
     mine = numbers.tensor_split(runtime.world_size)[runtime.rank]
     rounds = -(-(len(numbers) // runtime.world_size) // size)
-    with runtime.together(), heeding(runtime, asked, rounds) as check:
+    with runtime.raise_on_all_ranks(), interruptible(runtime, asked, rounds) as check:
         for reals in read_reals(config.data, index, mine.split(size) if len(mine) else ()):
             check()
             if len(reals.samples):
@@ -115,14 +115,14 @@ def _collect(
                     collector.update(seen)
 
 
-def see(detector: Detector | None, numbers: Tensor, samples: Tensor, labels: Tensor) -> Seen:
+def see(detector: Detector | None, numbers: Tensor, samples: Tensor, labels: Tensor) -> FeatureBatch:
     """The first samples, as many as there are numbers and labels, with what the detector sees in them."""
     count = len(numbers)
     if detector is None:
         features = logits = torch.empty(len(samples), 0, device=samples.device)
     else:
         features, logits = detector(samples)
-    return Seen(numbers, samples[:count], labels.to(samples.device), features[:count], logits[:count])
+    return FeatureBatch(numbers, samples[:count], labels.to(samples.device), features[:count], logits[:count])
 
 
 def _check_readable(found: int, expected: int, config: Config, runtime: Runtime) -> None:

@@ -14,7 +14,7 @@ from distgan.data.index.table import Index
 from distgan.data.reader import Reader
 
 
-class Seen(NamedTuple):
+class FeatureBatch(NamedTuple):
     """A batch of samples, real or generated, and what the detector sees in them. All but the numbers on the device."""
 
     numbers: Tensor

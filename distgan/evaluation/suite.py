@@ -15,20 +15,20 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index.table import Index
-from distgan.distributed.interruption import Asked, heeding, never
+from distgan.distributed.interruption import Asked, interruptible, never
 from distgan.errors import within_memory
 from distgan.evaluation.detectors.features import load_detector
 from distgan.evaluation.names import WITH_DETECTOR, value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.real_statistics import real_statistics, see
 from distgan.evaluation.samples import fill, rank_batches
-from distgan.evaluation.suite_metrics import Setting, make_collectors, make_measure
+from distgan.evaluation.suite_metrics import MetricContext, make_collectors, make_measure
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
 
 Generate = Callable[[Tensor], Tensor]
-"""From sample numbers (n,), int64 on the CPU, to samples as `samples.Seen` has them, each a function of its number."""
+"""Maps sample numbers (n,), int64 on the CPU, to samples as `FeatureBatch` holds them."""
 
 
 class Evaluator:
@@ -48,9 +48,9 @@ class Evaluator:
         self.detector = None
         if WITH_DETECTOR & set(config.metrics):
             self.detector = load_detector(config.evaluation, config.data, index, runtime, asked)
-        setting = Setting(config, index, runtime, self.detector)
+        setting = MetricContext(config, index, runtime, self.detector)
         self.reals = real_statistics(make_collectors(setting), self.detector, config, index, runtime, asked)
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             self._measures = {name: make_measure(name, setting, self.reals.get(name)) for name in config.metrics}
 
     def __call__(self, generate: Generate) -> dict[str, float]:
@@ -66,7 +66,7 @@ class Evaluator:
         self._forget()  # what an interrupted evaluation has left
         rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
         memory = within_memory(f"evaluation.batch_size = {settings.batch_size}", "lower it")
-        with torch.no_grad(), ieee_float32(), heeding(runtime, self._asked, rounds) as check, memory:
+        with torch.no_grad(), ieee_float32(), interruptible(runtime, self._asked, rounds) as check, memory:
             for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
                 check()
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)
@@ -78,7 +78,7 @@ class Evaluator:
             for measure in self._measures.values():
                 synchronized.enter_context(measure.metric.sync_context(dist_sync_fn=measure.metric.dist_sync_fn))
             # On one rank, because another machine's rounding could make them disagree on which checkpoint is best.
-            with runtime.together():
+            with runtime.raise_on_all_ranks():
                 if runtime.is_main:
                     for name, measure in self._measures.items():
                         for suffix, value in measure.values(measure.metric.compute()).items():

@@ -34,7 +34,7 @@ from distgan.evaluation.metrics.ngrams import (
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.names import value_name
 from distgan.evaluation.real_statistics import Collector
-from distgan.evaluation.samples import Seen
+from distgan.evaluation.samples import FeatureBatch
 from distgan.randomness import derive_key
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ POOL = 10_000
 
 
 @dataclass(frozen=True)
-class Setting:
+class MetricContext:
     """What there is to measure."""
 
     config: Config
@@ -57,22 +57,22 @@ class Setting:
     """None where no metric wants one."""
 
 
-class Measure(NamedTuple):
+class SuiteMetric(NamedTuple):
     """A metric of the generated samples, as part of a suite. Its ranks are synchronized when told to."""
 
     metric: Metric
-    take: Callable[[Seen], tuple[Tensor, ...]]
+    take: Callable[[FeatureBatch], tuple[Tensor, ...]]
     """What it is updated with."""
     values: Callable[[Any], dict[str, float]]
     """What it has computed, by the suffix of each value's name (see `names.value_name`)."""
 
 
-def make_collectors(setting: Setting) -> dict[str, Collector]:
+def make_collectors(setting: MetricContext) -> dict[str, Collector]:
     """By metric, for those that compare with statistics of the real samples."""
     return {name: COLLECTORS[name](setting) for name in setting.config.metrics if name in COLLECTORS}
 
 
-def make_measure(name: str, setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+def make_measure(name: str, setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     """The metric of that name, given what its collector made of the real samples.
 
     Raises UserError when the samples are too few for it.
@@ -87,12 +87,12 @@ class _Moments:
 
     name = "real"
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MetricContext) -> None:
         assert setting.detector is not None
         self.numbers = torch.arange(len(setting.index))
         self._moments = Moments(setting.detector.dimension).to(setting.runtime.device)
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: FeatureBatch) -> None:
         self._moments.update(seen.features)
 
     def entry(self) -> statistics_cache.Entry:
@@ -102,7 +102,7 @@ class _Moments:
         )
 
 
-def _fid(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+def _fid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert setting.detector is not None
     assert reals is not None
     samples, generated = int(reals.facts["samples"]), setting.config.evaluation.num_samples
@@ -114,19 +114,19 @@ def _fid(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
         )  # fmt: skip
     reference = Reference(samples, reals.tensors["mean"], reals.tensors["factor"])
     metric = FrechetDistance(reference, sync_on_compute=False)
-    return Measure(metric, lambda seen: (seen.features,), lambda distance: {"": float(distance)})
+    return SuiteMetric(metric, lambda seen: (seen.features,), lambda distance: {"": float(distance)})
 
 
-def _inception_score(setting: Setting, _: statistics_cache.Entry | None) -> Measure:
+def _inception_score(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteMetric:
     assert setting.detector is not None
     metric = InceptionScore(setting.detector.num_logits, setting.config.evaluation.num_samples, sync_on_compute=False)
-    return Measure(metric, lambda seen: (seen.logits, seen.numbers), _mean_and_deviation)
+    return SuiteMetric(metric, lambda seen: (seen.logits, seen.numbers), _mean_and_deviation)
 
 
 class _Pool:
     """Something of some of the real samples, a row each, on rank 0."""
 
-    def __init__(self, setting: Setting, name: str, take: Callable[[Seen], Tensor]) -> None:
+    def __init__(self, setting: MetricContext, name: str, take: Callable[[FeatureBatch], Tensor]) -> None:
         self.name, self._take = name, take
         count = len(setting.index)
         chosen = permute(np.arange(min(count, POOL)), count, derive_key(0, "kid/reals"))
@@ -134,7 +134,7 @@ class _Pool:
         self._runtime = setting.runtime
         self._rows: list[Tensor] = [torch.empty(0)]
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: FeatureBatch) -> None:
         kept = torch.isin(seen.numbers, self.numbers)
         rows = self._take(seen)
         self._rows.append(rows[kept.to(rows.device)].cpu())
@@ -144,15 +144,15 @@ class _Pool:
         return statistics_cache.Entry({"rows": rows}, {"samples": len(rows)})
 
 
-def _features(setting: Setting) -> _Pool:
+def _features(setting: MetricContext) -> _Pool:
     return _Pool(setting, "real-features", lambda seen: seen.features)
 
 
-def _lines(setting: Setting) -> _Pool:
+def _lines(setting: MetricContext) -> _Pool:
     return _Pool(setting, "real-lines", lambda seen: seen.samples.int())
 
 
-def _kid(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+def _kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     features, generated = reals.tensors["rows"], setting.config.evaluation.num_samples
     size = subset_size(generated, len(features))
@@ -170,17 +170,17 @@ def _kid(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
         features, generated, sync_on_compute=False,
         dist_sync_fn=lambda rows, group=None: [setting.runtime.gather_rows(rows)],
     )  # fmt: skip
-    return Measure(metric, lambda seen: (seen.features, seen.numbers), _mean_and_deviation)
+    return SuiteMetric(metric, lambda seen: (seen.features, seen.numbers), _mean_and_deviation)
 
 
-def _classes(setting: Setting, _: statistics_cache.Entry | None) -> Measure:
+def _classes(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteMetric:
     labels = torch.from_numpy(setting.index.labels.astype(np.int64))
     metric = ClassSpread(torch.bincount(labels, minlength=setting.index.num_classes), sync_on_compute=False)
 
     def values(spread: Spread) -> dict[str, float]:
         return {"": float(spread.found), "_smallest_share": float(spread.smallest_share), "_kl": float(spread.kl)}
 
-    return Measure(metric, lambda seen: (seen.logits,), values)
+    return SuiteMetric(metric, lambda seen: (seen.logits,), values)
 
 
 class _Mixture:
@@ -188,7 +188,7 @@ class _Mixture:
 
     name = "real-modes"
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: MetricContext) -> None:
         data, index = setting.config.data, setting.index
         if not index.num_classes:
             raise UserError(
@@ -200,7 +200,7 @@ class _Mixture:
         self._moments = MixtureMoments(index.num_classes, data.dimensions, sync_on_compute=False)
         self._moments.to(setting.runtime.device)
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: FeatureBatch) -> None:
         self._moments.update(seen.samples, seen.labels)
 
     def entry(self) -> statistics_cache.Entry:
@@ -209,17 +209,17 @@ class _Mixture:
             return statistics_cache.Entry(self._moments.compute()._asdict(), {"samples": count})
 
 
-def _modes(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+def _modes(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     metric = ModeCoverage(Modes(**reals.tensors), sync_on_compute=False)
 
     def values(coverage: Coverage) -> dict[str, float]:
         return {"": float(coverage.covered), "_high_quality": float(coverage.high_quality)}
 
-    return Measure(metric, lambda seen: (seen.samples,), values)
+    return SuiteMetric(metric, lambda seen: (seen.samples,), values)
 
 
-def _ngram_js(setting: Setting, reals: statistics_cache.Entry | None) -> Measure:
+def _ngram_js(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     index, held_out = held_out_index(setting.config, setting.index), torch.empty(0)
     baseline = torch.zeros(len(ORDERS))
@@ -236,20 +236,20 @@ def _ngram_js(setting: Setting, reals: statistics_cache.Entry | None) -> Measure
         named = {"": divergences, "_baseline": baseline}
         return {f"{of}[{n}]": float(value) for of, row in named.items() for n, value in zip(ORDERS, row, strict=True)}
 
-    return Measure(metric, lambda seen: (seen.samples, seen.numbers), values)
+    return SuiteMetric(metric, lambda seen: (seen.samples, seen.numbers), values)
 
 
 def _mean_and_deviation(result: Any) -> dict[str, float]:
     return {"": float(result.mean), "_std": float(result.deviation)}
 
 
-COLLECTORS: dict[str, Callable[[Setting], Collector]] = {
+COLLECTORS: dict[str, Callable[[MetricContext], Collector]] = {
     "fid": _Moments,
     "kid": _features,
     "modes": _Mixture,
     "ngram_js": _lines,
 }
-MEASURES: dict[str, Callable[[Setting, statistics_cache.Entry | None], Measure]] = {
+MEASURES: dict[str, Callable[[MetricContext, statistics_cache.Entry | None], SuiteMetric]] = {
     "fid": _fid,
     "inception_score": _inception_score,
     "kid": _kid,

@@ -37,13 +37,13 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     overrides = list(overrides)
     runtime = Runtime()
     setup_logging(runtime.rank)
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if not os.fspath(path):
             raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
         newest = find_checkpoint(Path(path), best=best) if runtime.is_main else None
     # Of a run that is training, others may find a newer one.
     found = runtime.broadcast_object(newest)
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         state = load_description(found)
         trained = parse_config(state.config, source=f"{found}/state.json")
         config = parse_config(state.config, overrides, source=f"{found}/state.json")

@@ -19,7 +19,7 @@ from torch import Tensor
 from distgan import schedule
 from distgan.checkpoint import writer
 from distgan.checkpoint.contents import Vocabulary, load_description
-from distgan.checkpoint.restore import find_broken, find_checkpoint, find_misfit
+from distgan.checkpoint.restore import find_checkpoint, find_misfit, find_non_finite
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.errors import UserError, blaming, within_memory
@@ -78,7 +78,7 @@ class _Description(BaseModel):
             raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
         if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
             raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
-        if self.generator.normalisation == "virtual" and self.generator.reference_size is None:
+        if self.generator.normalization == "virtual" and self.generator.reference_size is None:
             raise ValueError("generator.reference_size: virtual batch norm has a reference batch; give its size")
         if self.class_counts is not None and not 0 < sum(self.class_counts) < 2**62:
             raise ValueError("class_counts: their sum is not in [1, 2**62)")
@@ -214,7 +214,7 @@ def _take_weights(generator: Generator, tensors: dict[str, Tensor]) -> str | Non
     for name, value in tensors.items():
         if name in expected and value.is_floating_point() and expected[name].is_floating_point():
             tensors[name] = value.to(expected[name].dtype)
-    problem = find_misfit(tensors, expected) or find_broken(tensors, generator.num_classes)
+    problem = find_misfit(tensors, expected) or find_non_finite(tensors, generator.num_classes)
     if problem is None:
         generator.network.load_state_dict(tensors, assign=True)
     return problem

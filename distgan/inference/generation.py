@@ -90,7 +90,7 @@ def generating(
 def interpolate(
     network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, paths: int, steps: int
 ) -> Tensor:
-    """Samples (paths * steps, ...) along arcs between neighbouring latents, path by path."""
+    """Samples (paths * steps, ...) along arcs between neighboring latents, path by path."""
     latents, labels = interpolation.interpolate(*source.draw(purpose, torch.arange(2 * paths)), steps)
     with reference_moments(network):
         return from_network(shape, network(latents, labels))

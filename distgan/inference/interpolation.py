@@ -1,4 +1,4 @@
-"""Paths between latent vectors: along which images should change smoothly, if a generator has not learnt by heart.
+"""Paths between latent vectors: along which images should change smoothly, if a generator has not learned by heart.
 
 Spherical: White, "Sampling Generative Networks", 2016, section 2.1, after Shoemake, SIGGRAPH 1985. A normal latent of
 many dimensions lies near a sphere, and the straight line between two passes through vectors far shorter than any that
@@ -27,7 +27,7 @@ def lerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
 def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     """(sin((1 - t) w) a + sin(t w) b) / sin w, w the angle between a and b; shapes as in `Path`.
 
-    Ends are not normalised, so lengths change from one to the other. Parallel vectors, also opposite ones, between
+    Ends are not normalized, so lengths change from one to the other. Parallel vectors, also opposite ones, between
     which no arc is the shortest, are joined by the straight line.
     """
     a, b, t = start[:, None].double(), end[:, None].double(), share.double()[:, None]

@@ -1,8 +1,8 @@
-"""What a discriminator has learnt of images without their labels: how well a linear classifier of its features does.
+"""What a discriminator has learned of images without their labels: how well a linear classifier of its features does.
 
 Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional GANs", ICLR 2016, section 5: a
 linear L2-SVM on the features of `networks.representation`, compared here with the same on raw pixels. All numbers are
-standardised by their mean and deviation over the training part, and the strength of regularisation is chosen on a
+standardized by their mean and deviation over the training part, and the strength of regularization is chosen on a
 fifth of it.
 """
 
@@ -44,7 +44,7 @@ log = logging.getLogger("distgan")
 
 Classifier = Literal["svm", "logistic"]
 STRENGTHS = 1e-4, 1e-3, 1e-2, 1e-1
-"""Inverse strengths of regularisation to choose from (C of scikit-learn)."""
+"""Inverse strengths of regularization to choose from (C of scikit-learn)."""
 _HELD_OUT = 5
 """One sample in so many is held out for testing, and of the others for choosing the strength."""
 _MAX_NUMBERS = 1 << 29
@@ -73,8 +73,8 @@ def probe(
 
     Args:
         path: a run (its newest checkpoint, or its best) or a checkpoint.
-        data: labelled shards to probe with; None takes those that the run was trained on.
-        test: labelled shards to test on; None holds out an addressed fifth of the others.
+        data: labeled shards to probe with; None takes those that the run was trained on.
+        test: labeled shards to test on; None holds out an addressed fifth of the others.
         number: at most so many samples, an addressed choice, of each part.
 
     Raises:
@@ -92,13 +92,13 @@ def probe(
     if config.data.kind != "images":
         raise UserError(f"{found}: its discriminator sees {config.data.kind}, and only those of images can be probed")
     view = View(found, state, config)
-    index = _labelled(config, "data.path" if data is None else "--data", config.data.path if data is None else data)
+    index = _labeled(config, "data.path" if data is None else "--data", config.data.path if data is None else data)
     order = torch.from_numpy(permute(np.arange(len(index)), len(index), derive_key(0, "probe/split")))
     if test is None:
         chosen = order[: len(order) // _HELD_OUT], order[len(order) // _HELD_OUT :]
         others = index
     else:
-        others = _labelled(config, "--test", test)
+        others = _labeled(config, "--test", test)
         if (others.class_names, others.num_classes) != (index.class_names, index.num_classes):
             raise UserError(f"--test = {test}: its classes are not those of the shards to fit to")
         places = permute(np.arange(len(others)), len(others), derive_key(0, "probe/test"))
@@ -121,7 +121,7 @@ def probe(
 def accuracy(fitting: Part, testing: Part, classifier: Classifier) -> float:
     """Share of the testing part that a linear classifier of the fitting part gets right.
 
-    Both are standardised in place.
+    Both are standardized in place.
     """
     mean, deviation = fitting.features.mean(0, dtype=np.float64), fitting.features.std(0, dtype=np.float64)
     scale = np.where(deviation > 0, deviation, 1.0).astype(np.float32)
@@ -218,7 +218,7 @@ class View:
             )
 
 
-def _labelled(config: Config, key: str, path: str | list[str]) -> Index:
+def _labeled(config: Config, key: str, path: str | list[str]) -> Index:
     index = load_index(path, config.data.cache_dir)
     if index.kind != config.data.kind or index.num_classes < 2:
         what = f"{index.kind} of {index.num_classes or 'no'} classes"

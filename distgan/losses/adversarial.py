@@ -1,7 +1,7 @@
 """Adversarial losses, as functions of logits (of a critic's values, where there are no probabilities).
 
 A family is a pair: the discriminator's loss and the generator's, both of (real logits, fake logits), each of shape
-(n,), and both to be minimised. Every loss is a mean over the batch, of shape (). What a relativistic average compares
+(n,), and both to be minimized. Every loss is a mean over the batch, of shape (). What a relativistic average compares
 with is the mean over all ranks.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distgan.config import TargetsConfig
+from distgan.config import LabelSmoothingConfig
 from distgan.distributed import collectives
 
 
@@ -146,7 +146,7 @@ def targeted_cross_entropy(
     return _cross_entropy(real_logits, real_targets).mean() + _cross_entropy(fake_logits, fake_targets).mean()
 
 
-def draw_targets(config: TargetsConfig, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def draw_targets(config: LabelSmoothingConfig, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Targets of n real and n generated samples, (n,) each, from uniforms of shape (n, 4) in [0, 1)."""
     real, fake = _from_range(config.real, uniforms[:, 0]), _from_range(config.fake, uniforms[:, 1])
     flip_real, flip_fake = (uniforms[:, 2:] < config.flip).unbind(1)

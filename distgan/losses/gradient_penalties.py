@@ -25,7 +25,7 @@ def input_gradients(logits: Tensor, samples: Tensor) -> Tensor:
     return gradients.flatten(1)
 
 
-def zero_centred(logits: Tensor, samples: Tensor, gamma: float) -> Tensor:
+def zero_centered(logits: Tensor, samples: Tensor, gamma: float) -> Tensor:
     """gamma/2 E |grad D(x)|^2: R1 on real samples, R2 on generated ones (Mescheder et al. 2018, eq. 9 and 10).
 
     Their released code's coefficient of 10 on the mean squared norm is gamma = 20 here.

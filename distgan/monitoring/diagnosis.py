@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from distgan.config import StopWhenFlatConfig
+from distgan.config import EarlyStoppingConfig
 
 HALF_LIFE = 1000
 """Steps in which the weight of a row in what a curve was in the past halves."""
@@ -57,7 +57,7 @@ class Diagnosis(BaseModel):
     """... since this step."""
 
 
-def observe(past: Diagnosis, step: int, row: Row, stop: StopWhenFlatConfig | None) -> tuple[Diagnosis, list[str]]:
+def observe(past: Diagnosis, step: int, row: Row, stop: EarlyStoppingConfig | None) -> tuple[Diagnosis, list[str]]:
     """The diagnosis after one more row, and a warning for each episode that begins with it.
 
     Args:
@@ -82,13 +82,13 @@ def observe(past: Diagnosis, step: int, row: Row, stop: StopWhenFlatConfig | Non
     return past.model_copy(update=found), warnings
 
 
-def why_stop(diagnosis: Diagnosis, stop: StopWhenFlatConfig | None) -> str | None:
+def why_stop(diagnosis: Diagnosis, stop: EarlyStoppingConfig | None) -> str | None:
     """Why there is nothing more to be had from training; None if there may be."""
     if stop is None or diagnosis.level is None or diagnosis.step - diagnosis.since < stop.steps:
         return None
     return (
         f"the Wasserstein estimate has been within {stop.tolerance:.1%} of {diagnosis.level:.4g} since step "
-        f"{diagnosis.since} (training.stop_when_flat)"
+        f"{diagnosis.since} (training.early_stopping)"
     )
 
 
@@ -132,7 +132,7 @@ _WATCHES: dict[Episode, Callable[[Diagnosis, int, Row], tuple[dict[str, object],
 """For each kind of episode, what is kept of a row, and the warning while it is under way."""
 
 
-def _watch_estimate(past: Diagnosis, step: int, value: float, stop: StopWhenFlatConfig) -> dict[str, object]:
+def _watch_estimate(past: Diagnosis, step: int, value: float, stop: EarlyStoppingConfig) -> dict[str, object]:
     """It is flat as long as its average stays near the level; once it leaves, a new level begins."""
     estimate = _average(past.estimate, value, step - past.step, stop.steps / 10)
     stays = past.level is not None and abs(estimate - past.level) <= stop.tolerance * abs(past.level)

@@ -54,7 +54,7 @@ def save_animation(path: str | Path, frames: Tensor, *, milliseconds: int = 80) 
     """Write a GIF or an animated WebP, by the path's suffix, whole or not at all. It is played without end.
 
     Args:
-        frames: uint8, (n, 3, H, W) or (n, 1, H, W); a GIF has at most 256 colours a frame.
+        frames: uint8, (n, 3, H, W) or (n, 1, H, W); a GIF has at most 256 colors a frame.
         milliseconds: each frame is shown.
 
     Raises:

@@ -64,7 +64,7 @@ def _with_reference(network: nn.Module, config: NetworkConfig, sizes: tuple[int,
     """With room for the reference batch of virtual batch norm, where there is any."""
     if uses_reference(network):
         assert config.reference_size is not None, "the whole config fills it in"
-        add_reference(network, (config.reference_size, *sizes), labelled=shape.num_classes > 0)
+        add_reference(network, (config.reference_size, *sizes), labeled=shape.num_classes > 0)
     return network
 
 

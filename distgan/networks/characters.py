@@ -1,7 +1,7 @@
 """Character networks (Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved Training of Wasserstein GANs", 2017).
 
 As in the released code (`gan_language.py`): both are residual blocks of one-dimensional convolutions at full length,
-without normalisation; the generator ends in a softmax over the vocabulary at each place, and the critic sees these
+without normalization; the generator ends in a softmax over the vocabulary at each place, and the critic sees these
 probabilities, or one-hot vectors of real text. Weights start uniform, with variance 4 / (fan in + fan out) in
 convolutions and 2 / (fan in + fan out) in dense layers; biases start at 0.
 """
@@ -34,7 +34,7 @@ class CharacterGenerator(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth or DEPTH)))
         self.characters = nn.Conv1d(config.width, shape.vocabulary, 1)
         self.softmax = nn.Softmax(dim=1)
-        self.apply(initialise)
+        self.apply(initialize)
         if config.spectral_norm:
             add_spectral_norm(self)
 
@@ -54,7 +54,7 @@ class CharacterDiscriminator(nn.Module):
         self.characters = nn.Conv1d(shape.vocabulary, config.width, 1)
         self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth or DEPTH)))
         self.logit = nn.Linear(config.width * shape.length, 1)
-        self.apply(initialise)
+        self.apply(initialize)
         if config.spectral_norm:
             add_spectral_norm(self)
 
@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
         return features + _SCALE * change
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Uniform weights of the released code, biases 0."""
     if isinstance(module, (nn.Conv1d, nn.Linear)):
         gain = math.sqrt(2.0) if isinstance(module, nn.Conv1d) else 1.0
@@ -90,10 +90,10 @@ def initialise(module: nn.Module) -> None:
 
 
 def _check(role: str, config: NetworkConfig, shape: SampleShape) -> None:
-    if config.normalisation != "none":
+    if config.normalization != "none":
         raise UserError(
-            f"{role}.normalisation = {config.normalisation}: the characters {role} has none; "
-            f"set {role}.normalisation=none"
+            f"{role}.normalization = {config.normalization}: the characters {role} has none; "
+            f"set {role}.normalization=none"
         )
     if shape.num_classes:
         raise UserError(f"data.labels = true: the characters {role} is unconditional; set data.labels=false")

@@ -3,7 +3,7 @@
 The paper's guidelines: strided convolutions instead of pooling, no hidden fully connected layers, batch norm except at
 the generator's output and the discriminator's input, ReLU in the generator and LeakyReLU(0.2) in the discriminator,
 tanh at the output, weights from N(0, 0.02). Kernels are 4x4 with padding 1, as in the authors' Torch code. Other
-normalisations stand where batch norm does.
+normalizations stand where batch norm does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev, build_minibatch_discrimination
-from distgan.networks.layers.normalization import build_normalisation, centres_channels
+from distgan.networks.layers.normalization import build_normalization, centres_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
@@ -38,20 +38,20 @@ class DCGANGenerator(nn.Module):
         super().__init__()
         _check_resolution("generator", shape)
         widths = hidden_widths(shape.resolution, config.width, config.max_width)[::-1]
-        normalisation, latent_size, num_classes = config.normalisation, config.latent_size, shape.num_classes
-        bias = not centres_channels(normalisation)
+        normalization, latent_size, num_classes = config.normalization, config.latent_size, shape.num_classes
+        bias = not centres_channels(normalization)
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
         self.projection = nn.Linear(latent_size * (2 if num_classes else 1), widths[0] * 16, bias=bias)
-        layers: list[nn.Module] = [build_normalisation(normalisation, widths[0]), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [build_normalization(normalization, widths[0]), nn.ReLU(inplace=True)]
         for before, after in pairwise(widths):
             layers += [
                 nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias),
-                build_normalisation(normalisation, after),
+                build_normalization(normalization, after),
                 nn.ReLU(inplace=True),
             ]
         layers += [nn.ConvTranspose2d(widths[-1], shape.channels, 4, stride=2, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
-        self.apply(initialise)
+        self.apply(initialize)
         if config.spectral_norm:
             add_spectral_norm(self)
 
@@ -74,8 +74,8 @@ class DCGANDiscriminator(nn.Module):
         super().__init__()
         _check_resolution("discriminator", shape)
         widths = hidden_widths(shape.resolution, config.width, config.max_width)
-        normalisation, num_classes = config.normalisation, shape.num_classes
-        bias = not centres_channels(normalisation)
+        normalization, num_classes = config.normalization, shape.num_classes
+        bias = not centres_channels(normalization)
         self.resolution = shape.resolution
         self.embedding = nn.Embedding(num_classes, shape.resolution * shape.resolution) if num_classes else None
         layers: list[nn.Module] = [
@@ -85,7 +85,7 @@ class DCGANDiscriminator(nn.Module):
         for before, after in pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 4, stride=2, padding=1, bias=bias),
-                build_normalisation(normalisation, after),
+                build_normalization(normalization, after),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.layers = nn.Sequential(*layers)
@@ -96,7 +96,7 @@ class DCGANDiscriminator(nn.Module):
         )
         self.logit = nn.Linear(features, 1)
         for part in (self.layers, self.logit):
-            part.apply(initialise)
+            part.apply(initialize)
         if config.spectral_norm:
             add_spectral_norm(self)
 
@@ -110,7 +110,7 @@ class DCGANDiscriminator(nn.Module):
         return logits
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Weights from N(0, 0.02), biases 0 (section 4 of the paper); embeddings keep N(0, 1), the scale of latents."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)

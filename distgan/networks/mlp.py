@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import build_minibatch_discrimination
-from distgan.networks.layers.normalization import build_normalisation, centres_channels
+from distgan.networks.layers.normalization import build_normalization, centres_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
@@ -70,14 +70,14 @@ class MLPDiscriminator(nn.Module):
 
 
 def _hidden_layers(config: NetworkConfig, inputs: int) -> nn.Sequential:
-    """Dense, normalisation, ReLU, as often as the network is deep."""
+    """Dense, normalization, ReLU, as often as the network is deep."""
     layers: list[nn.Module] = []
     for before, after in pairwise([inputs] + [config.width] * (config.depth or DEPTH)):
-        dense = nn.Linear(before, after, bias=not centres_channels(config.normalisation))
+        dense = nn.Linear(before, after, bias=not centres_channels(config.normalization))
         nn.init.kaiming_uniform_(dense.weight, nonlinearity="relu")
         if dense.bias is not None:
             nn.init.zeros_(dense.bias)
-        layers += [dense, build_normalisation(config.normalisation, after), nn.ReLU(inplace=True)]
+        layers += [dense, build_normalization(config.normalization, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

@@ -88,17 +88,17 @@ class ProgressiveGenerator(GrowingNetwork):
         self.first = nn.Sequential(
             # On one pixel: the dense layer to 4x4 of the released code, with its gain of sqrt(2)/4.
             EqualizedConv2d(latent_size * (2 if classes else 1), first, 4, padding=3),
-            *_rectified_and_normalised(),
+            *_rectified_and_normalized(),
             EqualizedConv2d(first, first, 3, padding=1),
-            *_rectified_and_normalised(),
+            *_rectified_and_normalized(),
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Upsample(scale_factor=2, mode="nearest"),
                 EqualizedConv2d(before, after, 3, padding=1),
-                *_rectified_and_normalised(),
+                *_rectified_and_normalized(),
                 EqualizedConv2d(after, after, 3, padding=1),
-                *_rectified_and_normalised(),
+                *_rectified_and_normalized(),
             )
             for before, after in itertools.pairwise(self.widths)
         )
@@ -192,15 +192,15 @@ def _rectifier() -> nn.Module:
     return nn.LeakyReLU(0.2, inplace=True)
 
 
-def _rectified_and_normalised() -> tuple[nn.Module, nn.Module]:
+def _rectified_and_normalized() -> tuple[nn.Module, nn.Module]:
     return _rectifier(), PixelNorm()
 
 
 def _refuse_unknown(role: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
-    if config.normalisation != "none":
+    if config.normalization != "none":
         raise UserError(
-            f"{role}.normalisation = {config.normalisation}: progressive networks have pixel norm and an equalized "
-            f"learning rate in its place; set {role}.normalisation=none"
+            f"{role}.normalization = {config.normalization}: progressive networks have pixel norm and an equalized "
+            f"learning rate in its place; set {role}.normalization=none"
         )
     if config.spectral_norm:
         raise UserError(

@@ -1,9 +1,9 @@
 """R3GAN (Huang, Gokaslan, Kuleshov, Tompkin, "The GAN is dead; long live the GAN!", NeurIPS 2024, section 4, config E).
 
-Both networks are stages of residual blocks from 4x4 to full resolution (or back), without any normalisation: a 1x1
+Both networks are stages of residual blocks from 4x4 to full resolution (or back), without any normalization: a 1x1
 convolution that doubles the channels, a 3x3 one in groups of 16, and a 1x1 one back. Only activations have biases.
 Between stages the image is resampled with the filter [1, 3, 3, 1], which the released code makes of [1, 2, 1] so that
-the grid stays centred, and, where widths differ, passed through a 1x1 convolution. Weights start as in Fixup (Zhang et
+the grid stays centered, and, where widths differ, passed through a 1x1 convolution. Weights start as in Fixup (Zhang et
 al. 2019): each block is the identity at first.
 
 Labels' vectors start as large for any number of classes, from N(0, 1) in the generator and N(0, 1/width) in the
@@ -49,7 +49,7 @@ class R3GANGenerator(nn.Module):
         self.embedding = nn.Embedding(shape.num_classes, config.latent_size) if shape.num_classes else None
         self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
         self.projection = nn.Linear(config.latent_size * (2 if shape.num_classes else 1), widths[0], bias=False)
-        _initialise(self.projection)
+        _initialize(self.projection)
         stages: list[nn.Module] = []
         for before, after in zip([None, *widths], widths, strict=False):
             if before is not None:
@@ -86,7 +86,7 @@ class R3GANDiscriminator(nn.Module):
         self.features = nn.Sequential(_convolution(widths[-1], widths[-1], 4, groups=widths[-1]), nn.Flatten())
         self.embedding = nn.Embedding(shape.num_classes, widths[-1]) if shape.num_classes else None
         self.logit = nn.Linear(widths[-1], widths[-1] if shape.num_classes else 1, bias=False)
-        _initialise(self.logit)
+        _initialize(self.logit)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=1.0 / math.sqrt(widths[-1]))
 
@@ -152,10 +152,10 @@ def _stage_widths(role: str, config: NetworkConfig, shape: SampleShape) -> list[
     """Channels at R, R/2, ..., 4."""
     if shape.resolution < 8:
         raise UserError(f"data.resolution = {shape.resolution}: the r3gan {role} takes powers of two from 8 up")
-    if config.normalisation != "none" or config.spectral_norm:
+    if config.normalization != "none" or config.spectral_norm:
         raise UserError(
-            f"{role}.normalisation = {config.normalisation}, {role}.spectral_norm = {config.spectral_norm}: the r3gan "
-            f"{role} has neither; set {role}.normalisation=none and leave spectral_norm out"
+            f"{role}.normalization = {config.normalization}, {role}.spectral_norm = {config.spectral_norm}: the r3gan "
+            f"{role} has neither; set {role}.normalization=none and leave spectral_norm out"
         )
     widths = [min(config.width << stage, config.max_width) for stage in range(shape.resolution.bit_length() - 2)]
     if any(width * _EXPANSION % _GROUP for width in widths):
@@ -180,9 +180,9 @@ def _convolution(
     before: int, after: int, kernel: int, *, gain: float = 1.0, padding: int = 0, groups: int = 1
 ) -> nn.Conv2d:
     layer = nn.Conv2d(before, after, kernel, padding=padding, groups=groups, bias=False)
-    _initialise(layer, gain)
+    _initialize(layer, gain)
     return layer
 
 
-def _initialise(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
+def _initialize(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))

@@ -22,7 +22,7 @@ Convolution = (nn.Conv2d, EqualizedConv2d)
 def convolution_features(network: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
     """What each convolution of more than one pixel sees in images, as the layers after it get it.
 
-    That is after the normalisation and the activation that follow it; convolutions that are left with less than 4x4
+    That is after the normalization and the activation that follow it; convolutions that are left with less than 4x4
     have no part.
 
     Args:

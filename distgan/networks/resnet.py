@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
-from distgan.networks.layers.normalization import BatchNorm, build_normalisation, centres_channels
+from distgan.networks.layers.normalization import BatchNorm, build_normalization, centres_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.networks.shape import SampleShape
@@ -51,7 +51,7 @@ Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear, nn.Embedding)
 class ResNetGenerator(nn.Module):
     """Latents (n, latent_size), and int64 labels (n,) if there are classes, to images (n, C, R, R) in [-1, 1].
 
-    Labels choose the scales and offsets of the blocks' normalisations.
+    Labels choose the scales and offsets of the blocks' normalizations.
     """
 
     def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
@@ -60,10 +60,10 @@ class ResNetGenerator(nn.Module):
         self.conditional = shape.num_classes > 0
         self.projection = _glorot(nn.Linear(config.latent_size, widths[0] * 16))
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, config.normalisation, shape.num_classes) for before, after in pairwise(widths)
+            GeneratorBlock(before, after, config.normalization, shape.num_classes) for before, after in pairwise(widths)
         )
         self.output = nn.Sequential(
-            _normalisation(config.normalisation, widths[-1]),
+            _normalization(config.normalization, widths[-1]),
             nn.ReLU(),
             _glorot(nn.Conv2d(widths[-1], shape.channels, 3, padding=1)),
             nn.Tanh(),
@@ -86,12 +86,12 @@ class ResNetGenerator(nn.Module):
 class GeneratorBlock(nn.Module):
     """Norm, ReLU, enlarge, 3x3, norm, ReLU, 3x3, beside enlarge, 1x1: (n, before, r, r) to (n, after, 2r, 2r)."""
 
-    def __init__(self, before: int, after: int, normalisation: str, num_classes: int) -> None:
+    def __init__(self, before: int, after: int, normalization: str, num_classes: int) -> None:
         super().__init__()
-        bias = not centres_channels(normalisation)
-        self.first_norm = _normalisation(normalisation, before, num_classes)
+        bias = not centres_channels(normalization)
+        self.first_norm = _normalization(normalization, before, num_classes)
         self.first = _glorot(nn.Conv2d(before, after, 3, padding=1, bias=bias), math.sqrt(2.0))
-        self.second_norm = _normalisation(normalisation, after, num_classes)
+        self.second_norm = _normalization(normalization, after, num_classes)
         self.second = _glorot(nn.Conv2d(after, after, 3, padding=1, bias=bias), math.sqrt(2.0))
         self.shortcut = _glorot(nn.Conv2d(before, after, 1, bias=bias))
 
@@ -117,7 +117,7 @@ class ResNetDiscriminator(nn.Module):
         widths = _widths("discriminator", DISCRIMINATOR_WIDTHS, config, shape)
         halving = len(widths) - PLAIN_BLOCKS[shape.resolution]
         blocks = [FirstBlock(shape.channels, widths[0])] + [
-            DiscriminatorBlock(before, after, config.normalisation, halve=number < halving)
+            DiscriminatorBlock(before, after, config.normalization, halve=number < halving)
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         ]
         self.features = nn.Sequential(*blocks, nn.ReLU(), GlobalPooling(config.pooling))
@@ -143,13 +143,13 @@ class DiscriminatorBlock(nn.Module):
     The shortcut is the identity where neither width nor size changes.
     """
 
-    def __init__(self, before: int, after: int, normalisation: str, *, halve: bool) -> None:
+    def __init__(self, before: int, after: int, normalization: str, *, halve: bool) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            _normalisation(normalisation, before),
+            _normalization(normalization, before),
             nn.ReLU(),
-            _glorot(nn.Conv2d(before, before, 3, padding=1, bias=not centres_channels(normalisation)), math.sqrt(2.0)),
-            _normalisation(normalisation, before),
+            _glorot(nn.Conv2d(before, before, 3, padding=1, bias=not centres_channels(normalization)), math.sqrt(2.0)),
+            _normalization(normalization, before),
             nn.ReLU(),
             _glorot(nn.Conv2d(before, after, 3, padding=1), math.sqrt(2.0)),
         )
@@ -163,7 +163,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class FirstBlock(nn.Module):
-    """3x3, ReLU, 3x3, mean over 2x2, beside mean, 1x1: it sees images, not activations, and normalises nothing."""
+    """3x3, ReLU, 3x3, mean over 2x2, beside mean, 1x1: it sees images, not activations, and normalizes nothing."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -205,8 +205,8 @@ def _glorot(layer: Weighted, gain: float = 1.0) -> Weighted:
     return layer
 
 
-def _normalisation(kind: str, channels: int, num_classes: int = 0) -> nn.Module:
-    layer = build_normalisation(kind, channels, num_classes=num_classes)
+def _normalization(kind: str, channels: int, num_classes: int = 0) -> nn.Module:
+    layer = build_normalization(kind, channels, num_classes=num_classes)
     if isinstance(layer, (BatchNorm, VirtualBatchNorm)) and layer.weight is not None:
         nn.init.ones_(layer.weight)
     return layer

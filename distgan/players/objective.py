@@ -1,4 +1,4 @@
-"""What each player minimises on one micro-batch, as one module with one forward.
+"""What each player minimizes on one micro-batch, as one module with one forward.
 
 A wrapper (DDP, DeepSpeed) then sees one forward and one backward per micro-batch, whatever happens inside: several
 passes through the network, gradient penalties with their own backward, collectives of batch statistics. The opponent
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan import randomness
-from distgan.config import Config, GradientPenaltyConfig, ZeroCentredPenaltyConfig
+from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import blaming
 from distgan.losses import gradient_penalties
@@ -27,7 +27,7 @@ from distgan.networks.shape import SampleShape
 from distgan.players import scalars
 from distgan.schedule import penalty_gamma
 
-AnyPenalty = TypeVar("AnyPenalty", ZeroCentredPenaltyConfig, GradientPenaltyConfig)
+AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
 Outcome = tuple[Tensor, dict[str, Tensor]]
 
 _LAYER_KEY = "objective.feature_matching.layer"
@@ -70,7 +70,7 @@ class Objective(nn.Module):
         self.config = config.objective
         self.seed = config.seed
         self.steps = config.training.steps
-        self.accumulation = config.training.accumulation
+        self.accumulation = config.training.gradient_accumulation_steps
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
         self.family = ADVERSARIAL[config.objective.adversarial]
@@ -121,7 +121,7 @@ class Objective(nn.Module):
 
 
 class DiscriminatorObjective(Objective):
-    """The discriminator's loss. A whole pass whose input gradient is penalised is float32."""
+    """The discriminator's loss. A whole pass whose input gradient is penalized is float32."""
 
     role = "discriminator"
 
@@ -136,22 +136,24 @@ class DiscriminatorObjective(Objective):
         fakes = self._with_noise(fakes.to(reals.dtype), "fake", batch, step)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
         with ExitStack() as held:
-            # A penalised pass is normalised by moments in its own precision.
-            penalised = any(penalty is not None for penalty in (r1, r2, gp))
-            with self._autocast(reals, unless=penalised):
+            # A penalized pass is normalized by moments in its own precision.
+            penalized = any(penalty is not None for penalty in (r1, r2, gp))
+            with self._autocast(reals, unless=penalized):
                 held.enter_context(reference_moments(self.network))
             reals, real_logits = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
             fakes, fake_logits = self._judge(fakes, labels, differentiable=r2 is not None)
             loss = self._adversarial(real_logits, fake_logits, batch)
-            parts = {"loss/discriminator": loss} | scalars.opinions(config.adversarial, real_logits, fake_logits)
+            parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
+                config.adversarial, real_logits, fake_logits
+            )
             parts |= scalars.diversity("data/diversity", batch.reals)
             if r1 is not None:
-                parts["loss/r1"] = gradient_penalties.zero_centred(
+                parts["loss/r1"] = gradient_penalties.zero_centered(
                     real_logits, reals, penalty_gamma(r1, step, self.steps)
                 )
                 loss = loss + r1.every * parts["loss/r1"]
             if r2 is not None:
-                parts["loss/r2"] = gradient_penalties.zero_centred(
+                parts["loss/r2"] = gradient_penalties.zero_centered(
                     fake_logits, fakes, penalty_gamma(r2, step, self.steps)
                 )
                 loss = loss + r2.every * parts["loss/r2"]
@@ -175,9 +177,9 @@ class DiscriminatorObjective(Objective):
             return samples, at_least_float32(self.network(samples, labels))
 
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
-        if self.config.targets is None:
+        if self.config.label_smoothing is None:
             return self.family.discriminator(real_logits, fake_logits)
-        targets = draw_targets(self.config.targets, self._uniform("targets", batch, real_logits, 4))
+        targets = draw_targets(self.config.label_smoothing, self._uniform("targets", batch, real_logits, 4))
         return targeted_cross_entropy(real_logits, fake_logits, *targets)
 
     def _penalised_points(self, kind: str, variance: float, reals: Tensor, fakes: Tensor, batch: MicroBatch) -> Tensor:

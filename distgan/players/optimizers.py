@@ -1,4 +1,4 @@
-"""Optimizers whose step can be cancelled on the device's own verdict, without the host knowing."""
+"""Optimizers whose step can be canceled on the device's own verdict, without the host knowing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from distgan.config import OptimizerConfig
 
 
 class RMSProp(torch.optim.Optimizer):
-    """theta -= rate * g / (sqrt(v) + eps), v = smoothing * v + (1 - smoothing) * g^2, v = 0 at first (Hinton 2012).
+    """theta -= rate * g / (sqrt(v) + eps), v = alpha * v + (1 - alpha) * g^2, v = 0 at first (Hinton 2012).
 
     A step changes nothing if the attribute `found_inf` is 1, like torch's fused optimizers, of which RMSProp is none.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, smoothing: float, eps: float) -> None:
-        super().__init__(parameters, {"lr": lr, "smoothing": smoothing, "eps": eps})
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, alpha: float, eps: float) -> None:
+        super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
         self.found_inf: Tensor | None = None
 
     @torch.no_grad()
@@ -33,7 +33,7 @@ class RMSProp(torch.optim.Optimizer):
                     self.state[parameter]["square_avg"] = torch.zeros_like(parameter)
             gradients = [parameter.grad for parameter in parameters]
             squares = [self.state[parameter]["square_avg"] for parameter in parameters]
-            weight = torch.full((), 1.0 - group["smoothing"], dtype=torch.float64, device=parameters[0].device)
+            weight = torch.full((), 1.0 - group["alpha"], dtype=torch.float64, device=parameters[0].device)
             if self.found_inf is not None:
                 # Not a product, because 0 times an infinite gradient is not 0.
                 gradients = [torch.where(self.found_inf > 0, 0.0, gradient) for gradient in gradients]
@@ -54,5 +54,5 @@ QUANTITIES = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg
 def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of one player."""
     if config.name == "rmsprop":
-        return RMSProp(parameters, lr=config.learning_rate, smoothing=config.smoothing, eps=config.eps)
+        return RMSProp(parameters, lr=config.learning_rate, alpha=config.alpha, eps=config.eps)
     return torch.optim.Adam(parameters, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)

@@ -38,7 +38,7 @@ class Player:
         self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
         self.quantities = QUANTITIES[config.name]
         self.clipping = clipping
-        spared = [] if clipping is None or clipping.normalisation else normalisation_parameters(self.network)
+        spared = [] if clipping is None or clipping.normalization else normalisation_parameters(self.network)
         kept = {id(parameter) for parameter in spared}
         self._clipped = [parameter for parameter in self.network.parameters() if id(parameter) not in kept]
         device = runtime.device
@@ -70,7 +70,7 @@ class Player:
         if moving and before_change is not None:
             before_change()
         parts: list[dict[str, Tensor]] = []
-        with self.runtime.whole(self.opponent):
+        with self.runtime.full_params(self.opponent):
             for batch in micro_batches:  # not enumerate, which holds on to a batch until it has the next
                 with self.engine.micro_batch(last=len(parts) + 1 == self.accumulation):
                     loss, values = self.engine.module(batch, *arguments)
@@ -88,7 +88,7 @@ class Player:
         if self.clipping is not None:
             self._clip(self.clipping.limit, applied)
         if self.history is not None:
-            with self.runtime.whole(self.network):
+            with self.runtime.full_params(self.network):
                 self.history.update(applied)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(torch.where(applied > 0, tensor, before))
@@ -119,18 +119,18 @@ class Player:
         """What a checkpoint keeps of the skipped updates, 0-d tensors by name."""
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
-    def settle(self, arguments: tuple[object, ...]) -> None:
+    def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
         """Throw-away passes where the engine needs them for a resume to be bitwise. They leave no trace but in it."""
         moving = [tensor.clone() for tensor in self._moving]
-        with self.runtime.whole(self.opponent):
-            self.engine.settle(arguments)
+        with self.runtime.full_params(self.opponent):
+            self.engine.warm_up_buckets(arguments)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(before)
 
     def follow_growth(self, *, keep_moments: bool) -> None:
         """Train the parameters that take part in a grown network, and no others. Every rank calls it."""
         _choose_parameters(self.network)
-        self.engine.regroup(keep_moments=keep_moments)
+        self.engine.update_param_groups(keep_moments=keep_moments)
 
 
 def _choose_parameters(network: nn.Module) -> None:

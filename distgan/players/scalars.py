@@ -12,7 +12,7 @@ from distgan.losses.adversarial import discriminator_cross_entropy
 
 
 @torch.no_grad()
-def opinions(family: str, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+def discriminator_scalars(family: str, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
     """What the discriminator says of both kinds, and its estimate of the divergence that the family stands for.
 
     Only with a cross-entropy is sigmoid(logit) the probability of being real; elsewhere the output is a mere value.
@@ -32,7 +32,7 @@ def opinions(family: str, real_logits: Tensor, fake_logits: Tensor) -> dict[str,
 
 @torch.no_grad()
 def diversity(name: str, samples: Tensor) -> dict[str, Tensor]:
-    """Mean absolute difference between neighbours in the batch, 0 when all are alike; of pairs, so that even shares of
+    """Mean absolute difference between neighbors in the batch, 0 when all are alike; of pairs, so that even shares of
     any number of ranks compare the same. Nothing for a single sample."""
     pairs = len(samples) // 2
     if not pairs:

@@ -17,7 +17,7 @@ from distgan.checkpoint.directory import Best, directory_name, steps, write_best
 from distgan.checkpoint.restore import find_checkpoint
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.data.kinds.images import JPEG_DECODER
-from distgan.distributed.peers import RollCall
+from distgan.distributed.peers import PeerProbe
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import explained, reason, write_atomically, writing
@@ -41,7 +41,7 @@ def prepare(config: Config, state: TrainingState, runtime: Runtime, resume: str,
         UserError: the checkpoint asked for is missing, damaged or does not fit, or the folder cannot be written to.
     """
     folder = Path(config.run_dir)
-    with runtime.together(), writing(folder, name=f"run_dir = {folder}"):
+    with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {folder}"):
         if runtime.is_main and resume == "never":
             set_aside(folder)
     path, kept = runtime.broadcast_object(_where_to_resume(folder, resume) if runtime.is_main else None)
@@ -163,8 +163,8 @@ def outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int,
 
     restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:
-        roll = held.enter_context(closing(RollCall(runtime)))
-        with runtime.together():
+        roll = held.enter_context(closing(PeerProbe(runtime)))
+        with runtime.raise_on_all_ranks():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 if runtime.is_main:

@@ -164,7 +164,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Standing(NamedTuple):
+class RunStatus(NamedTuple):
     """The outcome of a run's last attempt."""
 
     outcome: str
@@ -178,7 +178,7 @@ class Standing(NamedTuple):
         return f"{self.outcome} {self.checkpoint} {self.reason}".rstrip()
 
 
-def standing(run_dir: str | Path, launch: str | None = None) -> Standing:
+def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
     """How the run of a folder stands, or if `launch` is given, how that one left it.
 
     Raises:
@@ -188,10 +188,10 @@ def standing(run_dir: str | Path, launch: str | None = None) -> Standing:
     step = latest_step(Path(run_dir) / "checkpoints")
     checkpoint = -1 if step is None else step
     if launch is not None and (status is None or status.launch != launch):
-        return Standing("unstarted", checkpoint, "")
+        return RunStatus("unstarted", checkpoint, "")
     if status is None:
-        return Standing("none", checkpoint, "")
-    return Standing("lost" if status.lost_rank else status.outcome, checkpoint, status.reason or "")
+        return RunStatus("none", checkpoint, "")
+    return RunStatus("lost" if status.lost_rank else status.outcome, checkpoint, status.reason or "")
 
 
 def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distgan.networks.layers.spectral_norm import power_iteration_vectors
 
 
-class AveragedGenerator:
+class EMAGenerator:
     """A copy of the generator whose parameters follow the live ones. It is what is evaluated, sampled and exported.
 
     Buffers are not averaged: batch-norm statistics are recomputed from addressed latents before each use, and the

@@ -53,4 +53,4 @@ def grow(state: TrainingState) -> None:
         torch.compiler.reset()  # it would give up compiling after the eighth variant of a network
     for player in state.players:
         player.follow_growth(keep_moments=not state.config.growth.reset_optimizers)
-    state.settle()
+    state.warm_up_buckets()

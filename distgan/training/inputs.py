@@ -17,7 +17,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.inference.generation import dequantize, to_network
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.players.objective import MicroBatch
-from distgan.training.latent_prefetch import DrawnAhead
+from distgan.training.latent_prefetch import LatentPrefetcher
 from distgan.training.setup import latent_source, uses_channels_last
 from distgan.training.state import TrainingState
 
@@ -42,11 +42,11 @@ class Feed:
         """Begin micro-batches of this size at a stream position."""
         self.micro_batch = micro_batch
         self.share = micro_batch // self.runtime.world_size
-        accumulation = self.config.training.accumulation
+        accumulation = self.config.training.gradient_accumulation_steps
         # Updates of the discriminator follow one another; those of the generator are as far apart at every level.
         apart = {"discriminator": accumulation * micro_batch, "generator": schedule.largest_batch(self.config)}
         self._draws = {
-            role: DrawnAhead(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
+            role: LatentPrefetcher(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
             for role, distance in apart.items()
         }
         self._stream = open_stream(
@@ -78,7 +78,7 @@ class Feed:
         objective looks at any. Those were kept in host memory and are copied to the device once more, so that it never
         holds a whole batch."""
         first = schedule.generator_slot(self.config, step)
-        for number in range(self.config.training.accumulation):
+        for number in range(self.config.training.gradient_accumulation_steps):
             batch = self._last_batches[number] if self._last_batches else None
             yield self._micro_batch("generator", first + number * self.micro_batch, batch)
 
@@ -93,7 +93,7 @@ class Feed:
                 if self.progress.substitutions.add(failure, self.progress.position) and self.runtime.is_main:
                     logger.warning("unreadable sample replaced: %s", failure.reason)
         self.failures = []
-        with self.runtime.together():
+        with self.runtime.raise_on_all_ranks():
             check_failure_rate(
                 self.progress.substitutions,
                 self.progress.position,

@@ -14,7 +14,7 @@ ROWS = 1024
 """As many rows as whole updates have of these, but those of one update at least, are drawn at once."""
 
 
-class DrawnAhead:
+class LatentPrefetcher:
     """What one rank's shares of micro-batches are generated from."""
 
     def __init__(

@@ -72,7 +72,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     )
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, folder.outcome(config, runtime) as outcome:
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             index = load_index(config.data.path, config.data.cache_dir)
             check_fits(config, index, runtime.world_size)
         runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
@@ -103,7 +103,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
         with ExitStack() as held:
             held.enter_context(batch_memory(config, runtime.world_size))
-            with runtime.together():
+            with runtime.raise_on_all_ranks():
                 # First, because it completes what a killed predecessor had almost published.
                 writer = held.enter_context(closing(folder.open_writer(config))) if runtime.is_main else None
                 folder.prepare(config, state, runtime, resume, accepted)
@@ -111,7 +111,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 evaluations = Evaluations(state, feed.latents, runtime, stop)
                 observer = held.enter_context(closing(Observer(state, feed, evaluations, writer, runtime)))
             result = run(state, feed, observer, evaluations, writer, runtime, stop)
-        outcome(result, state.progress.step, stop.reason if result == "preempted" else nothing_more(state))
+        outcome(result, state.progress.step, stop.reason if result == "preempted" else early_stop_reason(state))
         return result
 
 
@@ -149,14 +149,14 @@ def run(
             (progress.step,),
             learning_rate(generator, progress.step, steps),
         )
-        with runtime.whole(state.generator.network):
+        with runtime.full_params(state.generator.network):
             # A long critic phase is one step of the generator like any other.
             images = config.training.critic_steps * update.batch_size
             state.average.update(ema_decay(config.ema, before, images), applied)
         progress.step += 1
         growth.grow(state)
         # The first step may compile kernels; from the next one on, silence means that a rank is lost.
-        runtime.wait_at_most(config.training.timeout_minutes)
+        runtime.set_timeout(config.training.timeout_minutes)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
         leaving, unreadable = news.result()
@@ -164,7 +164,7 @@ def run(
         if unreadable:
             feed.share_failures()
         if progress.step % config.monitoring.every == 0:
-            give_up_if_stuck(state, writer, runtime)
+            check_skipped_updates(state, writer, runtime)
         is_best = observer.after_step(evaluate=not leaving)
         leaving = leaving or evaluations.left_undone
         last = leaving or is_done(state)
@@ -176,12 +176,12 @@ def run(
 
 def is_done(state: TrainingState) -> bool:
     """Whether no step is left to do; all ranks agree."""
-    return state.progress.step >= state.config.training.steps or nothing_more(state) is not None
+    return state.progress.step >= state.config.training.steps or early_stop_reason(state) is not None
 
 
-def nothing_more(state: TrainingState) -> str | None:
+def early_stop_reason(state: TrainingState) -> str | None:
     """Why the run ends before its last step, if it does so by itself."""
-    return why_stop(state.progress.diagnosis, state.config.training.stop_when_flat)
+    return why_stop(state.progress.diagnosis, state.config.training.early_stopping)
 
 
 def save(
@@ -223,10 +223,10 @@ def save(
             writer.mark_best(**progress.best)
 
     # However slow the disk is, the other ranks' time-outs are not for it.
-    runtime.main_works(finish)
+    runtime.run_on_main(finish)
 
 
-def give_up_if_stuck(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime) -> None:
+def check_skipped_updates(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime) -> None:
     """Raise UserError when a player has skipped too many updates in a row since it was last looked at."""
     limit, step = state.config.training.max_skipped_updates, state.progress.step
     for player in state.players:

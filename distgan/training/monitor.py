@@ -26,7 +26,7 @@ from distgan.networks.layers.normalization import recompute_statistics
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.state import TrainingState
-from distgan.training.stragglers import Pace
+from distgan.training.stragglers import StragglerMonitor
 
 logger = logging.getLogger("distgan")
 
@@ -60,7 +60,7 @@ class Observer:
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
-        self.pace = Pace(runtime, [player.network for player in state.players])
+        self.pace = StragglerMonitor(runtime, [player.network for player in state.players])
         self._start_interval()
 
     def before_first_step(self) -> bool:
@@ -163,7 +163,7 @@ class Observer:
 
     def _diagnose(self, row: dict[str, float]) -> None:
         """Warn of what the curves say is going wrong."""
-        progress, stop = self.state.progress, self.config.training.stop_when_flat
+        progress, stop = self.state.progress, self.config.training.early_stopping
         progress.diagnosis, warnings = diagnosis.observe(progress.diagnosis, progress.step, row, stop)
         for warning in warnings if self.runtime.is_main else ():
             logger.warning("%s", warning)

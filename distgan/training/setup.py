@@ -22,7 +22,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
-from distgan.training.ema import AveragedGenerator
+from distgan.training.ema import EMAGenerator
 from distgan.training.growth import set_growth
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 
@@ -34,13 +34,16 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
     """
     shape = run_shape(config, index)
-    with runtime.together(), within_memory("generator, discriminator: networks of this width, depth and resolution"):
+    with (
+        runtime.raise_on_all_ranks(),
+        within_memory("generator, discriminator: networks of this width, depth and resolution"),
+    ):
         generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
         discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
         _fill_references(generator, discriminator, config, index)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
-    average = AveragedGenerator(generator)
+    average = EMAGenerator(generator)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
             network.to(memory_format=torch.channels_last)
@@ -68,19 +71,22 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         )
     state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
     with batch_memory(config, runtime.world_size):
-        state.settle()
+        state.warm_up_buckets()
     return state
 
 
 def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
     """A block in which a lack of memory is a user error that names the batch and how to make it smaller."""
     training, grown = config.training, config.growth.batch_sizes if config.growth is not None else {}
-    keys = [f"training.batch_size = {training.batch_size}", f"training.accumulation = {training.accumulation}"]
+    keys = [
+        f"training.batch_size = {training.batch_size}",
+        f"training.gradient_accumulation_steps = {training.gradient_accumulation_steps}",
+    ]
     keys += [f"growth.batch_sizes = {grown}"] if grown else []
-    share = schedule.largest_batch(config) // training.accumulation // world_size
+    share = schedule.largest_batch(config) // training.gradient_accumulation_steps // world_size
     return within_memory(
         f"{', '.join(keys)}: up to {share} samples per process and micro-batch",
-        "lower the batch size, raise training.accumulation, or set training.mixed_precision=bf16",
+        "lower the batch size, raise training.gradient_accumulation_steps, or set training.mixed_precision=bf16",
     )
 
 
@@ -104,14 +110,14 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 def check_fits(config: Config, index: Index, world_size: int) -> None:
     """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
     sample_format(config.data, index)
-    accumulation = config.training.accumulation
+    accumulation = config.training.gradient_accumulation_steps
     batches = {"training.batch_size": config.training.batch_size}
     if config.growth is not None:
         batches |= {f"growth.batch_sizes.{side}": batch for side, batch in config.growth.batch_sizes.items()}
     for key, batch in batches.items():
         if batch // accumulation % world_size:
             raise UserError(
-                f"{key} = {batch} with training.accumulation = {accumulation} does not divide among "
+                f"{key} = {batch} with training.gradient_accumulation_steps = {accumulation} does not divide among "
                 f"{world_size} processes; choose a batch size that is a multiple of {world_size * accumulation}"
             )
     if config.data.labels and not index.num_classes:

@@ -27,7 +27,7 @@ from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.objective import blank_batch
 from distgan.players.player import Player
-from distgan.training.ema import AveragedGenerator
+from distgan.training.ema import EMAGenerator
 from distgan.training.growth import grow
 
 
@@ -52,7 +52,7 @@ class TrainingState:
     index: Index
     generator: Player
     discriminator: Player
-    average: AveragedGenerator
+    average: EMAGenerator
     progress: Progress
     growth: schedule.Growth | None
     """Level and fade of the networks, where they grow."""
@@ -67,7 +67,7 @@ class TrainingState:
         """What samples are to the networks."""
         return run_shape(self.config, self.index)
 
-    def settle(self) -> None:
+    def warm_up_buckets(self) -> None:
         """Let the wrappers of both players arrange themselves (see `Player.settle`). Every rank calls it."""
         config, runtime, position = self.config, self.generator.runtime, self.progress.position
         if runtime.world_size > 1:
@@ -75,8 +75,8 @@ class TrainingState:
             share = schedule.micro_batch(config, position) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
             # Discriminator updates that no lazy penalty is due in have the number 1.
-            self.discriminator.settle((blank, 0, 1))
-            self.generator.settle((blank, 0))
+            self.discriminator.warm_up_buckets((blank, 0, 1))
+            self.generator.warm_up_buckets((blank, 0))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """File name -> tensors, as a checkpoint stores them: whole on rank 0. Every rank calls it."""
@@ -180,7 +180,7 @@ def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
     if player.history is None:
         return
     if not own:
-        with player.runtime.whole(player.network):
+        with player.runtime.full_params(player.network):
             player.history.restart()
         return
     for name, tensor in player.history.state().items():

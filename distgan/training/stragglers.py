@@ -30,7 +30,7 @@ _SLOW, _IN_A_ROW = 1.5, 3
 Span = tuple[Any, Any]
 
 
-class Pace:
+class StragglerMonitor:
     """Watches single steps. Every rank calls it alike; with one rank it does nothing."""
 
     def __init__(self, runtime: Runtime, players: Sequence[nn.Module]) -> None:

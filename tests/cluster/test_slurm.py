@@ -162,7 +162,7 @@ def test_the_port_of_a_job_is_in_use(tmp_path: Path, digits: Path, cluster: Slur
 
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
-def test_signalled_by_scancel(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path, name: str) -> None:
+def test_signaled_by_scancel(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path, name: str) -> None:
     job = submit(cluster, make_recipe(tmp_path, digits))
     wait_for_step(tmp_path / "run", 20)
     measure(f"`scancel --signal={name}`", tmp_path / "run", lambda: cluster.signal(job, name))
@@ -190,7 +190,7 @@ def test_preempted_while_starting(tmp_path: Path, digits: Path, cluster: Slurm, 
     check_same(tmp_path / "run", undisturbed)
 
 
-def test_cancelled_for_good(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
+def test_canceled_for_good(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     job = submit(cluster, make_recipe(tmp_path, digits), "training.steps=1000000")
     wait_for_step(tmp_path / "run", 10)
     cluster.cancel(job)
@@ -243,7 +243,7 @@ def test_all_processes_of_a_node_are_killed(tmp_path: Path, digits: Path, cluste
 
 def test_a_job_that_fails_by_itself_does_not_loop(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     config = recipe(
-        tmp_path, digits, discriminator={"optimizer": {"learning_rate": 1e30}, "normalisation": "none"},
+        tmp_path, digits, discriminator={"optimizer": {"learning_rate": 1e30}, "normalization": "none"},
         training={"steps": 200, "batch_size": 16, "max_skipped_updates": 5},
         monitoring={"every": 5}, checkpoint={"every": 1, "keep": 2},
     )  # fmt: skip

@@ -73,7 +73,7 @@ def test_clipped_weights_stay_clipped(ranks: RankPool, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", DIVIDED)
 def test_accumulated_gradients_are_those_of_ddp(ranks: RankPool, engine: str) -> None:
-    accumulated = {**PENALISED, "training": {"accumulation": 4}}
+    accumulated = {**PENALISED, "training": {"gradient_accumulation_steps": 4}}
     expected, found = (trained(ranks, kind, 6, **accumulated)[0] for kind in ("ddp", engine))
     assert_close(found["state"], expected["state"], 1e-7)
     assert_close(found["moments"], expected["moments"], 1e-6)
@@ -129,7 +129,7 @@ def four_weights(objective: type[Objective], gradients_in_bf16: bool = False) ->
     """A player of four weights that are 1, whose optimizer's one moment is the last gradient's square."""
     network = nn.Linear(1, 4, bias=False)
     nn.init.ones_(network.weight)
-    config = small_config(generator={"optimizer": {"name": "rmsprop", "smoothing": 0.0}})
+    config = small_config(generator={"optimizer": {"name": "rmsprop", "alpha": 0.0}})
     runtime = Runtime(gradients_in_bf16=gradients_in_bf16)
     return Player(objective(network, nn.Identity(), config, None), config.generator.optimizer, runtime)
 

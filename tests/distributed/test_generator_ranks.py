@@ -30,9 +30,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, ranks: RankPool) -> Path:
     network = {"architecture": "mlp", "width": 8, "depth": 1}
     values = {
         "run_dir": str(folder / "run"),
-        "data": {"kind": "points", "path": str(folder / "shards"), "workers": 0},
+        "data": {"kind": "points", "path": str(folder / "shards"), "num_workers": 0},
         "generator": {**network, "latent_size": 4},
-        "discriminator": {**network, "normalisation": "none"},
+        "discriminator": {**network, "normalization": "none"},
         "training": {"steps": 2, "batch_size": 16},
         "ema": {"statistics_samples": 64},
         "monitoring": {"tensorboard": False},

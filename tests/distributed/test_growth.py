@@ -21,7 +21,7 @@ from distgan.networks.progressive import fade_reals, shrink
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 from distgan.players.player import Player
-from distgan.training.ema import AveragedGenerator
+from distgan.training.ema import EMAGenerator
 from distgan.training.growth import grow, set_growth
 from distgan.training.state import Progress, TrainingState
 from tests.engines import LAUNCHED, needs, under
@@ -31,7 +31,7 @@ STEPS = 9
 
 
 def growing_config(**growth: Any) -> Config:
-    network = {"architecture": "progressive", "normalisation": "none", "width": 4, "max_width": 8}
+    network = {"architecture": "progressive", "normalization": "none", "width": 4, "max_width": 8}
     return parse_config(
         {
             "run_dir": "unused",
@@ -52,14 +52,14 @@ def build(config: Config) -> TrainingState:
     discriminator = build_discriminator(config.discriminator, shape)
     now = schedule.growth(config, 0)
     set_growth((generator, discriminator), now)
-    average = AveragedGenerator(generator)
+    average = EMAGenerator(generator)
     players = (
         Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
     index: Any = SimpleNamespace(num_classes=0, vocabulary=None)
     state = TrainingState(config, index, *players, average, Progress(), now)
-    state.settle()
+    state.warm_up_buckets()
     return state
 
 
@@ -76,7 +76,7 @@ def train_step(state: TrainingState, source: LatentSource) -> None:
     batch = MicroBatch(places, latents.to(reals.dtype), None, reals, None)
     state.discriminator.update([batch], (progress.step, update.index), 1e-3)
     applied = state.generator.update([batch], (progress.step,), 1e-3)
-    with runtime.whole(state.generator.network):
+    with runtime.full_params(state.generator.network):
         state.average.update(0.5, applied)
     progress.step += 1
     progress.position += update.batch_size

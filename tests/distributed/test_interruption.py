@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from distgan.distributed.interruption import Check, heeding
+from distgan.distributed.interruption import Check, interruptible
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted, UserError
 from tests.ranks import RankPool
@@ -23,7 +23,7 @@ def work(asked_at: int | None, mistaken_at: int | None) -> tuple[str, int]:
         return runtime.rank == runtime.world_size - 1 and done == asked_at
 
     try:
-        with runtime.together(), heeding(runtime, asked, min(PIECES)) as check:
+        with runtime.raise_on_all_ranks(), interruptible(runtime, asked, min(PIECES)) as check:
             for _ in range(PIECES[runtime.rank]):
                 check()
                 if runtime.rank == runtime.world_size - 1 and done == mistaken_at:
@@ -58,17 +58,17 @@ def endless(check: Check) -> None:
         time.sleep(0.01)
 
 
-def main_works() -> str:
+def run_on_main() -> str:
     """Endless work of rank 0, which rank 1 is asked to stop."""
     runtime = Runtime()
-    assert runtime.main_works(lambda check: check() or "result") == "result"
+    assert runtime.run_on_main(lambda check: check() or "result") == "result"
     with pytest.raises(Interrupted):
-        runtime.main_works(endless, lambda: runtime.rank == 1)
-    return runtime.main_works(lambda _: "goes on")
+        runtime.run_on_main(endless, lambda: runtime.rank == 1)
+    return runtime.run_on_main(lambda _: "goes on")
 
 
 def test_work_of_rank_0_is_left_when_another_is_asked(ranks: RankPool) -> None:
-    assert ranks.run(2, main_works) == ["goes on"] * 2
+    assert ranks.run(2, run_on_main) == ["goes on"] * 2
 
 
 def lost_while_main_works() -> str:
@@ -77,7 +77,7 @@ def lost_while_main_works() -> str:
     if runtime.rank == 1:
         return "gone"
     try:
-        return str(runtime.main_works(endless))
+        return str(runtime.run_on_main(endless))
     except RuntimeError as error:
         return "lost contact" if runtime.lost_contact(error) else repr(error)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distgan.distributed import collectives
 from distgan.distributed.runtime import Runtime
 from distgan.networks.layers.minibatch import MinibatchDiscrimination, MinibatchStddev
-from distgan.networks.layers.normalization import build_normalisation
+from distgan.networks.layers.normalization import build_normalization
 from distgan.networks.layers.spectral_norm import add_spectral_norm, power_iteration_vectors
 from distgan.networks.layers.virtual_batch_norm import add_reference, reference_moments, set_reference
 from tests.ranks import RankPool
@@ -21,15 +21,15 @@ BATCH = 8
 
 
 class Conditional(nn.Module):
-    """A normalisation with classes between two convolutions."""
+    """A normalization with classes between two convolutions."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.before, self.after = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 1, 2)
-        self.norm = build_normalisation(kind, 3, num_classes=3)
+        self.norm = build_normalization(kind, 3, num_classes=3)
         nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.bias)
-        add_reference(self, (6, 2, 6, 6), labelled=True)  # six, so that two of four ranks pass the same half
+        add_reference(self, (6, 2, 6, 6), labeled=True)  # six, so that two of four ranks pass the same half
         set_reference(self, torch.randn(6, 2, 6, 6), torch.arange(6) % 3)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from distgan.networks.layers.virtual_batch_norm import set_reference, uses_refer
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch, Objective
 from distgan.players.player import Player
-from distgan.training.ema import AveragedGenerator
+from distgan.training.ema import EMAGenerator
 from tests.ranks import RankPool
 
 BATCH = 8
@@ -37,9 +37,7 @@ def small_config(**sections: Any) -> Config:
     return parse_config(values)
 
 
-def build(
-    config: Config, runtime: Runtime, dtype: torch.dtype
-) -> tuple[Player, Player, AveragedGenerator, LatentSource]:
+def build(config: Config, runtime: Runtime, dtype: torch.dtype) -> tuple[Player, Player, EMAGenerator, LatentSource]:
     shape = sample_shape(config.data, num_classes=CLASSES)
     generator = build_generator(config.generator, shape).to(dtype)
     discriminator = build_discriminator(config.discriminator, shape).to(dtype)
@@ -48,7 +46,7 @@ def build(
         if uses_reference(network):
             samples = torch.rand(network.get_buffer("reference").shape, generator=fixed, dtype=dtype)
             set_reference(network, samples, torch.arange(len(samples)) % CLASSES if config.data.labels else None)
-    average = AveragedGenerator(generator)
+    average = EMAGenerator(generator)
     autocast = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
     players = (
         Player(GeneratorObjective(generator, discriminator, config, autocast), config.generator.optimizer, runtime),
@@ -62,7 +60,7 @@ def build(
     return *players, average, LatentSource(config.generator, 0, class_counts=[1] * CLASSES)
 
 
-def whole_state(generator: Player, discriminator: Player, average: AveragedGenerator) -> dict[str, torch.Tensor]:
+def whole_state(generator: Player, discriminator: Player, average: EMAGenerator) -> dict[str, torch.Tensor]:
     """Copies of all that updates change, but for the optimizers' moments."""
     named = {
         "g": generator.engine.weights(), "d": discriminator.engine.weights(), "ema": average.network.state_dict(),
@@ -83,7 +81,7 @@ def train_steps(
     snapshots, losses = [], []
     for step in range(steps):
         batches: dict[str, list[MicroBatch]] = {"discriminator": [], "generator": []}
-        for number in range(config.training.accumulation):
+        for number in range(config.training.gradient_accumulation_steps):
             first = step * BATCH + number * micro + runtime.rank * share
             places = torch.arange(first, first + share)
             reals = 2 * everything[places] - 1
@@ -96,7 +94,7 @@ def train_steps(
                 micro_batches.append(MicroBatch(places, latents.to(dtype), labels, reals, real_labels))
         discriminator.update(batches["discriminator"], (step, step), 1e-3)
         applied = generator.update(batches["generator"], (step,), 1e-3)
-        with runtime.whole(generator.network):
+        with runtime.full_params(generator.network):
             average.update(0.9, applied.to(dtype))
         snapshots.append(whole_state(generator, discriminator, average))
         losses.append(discriminator.statistics.reduce(runtime) | generator.statistics.reduce(runtime))
@@ -109,11 +107,11 @@ def train_steps(
 
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "non-saturating": {},
-    "minimax, accumulated": {"objective": {"adversarial": "minimax"}, "training": {"accumulation": 2}},
+    "minimax, accumulated": {"objective": {"adversarial": "minimax"}, "training": {"gradient_accumulation_steps": 2}},
     "relativistic average": {"objective": {"adversarial": "relativistic_average"}},
     "relativistic paired of classes, R1 and R2": {
         "objective": {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}},
-        "discriminator": {"normalisation": "none"},
+        "discriminator": {"normalization": "none"},
         "data": {"labels": True},
     },
     "WGAN with clipping": {
@@ -123,27 +121,27 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     },
     "WGAN-GP of classes": {
         "objective": {"adversarial": "wasserstein", "r1": None, "gradient_penalty": {}, "drift": 0.01},
-        "discriminator": {"normalisation": "none"},
+        "discriminator": {"normalization": "none"},
         "data": {"labels": True},
     },
     "DRAGAN": {
         "objective": {"r1": None, "gradient_penalty": {"points": "uniform"}},
-        "discriminator": {"normalisation": "none"},
+        "discriminator": {"normalization": "none"},
     },
     "noisy targets, instance noise": {
         "objective": {
-            "targets": {"real": [0.7, 1.0], "flip": 0.2}, "instance_noise": {"sigma": 0.3, "steps": 6}
+            "label_smoothing": {"real": [0.7, 1.0], "flip": 0.2}, "instance_noise": {"sigma": 0.3, "steps": 6}
         }
     },
     "feature matching": {"objective": {"feature_matching": {"adversarial": True}}},
     "historical averaging": {"objective": {"historical_averaging": {"generator": 0.1, "discriminator": 0.1}}},
     "virtual batch norm": {
-        "generator": {"normalisation": "virtual"}, "discriminator": {"normalisation": "virtual"}
+        "generator": {"normalization": "virtual"}, "discriminator": {"normalization": "virtual"}
     },
     "hinge, spectral norm": {
         "objective": {"adversarial": "hinge", "r1": None},
         "generator": {"spectral_norm": True},
-        "discriminator": {"spectral_norm": True, "normalisation": "none"},
+        "discriminator": {"spectral_norm": True, "normalization": "none"},
         "data": {"labels": True},
     },
     "samples compared": {
@@ -164,7 +162,7 @@ def test_ranks_do_not_matter(ranks: RankPool, technique: str) -> None:
                 torch.testing.assert_close(found["state"][key], value, rtol=1e-8, atol=1e-10, msg=key)
             for step, losses in enumerate(alone["losses"]):
                 # The statistics are kept in float32.
-                # One sample has no neighbour that it could differ from.
+                # One sample has no neighbor that it could differ from.
                 alike = {name: value for name, value in losses.items() if name in found["losses"][step]}
                 assert losses.keys() - alike.keys() <= {"generator/diversity", "data/diversity"}
                 assert found["losses"][step] == pytest.approx(alike, rel=1e-5, abs=1e-6)
@@ -172,8 +170,8 @@ def test_ranks_do_not_matter(ranks: RankPool, technique: str) -> None:
 
 def accumulated(micro_batches: int) -> dict[str, Any]:
     """Two steps without batch norm, whose micro-batches are then parts of one batch."""
-    sections = {"generator": {"normalisation": "none"}, "discriminator": {"normalisation": "none"}}
-    return train_steps(2, training={"accumulation": micro_batches}, **sections)
+    sections = {"generator": {"normalization": "none"}, "discriminator": {"normalization": "none"}}
+    return train_steps(2, training={"gradient_accumulation_steps": micro_batches}, **sections)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(ranks: RankPool) -> None:
@@ -204,7 +202,7 @@ def count_reductions(accumulation: int) -> int:
             loss = self.network(x).square().mean()
             return loss, {"loss": loss.detach()}
 
-    config = small_config(training={"accumulation": accumulation})
+    config = small_config(training={"gradient_accumulation_steps": accumulation})
     player = Player(Square(network, torch.nn.Identity(), config, None), config.generator.optimizer, runtime)
     calls = 0
 
@@ -223,7 +221,7 @@ def count_reductions(accumulation: int) -> int:
 @pytest.mark.parametrize("role", ["discriminator", "generator"])
 def test_micro_batches_are_let_go_before_the_next_is_drawn(role: str) -> None:
     """The device never holds the data of more than one micro-batch, of whichever player."""
-    config = small_config(training={"accumulation": 4})
+    config = small_config(training={"gradient_accumulation_steps": 4})
     generator, discriminator, _, source = build(config, Runtime(), torch.float64)
     player = {"discriminator": discriminator, "generator": generator}[role]
     drawn: list[weakref.ref[torch.Tensor]] = []
@@ -256,7 +254,7 @@ def test_a_skipped_update_leaves_nothing_behind(ranks: RankPool) -> None:
 
 def test_a_skipped_generator_update_does_not_move_the_average() -> None:
     live = torch.nn.Linear(2, 2)
-    average = AveragedGenerator(live)
+    average = EMAGenerator(live)
     before = [value.clone() for value in average.network.parameters()]
     with torch.no_grad():
         live.weight += 1.0
@@ -271,7 +269,7 @@ def test_a_step_that_both_players_skip_leaves_the_whole_state_as_it_was(ranks: R
     averaging = {"generator": 0.1, "discriminator": 0.1}
     found, _ = ranks.run(
         2, train_steps, 4, nan_at=2,
-        generator={"spectral_norm": True}, discriminator={"spectral_norm": True, "normalisation": "none"},
+        generator={"spectral_norm": True}, discriminator={"spectral_norm": True, "normalization": "none"},
         objective={"adversarial": "relativistic_average", "historical_averaging": averaging},
     )  # fmt: skip
     assert found["skipped"] == found["generator_skipped"] == 1

@@ -17,10 +17,10 @@ from tests.ranks import RankPool
 
 
 def evaluation(folder: str, num_samples: int) -> dict[str, float]:
-    networks = {"architecture": "characters", "normalisation": "none"}
+    networks = {"architecture": "characters", "normalization": "none"}
     settings = {
         "run_dir": "unused",
-        "data": {"kind": "text", "path": folder, "length": 10, "workers": 0},
+        "data": {"kind": "text", "path": folder, "length": 10, "num_workers": 0},
         "generator": networks,
         "discriminator": networks,
         "training": {"steps": 1, "batch_size": 4},

@@ -14,7 +14,7 @@ def test_a_long_critic_phase_weighs_no_more_than_a_plain_step(tmp_path: Path, di
     extra = {"updates": 5, "first": 1, "every": 2}
     config = recipe(
         tmp_path, digits,
-        training={"steps": 4, "warm_start": 3, "critic_steps": 2, "extra_critic_steps": extra},
+        training={"steps": 4, "initial_critic_steps": 3, "critic_steps": 2, "extra_critic_steps": extra},
         ema={"half_life_kimg": 0.1, "rampup": None}, monitoring={"every": 1},
     )  # fmt: skip
     distgan.train(distgan.load_config(config))

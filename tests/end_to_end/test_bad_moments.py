@@ -19,7 +19,7 @@ from tests.runs import differing, recipe, status, tensors
 STEPS = 12
 
 
-def train_signalled_in(moment: str, config: str) -> str:
+def train_signaled_in(moment: str, config: str) -> str:
     """Train, with one SIGUSR1 to one rank: in the middle of the first step, or of writing a checkpoint."""
     patch = pytest.MonkeyPatch()
 
@@ -49,7 +49,7 @@ def train_signalled_in(moment: str, config: str) -> str:
 @pytest.mark.parametrize(("moment", "latest"), [("first step", 3), ("checkpoint", 5)])
 def test_no_step_is_lost(tmp_path: Path, digits: Path, ranks: RankPool, moment: str, latest: int) -> None:
     config = recipe(tmp_path, digits, training={"steps": STEPS}, checkpoint={"every": 2})
-    assert ranks.run(2, train_signalled_in, moment, str(config)) == ["preempted", "preempted"]
+    assert ranks.run(2, train_signaled_in, moment, str(config)) == ["preempted", "preempted"]
     found = status(tmp_path / "run")
     assert (found["outcome"], found["reason"]) == ("preempted", "SIGUSR1")
     assert found["step"] <= latest

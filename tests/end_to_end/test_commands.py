@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     config = recipe(
         folder, digits,
         data={"labels": True, "mirror": True, "order": "lanes", "lanes": 3, "shuffle_block": 64},
-        training={"steps": 4, "batch_size": 16, "accumulation": 2, "mixed_precision": "bf16"},
+        training={"steps": 4, "batch_size": 16, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"},
         monitoring={"every": 2, "samples_every": 2, "num_samples": 9, "tensorboard": True},
         evaluation={"every": 4, "num_samples": 300, "cache_dir": str(folder / "cache")},
     )  # fmt: skip
@@ -224,9 +224,9 @@ def test_probe_tells_how_much_a_discriminator_knows(
     assert (other["training_samples"], other["test_samples"]) == (200, 200)
     assert other["accuracy/pixels"] > 0.8
     assert "--num 3: expected at least 10" in mistake(capsys, "probe", str(run), "--num", "3")
-    unlabelled = write_shards(tmp_path / "unlabelled", pictures(30), labels=False)
-    save_index(build_index(unlabelled), unlabelled)
-    assert "images of no classes" in mistake(capsys, "probe", str(run), "--data", unlabelled)
+    unlabeled = write_shards(tmp_path / "unlabeled", pictures(30), labels=False)
+    save_index(build_index(unlabeled), unlabeled)
+    assert "images of no classes" in mistake(capsys, "probe", str(run), "--data", unlabeled)
     three = write_shards(tmp_path / "three", pictures(30))
     save_index(build_index(three), three)
     assert "its classes are not those" in mistake(capsys, "probe", str(run), "--test", three)
@@ -262,8 +262,8 @@ def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureF
     ("changes", "parts"),
     [
         (["data.path=/nowhere"], ["/nowhere"]),
-        (["training.batch_size=18", "training.accumulation=6", "data.path={digits}"], []),
-        (["data.labels=true", "data.path={unlabelled}"], ["data.labels", "no labels"]),
+        (["training.batch_size=18", "training.gradient_accumulation_steps=6", "data.path={digits}"], []),
+        (["data.labels=true", "data.path={unlabeled}"], ["data.labels", "no labels"]),
         (["data.resolution=8"], ["data.resolution = 8", "16 to 256"]),
         (["run_dir=/proc/nothing"], ["run_dir", "/proc/nothing"]),
         (["--resume", "/nowhere"], ["/nowhere", "does not exist"]),
@@ -274,14 +274,12 @@ def test_mistakes_before_training(
     tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str], changes: list[str], parts: list[str]
 ) -> None:
     config = recipe(tmp_path, digits, training={"steps": 1, "batch_size": 16})
-    if any("{unlabelled}" in change for change in changes):
+    if any("{unlabeled}" in change for change in changes):
         folder = tmp_path / "images"
         folder.mkdir()
         Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "a.png")
-        output(capsys, "pack", str(folder), str(tmp_path / "unlabelled"))
-    changes = [
-        c.replace("{digits}", str(digits)).replace("{unlabelled}", str(tmp_path / "unlabelled")) for c in changes
-    ]
+        output(capsys, "pack", str(folder), str(tmp_path / "unlabeled"))
+    changes = [c.replace("{digits}", str(digits)).replace("{unlabeled}", str(tmp_path / "unlabeled")) for c in changes]
     if not parts:
         main(["train", str(config), *changes])
         return
@@ -314,7 +312,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_unharmed(
         f"data.path={other}": ["fingerprint", "--accept data"],
         "seed=8": ["seed = 7", "--accept seed"],
         "training.batch_size=32": ["--accept batch"],
-        "training.accumulation=1": ["batch statistics", "--accept statistics"],
+        "training.gradient_accumulation_steps=1": ["batch statistics", "--accept statistics"],
     }.items():
         said = mistake(capsys, "train", config, change, "training.steps=6")
         for part in parts:

@@ -47,13 +47,13 @@ def test_a_flat_estimate_ends_the_run(tmp_path: Path, digits: Path, world_size: 
         recipe(
             tmp_path, digits, generator=still, discriminator=still,
             objective={"adversarial": "wasserstein", "r1": None, "weight_clipping": {"limit": 10}},
-            training={"steps": 30, "stop_when_flat": {"steps": 9, "tolerance": 0.9}},
+            training={"steps": 30, "early_stopping": {"steps": 9, "tolerance": 0.9}},
         )
     )  # fmt: skip
     assert Job(world_size, ["train", config, f"run_dir={tmp_path / 'whole'}"]).wait() == [0] * world_size
     said = status(tmp_path / "whole")
     assert (said["outcome"], said["step"]) == ("finished", 12)
-    assert "since step 3 (training.stop_when_flat)" in said["reason"]
+    assert "since step 3 (training.early_stopping)" in said["reason"]
     assert Job(world_size, ["train", config, "training.steps=7"]).wait() == [0] * world_size
     assert status(tmp_path / "run")["reason"] is None
     for _ in range(2):  # a run that is done stays so

@@ -39,7 +39,7 @@ FADES = [1, 1, 1, 1 / 3, 2 / 3, 1, 1, 1, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1, 1]
 
 
 def make_recipe(folder: Path, shards: Path, **sections: Any) -> Path:
-    network = {"architecture": "progressive", "normalisation": "none", "width": 4, "max_width": 8}
+    network = {"architecture": "progressive", "normalization": "none", "width": 4, "max_width": 8}
     adam = {"learning_rate": 1.0e-3, "betas": [0.0, 0.99]}
     return recipe(
         folder,
@@ -70,7 +70,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[
 def test_killed_in_the_middle_of_fades(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path], world_size: int
 ) -> None:
-    config = make_recipe(tmp_path, digits, data={"workers": 1 if world_size == 2 else 0})
+    config = make_recipe(tmp_path, digits, data={"num_workers": 1 if world_size == 2 else 0})
     # Those of steps 4 and 10 lie inside a fade; the one of step 8 where a fade and another batch size have just begun.
     after = {1: 8, 2: 4, 4: 10}[world_size]
     job = Job(world_size, ["train", str(config)])

@@ -114,7 +114,7 @@ def test_a_launcher_does_not_repeat_what_failed_by_itself(tmp_path: Path, digits
     tampered = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}
     run = tmp_path / "run"
     assert Job(1, ["train", str(config), "discriminator.optimizer.learning_rate=1e30", "training.max_skipped_updates=2",
-                   "discriminator.normalisation=none", "monitoring.every=1"]).wait() == [2]  # fmt: skip
+                   "discriminator.normalization=none", "monitoring.every=1"]).wait() == [2]  # fmt: skip
     reason = status(run)["reason"]
     with open(tmp_path / "log", "wb") as log:
         assert start([sys.executable, "-m", "distgan", "train", str(config)], log, **tampered).wait(60) == 2

@@ -26,7 +26,7 @@ def test_micro_batches_are_drawn_while_they_are_trained_on(
         return update(self, micro_batches, *arguments, **options)
 
     monkeypatch.setattr(Player, "update", watched)
-    config = recipe(tmp_path, digits, training={"steps": 1, "critic_steps": 1, "accumulation": 4})
+    config = recipe(tmp_path, digits, training={"steps": 1, "critic_steps": 1, "gradient_accumulation_steps": 4})
     assert loop.train(load_config(config)) == "finished"
     assert given == [("discriminator", True), ("generator", True)]
 

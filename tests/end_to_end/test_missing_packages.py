@@ -59,7 +59,7 @@ def test_jpegs_are_packed_and_trained_on(tmp_path: Path, bare: dict[str, str]) -
     assert all(original in Path(index.shards[0].url).read_bytes() for original in originals)
 
     config = recipe(
-        tmp_path, tmp_path / "shards", data={"channels": 3, "workers": 1}, training={"steps": 3},
+        tmp_path, tmp_path / "shards", data={"channels": 3, "num_workers": 1}, training={"steps": 3},
         monitoring={"every": 1, "tensorboard": True},
     )  # fmt: skip
     trained = distgan(bare, "train", str(config))

@@ -15,7 +15,7 @@ from tests.runs import rows, status
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SOURCES = {"images": "builtin:digits", "text": "builtin:text", "points": "builtin:ring"}
-QUICK = ("data.workers=0", "monitoring.every=1", "monitoring.num_samples=4", "monitoring.tensorboard=false")
+QUICK = ("data.num_workers=0", "monitoring.every=1", "monitoring.num_samples=4", "monitoring.tensorboard=false")
 SMALL = ("generator.width=8", "discriminator.width=8", "training.batch_size=8", "ema.statistics_samples=16")
 
 Shards = Callable[[str], Path]

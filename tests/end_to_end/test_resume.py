@@ -54,7 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[
 def test_killed_runs_end_bitwise_the_same(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path], world_size: int
 ) -> None:
-    config = make_recipe(tmp_path, digits, data={"workers": 1 if world_size == 2 else 0})
+    config = make_recipe(tmp_path, digits, data={"num_workers": 1 if world_size == 2 else 0})
     chance = random.Random(world_size)
     for after in (2, 6):
         job = Job(world_size, ["train", str(config)])

@@ -49,9 +49,9 @@ def test_a_batch_that_was_accepted_once_stays_so(tmp_path: Path, train: Train) -
 
 
 def test_a_reference_batch_keeps_its_size(tmp_path: Path, train: Train) -> None:
-    virtual = ["generator.normalisation=virtual", "discriminator.normalisation=none"]
+    virtual = ["generator.normalization=virtual", "discriminator.normalization=none"]
     train(*virtual)
-    changed = [*virtual, "training.accumulation=2", "training.steps=4"]
+    changed = [*virtual, "training.gradient_accumulation_steps=2", "training.steps=4"]
     with pytest.raises(
         UserError, match=r"generator\.reference_size was 16, but is 8 .* set generator\.reference_size=16"
     ):

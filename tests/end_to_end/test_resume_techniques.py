@@ -18,15 +18,15 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "generator": {"optimizer": {"name": "rmsprop", "learning_rate": 5e-5}},
         "discriminator": {"optimizer": {"name": "rmsprop", "learning_rate": 5e-5}},
         "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {}},
-        "training": {"warm_start": 2, "extra_critic_steps": {"updates": 3, "first": 2, "every": 3}},
+        "training": {"initial_critic_steps": 2, "extra_critic_steps": {"updates": 3, "first": 2, "every": 3}},
     },
     "virtual batch norm, histories, matching, noisy targets and inputs": {
-        "generator": {"normalisation": "virtual"},
-        "discriminator": {"normalisation": "virtual"},
+        "generator": {"normalization": "virtual"},
+        "discriminator": {"normalization": "virtual"},
         "objective": {
             "feature_matching": {"adversarial": True},
             "historical_averaging": {"generator": 0.1, "discriminator": 0.1},
-            "targets": {"real": [0.8, 1.0], "flip": 0.1},
+            "label_smoothing": {"real": [0.8, 1.0], "flip": 0.1},
             "instance_noise": {"sigma": 0.2, "steps": 6},
         },
     },
@@ -34,7 +34,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "data": {"labels": True},
         "generator": {"spectral_norm": True},
         "discriminator": {
-            "normalisation": "none",
+            "normalization": "none",
             "spectral_norm": True,
             "minibatch_discrimination": {"kernels": 5, "dimensions": 2},
             "minibatch_stddev": {"group_size": 4},

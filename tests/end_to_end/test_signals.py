@@ -95,7 +95,9 @@ def check_stopped(run: Path, family: list[psutil.Process], log: Path, seconds: f
 def test_stopped_by_a_signal(
     tmp_path: Path, digits: Path, started: list[subprocess.Popen[bytes]], launcher: str, number: int, to: str
 ) -> None:
-    config = recipe(tmp_path, digits, training=ENDLESS, checkpoint={"every": 1_000_000, "keep": 2}, data={"workers": 1})
+    config = recipe(
+        tmp_path, digits, training=ENDLESS, checkpoint={"every": 1_000_000, "keep": 2}, data={"num_workers": 1}
+    )
     log = tmp_path / "log"
     process = launched(launcher, config, log)
     started.append(process)

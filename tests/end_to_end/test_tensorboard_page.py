@@ -129,7 +129,7 @@ def test_pictures_texts_and_settings_are_served(server: str) -> None:
 
 def test_the_page_shows_curves(server: str, tmp_path: Path) -> None:
     page = screenshot(server, "scalars", tmp_path)
-    # TensorBoard's first run colour; the checkbox of that colour is in the sidebar, which is cut off.
+    # TensorBoard's first run color; the checkbox of that color is in the sidebar, which is cut off.
     curve = np.abs(page - (255, 112, 67)).sum(-1) < 60
     assert curve.sum() > 300
     columns = np.flatnonzero(curve.any(0))

@@ -34,13 +34,13 @@ def recipe(folder: Path, kind: str, **data: Any) -> Path:
     """A run of seconds, bitwise reproducible."""
     network = {
         "architecture": "characters" if kind == "text" else "mlp",
-        "normalisation": "none",
+        "normalization": "none",
         "width": 8,
         "depth": 1,
     }
     values = {
         "run_dir": str(folder / "run"),
-        "data": {"kind": kind, "path": str(folder / "shards"), "workers": 0, **data},
+        "data": {"kind": kind, "path": str(folder / "shards"), "num_workers": 0, **data},
         "generator": {**network, "latent_size": 4, "latent_distribution": "normal"},
         "discriminator": network,
         "objective": {"adversarial": "wasserstein", "gradient_penalty": {}},
@@ -172,13 +172,13 @@ def test_a_reference_batch_passes_once_for_all_batches_of_an_evaluation(
     points: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = batches = 0
-    normalise = VirtualBatchNorm.forward
+    normalize = VirtualBatchNorm.forward
 
     def count(layer: VirtualBatchNorm, activations: torch.Tensor) -> torch.Tensor:
         nonlocal passes, batches
         passes += len(activations) == 7
         batches += len(activations) == 16
-        return normalise(layer, activations)
+        return normalize(layer, activations)
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -194,7 +194,7 @@ def test_a_reference_batch_passes_once_for_all_batches_of_an_evaluation(
     monkeypatch.setattr(Evaluations, "measure", counted(Evaluations.measure))
     shutil.copytree(points / "shards", tmp_path / "shards")
     train(
-        recipe(tmp_path, "points"), "generator.normalisation=virtual", "generator.reference_size=7",
+        recipe(tmp_path, "points"), "generator.normalization=virtual", "generator.reference_size=7",
         "evaluation.num_samples=48", "training.steps=3",
     )  # fmt: skip
     counted(distgan.evaluate)(tmp_path / "run")

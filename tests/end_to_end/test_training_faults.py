@@ -33,7 +33,7 @@ from tests.runs import losses, recipe, rows, status, tensors
 def test_non_finite_updates_in_a_row_stop_the_run(tmp_path: Path, digits: Path) -> None:
     # A learning rate that throws the weights out of float32's range.
     config = recipe(
-        tmp_path, digits, discriminator={"optimizer": {"learning_rate": 1e30}, "normalisation": "none"},
+        tmp_path, digits, discriminator={"optimizer": {"learning_rate": 1e30}, "normalization": "none"},
         training={"steps": 200, "batch_size": 16, "max_skipped_updates": 5},
         monitoring={"every": 5}, checkpoint={"every": 1, "keep": 2},
     )  # fmt: skip
@@ -123,7 +123,7 @@ def batches(config_path: str, workers: int, steps: int) -> list[tuple[list[int],
     from distgan.data.stream import open_stream
     from distgan.distributed.runtime import Runtime
 
-    config = load_config(config_path, [f"data.workers={workers}"])
+    config = load_config(config_path, [f"data.num_workers={workers}"])
     runtime = Runtime()
     stream = open_stream(
         config.data, config.seed, load_index(config.data.path), start=32, micro_batch=16,
@@ -180,7 +180,7 @@ def conditional_run(config_path: str) -> str:
 
 def test_plain_batch_norm_without_a_penalty_trains(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
     config = recipe(
-        tmp_path, digits, generator={"normalisation": "batch"}, discriminator={"normalisation": "none"},
+        tmp_path, digits, generator={"normalization": "batch"}, discriminator={"normalization": "none"},
         objective={"adversarial": "minimax", "r1": None}, training={"steps": 3, "batch_size": 16, "critic_steps": 1},
     )  # fmt: skip
     assert ranks.run(2, conditional_run, str(config)) == ["finished"] * 2

@@ -21,7 +21,7 @@ from tests.runs import recipe, rows
 pytestmark = pytest.mark.gpu
 
 
-class Penalised(nn.Module):
+class Penalized(nn.Module):
     """A player's objective in small: a loss with the square of an input gradient in it, inside one forward."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ def alone() -> dict[str, Any]:
     for _ in range(3):
         (derivative,) = torch.autograd.grad(values[-1].sum(), x, create_graph=True)
         values.append(collectives._apply_all_reduce_sum(derivative))
-    objective = Penalised().to(runtime.device)
+    objective = Penalized().to(runtime.device)
     wrapped = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
     found = {
         "backend": dist.get_backend(),
@@ -71,7 +71,7 @@ def test_one_rank_with_a_process_group(ranks: RankPool, device: torch.device) ->
     x = torch.arange(3.0, dtype=torch.float64)
     for value, expected in zip(found["values"], (x**4, 4 * x**3, 12 * x**2, 24 * x), strict=True):
         torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(found["gradients"], gradients(Penalised(), torch.device("cpu")))
+    torch.testing.assert_close(found["gradients"], gradients(Penalized(), torch.device("cpu")))
     assert torch.equal(found["summed"], torch.ones(2))
 
 
@@ -79,7 +79,7 @@ def shared() -> tuple[tuple[str, str], int, Tensor, list[Tensor]]:
     """Over what and where a rank works, of how many GPUs, with a sum over ranks and the gradients of the engine."""
     runtime = Runtime()
     total = collectives.all_reduce_sum(torch.full((3,), runtime.rank + 1.0, device=runtime.device))
-    objective = Penalised()
+    objective = Penalized()
     engine = runtime.engine(objective, objective.network, lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     assert engine.module is not objective
     found = gradients(engine.module, runtime.device)
@@ -87,7 +87,7 @@ def shared() -> tuple[tuple[str, str], int, Tensor, list[Tensor]]:
 
 
 def test_two_ranks_share_a_device(ranks: RankPool, device: torch.device) -> None:
-    expected = gradients(Penalised(), torch.device("cpu"))
+    expected = gradients(Penalized(), torch.device("cpu"))
     for rank, (place, devices, total, found) in enumerate(ranks.run(2, shared)):
         # A suite that began before this folder hid all GPUs but one has a GPU for each rank.
         assert place == (("nccl", f"cuda:{rank}") if devices > 1 else ("gloo", f"{device.type}:0"))

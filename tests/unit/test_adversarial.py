@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import TargetsConfig
+from distgan.config import LabelSmoothingConfig
 from distgan.losses.adversarial import ADVERSARIAL, draw_targets, targeted_cross_entropy
 
 logit = st.floats(-50, 50, width=32)
@@ -156,7 +156,7 @@ def test_the_optimal_discriminator_of_smoothed_targets(alpha: float, beta: float
 
 
 def test_drawn_targets() -> None:
-    config = TargetsConfig(real=(0.7, 1.0), fake=0.1, flip=0.25)
+    config = LabelSmoothingConfig(real=(0.7, 1.0), fake=0.1, flip=0.25)
     uniforms = torch.tensor([[0.0, 0.5, 0.9, 0.9], [0.5, 0.5, 0.1, 0.9], [0.5, 0.5, 0.9, 0.2]])
     real, fake = draw_targets(config, uniforms)
     # The second sample's real target is flipped to the fake one, the third's fake target to the real one.

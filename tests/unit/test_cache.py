@@ -267,7 +267,7 @@ def test_a_cache_that_cannot_be_used_is_told_as_that(
 ) -> None:
     """And not as shards that cannot be read, after all retries."""
     folder = Path("/proc/none") if trouble == "folder" else tmp_path / "c"
-    config = DataConfig(path=server.url, resolution=8, workers=0, cache_dir=str(folder))
+    config = DataConfig(path=server.url, resolution=8, num_workers=0, cache_dir=str(folder))
     if trouble == "locks":
 
         def no_locks(*_: object) -> None:

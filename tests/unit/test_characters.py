@@ -20,12 +20,12 @@ SHAPE = SampleShape("text", length=32, vocabulary=100)
 
 
 def generator(width: int = 8, shape: SampleShape = SHAPE, **changes: object) -> nn.Module:
-    settings = {"architecture": "characters", "normalisation": "none", "latent_size": 16, "width": width} | changes
+    settings = {"architecture": "characters", "normalization": "none", "latent_size": 16, "width": width} | changes
     return build_generator(GeneratorConfig.model_validate(settings), shape)
 
 
 def critic(width: int = 8, shape: SampleShape = SHAPE, **changes: object) -> nn.Module:
-    settings = {"architecture": "characters", "normalisation": "none", "width": width} | changes
+    settings = {"architecture": "characters", "normalization": "none", "width": width} | changes
     return build_discriminator(DiscriminatorConfig.model_validate(settings), shape)
 
 
@@ -94,8 +94,8 @@ def test_the_gradients_slope_has_a_gradient() -> None:
 
 @pytest.mark.parametrize("build", [generator, critic])
 def test_what_character_networks_do_not_have(build: Callable[..., nn.Module]) -> None:
-    with pytest.raises(UserError, match=r"normalisation = synchronized: .*normalisation=none"):
-        build(normalisation="synchronized")
+    with pytest.raises(UserError, match=r"normalization = synchronized: .*normalization=none"):
+        build(normalization="synchronized")
     with pytest.raises(UserError, match=r"data\.labels = true"):
         build(shape=SampleShape("text", length=32, vocabulary=100, num_classes=3))
 

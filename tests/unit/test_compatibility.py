@@ -22,18 +22,18 @@ def config(**sections: Any) -> Config:
     values = {
         "run_dir": "unused",
         "data": {"path": "unused", "resolution": 16, "channels": 1},
-        "generator": {"normalisation": "none"},
-        "discriminator": {"normalisation": "none"},
-        "training": {"steps": 10, "batch_size": 16, "accumulation": 2},
+        "generator": {"normalization": "none"},
+        "discriminator": {"normalization": "none"},
+        "training": {"steps": 10, "batch_size": 16, "gradient_accumulation_steps": 2},
     }
     for name, section in sections.items():
         values[name] = {**values[name], **section} if name in values else section  # type: ignore[dict-item]
     return parse_config(values)
 
 
-SYNCHRONIZED = config(generator={"normalisation": "synchronized"})
-BY_RANK = config(generator={"normalisation": "batch"})
-COMPARED_BY_RANK = config(discriminator={"normalisation": "none", "minibatch_discrimination": {"over": "rank"}})
+SYNCHRONIZED = config(generator={"normalization": "synchronized"})
+BY_RANK = config(generator={"normalization": "batch"})
+COMPARED_BY_RANK = config(discriminator={"normalization": "none", "minibatch_discrimination": {"over": "rank"}})
 
 
 def check(then: Config, world_then: int, now: Config, world_now: int, accept: frozenset[str] = frozenset()) -> None:
@@ -57,19 +57,19 @@ def check(then: Config, world_then: int, now: Config, world_now: int, accept: fr
     ("sections", "expected"),
     [
         ({}, {}),
-        ({"generator": {"normalisation": "layer"}}, {}),
-        ({"generator": {"normalisation": "synchronized"}}, {"generator.normalisation": 8}),
-        ({"discriminator": {"normalisation": "batch"}}, {"discriminator.normalisation": 2}),
+        ({"generator": {"normalization": "layer"}}, {}),
+        ({"generator": {"normalization": "synchronized"}}, {"generator.normalization": 8}),
+        ({"discriminator": {"normalization": "batch"}}, {"discriminator.normalization": 2}),
         (
-            {"discriminator": {"normalisation": "none", "minibatch_discrimination": {}}},
+            {"discriminator": {"normalization": "none", "minibatch_discrimination": {}}},
             {"discriminator.minibatch_discrimination": 8},
         ),
         (
-            {"discriminator": {"normalisation": "none", "minibatch_discrimination": {"over": "rank"}}},
+            {"discriminator": {"normalization": "none", "minibatch_discrimination": {"over": "rank"}}},
             {"discriminator.minibatch_discrimination": 2},
         ),
         (
-            {"discriminator": {"normalisation": "none", "minibatch_stddev": {}}},
+            {"discriminator": {"normalization": "none", "minibatch_stddev": {}}},
             {"discriminator.minibatch_stddev": 8},
         ),
         ({"objective": {"feature_matching": {}}}, {"objective.feature_matching": 8}),
@@ -84,10 +84,10 @@ def test_what_batch_statistics_are_over_on_four_ranks(sections: dict[str, Any], 
 @pytest.mark.parametrize(
     ("then", "world_then", "now", "world_now", "key"),
     [
-        (BY_RANK, 2, BY_RANK, 4, "generator.normalisation"),
+        (BY_RANK, 2, BY_RANK, 4, "generator.normalization"),
         (COMPARED_BY_RANK, 4, COMPARED_BY_RANK, 1, "discriminator.minibatch_discrimination"),
-        (SYNCHRONIZED, 2, BY_RANK, 2, "generator.normalisation"),
-        (BY_RANK, 4, SYNCHRONIZED, 4, "generator.normalisation"),
+        (SYNCHRONIZED, 2, BY_RANK, 2, "generator.normalization"),
+        (BY_RANK, 4, SYNCHRONIZED, 4, "generator.normalization"),
     ],
     ids=["other ranks", "other ranks compared", "to each rank's own", "to all ranks'"],
 )
@@ -105,7 +105,7 @@ def test_other_batch_statistics_are_to_be_accepted(
         (SYNCHRONIZED, 2, SYNCHRONIZED, 4),
         (BY_RANK, 1, SYNCHRONIZED, 4),
         (BY_RANK, 4, BY_RANK, 4),
-        (config(), 1, config(training={"accumulation": 4}), 2),
+        (config(), 1, config(training={"gradient_accumulation_steps": 4}), 2),
     ],
     ids=["synchronized", "the same in other words", "as many ranks", "none"],
 )

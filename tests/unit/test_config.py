@@ -40,7 +40,10 @@ def write(folder: Path, text: str) -> Path:
         ("training.steps=many", ["training.steps", "decimal number", "'many'"]),
         ("training.mixed_precision=fp16", ["training.mixed_precision", "fp16 is refused", "bf16"]),
         ("training.mixed_precision=fp8", ["training.mixed_precision = 'fp8'", "'no', 'tf32' or 'bf16'"]),
-        ("training.accumulation=3", ["training.batch_size", "does not divide", "training.accumulation=3"]),
+        (
+            "training.gradient_accumulation_steps=3",
+            ["training.batch_size", "does not divide", "training.gradient_accumulation_steps=3"],
+        ),
         ("data.resolution=33", ["data.resolution", "33 is not a power of two"]),
         ("data.max_failure_rate=.nan", ["data.max_failure_rate", "decimal number", "'.nan'"]),
         ("seed=-1", ["seed = -1"]),
@@ -58,9 +61,9 @@ def write(folder: Path, text: str) -> Path:
         ("generator.optimizer.betas=0.5", ["generator.optimizer.betas = '0.5'", "a list such as [0.5, 0.9]"]),
         ("generator.depth=", ["generator.depth: expected a decimal number, found ''"]),
         ("training.compile=", ["training.compile = ''", "boolean"]),
-        ("objective.targets={real: 2.0}", ["objective.targets.real"]),
-        ("objective.targets={real: [0.9, 0.1]}", ["objective.targets", "[0.9, 0.1] is no range"]),
-        ("objective.gradient_penalty={}", ["discriminator.normalisation", "use layer or none"]),
+        ("objective.label_smoothing={real: 2.0}", ["objective.label_smoothing.real"]),
+        ("objective.label_smoothing={real: [0.9, 0.1]}", ["objective.label_smoothing", "[0.9, 0.1] is no range"]),
+        ("objective.gradient_penalty={}", ["discriminator.normalization", "use layer or none"]),
         ("generator.architecture=mlp", ["generator.architecture", "mlp does not make images", "dcgan"]),
         ("generator.architecture=progressive", ["discriminator.architecture", "must be progressive"]),
         ("growth={}", ["growth", "progressive"]),
@@ -97,7 +100,7 @@ def write(folder: Path, text: str) -> Path:
             ["discriminator.minibatch_stddev.group_size", "3 does not divide the micro-batch of 8 samples"],
         ),
         (
-            "discriminator={minibatch_stddev: {}, normalisation: virtual, reference_size: 6}",
+            "discriminator={minibatch_stddev: {}, normalization: virtual, reference_size: 6}",
             ["discriminator.reference_size: 6", "multiple of minibatch_stddev.group_size=4", "micro-batch of 8"],
         ),
         ("evaluation.metrics=[modes]", [".yaml: evaluation.metrics: modes does not measure images", "choose from fid"]),
@@ -132,7 +135,7 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
         ),
         ("generator={architecture: mlp, max_width: 8}", "generator.max_width: has no effect with architecture: mlp"),
         ("discriminator={architecture: characters, max_width: 8}", "discriminator.max_width: has no effect with arch"),
-        ("generator.reference_size=8", "generator.reference_size: has no effect with normalisation: synchronized, on"),
+        ("generator.reference_size=8", "generator.reference_size: has no effect with normalization: synchronized, on"),
         ("discriminator.pooling=mean", "discriminator.pooling: has no effect with architecture: dcgan, only with res"),
         (
             "discriminator={architecture: resnet, minibatch_discrimination: {}}",
@@ -146,10 +149,10 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
             "generator.optimizer={name: rmsprop, betas: [0.0, 0.9]}",
             "generator.optimizer.betas: has no effect with name: rmsprop, only with adam; leave it out, or change name",
         ),
-        ("generator.optimizer.smoothing=0.9", "generator.optimizer.smoothing: has no effect with name: adam, only w"),
+        ("generator.optimizer.alpha=0.9", "generator.optimizer.alpha: has no effect with name: adam, only w"),
         (
-            "objective={adversarial: hinge, targets: {}}",
-            "objective.targets: has no effect with adversarial: hinge, only with non_saturating or minimax",
+            "objective={adversarial: hinge, label_smoothing: {}}",
+            "objective.label_smoothing: has no effect with adversarial: hinge, only with non_saturating or minimax",
         ),
         (
             "objective.gradient_penalty={points: uniform, perturbation: 2}",
@@ -165,15 +168,13 @@ def test_keys_without_effect_are_refused(override: str, message: str) -> None:
 
 
 def test_a_key_without_effect_may_be_given_its_default() -> None:
-    config = parse_config(
-        MINIMAL, ["discriminator.pooling=sum", "generator.optimizer={smoothing: 0.99}", "data.length=32"]
-    )
+    config = parse_config(MINIMAL, ["discriminator.pooling=sum", "generator.optimizer={alpha: 0.99}", "data.length=32"])
     assert config == parse_config(MINIMAL)
 
 
 def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch_of_one_device(tmp_path: Path) -> None:
     path = write(tmp_path, yaml.safe_dump(MINIMAL))
-    changes = ["generator.normalisation=virtual", "training.batch_size=24", "training.accumulation=2"]
+    changes = ["generator.normalization=virtual", "training.batch_size=24", "training.gradient_accumulation_steps=2"]
     config = load_config(path, changes)
     assert config.generator.reference_size == 12
     assert config.discriminator.reference_size is None
@@ -184,14 +185,14 @@ def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch_of_
 @pytest.mark.parametrize(
     ("override", "doubts"),
     [
-        ("objective.targets={real: 0.9}", []),
-        ("objective.targets={real: 0.9, fake: 0.1}", ["no longer vanishes where there is no data"]),
+        ("objective.label_smoothing={real: 0.9}", []),
+        ("objective.label_smoothing={real: 0.9, fake: 0.1}", ["no longer vanishes where there is no data"]),
         ("objective.adversarial=wasserstein", ["nothing bounds the critic's slope"]),
         ("objective={adversarial: wasserstein, weight_clipping: {}}", []),
-        ("objective={adversarial: wasserstein, r1: {gamma: 1}}", ["objective.r1: with discriminator.normalisation="]),
-        ("discriminator={spectral_norm: true, normalisation: none}", []),
-        ("generator={normalisation: virtual, reference_size: 64}", []),
-        ("generator={normalisation: virtual, reference_size: 128}", ["generator.reference_size = 128: each pass"]),
+        ("objective={adversarial: wasserstein, r1: {gamma: 1}}", ["objective.r1: with discriminator.normalization="]),
+        ("discriminator={spectral_norm: true, normalization: none}", []),
+        ("generator={normalization: virtual, reference_size: 64}", []),
+        ("generator={normalization: virtual, reference_size: 128}", ["generator.reference_size = 128: each pass"]),
     ],
 )
 def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
@@ -338,16 +339,17 @@ def test_overrides_of_lists_and_mappings() -> None:
     config = parse_config(
         MINIMAL,
         ["data.path=[a, 's3://b/#1.tar']", "evaluation.metrics=[fid, kid]", "objective.r1={gamma: 1e-1}",
-         "generator.optimizer.betas=[0, 0.9]", "objective.targets.real=[0.7, 0.9]", "data.channels=1", "growth=null",
-         "training.stop_when_flat=null", "generator.depth=null"],
+         "generator.optimizer.betas=[0, 0.9]", "objective.label_smoothing.real=[0.7, 0.9]", "data.channels=1",
+         "growth=null",
+         "training.early_stopping=null", "generator.depth=null"],
     )  # fmt: skip
     assert config.data.path == ["a", "s3://b/#1.tar"]
     assert config.evaluation.metrics == ["fid", "kid"]
     assert config.objective.r1 is not None
     assert config.objective.r1.gamma == 0.1
     assert config.generator.optimizer.betas == (0.0, 0.9)
-    assert config.objective.targets is not None
-    assert config.objective.targets.real == (0.7, 0.9)
+    assert config.objective.label_smoothing is not None
+    assert config.objective.label_smoothing.real == (0.7, 0.9)
     assert config.data.channels == 1
 
 
@@ -424,8 +426,8 @@ def test_the_resolved_config_reads_back_equal(
     [
         {"minibatch_stddev": {"group_size": 4}},
         {"minibatch_stddev": {"group_size": 16}},
-        {"minibatch_stddev": {"group_size": 16}, "normalisation": "virtual"},
-        {"minibatch_stddev": {"group_size": 4}, "normalisation": "virtual", "reference_size": 12},
+        {"minibatch_stddev": {"group_size": 16}, "normalization": "virtual"},
+        {"minibatch_stddev": {"group_size": 4}, "normalization": "virtual", "reference_size": 12},
         {"minibatch_discrimination": {"over": "rank"}},
     ],
 )
@@ -457,12 +459,12 @@ def test_recipes_are_valid_and_named_after_their_file() -> None:
     [
         ("{first_resolution: 64}", "growth.first_resolution: 64 is above data.resolution = 32"),
         ("{batch_sizes: {16: 8, 64: 4}}", "growth.batch_sizes: 64 is above data.resolution = 32"),
-        ("{batch_sizes: {16: 7}}", "7 at 16 does not divide into training.accumulation=2 micro-batches"),
+        ("{batch_sizes: {16: 7}}", "7 at 16 does not divide into training.gradient_accumulation_steps=2 micro-batches"),
     ],
 )
 def test_growth_that_does_not_fit(growth: str, message: str) -> None:
-    network = "{architecture: progressive, normalisation: none}"
-    both = [f"generator={network}", f"discriminator={network}", "training.accumulation=2"]
+    network = "{architecture: progressive, normalization: none}"
+    both = [f"generator={network}", f"discriminator={network}", "training.gradient_accumulation_steps=2"]
     with pytest.raises(UserError, match=message):
         parse_config(MINIMAL, [*both, f"growth={growth}"])
     config = parse_config(MINIMAL, [*both, "growth={batch_sizes: {16: 6}}"])
@@ -472,7 +474,7 @@ def test_growth_that_does_not_fit(growth: str, message: str) -> None:
 
 
 def test_networks_grow_together() -> None:
-    network = "{architecture: progressive, normalisation: none}"
+    network = "{architecture: progressive, normalization: none}"
     for role in ("generator", "discriminator"):
         with pytest.raises(UserError, match="must be progressive as the"):
             parse_config(MINIMAL, [f"{role}={network}"])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from distgan.data.packing.conversion import Conversion
-from distgan.data.packing.sources.source import BadSample, Encoded
+from distgan.data.packing.sources.source import Encoded, InvalidSampleError
 
 
 def encode(pixels: np.ndarray, kind: str, **options: object) -> bytes:
@@ -113,11 +113,11 @@ def test_sixteen_bits_keep_their_upper_eight() -> None:
 
 
 def test_transparency_and_palettes() -> None:
-    colours = noise(6, 5, 4)
-    alpha = colours[:5, :, 3:] / 255
+    colors = noise(6, 5, 4)
+    alpha = colors[:5, :, 3:] / 255
     for background, level in ((None, 255), ((0, 0, 0), 0)):
-        composed = colours[:5, :, :3] * alpha + level * (1 - alpha)
-        converted = Conversion(resolution=5, background=background)(encode(colours, "PNG"))
+        composed = colors[:5, :, :3] * alpha + level * (1 - alpha)
+        converted = Conversion(resolution=5, background=background)(encode(colors, "PNG"))
         assert np.abs(decode(converted) - composed).max() <= 1
         assert converted.facts.composited
     buffer = io.BytesIO()
@@ -150,7 +150,7 @@ def test_truncated_images(kind: str, share: float, options: dict) -> None:
     data = encode(noise(64, 64), kind)
     if kind == "PNG" and options == {"image_format": "png"}:
         options = {}
-    with pytest.raises(BadSample) as error:
+    with pytest.raises(InvalidSampleError) as error:
         Conversion(**options)(data[: int(share * len(data))])
     assert "\n" not in str(error.value)
 
@@ -159,12 +159,12 @@ def test_truncated_images(kind: str, share: float, options: dict) -> None:
     "data", [b"hello", b"GIF89a" + bytes(50), b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF", b"\x80\x04N."]
 )
 def test_other_formats(data: bytes) -> None:
-    with pytest.raises(BadSample, match=r"not a JPEG, PNG or WebP|cannot be decoded"):
+    with pytest.raises(InvalidSampleError, match=r"not a JPEG, PNG or WebP|cannot be decoded"):
         Conversion()(data)
 
 
 def test_a_gif_is_refused_whatever_its_name() -> None:
-    with pytest.raises(BadSample, match="not a JPEG, PNG or WebP"):
+    with pytest.raises(InvalidSampleError, match="not a JPEG, PNG or WebP"):
         Conversion()(encode(noise(8, 8, 1), "GIF"))
 
 
@@ -172,5 +172,5 @@ def test_a_gif_is_refused_whatever_its_name() -> None:
 def test_pixel_cap(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("distgan.data.packing.conversion.MAX_PIXELS", 10 * 30)
     Conversion()(encode(noise(10, 30), kind))
-    with pytest.raises(BadSample, match="is 31 x 10; at most 300 pixels"):
+    with pytest.raises(InvalidSampleError, match="is 31 x 10; at most 300 pixels"):
         Conversion()(encode(noise(10, 31), kind))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import StopWhenFlatConfig, parse_config
+from distgan.config import EarlyStoppingConfig, parse_config
 from distgan.errors import UserError
 from distgan.monitoring.diagnosis import Diagnosis, observe, why_stop
 
@@ -87,10 +87,10 @@ def test_what_is_missing_or_not_finite_tells_nothing() -> None:
     assert warnings_of([healthy()] * 5 + [broken] * 5 + [saturated(0.1)]) == ["saturation@11"]
 
 
-STOP = StopWhenFlatConfig(steps=1000, tolerance=0.05)
+STOP = EarlyStoppingConfig(steps=1000, tolerance=0.05)
 
 
-def end_of(values: Iterable[float], *, every: int = EVERY, stop: StopWhenFlatConfig = STOP) -> int | None:
+def end_of(values: Iterable[float], *, every: int = EVERY, stop: EarlyStoppingConfig = STOP) -> int | None:
     """The step at which a run with these estimates would end."""
     diagnosis = Diagnosis()
     for number, value in enumerate(values, 1):
@@ -125,7 +125,7 @@ def test_a_falling_or_rising_estimate_goes_on() -> None:
 def test_the_reason_names_value_and_step() -> None:
     flat = Diagnosis(step=1500, estimate=2.0, level=2.0, since=500)
     assert why_stop(flat, STOP) == (
-        "the Wasserstein estimate has been within 5.0% of 2 since step 500 (training.stop_when_flat)"
+        "the Wasserstein estimate has been within 5.0% of 2 since step 500 (training.early_stopping)"
     )
     assert why_stop(flat, None) is None
     assert why_stop(flat.model_copy(update={"since": 501}), STOP) is None
@@ -150,8 +150,8 @@ def test_only_a_wasserstein_run_can_stop_when_it_is_flat() -> None:
     values = {
         "run_dir": "r",
         "data": {"path": "d", "resolution": 32},
-        "training": {"steps": 5, "batch_size": 8, "stop_when_flat": {}},
+        "training": {"steps": 5, "batch_size": 8, "early_stopping": {}},
     }
-    with pytest.raises(UserError, match=r"training.stop_when_flat: non_saturating does not estimate"):
+    with pytest.raises(UserError, match=r"training.early_stopping: non_saturating does not estimate"):
         parse_config(values)
     assert parse_config(values, ["objective={adversarial: wasserstein, weight_clipping: {}}"])

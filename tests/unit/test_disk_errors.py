@@ -152,7 +152,7 @@ def test_a_cache_without_room_is_no_fault_of_the_samples(
     save_index(numbered_index(tmp_path / "served", [30, 20]), tmp_path / "served")
     with range_server(tmp_path / "served") as server:
         index = load_index(server.url, str(tmp_path / "other"))
-        config = DataConfig(path="unused", resolution=8, workers=0, cache_dir=str(disk.point))
+        config = DataConfig(path="unused", resolution=8, num_workers=0, cache_dir=str(disk.point))
         opened = reader.Reader(config, index, 0)
         opened.read_batch(np.array([0]))
         make_ill, cause = fault

@@ -70,7 +70,10 @@ def test_a_deepspeed_file_keeps_what_is_its_own(tmp_path: Path, monkeypatch: pyt
         ({"bf16": {"enabled": True}}, ["bf16.enabled", "training.mixed_precision: bf16"]),
         ({"gradient_clipping": 1.0}, ["gradient_clipping = 1.0", "set it to 0.0"]),
         ({"optimizer": {"type": "Adam"}}, ["optimizer", "generator.optimizer"]),
-        ({"gradient_accumulation_steps": 4}, ["gradient_accumulation_steps = 4", "training.accumulation"]),
+        (
+            {"gradient_accumulation_steps": 4},
+            ["gradient_accumulation_steps = 4", "training.gradient_accumulation_steps"],
+        ),
         ({"communication_data_type": "bf16"}, ["communication_data_type", "training.gradient_precision"]),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer.device = 'cpu'", "none"]),
     ],

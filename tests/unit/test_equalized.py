@@ -25,7 +25,7 @@ def test_a_convolution_by_hand() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([1.0, 10.0])[None, :, None, None].expand(1, 2, 3, 3))
         layer.bias.fill_(0.5)
-    # Each output counts the neighbours inside the image: 4 at corners, 6 at edges, 9 inside.
+    # Each output counts the neighbors inside the image: 4 at corners, 6 at edges, 9 inside.
     counts = torch.tensor([[4.0, 6, 4], [6, 9, 6], [4, 6, 4]])
     torch.testing.assert_close(layer(torch.ones(1, 2, 3, 3))[0, 0], 11 * counts + 0.5)
 

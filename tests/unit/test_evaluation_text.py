@@ -110,7 +110,7 @@ def test_the_value_does_not_depend_on_how_lines_came_in() -> None:
 
 
 def config(folder: Path, **evaluation: Any) -> Config:
-    networks = {"architecture": "characters", "normalisation": "none"}
+    networks = {"architecture": "characters", "normalization": "none"}
     return parse_config(
         {
             "run_dir": "unused",

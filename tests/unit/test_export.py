@@ -33,7 +33,7 @@ DESCRIPTION: dict[str, Any] = {
 }
 
 TEXT = {
-    "generator": {"architecture": "characters", "normalisation": "none", "width": 4},
+    "generator": {"architecture": "characters", "normalization": "none", "width": 4},
     "kind": "text",
     "resolution": 0,
     "channels": 0,
@@ -42,8 +42,8 @@ TEXT = {
     "class_names": None,
     "class_counts": None,
 }
-VIRTUAL = {"normalisation": "virtual", "reference_size": 3}
-PROGRESSIVE = {"architecture": "progressive", "normalisation": "none"}
+VIRTUAL = {"normalization": "virtual", "reference_size": 3}
+PROGRESSIVE = {"architecture": "progressive", "normalization": "none"}
 
 
 def write(folder: Path, description: Any = DESCRIPTION, *, weights_of: dict[str, Any] = DESCRIPTION) -> Path:
@@ -77,7 +77,7 @@ def test_an_export_reads_back_and_is_exported_again(tmp_path: Path, monkeypatch:
 
 
 def test_an_export_brings_its_reference_batch(tmp_path: Path) -> None:
-    settings = {**DESCRIPTION["generator"], "normalisation": "virtual", "reference_size": 6}
+    settings = {**DESCRIPTION["generator"], "normalization": "virtual", "reference_size": 6}
     description = {**DESCRIPTION, "generator": settings}
     network = Generator(description, GeneratorConfig(**settings)).network
     set_reference(network, torch.rand(6, 8), torch.zeros(6, dtype=torch.int64))
@@ -146,7 +146,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"resolution": 16.0}, "resolution = 16.0"),
         ({"resolution": 17}, "17 is not a power of two"),
         ({"resolution": 4}, "config.json: data.resolution = 4: the dcgan generator takes powers of two from 16 to 256"),
-        ({"generator": {"normalisation": "virtual"}}, "config.json: not the description of an exported generator: gen"),
+        ({"generator": {"normalization": "virtual"}}, "config.json: not the description of an exported generator: gen"),
         ({"resolution": "16"}, "resolution = '16'"),
         ({"resolution": 10**5000}, "not the description"),
         ({"channels": -1}, "channels = -1"),

@@ -36,7 +36,7 @@ def features_of(count: int, dimension: int, seed: int, decades: float = 0.0) -> 
 
 
 def exact_distance(one: Tensor, other: Tensor) -> float:
-    """From the samples: tr (S1 S2)^(1/2) is the sum of singular values of X1 X2^T, X the centred, scaled samples."""
+    """From the samples: tr (S1 S2)^(1/2) is the sum of singular values of X1 X2^T, X the centered, scaled samples."""
     a, b = (((x - x.mean(0)) / np.sqrt(len(x) - 1)).numpy() for x in (one, other))
     nuclear = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     means = ((one.mean(0) - other.mean(0)) ** 2).sum()

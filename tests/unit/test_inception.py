@@ -62,8 +62,8 @@ def test_features_are_torch_fidelitys(weights: str, tmp_path: Path, caplog: pyte
     assert torch.equal(features, expected_features)
     assert torch.equal(logits, expected_logits)
     assert features.std() > 0.01
-    grey = noise(1, 1, 32)
-    assert torch.equal(ours(grey)[0], theirs(grey.repeat(1, 3, 1, 1))[0])
+    gray = noise(1, 1, 32)
+    assert torch.equal(ours(gray)[0], theirs(gray.repeat(1, 3, 1, 1))[0])
 
 
 class _Images(torch.utils.data.Dataset[Tensor]):

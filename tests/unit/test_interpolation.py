@@ -52,7 +52,7 @@ def test_on_the_sphere_the_angle_grows_evenly(seed: int, share: float) -> None:
     assert math.acos(min(1.0, float((start[0] * found).sum()))) == pytest.approx(share * whole, abs=1e-6)
 
 
-def test_paths_join_neighbours_and_keep_the_label_of_their_start() -> None:
+def test_paths_join_neighbors_and_keep_the_label_of_their_start() -> None:
     latents, labels = interpolate(torch.arange(8.0).view(4, 2), torch.tensor([7, 8, 9, 6]), 3, lerp)
     assert latents.tolist() == [[0, 1], [1, 2], [2, 3], [4, 5], [5, 6], [6, 7]]
     assert labels is not None

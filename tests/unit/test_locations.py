@@ -51,7 +51,7 @@ def test_a_name_in_a_folder_is_that_name_again(folder: str, name: str) -> None:
     ],
 )
 def test_one_name_for_each_place(url: str, meant: str) -> None:
-    assert locations.normalise(url) == meant == locations.normalise(meant)
+    assert locations.normalize(url) == meant == locations.normalize(meant)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_one_name_for_each_place(url: str, meant: str) -> None:
     ],
 )
 def test_names_that_mean_no_one_file_are_refused(url: str, said: str) -> None:
-    assert said in refusal(locations.normalise, url)
+    assert said in refusal(locations.normalize, url)
 
 
 def test_the_query_of_an_http_url_belongs_to_each_file_of_a_folder() -> None:
-    folder = locations.normalise("https://user:word@host/data?sig=S")
+    folder = locations.normalize("https://user:word@host/data?sig=S")
     shard = locations.join(folder, "a.tar")
     assert shard == "https://user:word@host/data/a.tar?sig=S"
     assert locations.folder_of(shard) == folder
@@ -98,4 +98,4 @@ def test_only_secrets_are_left_out_of_messages(url: str, shown: str) -> None:
 
 def test_an_empty_path() -> None:
     with pytest.raises(UserError, match="empty"):
-        locations.normalise(" ")
+        locations.normalize(" ")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, MinibatchDiscriminationConfig
-from distgan.config.players import Normalisation
+from distgan.config.players import Normalization
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination
@@ -22,12 +22,12 @@ RING = SampleShape("points", dimensions=2)
 
 
 def generator_of(shape: SampleShape = RING, **settings: Any) -> nn.Module:
-    settings = {"normalisation": "none", "latent_size": 2, **settings}
+    settings = {"normalization": "none", "latent_size": 2, **settings}
     return build_generator(GeneratorConfig(architecture="mlp", **settings), shape)
 
 
 def discriminator_of(shape: SampleShape = RING, **settings: Any) -> nn.Module:
-    return build_discriminator(DiscriminatorConfig(architecture="mlp", **{"normalisation": "none", **settings}), shape)
+    return build_discriminator(DiscriminatorConfig(architecture="mlp", **{"normalization": "none", **settings}), shape)
 
 
 def test_the_toy_networks_of_wgan_gp() -> None:
@@ -50,12 +50,12 @@ def test_the_toy_networks_of_wgan_gp() -> None:
         torch.testing.assert_close(network(x), expected.squeeze(1) if outputs == 1 else expected)
 
 
-@pytest.mark.parametrize("normalisation", typing.get_args(Normalisation))
+@pytest.mark.parametrize("normalization", typing.get_args(Normalization))
 @pytest.mark.parametrize("num_classes", [0, 3])
-def test_every_normalisation_depth_and_labels(normalisation: str, num_classes: int) -> None:
+def test_every_normalisation_depth_and_labels(normalization: str, num_classes: int) -> None:
     shape = SampleShape("points", dimensions=4, num_classes=num_classes)
-    settings = {"normalisation": normalisation, "depth": 2, "width": 8}
-    if normalisation == "virtual":
+    settings = {"normalization": normalization, "depth": 2, "width": 8}
+    if normalization == "virtual":
         settings["reference_size"] = 3
     generator, discriminator = generator_of(shape, **settings), discriminator_of(shape, **settings)
     labels = torch.tensor([0, 2, 1, 1, 2]) if num_classes else None
@@ -69,9 +69,9 @@ def test_every_normalisation_depth_and_labels(normalisation: str, num_classes: i
     assert points.shape == (5, 4)
     assert logits.shape == (5,)
     for network in (generator, discriminator):
-        assert len(normalisation_parameters(network)) == (0 if normalisation == "none" else 4)
+        assert len(normalisation_parameters(network)) == (0 if normalization == "none" else 4)
         dense = [module for module in network.layers if isinstance(module, nn.Linear)]
-        assert [layer.bias is not None for layer in dense] == [normalisation in ("none", "layer")] * 2
+        assert [layer.bias is not None for layer in dense] == [normalization in ("none", "layer")] * 2
 
 
 def test_what_samples_are_compared_by() -> None:

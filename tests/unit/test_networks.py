@@ -12,7 +12,7 @@ from distgan.config import (
     MinibatchDiscriminationConfig,
     MinibatchStddevConfig,
 )
-from distgan.config.players import Normalisation
+from distgan.config.players import Normalization
 from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
@@ -39,8 +39,8 @@ def test_shapes(resolution: int, channels: int, num_classes: int) -> None:
 
 def test_labels_change_what_comes_out() -> None:
     shape = SampleShape(resolution=16, channels=1, num_classes=3)
-    generator = build_generator(GeneratorConfig(width=4, normalisation="none"), shape)
-    discriminator = build_discriminator(DiscriminatorConfig(width=4, normalisation="none"), shape)
+    generator = build_generator(GeneratorConfig(width=4, normalization="none"), shape)
+    discriminator = build_discriminator(DiscriminatorConfig(width=4, normalization="none"), shape)
     latents = torch.randn(1, 100).expand(2, -1)
     images = generator(latents, torch.tensor([0, 1]))
     assert not torch.equal(images[0], images[1])
@@ -103,11 +103,11 @@ def test_training_keeps_no_state_in_batch_norm() -> None:
     assert torch.equal(layer.running_var, torch.ones(3))
 
 
-@pytest.mark.parametrize("normalisation", typing.get_args(Normalisation))
-def test_other_normalisations_stand_where_batch_norm_does(normalisation: str) -> None:
+@pytest.mark.parametrize("normalization", typing.get_args(Normalization))
+def test_other_normalisations_stand_where_batch_norm_does(normalization: str) -> None:
     shape = SampleShape(resolution=16, channels=1)
-    settings = {"width": 4, "normalisation": normalisation}
-    if normalisation == "virtual":
+    settings = {"width": 4, "normalization": normalization}
+    if normalization == "virtual":
         settings["reference_size"] = 3
     generator = build_generator(GeneratorConfig(latent_size=5, **settings), shape)
     discriminator = build_discriminator(DiscriminatorConfig(**settings), shape)
@@ -115,11 +115,11 @@ def test_other_normalisations_stand_where_batch_norm_does(normalisation: str) ->
         logits = discriminator(generator(torch.randn(2, 5)))
     assert logits.shape == (2,)
     assert logits.isfinite().all()
-    normalised = normalisation != "none"
-    assert [tuple(p.shape) for p in normalisation_parameters(generator)] == [(8,), (8,), (4,), (4,)] * normalised
-    assert [tuple(p.shape) for p in normalisation_parameters(discriminator)] == [(8,), (8,)] * normalised
+    normalized = normalization != "none"
+    assert [tuple(p.shape) for p in normalisation_parameters(generator)] == [(8,), (8,), (4,), (4,)] * normalized
+    assert [tuple(p.shape) for p in normalisation_parameters(discriminator)] == [(8,), (8,)] * normalized
     # A bias is there where it does something: at the ends of the networks, and where nothing centres its channel.
-    biased = normalisation in ("layer", "none")
+    biased = normalization in ("layer", "none")
     assert (generator.projection.bias is not None) == biased
     assert [c.bias is not None for c in generator.modules() if isinstance(c, nn.ConvTranspose2d)] == [biased, True]
     assert [c.bias is not None for c in discriminator.modules() if isinstance(c, nn.Conv2d)] == [True, biased]
@@ -140,7 +140,7 @@ def test_spectral_norm_is_on_every_weight_of_the_network_that_asks_for_it() -> N
             assert "weight" in layer.parametrizations
         for name, parameter in network.named_parameters():
             if name.endswith("weight.original") and parameter.numel() > 2000 and "embedding" not in name:
-                assert parameter.std().item() == pytest.approx(0.02, rel=0.1), "what is divided is as initialised"
+                assert parameter.std().item() == pytest.approx(0.02, rel=0.1), "what is divided is as initialized"
 
 
 def test_what_samples_are_compared_by() -> None:

@@ -60,7 +60,7 @@ class Scaled(nn.Module):
 
 
 def config_of(**objective: Any) -> Config:
-    network = {"architecture": "mlp", "normalisation": "none"}
+    network = {"architecture": "mlp", "normalization": "none"}
     return parse_config(
         {
             "run_dir": "unused",
@@ -171,8 +171,8 @@ def test_generators(family: str, expected: float) -> None:
 def test_smoothed_targets_are_the_discriminators_alone() -> None:
     real, fake = logit(REALS), logit(FAKES)
     expected = (0.9 * softplus(-real) + 0.1 * softplus(real)).mean() + softplus(fake).mean()
-    assert discriminator_loss(targets={"real": 0.9})[0] == pytest.approx(expected, rel=1e-6)
-    assert generator_loss(targets={"real": 0.9}) == pytest.approx(softplus(-fake).mean())
+    assert discriminator_loss(label_smoothing={"real": 0.9})[0] == pytest.approx(expected, rel=1e-6)
+    assert generator_loss(label_smoothing={"real": 0.9}) == pytest.approx(softplus(-fake).mean())
 
 
 def test_feature_matching_replaces_the_adversarial_term_or_joins_it() -> None:
@@ -206,14 +206,14 @@ def test_the_players_update_only_themselves() -> None:
 
 def test_a_reference_batch_passes_in_bf16_unless_a_penalty_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, torch.dtype]] = []
-    normalise = VirtualBatchNorm.forward
+    normalize = VirtualBatchNorm.forward
 
     def look(layer: VirtualBatchNorm, activations: Tensor) -> Tensor:
         seen.append((len(activations), activations.dtype))
-        return normalise(layer, activations)
+        return normalize(layer, activations)
 
     monkeypatch.setattr(VirtualBatchNorm, "forward", look)
-    settings = {"architecture": "mlp", "normalisation": "virtual", "reference_size": 4, "width": 3, "depth": 1}
+    settings = {"architecture": "mlp", "normalization": "virtual", "reference_size": 4, "width": 3, "depth": 1}
     shape = SampleShape("points", dimensions=2)
     discriminator = build_discriminator(DiscriminatorConfig.model_validate(settings), shape)
     config = config_of(r1={"gamma": 1.0, "every": 2})
@@ -230,7 +230,7 @@ def test_a_reference_batch_passes_in_bf16_unless_a_penalty_is_due(monkeypatch: p
 def test_divergences_that_losses_estimate() -> None:
     """With the optimal logits log p/q of p = (3/4, 1/4) and q = (1/4, 3/4), by their frequencies, JS is by hand."""
     optimal = torch.tensor([math.log(3.0), math.log(3.0), math.log(3.0), -math.log(3.0)], dtype=torch.float64)
-    found = scalars.opinions("minimax", optimal, -optimal)
+    found = scalars.discriminator_scalars("minimax", optimal, -optimal)
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(
         0.5
     )  # KL(p || m), and by symmetry KL(q || m), with m = (1/2, 1/2)
@@ -241,14 +241,14 @@ def test_divergences_that_losses_estimate() -> None:
 def test_only_a_cross_entropys_outputs_are_read_as_probabilities() -> None:
     logits = torch.tensor([1.0, 2.0])
     for family in ADVERSARIAL:
-        found = {name.partition("/")[2] for name in scalars.opinions(family, logits, -logits)}
+        found = {name.partition("/")[2] for name in scalars.discriminator_scalars(family, logits, -logits)}
         divergence = {"wasserstein": {"wasserstein"}}.get(family, set())
         if family in ("minimax", "non_saturating"):
             divergence = {"real_probability", "fake_probability", "jensen_shannon"}
         assert found == {"real_logit", "fake_logit"} | divergence, family
 
 
-def test_diversity_is_the_mean_difference_of_neighbours() -> None:
+def test_diversity_is_the_mean_difference_of_neighbors() -> None:
     samples = torch.tensor([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0], [5.0, 9.0], [100.0, 0.0]])
     assert float(scalars.diversity("of", samples)["of"]) == pytest.approx((2 + 0 + 0 + 4) / 4)
     assert scalars.diversity("of", samples[:1]) == {}

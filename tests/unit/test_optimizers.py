@@ -1,4 +1,4 @@
-"""RMSProp against torch's own, and steps that are cancelled."""
+"""RMSProp against torch's own, and steps that are canceled."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def make() -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(3, 2).double()), nn.Parameter(torch.ones(()).double())]
 
 
-@pytest.mark.parametrize("smoothing", [0.99, 0.9])
-def test_rmsprop_is_torchs(smoothing: float) -> None:
+@pytest.mark.parametrize("alpha", [0.99, 0.9])
+def test_rmsprop_is_torchs(alpha: float) -> None:
     ours, theirs = make(), make()
-    config = OptimizerConfig(name="rmsprop", learning_rate=1e-2, smoothing=smoothing)
+    config = OptimizerConfig(name="rmsprop", learning_rate=1e-2, alpha=alpha)
     course(build_optimizer(config, ours), ours, 10)
-    course(torch.optim.RMSprop(theirs, lr=1e-2, alpha=smoothing, eps=1e-8), theirs, 10)
+    course(torch.optim.RMSprop(theirs, lr=1e-2, alpha=alpha, eps=1e-8), theirs, 10)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
-def test_a_cancelled_step_changes_nothing(name: str) -> None:
+def test_a_canceled_step_changes_nothing(name: str) -> None:
     parameters = [nn.Parameter(torch.ones(3))]
     optimizer = build_optimizer(OptimizerConfig.model_validate({"name": name}), parameters)
     optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), None  # type: ignore[attr-defined]

@@ -39,13 +39,21 @@ def fail_at(call: int) -> Any:
 
 
 def test_training_names_the_batch(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = recipe(tmp_path, digits, training={"batch_size": 24, "accumulation": 3}, monitoring={"every": 1})
+    config = recipe(
+        tmp_path, digits, training={"batch_size": 24, "gradient_accumulation_steps": 3}, monitoring={"every": 1}
+    )
     monkeypatch.setattr(torch.nn.Conv2d, "forward", fail_at(200))
     with pytest.raises(UserError) as caught:
         train(load_config(config))
     text = str(caught.value)
     assert "\n" not in text
-    for part in ("training.batch_size = 24", "training.accumulation = 3", "8 samples", "2.00 GiB", "bf16"):
+    for part in (
+        "training.batch_size = 24",
+        "training.gradient_accumulation_steps = 3",
+        "8 samples",
+        "2.00 GiB",
+        "bf16",
+    ):
         assert part in text
     # What was trained before it is still told.
     assert len(rows(tmp_path / "run")) > 1

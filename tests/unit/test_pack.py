@@ -62,7 +62,7 @@ def members(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def numbered_images(root: Path, count: int) -> Path:
-    """`count` images in two class folders; the grey value of the image that sorts as number i is i."""
+    """`count` images in two class folders; the gray value of the image that sorts as number i is i."""
     return write_tree(root, {f"{'ab'[i >= count // 2]}/{i:03d}.png": png(i) for i in range(count)})
 
 
@@ -71,7 +71,7 @@ def images(tmp_path: Path) -> Path:
     return numbered_images(tmp_path / "images", 50)
 
 
-def grey(data: bytes) -> int:
+def gray(data: bytes) -> int:
     return int(np.asarray(Image.open(io.BytesIO(data)))[0, 0])
 
 
@@ -86,7 +86,7 @@ def test_samples_hold_image_and_label_under_the_number_of_the_source(images: Pat
         samples.setdefault(key, {})[extension] = data
     assert sorted(samples) == [f"{i:08d}" for i in range(50)]
     for key, sample in samples.items():
-        assert grey(sample["png"]) == int(key)
+        assert gray(sample["png"]) == int(key)
         assert int(sample["cls"]) == (int(key) >= 25)
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
     assert report == PackReport((tmp_path / "out"), 50, 3, sum(sizes), 2, ("a", "b"), (), ())

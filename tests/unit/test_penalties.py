@@ -11,12 +11,12 @@ from distgan.config import GradientPenaltyConfig
 from distgan.losses import gradient_penalties
 
 
-def test_a_zero_centred_penalty_of_a_quadratic_discriminator() -> None:
+def test_a_zero_centered_penalty_of_a_quadratic_discriminator() -> None:
     # D(x) = s |x|^2 / 2 has gradient s x, so the penalty is gamma/2 s^2 mean |x|^2, and its slope in s twice that / s.
     images = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     logits = scale * images.square().flatten(1).sum(1) / 2
-    penalty = gradient_penalties.zero_centred(logits, images, gamma=3.0)
+    penalty = gradient_penalties.zero_centered(logits, images, gamma=3.0)
     expected = 1.5 * (1.5 * images.detach()).square().flatten(1).sum(1).mean()
     assert penalty.item() == pytest.approx(expected.item(), rel=1e-12)
     (by_scale,) = torch.autograd.grad(penalty, scale)
@@ -44,8 +44,8 @@ def test_targets_and_sides() -> None:
     (slopes,) = torch.autograd.grad(one_sided, factors)
     assert slopes.tolist() == pytest.approx([0.0, 3 * 2])  # 1/2 * 2 (norm - 1) * d norm / d a, which is 2
     logits, points, _ = linear_critic([0.25, 2.0])
-    zero_centred = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, target=0.0))
-    assert zero_centred.item() == pytest.approx((0.25 + 16) / 2)
+    zero_centered = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, target=0.0))
+    assert zero_centered.item() == pytest.approx((0.25 + 16) / 2)
 
 
 def test_a_gradient_of_zero_is_no_nan() -> None:

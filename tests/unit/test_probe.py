@@ -9,7 +9,7 @@ from distgan.inference.probe import Classifier, Part, accuracy
 
 
 def part(count: int, seed: int, *, informative: bool, dimension: int = 12) -> Part:
-    """Three classes a distance of 4 standard deviations apart along the first axes, in units of 1000 and off centre."""
+    """Three classes a distance of 4 standard deviations apart along the first axes, in units of 1000 and off center."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 3, count)
     features = generator.normal(size=(count, dimension))
@@ -21,7 +21,7 @@ def part(count: int, seed: int, *, informative: bool, dimension: int = 12) -> Pa
 
 @pytest.mark.parametrize("classifier", ["svm", "logistic"])
 def test_separable_classes_are_told_apart_whatever_the_units(classifier: Classifier) -> None:
-    """Centres 4 sqrt 2 apart: a nearest-centre rule errs in less than 2 * Phi(-2 sqrt 2) = 0.5 % of cases."""
+    """Centres 4 sqrt 2 apart: a nearest-center rule errs in less than 2 * Phi(-2 sqrt 2) = 0.5 % of cases."""
     found = accuracy(part(400, 0, informative=True), part(1000, 1, informative=True), classifier)
     assert found > 0.98
 

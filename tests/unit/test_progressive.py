@@ -23,7 +23,7 @@ TOP = 3
 
 def generator(resolution: int = 32, num_classes: int = 0, **changes: Any) -> Any:
     config = GeneratorConfig(
-        **{"architecture": "progressive", "normalisation": "none", "width": 4, "max_width": 8, "latent_size": 6}
+        **{"architecture": "progressive", "normalization": "none", "width": 4, "max_width": 8, "latent_size": 6}
         | changes
     )
     return build_generator(config, SampleShape(resolution=resolution, channels=2, num_classes=num_classes))
@@ -31,7 +31,7 @@ def generator(resolution: int = 32, num_classes: int = 0, **changes: Any) -> Any
 
 def discriminator(resolution: int = 32, num_classes: int = 0, **changes: Any) -> Any:
     config = DiscriminatorConfig(
-        **{"architecture": "progressive", "normalisation": "none", "width": 4, "max_width": 8} | changes
+        **{"architecture": "progressive", "normalization": "none", "width": 4, "max_width": 8} | changes
     )
     return build_discriminator(config, SampleShape(resolution=resolution, channels=2, num_classes=num_classes))
 
@@ -95,7 +95,7 @@ def rectified(activations: Tensor) -> Tensor:
     return torch.where(activations > 0, activations, 0.2 * activations)
 
 
-def normalised(activations: Tensor) -> Tensor:
+def normalized(activations: Tensor) -> Tensor:
     return activations / (activations.square().mean(1, keepdim=True) + 1e-8).sqrt()
 
 
@@ -117,13 +117,13 @@ def test_the_generators_layers_written_out() -> None:
     one, two = convolutions(network.first)
     # Output pixel (y, x) of a 4x4 convolution of one pixel has the kernel's weight (3 - y, 3 - x).
     dense = (one.weight.flip(2, 3) * (2**0.5 / 4 / 6**0.5)).permute(1, 0, 2, 3).reshape(6, -1)
-    activations = (normalised(latents()) @ dense).view(4, -1, 4, 4) + one.bias[:, None, None]
-    activations = normalised(rectified(activations))
-    activations = normalised(rectified(convolved(activations, two, 1)))
+    activations = (normalized(latents()) @ dense).view(4, -1, 4, 4) + one.bias[:, None, None]
+    activations = normalized(rectified(activations))
+    activations = normalized(rectified(convolved(activations, two, 1)))
     one, two = convolutions(network.blocks[0])
     activations = activations.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    activations = normalised(rectified(convolved(activations, one, 1)))
-    activations = normalised(rectified(convolved(activations, two, 1)))
+    activations = normalized(rectified(convolved(activations, one, 1)))
+    activations = normalized(rectified(convolved(activations, two, 1)))
     torch.testing.assert_close(network(latents()), convolved(activations, network.to_rgb[1], 0, gain=1.0))
 
 
@@ -196,7 +196,7 @@ def test_the_papers_networks(role: str) -> None:
     sizes = {"width": 16, "max_width": 512}
     with torch.device("meta"):
         shape = SampleShape(resolution=1024, channels=3)
-        common = {"architecture": "progressive", "normalisation": "none", **sizes}
+        common = {"architecture": "progressive", "normalization": "none", **sizes}
         network: Any = (
             build_generator(GeneratorConfig(latent_size=512, **common), shape)
             if role == "generator"
@@ -326,7 +326,7 @@ def test_widths_double_towards_the_latents_up_to_a_limit() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"normalisation": "synchronized"}, "generator.normalisation=none"),
+        ({"normalization": "synchronized"}, "generator.normalization=none"),
         ({"spectral_norm": True}, "generator.spectral_norm=false"),
     ],
 )

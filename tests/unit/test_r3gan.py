@@ -11,7 +11,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.r3gan import Downsample, ResidualBlock, Upsample
 from distgan.networks.shape import SampleShape
 
-SETTINGS = {"architecture": "r3gan", "normalisation": "none"}
+SETTINGS = {"architecture": "r3gan", "normalization": "none"}
 
 
 def count(network: torch.nn.Module) -> int:
@@ -93,7 +93,7 @@ def test_penalties_can_be_differentiated() -> None:
     assert discriminator.logit.weight.grad is not None
 
 
-@pytest.mark.parametrize("changes", [{"normalisation": "batch"}, {"spectral_norm": True}, {"width": 12}])
+@pytest.mark.parametrize("changes", [{"normalization": "batch"}, {"spectral_norm": True}, {"width": 12}])
 def test_what_it_does_not_take_is_refused(changes: dict[str, object]) -> None:
     config = GeneratorConfig.model_validate({**SETTINGS, "width": 8, **changes})
     with pytest.raises(UserError, match="r3gan generator"):

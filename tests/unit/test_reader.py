@@ -70,13 +70,13 @@ def test_what_can_be_indexed_can_be_decoded_and_nothing_else() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_are_pillows(kind: str, extension: str, mode: str) -> None:
     data = encode(photograph(32, 32, mode), kind)
-    colour = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    color = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     theirs = Image.open(io.BytesIO(data))
     theirs.draft("L", theirs.size)  # of a JPEG, its own luma plane
-    grey = np.asarray(theirs.convert("L")).astype(int)
+    gray = np.asarray(theirs.convert("L")).astype(int)
     tolerance = 1 if kind == "JPEG" else 0  # Pillow may bring another libjpeg
-    assert np.abs(decode(data, extension, 32) - colour).max() <= tolerance
-    assert np.abs(decode(data, extension, 32, channels=1)[..., 0] - grey).max() <= tolerance
+    assert np.abs(decode(data, extension, 32) - color).max() <= tolerance
+    assert np.abs(decode(data, extension, 32, channels=1)[..., 0] - gray).max() <= tolerance
 
 
 def test_unusual_modes() -> None:
@@ -116,7 +116,7 @@ def test_other_sizes_are_cropped_to_the_centre_and_resized(kind: str, width: int
 
 
 def test_shrinking_does_not_alias() -> None:
-    """Columns of 0 and 255 in turn are grey at a quarter of the size; nearest or plain bilinear would give stripes."""
+    """Columns of 0 and 255 in turn are gray at a quarter of the size; nearest or plain bilinear would give stripes."""
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (128, 64)))
     small = decode(encode(stripes, "PNG"), "png", 32, 1)[4:-4, 4:-4].astype(int)
     assert np.abs(small - 127).max() < 12

@@ -60,7 +60,7 @@ def index(server: RangeServer) -> Index:
 
 def config(**changes: Any) -> DataConfig:
     lanes = {"lanes": 4, "shuffle_block": 8} if changes.get("order") == "lanes" else {}
-    return DataConfig.model_validate({"path": "unused", "resolution": 8, "workers": 0} | lanes | changes)
+    return DataConfig.model_validate({"path": "unused", "resolution": 8, "num_workers": 0} | lanes | changes)
 
 
 def test_an_index_over_http_is_the_local_one(server: RangeServer, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_store_that_falls_silent_is_not_waited_for_for_ever(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_remote_stream_is_the_local_one(index: Index, server: RangeServer, order: str, workers: int) -> None:
     def images(source: Index) -> list[bytes]:
-        stream = open_stream(config(order=order, workers=workers), 0, source, start=0, micro_batch=10)
+        stream = open_stream(config(order=order, num_workers=workers), 0, source, start=0, micro_batch=10)
         try:
             return [next(stream).values.numpy().tobytes() for _ in range(20)]
         finally:
@@ -232,7 +232,7 @@ import time
 from distgan.config import DataConfig
 from distgan.data.index.loading import load_index
 from distgan.data.stream import open_stream
-config = DataConfig(path="unused", resolution=8, workers=0, cache_dir={str(tmp_path / "slow")!r})
+config = DataConfig(path="unused", resolution=8, num_workers=0, cache_dir={str(tmp_path / "slow")!r})
 stream = open_stream(config, 0, load_index({str(server.folder)!r}.replace("served", "named")), start=0, micro_batch=4)
 time.sleep(0.5)
 stream.close()
@@ -285,7 +285,7 @@ def test_shards_in_s3(tmp_path: Path) -> None:
         assert written.index.class_names == ("a", "b", "c")
         loaded = load_index("s3://bucket/data")
         assert loaded.fingerprint == local.fingerprint
-        stream = open_stream(config(order="lanes", workers=1), 0, loaded, start=0, micro_batch=17)
+        stream = open_stream(config(order="lanes", num_workers=1), 0, loaded, start=0, micro_batch=17)
         samples = [sample for _ in range(5) for sample in numbers_of(next(stream).values.numpy())]
         stream.close()
         assert sorted(samples) == list(range(85))

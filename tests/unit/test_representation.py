@@ -26,8 +26,8 @@ def images(count: int, channels: int = 3, resolution: int = 32) -> Tensor:
 
 
 def test_dcgan_layer_by_layer() -> None:
-    """16x16, 8x8 and 4x4 maps of 8, 16 and 32 channels, each after its normalisation and LeakyReLU."""
-    network = build(width=8, normalisation="batch")
+    """16x16, 8x8 and 4x4 maps of 8, 16 and 32 channels, each after its normalization and LeakyReLU."""
+    network = build(width=8, normalization="batch")
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) or hasattr(module, "running_mean"):
             module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr, operator]
@@ -70,12 +70,12 @@ def test_the_papers_network_has_the_papers_number_of_features() -> None:
     ("settings", "channels"),
     [
         # Two 3x3 convolutions in each of four blocks.
-        ({"architecture": "resnet", "width": 8, "normalisation": "none"}, 8 * 8),
-        ({"architecture": "resnet", "width": 8, "normalisation": "layer", "spectral_norm": True}, 8 * 8),
+        ({"architecture": "resnet", "width": 8, "normalization": "none"}, 8 * 8),
+        ({"architecture": "resnet", "width": 8, "normalization": "layer", "spectral_norm": True}, 8 * 8),
         # 32 and 16 and 8 pixels: two each (4 to 8, 8 to 16, 16 to 32); the last 4x4 convolution leaves one pixel.
-        ({"architecture": "progressive", "width": 4, "normalisation": "none"}, 4 + 8 + 8 + 16 + 16 + 32 + 32),
-        ({"architecture": "dcgan", "width": 8, "normalisation": "virtual", "reference_size": 6}, 8 + 16 + 32),
-        ({"architecture": "dcgan", "width": 8, "normalisation": "none", "minibatch_stddev": {"group_size": 2}}, 56),
+        ({"architecture": "progressive", "width": 4, "normalization": "none"}, 4 + 8 + 8 + 16 + 16 + 32 + 32),
+        ({"architecture": "dcgan", "width": 8, "normalization": "virtual", "reference_size": 6}, 8 + 16 + 32),
+        ({"architecture": "dcgan", "width": 8, "normalization": "none", "minibatch_stddev": {"group_size": 2}}, 56),
     ],
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
@@ -92,7 +92,7 @@ def test_any_architecture(settings: dict[str, Any], channels: int) -> None:
 
 
 def test_r3gan_has_only_its_grouped_convolutions() -> None:
-    network = build(architecture="r3gan", width=16, max_width=32, normalisation="none")
+    network = build(architecture="r3gan", width=16, max_width=32, normalization="none")
     grouped = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert convolution_features(network, images(2)).shape[1] == 16 * sum(m.out_channels for m in grouped)
 

@@ -15,7 +15,7 @@ from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
-from distgan.networks.layers.normalization import BatchNorm, ConditionalNormalisation, recompute_statistics
+from distgan.networks.layers.normalization import BatchNorm, ConditionalNormalization, recompute_statistics
 from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.resnet import DiscriminatorBlock, FirstBlock, GeneratorBlock, ResNetDiscriminator, ResNetGenerator
@@ -31,7 +31,7 @@ def generator_of(resolution: int, *, num_classes: int = 0, **settings: Any) -> R
 
 def discriminator_of(resolution: int, *, num_classes: int = 0, **settings: Any) -> ResNetDiscriminator:
     shape = SampleShape(resolution=resolution, channels=3, num_classes=num_classes)
-    settings = {"normalisation": "none", **settings}
+    settings = {"normalization": "none", **settings}
     network = build_discriminator(DiscriminatorConfig(architecture="resnet", **settings), shape)
     assert isinstance(network, ResNetDiscriminator)
     return network
@@ -169,7 +169,7 @@ def test_a_discriminators_first_block_in_the_papers_order() -> None:
 
 
 def test_layer_norm_stands_before_each_rectifier_but_in_the_first_block() -> None:
-    discriminator = discriminator_of(32, width=4, normalisation="layer")
+    discriminator = discriminator_of(32, width=4, normalization="layer")
     assert sum(isinstance(module, nn.GroupNorm) for module in discriminator.modules()) == 6
     assert not any(isinstance(module, nn.GroupNorm) for module in discriminator.features[0].modules())
 
@@ -191,7 +191,7 @@ def test_the_logit_is_linear_in_pooled_features_plus_the_projection(pooling: str
 
 def test_labels_choose_the_scales_of_both_norms_of_each_block_and_not_of_the_last() -> None:
     generator = generator_of(32, width=2, num_classes=3)
-    conditional = [module for module in generator.modules() if isinstance(module, ConditionalNormalisation)]
+    conditional = [module for module in generator.modules() if isinstance(module, ConditionalNormalization)]
     assert len(conditional) == 6
     assert isinstance(generator.output[0], BatchNorm)
     assert torch.equal(generator.output[0].weight, torch.ones(2))
@@ -205,10 +205,10 @@ def test_labels_choose_the_scales_of_both_norms_of_each_block_and_not_of_the_las
     assert not torch.allclose(generator(latents, labels), generator(latents, labels.flip(0)))
 
 
-@pytest.mark.parametrize("normalisation", ["synchronized", "batch", "layer", "virtual", "none"])
-def test_every_normalisation_with_classes(normalisation: str) -> None:
-    settings = {"normalisation": normalisation, "width": 2}
-    if normalisation == "virtual":
+@pytest.mark.parametrize("normalization", ["synchronized", "batch", "layer", "virtual", "none"])
+def test_every_normalisation_with_classes(normalization: str) -> None:
+    settings = {"normalization": normalization, "width": 2}
+    if normalization == "virtual":
         settings["reference_size"] = 4
     generator = generator_of(32, num_classes=2, **settings)
     discriminator = discriminator_of(32, num_classes=2, **settings)

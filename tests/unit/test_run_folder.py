@@ -80,7 +80,7 @@ def resume_where_one_cannot_read(config: Config) -> str:
     progress = SimpleNamespace(position=64, best={"metric": "fid", "value": 3.0, "step": 2})
     state: Any = SimpleNamespace(load=load if runtime.rank else lambda path, accept: then, progress=progress)
     try:
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             prepare(config, state, runtime, "auto", frozenset())
     except UserError as error:
         return str(error)

@@ -33,7 +33,7 @@ LINES = ["the cat sat", "on a mat", "", "naïve café ✓", "x" * 40]
 
 
 def config(kind: str, **changes: Any) -> DataConfig:
-    return DataConfig.model_validate({"path": "unused", "kind": kind, "workers": 0} | changes)
+    return DataConfig.model_validate({"path": "unused", "kind": kind, "num_workers": 0} | changes)
 
 
 def text_index(folder: Path, lines: list[str] = LINES) -> Index:
@@ -254,7 +254,7 @@ def test_a_stream_of_text_or_points_holds_what_the_index_says(tmp_path: Path, wo
     lines = [f"line {i}" for i in range(11)]
     text, numbers = text_index(tmp_path / "t", lines), points_index(tmp_path / "p", values)
     for settings, index in ((config("text", length=9), text), (config("points"), numbers)):
-        settings = settings.model_copy(update={"workers": workers})
+        settings = settings.model_copy(update={"num_workers": workers})
         stream = open_stream(settings, 5, index, start=3, micro_batch=4)
         seen: list[int] = []
         for _ in range(6):

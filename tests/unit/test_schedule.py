@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan import schedule
-from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCentredPenaltyConfig
+from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCenteredPenaltyConfig
 from distgan.training.growth import doubts
 
 
@@ -20,7 +20,7 @@ def config(batch_size: int = 6, accumulation: int = 2, critic_steps: int = 3) ->
             "training": {
                 "steps": 9,
                 "batch_size": batch_size,
-                "accumulation": accumulation,
+                "gradient_accumulation_steps": accumulation,
                 "critic_steps": critic_steps,
             },
         }
@@ -38,7 +38,7 @@ def test_updates_tile_the_stream() -> None:
 
 
 def growing(steps: int = 1000, **growth: Any) -> Config:
-    network = {"architecture": "progressive", "normalisation": "none"}
+    network = {"architecture": "progressive", "normalization": "none"}
     return Config.model_validate(
         {
             "run_dir": "r",
@@ -127,10 +127,13 @@ def test_runs_that_end_too_early_are_doubted() -> None:
     st.sampled_from([None, {"updates": 5, "first": 2, "every": 7}]),
 )
 def test_positions_are_those_of_the_steps_one_by_one(
-    steps: int, batch_sizes: dict[int, int], warm_start: int, extra: dict[str, int] | None
+    steps: int, batch_sizes: dict[int, int], initial_critic_steps: int, extra: dict[str, int] | None
 ) -> None:
     config = growing(batch_sizes=batch_sizes)
-    training = config.training.model_dump() | {"warm_start": warm_start, "extra_critic_steps": extra}
+    training = config.training.model_dump() | {
+        "initial_critic_steps": initial_critic_steps,
+        "extra_critic_steps": extra,
+    }
     config = Config.model_validate(config.model_dump() | {"training": training})
     position = 0
     for step in range(steps):
@@ -156,10 +159,10 @@ def test_learning_rates(kind: str, at_half: float, at_end: float) -> None:
 
 
 def test_gamma_goes_along_half_a_cosine() -> None:
-    config = ZeroCentredPenaltyConfig(gamma=2.0, final_gamma=0.2)
+    config = ZeroCenteredPenaltyConfig(gamma=2.0, final_gamma=0.2)
     gammas = [schedule.penalty_gamma(config, step, 100) for step in (0, 50, 100, 200)]
     assert gammas == pytest.approx([2.0, 1.1, 0.2, 0.2])
-    assert schedule.penalty_gamma(ZeroCentredPenaltyConfig(gamma=2.0), 77, 100) == pytest.approx(2.0)
+    assert schedule.penalty_gamma(ZeroCenteredPenaltyConfig(gamma=2.0), 77, 100) == pytest.approx(2.0)
 
 
 def test_warm_up_rises_linearly_and_never_starts_at_zero() -> None:
@@ -197,14 +200,14 @@ def test_wgans_long_critic_steps() -> None:
 
 @given(st.integers(0, 60), st.integers(1, 7), st.integers(0, 12), st.none() | st.integers(1, 9), st.integers(0, 3))
 def test_updates_before_a_step_are_those_of_all_earlier_steps(
-    step: int, usual: int, first: int, every: int | None, warm_start: int
+    step: int, usual: int, first: int, every: int | None, initial_critic_steps: int
 ) -> None:
     extra = {"updates": 11, "first": first, "every": every}
-    config = wgan(critic_steps=usual, extra_critic_steps=extra, warm_start=warm_start)
+    config = wgan(critic_steps=usual, extra_critic_steps=extra, initial_critic_steps=initial_critic_steps)
     assert schedule.updates_before(config, step) == sum(schedule.critic_steps(config, s) for s in range(step))
     assert schedule.position_after(config, step) == 64 * schedule.updates_before(config, step)
 
 
 def test_a_warm_start_belongs_to_the_first_step() -> None:
-    config = wgan(extra_critic_steps=None, warm_start=7)
+    config = wgan(extra_critic_steps=None, initial_critic_steps=7)
     assert [schedule.critic_steps(config, step) for step in range(3)] == [12, 5, 5]

@@ -1,4 +1,4 @@
-"""Sources of images: what is found, how it is labelled, and one clear line for each mistake."""
+"""Sources of images: what is found, how it is labeled, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distgan.data.packing.sources.opening import open_source
-from distgan.data.packing.sources.source import BadSample, Source
+from distgan.data.packing.sources.source import InvalidSampleError, Source
 from distgan.data.packing.sources.zip_archive import ZipReader
 from distgan.errors import UserError
 
@@ -238,7 +238,7 @@ def test_a_member_that_inflates_to_more_than_declared(tmp_path: Path) -> None:
     patch_directory(path, 0, 24, struct.pack("<I", 1000))
     source = open_source(path)
     tracemalloc.start()
-    with pytest.raises(BadSample, match="size or checksum"):
+    with pytest.raises(InvalidSampleError, match="size or checksum"):
         source.read(source.slots[0])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -248,14 +248,14 @@ def test_a_member_that_inflates_to_more_than_declared(tmp_path: Path) -> None:
 def test_a_member_above_the_cap(tmp_path: Path) -> None:
     source = open_source(write_zip(tmp_path / "big.zip", {"a.png": bytes(2000), "b.png": bytes(1000)}))
     reader = ZipReader(str(tmp_path / "big.zip"), max_bytes=1000)
-    with pytest.raises(BadSample, match="larger than 1000 bytes"):
+    with pytest.raises(InvalidSampleError, match="larger than 1000 bytes"):
         reader(source.slots[0])
     assert reader(source.slots[1]) == bytes(1000)
 
 
 def test_an_unknown_compression(tmp_path: Path) -> None:
     source = open_source(write_zip(tmp_path / "x.zip", {"a.png": png(1)}, zipfile.ZIP_LZMA))
-    with pytest.raises(BadSample, match="method 14"):
+    with pytest.raises(InvalidSampleError, match="method 14"):
         source.read(source.slots[0])
 
 
@@ -283,7 +283,7 @@ def test_a_damaged_zip_is_refused_or_read_right(
         assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
         return
     for slot in source.slots:
-        with contextlib.suppress(BadSample):
+        with contextlib.suppress(InvalidSampleError):
             assert source.read(slot) in (png(1), png(2))
 
 
@@ -371,7 +371,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert source.class_names == tuple("0123456789")
     pixels = np.stack([source.read(slot) for slot in source.slots])
     assert pixels.dtype == np.uint8
-    assert pixels.max() == 255  # the 17 grey levels span the whole range
+    assert pixels.max() == 255  # the 17 gray levels span the whole range
     assert np.abs(pixels / 255 - digits.images / 16).max() <= 0.5 / 255
 
 

@@ -30,10 +30,10 @@ def test_sigma_is_the_largest_singular_value(kind: str) -> None:
     weight = layer.weight.detach().clone()
     add_spectral_norm(layer)
     for _ in range(300):
-        normalised = layer.weight
-    torch.testing.assert_close(normalised, weight / torch.linalg.svdvals(matrix_of(layer, weight))[0])
+        normalized = layer.weight
+    torch.testing.assert_close(normalized, weight / torch.linalg.svdvals(matrix_of(layer, weight))[0])
     torch.testing.assert_close(
-        torch.linalg.svdvals(matrix_of(layer, normalised))[0], torch.ones((), dtype=torch.float64)
+        torch.linalg.svdvals(matrix_of(layer, normalized))[0], torch.ones((), dtype=torch.float64)
     )
 
 
@@ -63,8 +63,8 @@ def test_vectors_are_constants_in_both_derivatives() -> None:
     (gradient,) = torch.autograd.grad((layer(x) * upstream).sum(), weight)
     u, v = norm.u, norm.v
     sigma = u @ weight @ v
-    by_normalised = upstream.T @ x
-    by_hand = by_normalised / sigma - (by_normalised * weight).sum() / sigma**2 * torch.outer(u, v)
+    by_normalized = upstream.T @ x
+    by_hand = by_normalized / sigma - (by_normalized * weight).sum() / sigma**2 * torch.outer(u, v)
     torch.testing.assert_close(gradient, by_hand)
     layer.eval()  # holds u and v, as the derivative does
 

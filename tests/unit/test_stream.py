@@ -37,7 +37,7 @@ SEED = 11
 
 def config(**changes: Any) -> DataConfig:
     lanes = {"lanes": 4, "shuffle_block": 8} if changes.get("order") == "lanes" else {}
-    return DataConfig.model_validate({"path": "unused", "resolution": 8, "workers": 0} | lanes | changes)
+    return DataConfig.model_validate({"path": "unused", "resolution": 8, "num_workers": 0} | lanes | changes)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_any_number_of_ranks_and_loaders_sees_the_same_batches(index: Index, ord
     assert len(expected) == count * 12
     for workers, world_sizes in ((0, (2, 3, 4, 12)), (1, (1,)), (3, (1, 2))):
         for world_size in world_sizes:
-            settings = config(order=order, mirror=True, workers=workers)
+            settings = config(order=order, mirror=True, num_workers=workers)
             ranks = [read(count, index, settings, rank=rank, world_size=world_size) for rank in range(world_size)]
             for of_ranks in zip(*ranks, strict=True):
                 assert len({len(batch.labels) for batch in of_ranks}) == 1
@@ -126,7 +126,7 @@ def test_mirroring_is_a_function_of_seed_and_position(tmp_path: Path) -> None:
 def test_torchs_default_generator_is_left_alone(index: Index) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    read(3, index, config(workers=1, mirror=True))
+    read(3, index, config(num_workers=1, mirror=True))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -136,7 +136,7 @@ def test_a_known_replacement_is_used_although_the_sample_could_be_read(index: In
     order = make_order(config(), SEED, index)
     place = order.samples(np.arange(51)).tolist()
     late, early, one, other = place[30], place[2], place[40], place[41]
-    with streaming(config(workers=workers), SEED, index, substitutions=substitutions) as stream:
+    with streaming(config(num_workers=workers), SEED, index, substitutions=substitutions) as stream:
         first = next(stream)
         assert early in first.samples.tolist()
         time.sleep(0.3 * workers)  # let the loaders read ahead of the news
@@ -152,7 +152,7 @@ def test_a_known_replacement_is_used_although_the_sample_could_be_read(index: In
         assert numbers_of(batch.values.numpy()) == batch.samples.tolist()
         assert batch.labels.tolist() == [sample % 5 for sample in batch.samples.tolist()]
         assert batch.failures == []
-    resumed = read(4, index, config(workers=workers), substitutions=substitutions, start=60)
+    resumed = read(4, index, config(num_workers=workers), substitutions=substitutions, start=60)
     assert pixels_by_position(resumed).items() <= pixels_by_position(batches).items()
 
 
@@ -180,7 +180,7 @@ def test_what_a_loader_replaced_stays_so_while_other_news_arrives(index: Index) 
     intact = shard.read_bytes()
     damage(index, broken)
     substitutions = Substitutions()
-    with streaming(config(workers=1), SEED, index, substitutions=substitutions) as stream:
+    with streaming(config(num_workers=1), SEED, index, substitutions=substitutions) as stream:
         next(stream)
         time.sleep(0.3)  # let the loader read on
         shard.write_bytes(intact)
@@ -205,7 +205,7 @@ def test_a_replacement_that_fails_too_is_replaced_in_turn(index: Index) -> None:
 def test_what_the_user_must_mend_arrives_as_one_line(index: Index, workers: int) -> None:
     for shard in index.shards:
         os.unlink(shard.url)
-    with streaming(config(workers=workers, retries=0), SEED, index) as stream, pytest.raises(UserError) as error:
+    with streaming(config(num_workers=workers, retries=0), SEED, index) as stream, pytest.raises(UserError) as error:
         next(stream)
     assert "\n" not in str(error.value)
     assert "other samples" in str(error.value)
@@ -213,19 +213,19 @@ def test_what_the_user_must_mend_arrives_as_one_line(index: Index, workers: int)
 
 def test_an_index_that_changes_while_it_is_in_use(index: Index, tmp_path: Path) -> None:
     """Loaders that start later open it by its path, while the trainer goes on with what it has."""
-    with streaming(config(workers=1), SEED, index) as stream:
+    with streaming(config(num_workers=1), SEED, index) as stream:
         next(stream)
     numbered_index(tmp_path, [13, 7, 20, 9], classes=5)
-    with streaming(config(workers=1), SEED, index) as stream:
+    with streaming(config(num_workers=1), SEED, index) as stream:
         assert "changed while it was in use" in refusal(next, stream)
     (tmp_path / INDEX_NAME).unlink()
-    with streaming(config(workers=1), SEED, index) as stream:
+    with streaming(config(num_workers=1), SEED, index) as stream:
         assert "cannot read the index" in refusal(next, stream)
 
 
 def test_batches_stay_what_they_were(index: Index) -> None:
     """Loaders write into shared slots; a batch that is kept must not change when they are used again."""
-    with streaming(config(workers=2, prefetch=1), SEED, index) as stream:
+    with streaming(config(num_workers=2, prefetch=1), SEED, index) as stream:
         batches = []
         for step in range(30):
             time.sleep(0.02 if step % 7 == 0 else 0)
@@ -235,7 +235,7 @@ def test_batches_stay_what_they_were(index: Index) -> None:
 
 
 def test_closing_ends_the_loaders(index: Index) -> None:
-    stream = open_stream(config(workers=2), SEED, index, start=0, micro_batch=12)
+    stream = open_stream(config(num_workers=2), SEED, index, start=0, micro_batch=12)
     next(stream)
     workers = [psutil.Process(worker.pid) for worker in stream._workers]
     assert len(workers) == 2
@@ -249,7 +249,7 @@ def test_closing_ends_the_loaders(index: Index) -> None:
 def test_a_loader_that_hangs_is_killed(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "_STOP_SECONDS", 0.1)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    stream = open_stream(config(workers=1), SEED, index, start=0, micro_batch=12)
+    stream = open_stream(config(num_workers=1), SEED, index, start=0, micro_batch=12)
     next(stream)
     (worker,) = (psutil.Process(worker.pid) for worker in stream._workers)
     worker.suspend()
@@ -258,7 +258,7 @@ def test_a_loader_that_hangs_is_killed(index: Index, monkeypatch: pytest.MonkeyP
 
 
 def test_loaders_are_deaf_to_the_trainers_signals(index: Index) -> None:
-    with streaming(config(workers=2), SEED, index) as stream:
+    with streaming(config(num_workers=2), SEED, index) as stream:
         for _ in range(2):
             next(stream)  # one of each loader, so that both are up
         (server,) = {psutil.Process(worker.pid).ppid() for worker in stream._workers}
@@ -276,7 +276,7 @@ from distgan.data.index.loading import load_index
 from distgan.data.stream import open_stream
 if __name__ == "__main__":
     index = load_index(sys.argv[1])
-    stream = open_stream(DataConfig(path="-", resolution=8, workers=2), 0, index, start=0, micro_batch=8)
+    stream = open_stream(DataConfig(path="-", resolution=8, num_workers=2), 0, index, start=0, micro_batch=8)
     next(stream)
     print(*(worker.pid for worker in stream._workers), flush=True)
     if sys.argv[2] == "leave":

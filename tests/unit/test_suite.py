@@ -33,7 +33,7 @@ from distgan.evaluation.metrics.kid import KernelDistance
 from distgan.evaluation.names import criterion
 from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
-from distgan.evaluation.suite_metrics import Setting, make_collectors
+from distgan.evaluation.suite_metrics import MetricContext, make_collectors
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 
 REALS = pictures(150)
@@ -221,7 +221,7 @@ def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path,
     detector = Detector("classifier", 2, 2, "brightness", _Brightness())
 
     def statistics(config: Config, index: Index) -> dict[str, Tensor]:
-        collectors = make_collectors(Setting(config, index, runtime, detector))
+        collectors = make_collectors(MetricContext(config, index, runtime, detector))
         return real_statistics.real_statistics(collectors, detector, config, index, runtime)["fid"].tensors
 
     first = statistics(config, index)

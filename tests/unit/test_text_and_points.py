@@ -227,7 +227,7 @@ def test_built_in_mixtures(tmp_path: Path, name: str, centres: set, deviation: f
     points, labels = points_of(index), index.labels
     assert index.num_classes == len(centres)
     found = np.stack([points[labels == mode].mean(0) for mode in range(len(centres))])
-    nearest = {min(centres, key=lambda centre, mean=mean: np.hypot(*(mean - centre))) for mean in found}
+    nearest = {min(centres, key=lambda center, mean=mean: np.hypot(*(mean - center))) for mean in found}
     assert nearest == centres
     exact = np.array(getattr(arrays, name)().centres)[labels]
     squares = ((points - exact) ** 2).sum() / deviation**2  # chi-squared with 2 count degrees of freedom

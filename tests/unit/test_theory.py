@@ -59,7 +59,7 @@ def test_the_gradient_of_minimax_vanishes_on_disjoint_supports() -> None:
 
 @pytest.mark.parametrize("theta", [1.0, -0.5])
 def test_the_gradient_of_a_wasserstein_critic_does_not(theta: float) -> None:
-    """The slope s that maximises s |theta| - 10 (s - 1)^2, and the estimate s |theta|."""
+    """The slope s that maximizes s |theta| - 10 (s - 1)^2, and the estimate s |theta|."""
     slope = 1 + abs(theta) / (2 * vanishing_gradients.LAMBDA)
     segments = Segments("Wasserstein, penalty", theta)
     segments.train(300)

@@ -200,14 +200,14 @@ def test_other_ranks_and_no_tensorboard_write_nothing(tmp_path: Path) -> None:
 def test_pictures_texts_and_settings(tmp_path: Path) -> None:
     tracker = open_main(tmp_path, tensorboard=True)
     tracker.image(5, "samples", torch.zeros(3, 4, 6, dtype=torch.uint8))
-    tracker.image(5, "grey", torch.zeros(1, 4, 6, dtype=torch.uint8))
+    tracker.image(5, "gray", torch.zeros(1, 4, 6, dtype=torch.uint8))
     tracker.text("config", "a:\n  b: 1")
     tracker.text("samples", "a line", 5)
     tracker.hyperparameters({"lr": 1e-3, "r1": None, "name": "x", "on": True, "list": [1, 2]}, ["loss/generator"])
     log(tracker, range(1, 2))
     tracker.close()
     found = events(tmp_path)
-    for tag in ("samples", "grey"):
+    for tag in ("samples", "gray"):
         (image,) = found.Images(tag)
         assert (image.step, image.width, image.height) == (5, 6, 4)
     (text,) = found.Tensors("config/text_summary")

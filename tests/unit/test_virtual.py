@@ -15,12 +15,12 @@ from distgan.networks.shape import SampleShape
 
 
 class Network(nn.Module):
-    """One layer, so that what it normalises is what goes in."""
+    """One layer, so that what it normalizes is what goes in."""
 
     def __init__(self, sizes: tuple[int, ...], count: int) -> None:
         super().__init__()
         self.layer = VirtualBatchNorm(sizes[0]).double()
-        add_reference(self, (count, *sizes), labelled=False)
+        add_reference(self, (count, *sizes), labeled=False)
         self.double()
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -102,7 +102,7 @@ def test_gradients_flow_through_the_reference_batch() -> None:
 
 
 def vbn_generator() -> nn.Module:
-    config = GeneratorConfig(normalisation="virtual", reference_size=5, width=2, latent_size=8)
+    config = GeneratorConfig(normalization="virtual", reference_size=5, width=2, latent_size=8)
     generator = build_generator(config, SampleShape(resolution=16, channels=1))
     set_reference(generator, torch.rand(5, 8), None)
     return generator

@@ -167,7 +167,7 @@ def first_images(folder: Path, count: int) -> list[bytes]:
 
 
 def open_distgan(setting: Setting, workers: int, stack: ExitStack) -> Batches:
-    config = DataConfig(path=str(setting.folder), resolution=setting.resolution, workers=workers, labels=True)
+    config = DataConfig(path=str(setting.folder), resolution=setting.resolution, num_workers=workers, labels=True)
     stream = open_stream(config, 0, load_index(config.path), start=0, micro_batch=setting.batch_size)
     stack.callback(stream.close)
     return ((batch.values, batch.labels) for batch in stream)

@@ -211,7 +211,7 @@ class Bare:
         return latents if normal else 2 * latents - 1
 
     def _discriminator_loss(self, reals: Tensor) -> Tensor:
-        """Reals and fakes apart, each normalised by its own statistics, as distgan and the DCGAN papers' code do."""
+        """Reals and fakes apart, each normalized by its own statistics, as distgan and the DCGAN papers' code do."""
         objective = self.config.objective
         with torch.no_grad():
             fakes = self.generator(self._latents())

@@ -30,13 +30,13 @@ KINDS = {
 
 
 def make_step(kinds: tuple[str, str], options: argparse.Namespace, runtime: Runtime) -> Callable[[], None]:
-    """One update of each player, with these normalisations of the generator and the discriminator."""
+    """One update of each player, with these normalizations of the generator and the discriminator."""
     config: Config = parse_config(
         {
             "run_dir": "unused",
             "data": {"path": "unused", "resolution": options.resolution},
-            "generator": {"width": options.width, "normalisation": kinds[0]},
-            "discriminator": {"width": options.width, "normalisation": kinds[1]},
+            "generator": {"width": options.width, "normalization": kinds[0]},
+            "discriminator": {"width": options.width, "normalization": kinds[1]},
             "training": {"steps": 1, "batch_size": options.batch_size},
         }
     )

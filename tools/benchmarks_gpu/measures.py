@@ -175,12 +175,12 @@ def each(parts: Iterable[Iterable[Record]]) -> Iterator[Record]:
 
 
 def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
-    """A penalised discriminator update in several precisions: time, memory, and how far its gradient moves."""
+    """A penalized discriminator update in several precisions: time, memory, and how far its gradient moves."""
     from distgan.networks import build_discriminator, build_generator
     from distgan.networks.shape import sample_shape
     from distgan.players.objective import DiscriminatorObjective, MicroBatch
     from distgan.training.setup import uses_channels_last
-    from tools.benchmarks_gpu.penalised import HalfPrecisionPenalties
+    from tools.benchmarks_gpu.penalized import HalfPrecisionPenalties
 
     place, shape, count = device(), sample_shape(config.data), config.training.batch_size
     last = torch.channels_last if uses_channels_last(config, place) else torch.contiguous_format

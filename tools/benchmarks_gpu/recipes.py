@@ -45,7 +45,7 @@ class Recipe:
                 changes += [f"{role}.width=8", f"{role}.max_width=16"]
             changes += ["training.batch_size=4", "ema.statistics_samples=4"]
             # One recipe in a rehearsal has a loader process, which is started from the command's own module.
-            changes += [f"data.workers={int(self is RECIPES['DCGAN-64'])}"]
+            changes += [f"data.num_workers={int(self is RECIPES['DCGAN-64'])}"]
             changes += ["training.critic_steps=2"] if self is RECIPES["SNGAN-32"] else []
         return load_config(ROOT / "configs" / self.file, changes)
 
@@ -58,18 +58,18 @@ RECIPES = {
     "DCGAN-64": Recipe(
         "cifar10-dcgan.yaml", 64, 25,
         ("generator.width=128", "generator.max_width=1024", "discriminator.width=64", "discriminator.max_width=512",
-         "training.batch_size=128", "data.workers=8"),
+         "training.batch_size=128", "data.num_workers=8"),
         "Radford et al. 2016: 1024 to 128 channels, batch 128",
     ),
     "SNGAN-32": Recipe(
-        "cifar10-sngan.yaml", 32, 10, ("data.workers=8",),
+        "cifar10-sngan.yaml", 32, 10, ("data.num_workers=8",),
         "Miyato et al. 2018: 256 and 128 channels, batch 64, 5 critic steps",
     ),
     "R3GAN-32": Recipe(
         "digits-r3gan.yaml", 32, 2,
         (*(f"{role}.{change}" for role in ("generator", "discriminator")
            for change in ("width=768", "max_width=768", "depth=2", "optimizer.betas=[0.0,0.9]")),
-         "objective.r1={gamma: 0.05}", "objective.r2={gamma: 0.05}", "training.batch_size=64", "data.workers=4"),
+         "objective.r1={gamma: 0.05}", "objective.r2={gamma: 0.05}", "training.batch_size=64", "data.num_workers=4"),
         "Huang et al. 2024: 768 channels, R1 and R2 in every update; 64 images, one of 8 GPUs' share of 512",
     ),
 }  # fmt: skip

@@ -42,8 +42,8 @@ def configure(dimensions: int, steps: int, batch_size: int, optimizer: dict[str,
         {
             "run_dir": "none",
             "data": {"kind": "points", "path": "none", "dimensions": dimensions},
-            "generator": {"architecture": "mlp", "latent_size": dimensions, "normalisation": "none"},
-            "discriminator": {"architecture": "mlp", "normalisation": "none", "optimizer": optimizer},
+            "generator": {"architecture": "mlp", "latent_size": dimensions, "normalization": "none"},
+            "discriminator": {"architecture": "mlp", "normalization": "none", "optimizer": optimizer},
             "objective": objective,
             "training": {"steps": steps, "batch_size": batch_size},
         }

@@ -32,7 +32,7 @@ _RMSPROP = tuple(
 OBJECTIVES: dict[str, tuple[str, ...]] = {
     "minimax": ("objective.adversarial=minimax",),
     "non-saturating": (),
-    "one-sided label smoothing": ("objective.targets={real: 0.9}",),
+    "one-sided label smoothing": ("objective.label_smoothing={real: 0.9}",),
     "instance noise, falling to 0": (f"objective.instance_noise={{sigma: 0.5, steps: {UPDATES}}}",),
     "historical averaging, 0.01": ("objective.historical_averaging={generator: 0.01, discriminator: 0.01}",),
     "feature matching": ("objective.feature_matching={}",),
@@ -110,8 +110,8 @@ def _panels(clouds: dict[str, NDArray[np.float32]], reach: float, path: Path) ->
         canvas.text((left + side / 2, upper + 4), name, fill="black", font=font, anchor="mt")
         canvas.rectangle((left + 4, upper + 20, left + side - 4, upper + side + 12), outline="#bbbbbb")
         for x, y in points[(np.abs(points) < reach).all(axis=1)] / (2 * reach):
-            centre = (left + side / 2 + x * (side - 12), upper + side / 2 + 16 - y * (side - 12))
-            canvas.rectangle((*centre, centre[0] + 1, centre[1] + 1), fill="#4477aa")
+            center = (left + side / 2 + x * (side - 12), upper + side / 2 + 16 - y * (side - 12))
+            canvas.rectangle((*center, center[0] + 1, center[1] + 1), fill="#4477aa")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
 

@@ -112,7 +112,7 @@ def train(case: Case, steps: int = 600) -> Trained:
     trial = Trial(
         configure(
             1, steps, BATCH, {"learning_rate": 2e-2, "betas": [0.9, 0.999], "schedule": "cosine"},
-            adversarial="minimax", targets={"real": case.alpha, "fake": case.beta} if smoothed else None,
+            adversarial="minimax", label_smoothing={"real": case.alpha, "fake": case.beta} if smoothed else None,
         )
     )  # fmt: skip
     for step in range(steps):

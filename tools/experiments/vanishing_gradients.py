@@ -3,7 +3,7 @@
 The parallel segments of Arjovsky et al. 2017, example 1: real samples are (0, Z), generated ones (theta, Z), Z from
 U[0, 1). Then JS = log 2 for every theta but 0, and W = |theta|. A minimax discriminator that is trained with theta held
 fixed becomes certain, and dL_G/dtheta vanishes (Arjovsky and Bottou 2017, theorem 2.4 and figure 2). The Wasserstein
-critic's stays: with gradient penalty lambda its best slope s maximises s |theta| - lambda (s - 1)^2, so that
+critic's stays: with gradient penalty lambda its best slope s maximizes s |theta| - lambda (s - 1)^2, so that
 |dL_G/dtheta| = s = 1 + |theta| / (2 lambda), and its estimate of W is s |theta|.
 """
 

@@ -97,12 +97,12 @@ def index_shards(
     left_out = [scan for scan in scans if scan not in used]
     for scan in left_out if strict or not used else ():
         raise UserError(f"{scan.name}: {_without_sample(scan, kind, last_dot)}")
-    labelled = [scan for scan in used if scan.arrays["labels"][0] >= 0]
-    if labelled and len(labelled) < len(used):
+    labeled = [scan for scan in used if scan.arrays["labels"][0] >= 0]
+    if labeled and len(labeled) < len(used):
         without = next(scan for scan in used if scan.arrays["labels"][0] < 0)
-        raise UserError(f"{without.name}: has no .cls labels, but {labelled[0].name} has; label all samples or none")
+        raise UserError(f"{without.name}: has no .cls labels, but {labeled[0].name} has; label all samples or none")
     arrays = concatenate([scan.arrays for scan in used])
-    if class_names is not None and labelled and len(class_names) <= int(arrays["labels"].max()):
+    if class_names is not None and labeled and len(class_names) <= int(arrays["labels"].max()):
         raise UserError(
             f"{len(class_names)} class names for labels up to {int(arrays['labels'].max())}; name each class"
         )

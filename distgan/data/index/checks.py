@@ -67,7 +67,7 @@ def unlisted(path: str | Sequence[str], index: Index) -> tuple[str, ...]:
     """A line for each local folder of `data.path` with tars that its index does not list, and that are not read."""
     listed = {*(shard.url for shard in index.shards), *index.left_out}
     lines = []
-    for folder in map(locations.normalise, [path] if isinstance(path, str) else path):
+    for folder in map(locations.normalize, [path] if isinstance(path, str) else path):
         tars: list[str] = []
         with contextlib.suppress(OSError):  # not a local folder, or one whose files can be opened but not listed
             tars = [tar for tar in patterns.tars_in(folder) if tar not in listed]

@@ -25,8 +25,8 @@ _DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
 
 
 def index_path(where: str | os.PathLike[str]) -> str:
-    """The file of an index in a folder, or the one that a path ending in .safetensors names; normalised."""
-    path = locations.normalise(os.fspath(where))
+    """The file of an index in a folder, or the one that a path ending in .safetensors names; normalized."""
+    path = locations.normalize(os.fspath(where))
     return path if locations.without_query(path).endswith(SUFFIX) else locations.join(path, INDEX_NAME)
 
 

@@ -102,7 +102,7 @@ class _Opened(NamedTuple):
 
 
 def _locate(item: str, kept: Path) -> _Part:
-    url = locations.normalise(item)
+    url = locations.normalize(item)
     if locations.without_query(url).endswith(SUFFIX):
         return _part(url, locations.folder_of(url), kept)
     if patterns.is_folder(item):
@@ -224,7 +224,7 @@ def _check_shard(shard: Shard, file: str) -> None:
 def _resolve(name: str, part: _Part) -> str:
     if locations.is_remote(name) or name.lower().startswith("pipe:"):
         try:
-            url = locations.normalise(name)
+            url = locations.normalize(name)
         except UserError as error:
             raise UserError(f"{part.name}: this index names {error}") from None
         if locations.is_remote(url) and locations.is_printable(name):

@@ -120,7 +120,7 @@ class Index:
         return Index(self.shards, arrays, class_names, self.vocabulary, self.left_out)
 
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The shard number of each sample, vectorised."""
+        """The shard number of each sample, vectorized."""
         return np.searchsorted(self.shard_starts, samples, side="right") - 1
 
     def key(self, sample: int) -> str:

@@ -1,8 +1,8 @@
 """Image files into pixels: JPEG, PNG and WebP by their content, whatever their extension says; nothing else.
 
 One rule for all formats and all ways in. Pictures are turned upright as their EXIF data say, or their XMP data where
-there are none (Pillow's reading of both). Transparent ones are composited on a background. 16-bit grey keeps its high
-byte; palettes are looked up; colour to grey is luma (ITU-R BT.601; of a JPEG, its own luma plane); grey to colour
+there are none (Pillow's reading of both). Transparent ones are composited on a background. 16-bit gray keeps its high
+byte; palettes are looked up; color to gray is luma (ITU-R BT.601; of a JPEG, its own luma plane); gray to color
 repeats. An image of another size is cropped to its central square and resized, with antialiasing, by Pillow.
 """
 
@@ -53,7 +53,7 @@ def decode_into(
     """Decode an image file into `out`.
 
     Args:
-        out: uint8, shape (resolution, resolution, channels), contiguous, channels 1 (grey) or 3 (RGB).
+        out: uint8, shape (resolution, resolution, channels), contiguous, channels 1 (gray) or 3 (RGB).
         extension: one of the index's; which of the formats it is, the content says.
         max_pixels: an image that says it has more is refused before any pixel is decoded.
         background: what transparent images are composited on.
@@ -116,14 +116,14 @@ def is_transparent(picture: Image.Image) -> bool:
 
 
 def flatten(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """A decoded picture without transparency: composited on a background if it has any, grey or RGB."""
+    """A decoded picture without transparency: composited on a background if it has any, gray or RGB."""
     if not picture.has_transparency_data:
         return picture
-    grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
+    gray = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
     alpha = _alpha(picture)
     opaque = to_channels(picture, 3)
     composed = Image.composite(opaque, Image.new("RGB", picture.size, background), alpha)
-    return composed.convert("L") if grey and len(set(background)) == 1 else composed
+    return composed.convert("L") if gray and len(set(background)) == 1 else composed
 
 
 def _alpha(picture: Image.Image) -> Image.Image:
@@ -146,8 +146,8 @@ def fit_square(picture: Image.Image, resolution: int) -> Image.Image:
 
 
 def to_channels(picture: Image.Image, channels: int) -> Image.Image:
-    """Any mode as 8-bit grey (1) or RGB (3)."""
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+    """Any mode as 8-bit gray (1) or RGB (3)."""
+    if picture.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip at 255
         high = np.asarray(picture).astype(np.int64) >> 8
         picture = Image.fromarray(high.clip(0, 255).astype(np.uint8))
     mode = "L" if channels == 1 else "RGB"
@@ -155,7 +155,7 @@ def to_channels(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def _decode_jpeg(out: Pixels, data: Data, max_pixels: int) -> None:
-    colours = "GRAY" if out.shape[2] == 1 else "RGB"
+    colors = "GRAY" if out.shape[2] == 1 else "RGB"
     try:
         # Always the header first: simplejpeg computes the size of huge images in 32 bits, and would not notice
         # that they overflow the buffer.
@@ -164,10 +164,10 @@ def _decode_jpeg(out: Pixels, data: Data, max_pixels: int) -> None:
             return _decode_with_pillow(out, data, max_pixels, WHITE)
         turn = orientation(open_image(data)) if has_metadata(data) else 1
         if turn == 1 and (height, width) == out.shape[:2]:
-            simplejpeg.decode_jpeg(data, colours, buffer=out)
+            simplejpeg.decode_jpeg(data, colors, buffer=out)
             return
         _check_pixels(width, height, max_pixels)
-        pixels = simplejpeg.decode_jpeg(data, colours)
+        pixels = simplejpeg.decode_jpeg(data, colors)
     except UnreadableSampleError:
         raise
     except ValueError:  # it is strict; Pillow has the last word, as when packing

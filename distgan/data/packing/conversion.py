@@ -21,7 +21,7 @@ from distgan.data.kinds.images import (
     to_channels,
     upright,
 )
-from distgan.data.packing.sources.source import MAX_PIXELS, BadSample, Encoded, Facts, Pixels
+from distgan.data.packing.sources.source import MAX_PIXELS, Encoded, Facts, InvalidSampleError, Pixels
 from distgan.errors import UnreadableSampleError
 
 try:
@@ -51,7 +51,7 @@ class Conversion:
     """What transparent images are composited on. None is white, and only where an image is changed anyway."""
 
     def __call__(self, image: bytes | Pixels) -> Encoded:
-        """Raises BadSample with the reason."""
+        """Raises InvalidSampleError with the reason."""
         if not isinstance(image, bytes):
             return self._encode(self._fit(Image.fromarray(image)), "png", Facts())
         if self.resolution is None and self.image_format in ("keep", "jpg") and _is_plain_jpeg(image):
@@ -60,16 +60,18 @@ class Conversion:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return self._convert(image)
-        except BadSample:
+        except InvalidSampleError:
             raise
         except Exception as error:  # Pillow raises nearly everything on a damaged file
-            raise BadSample(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+            raise InvalidSampleError(
+                f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+            ) from None
 
     def _convert(self, data: bytes) -> Encoded:
         try:
             picture = open_image(data)
         except UnreadableSampleError as error:
-            raise BadSample(str(error)) from None
+            raise InvalidSampleError(str(error)) from None
         _check_size(picture.width, picture.height)
         extension = _EXTENSIONS[picture.format or ""]
         picture.load()
@@ -88,7 +90,7 @@ class Conversion:
 
     def _encode(self, picture: Image.Image, own_format: str, facts: Facts, *, lossless: bool = False) -> Encoded:
         extension = own_format if self.image_format == "keep" else self.image_format
-        picture.info = {}  # Pillow would write the source's colour profile and comments into each PNG
+        picture.info = {}  # Pillow would write the source's color profile and comments into each PNG
         buffer = io.BytesIO()
         if extension == "jpg":
             picture.save(buffer, "JPEG", quality=self.quality, subsampling=0)
@@ -120,7 +122,7 @@ def _deepest(picture: Image.Image) -> int | None:
 def _is_plain_jpeg(data: bytes) -> bool:
     """Whether this is a sound JPEG without EXIF or XMP data; the quick way for what most sets consist of.
 
-    Decoding at an eighth of the size in grey reads all of the compressed data, so truncation shows.
+    Decoding at an eighth of the size in gray reads all of the compressed data, so truncation shows.
     """
     if simplejpeg is None or not data.startswith(b"\xff\xd8") or has_metadata(data):
         return False
@@ -135,9 +137,9 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise BadSample(f"is {width} x {height}; at most {MAX_PIXELS} pixels are read")
+        raise InvalidSampleError(f"is {width} x {height}; at most {MAX_PIXELS} pixels are read")
 
 
 def _as_grey_or_rgb(picture: Image.Image) -> Image.Image:
-    grey = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
-    return to_channels(picture, 1 if grey else 3)
+    gray = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
+    return to_channels(picture, 1 if gray else 3)

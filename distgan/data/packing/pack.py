@@ -27,7 +27,7 @@ from distgan.data.packing.output_folder import HELD_OUT, check_free, new_folder
 from distgan.data.packing.sources.arrays import encode_point
 from distgan.data.packing.sources.lines import encode_line
 from distgan.data.packing.sources.opening import open_source
-from distgan.data.packing.sources.source import BadSample, Encoded, Facts, Source, printable
+from distgan.data.packing.sources.source import Encoded, Facts, InvalidSampleError, Source, printable
 from distgan.data.packing.tar_writer import ShardSize, ShardWriter
 from distgan.data.packing.workers import Converted, available_cores, convert_all
 from distgan.errors import UserError
@@ -94,7 +94,7 @@ def pack(
         held_out: the share of the lines of text that goes into shards of its own in `dest`/held-out, with an index of
             their own. Which ones is a function of `seed` and the line, so that equal lines stay together.
         points: how many to draw of builtin:ring or builtin:grid, as a function of `seed`; None is 100,000.
-        background: the colour (see `data.background`) that all transparent images are composited on. None composites
+        background: the color (see `data.background`) that all transparent images are composited on. None composites
             those that are changed anyway, on white, and leaves the others to whoever reads the shards.
         follow_links: follow links in a folder of images that lead out of it, or to folders.
         on_error: "fail" stops at a sample that cannot be read, "skip" leaves it out and reports it.
@@ -236,7 +236,7 @@ class _Packing:
         numbers = iter(order.tolist())
         for chunk in converted:
             for sample, number in zip(chunk, numbers, strict=False):
-                if isinstance(sample, BadSample):
+                if isinstance(sample, InvalidSampleError):
                     line = f"{printable(self.samples.names[number])}: {sample}"
                     if self.on_error == "fail":
                         raise UserError(f"{line}; repair or remove it, or leave such samples out with --on-error skip")

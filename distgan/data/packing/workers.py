@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.data.packing.sources.source import BadSample, Encoded, Source
+from distgan.data.packing.sources.source import Encoded, InvalidSampleError, Source
 from distgan.errors import UserError
 
 _CHUNK_BYTES = 1 << 22
 _CHUNK_SAMPLES = 256
 _CHUNKS_IN_FLIGHT = 3
 
-Converted = Encoded | BadSample
+Converted = Encoded | InvalidSampleError
 Conversion = Callable[[Any], Encoded]
-"""From what a source reads to a file in a shard; raises BadSample. It is pickled to worker processes."""
+"""From what a source reads to a file in a shard; raises InvalidSampleError. It is pickled to worker processes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Job:
     def _convert(self, slot: Any) -> Converted:
         try:
             return self.conversion(self.read(slot))
-        except BadSample as error:
+        except InvalidSampleError as error:
             return error
 
 

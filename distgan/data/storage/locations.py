@@ -26,7 +26,7 @@ _PATH_CHARACTERS = "/:@!$&'()*+,;=~"
 
 
 def is_remote(url: str) -> bool:
-    """Whether a normalised location is a URL rather than an absolute local path."""
+    """Whether a normalized location is a URL rather than an absolute local path."""
     return _SCHEME.match(url) is not None
 
 
@@ -46,7 +46,7 @@ def bucket_of(url: str) -> str:
     return url.partition("://")[2].partition("/")[0]
 
 
-def normalise(url: str) -> str:
+def normalize(url: str) -> str:
     """An absolute local path, or a URL of an accepted protocol. Raises UserError for anything else."""
     if not url.strip():
         raise UserError("the path of the shards is empty; name a folder of *.tar, a glob, a brace expansion or a URL")
@@ -118,13 +118,13 @@ def public_name(url: str) -> str:
 
 
 def folder_of(url: str) -> str:
-    """The parent folder of a normalised location; the query of an HTTP URL stays."""
+    """The parent folder of a normalized location; the query of an HTTP URL stays."""
     name, query = _split(url)
     return (name.rpartition("/")[0] or "/") + query
 
 
 def join(folder: str, name: str) -> str:
-    """`name` inside `folder`, both normalised or relative; percent-encoded in an HTTP URL."""
+    """`name` inside `folder`, both normalized or relative; percent-encoded in an HTTP URL."""
     place, query = _split(folder)
     if is_http(folder):
         name = quote(name, safe=_PATH_CHARACTERS, errors="surrogateescape")
@@ -132,7 +132,7 @@ def join(folder: str, name: str) -> str:
 
 
 def common_folder(urls: Sequence[str]) -> str:
-    """The deepest folder that holds all of the given normalised locations ('' when they share none)."""
+    """The deepest folder that holds all of the given normalized locations ('' when they share none)."""
     names, queries = zip(*(_split(folder_of(url)) for url in urls), strict=True)
     split = [name.split("/") for name in names]
     shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))]

@@ -22,7 +22,7 @@ from distgan.data.storage.locations import (
     common_folder,
     is_http,
     is_remote,
-    normalise,
+    normalize,
     public_name,
     relative_name,
     without_query,
@@ -35,7 +35,7 @@ _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
-    """All shards that folders, globs, brace expansions, paths and URLs name: normalised, in order, none twice.
+    """All shards that folders, globs, brace expansions, paths and URLs name: normalized, in order, none twice.
 
     Globs and folders are sorted by name. Raises UserError when one names nothing or a shard is named twice.
     """
@@ -57,9 +57,9 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
 def is_folder(item: str) -> bool:
     """Return True if this is the name of a folder, rather than of a shard or a pattern of shards.
 
-    Raises UserError as `locations.normalise`, and when a store does not tell.
+    Raises UserError as `locations.normalize`, and when a store does not tell.
     """
-    url = normalise(item)
+    url = normalize(item)
     if not is_remote(url):
         return os.path.isdir(url)
     if without_query(url).endswith(".tar"):
@@ -73,7 +73,7 @@ def _is_pattern(url: str) -> bool:
 
 def _kind_of_literal(pattern: str) -> str | None:
     """What a remote pattern names as it stands: a file, a directory or nothing."""
-    url = normalise(pattern)
+    url = normalize(pattern)
     if is_http(url) or not _is_pattern(url) or "{" in bucket_of(url):
         return None
     try:
@@ -116,7 +116,7 @@ def _braces(pattern: str) -> Iterable[str]:
 
 
 def _expand_one(pattern: str, literal: str | None) -> list[str]:
-    url = normalise(pattern)
+    url = normalize(pattern)
     try:
         found = _list_remote(url, literal) if is_remote(url) else _list_local(url)
     except OSError as error:

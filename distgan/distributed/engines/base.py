@@ -18,7 +18,7 @@ class Engine(Protocol):
     name: str
     """As users know it."""
     regroups_moments: bool
-    """Whether `regroup` can keep the moments of parameters that join at different times."""
+    """Whether `update_param_groups` can keep the moments of parameters that join at different times."""
     module: nn.Module
     """The objective; calling it is a forward pass."""
     optimizer: torch.optim.Optimizer
@@ -37,10 +37,10 @@ class Engine(Protocol):
         as they are; the host does not wait to learn of it.
         """
 
-    def settle(self, arguments: tuple[object, ...]) -> None:
+    def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
         """Make the first gradients be summed in the order of all later ones; `arguments` are of the objective."""
 
-    def regroup(self, *, keep_moments: bool) -> None:
+    def update_param_groups(self, *, keep_moments: bool) -> None:
         """Train those of the network's parameters that require gradients now, and no others."""
 
     def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:

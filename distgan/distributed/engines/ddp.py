@@ -60,7 +60,7 @@ class ReplicatedEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def settle(self, arguments: tuple[object, ...]) -> None:
+    def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
         """DDP arranges its buckets after the first backward. A resumed run would otherwise add its first gradients up
         in another order than the run it continues, and differ from it in the last bits from three ranks on."""
         for _ in range(2 if isinstance(self.module, DistributedDataParallel) else 0):
@@ -68,7 +68,7 @@ class ReplicatedEngine:
             loss.backward()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def regroup(self, *, keep_moments: bool) -> None:
+    def update_param_groups(self, *, keep_moments: bool) -> None:
         # DDP lets go of the parameters when it is gone; else both would average their gradients.
         self.module = self._objective
         self.module = self._wrap()

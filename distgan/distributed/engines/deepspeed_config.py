@@ -16,7 +16,7 @@ _DECIDED_BY_THE_RECIPE = {
     "scheduler": ((), "generator.optimizer.schedule and discriminator.optimizer.schedule"),
     "train_batch_size": ((), "training.batch_size"),
     "train_micro_batch_size_per_gpu": ((1,), "training.batch_size"),
-    "gradient_accumulation_steps": ((1,), "training.accumulation"),
+    "gradient_accumulation_steps": ((1,), "training.gradient_accumulation_steps"),
     "communication_data_type": ((), "training.gradient_precision"),
 }
 """Key of a DeepSpeed config -> values it may have all the same, besides `auto`, and the keys of the recipe."""
@@ -29,7 +29,7 @@ _REFUSED = {
     "torch_autocast.enabled": "it runs gradient penalties in low precision; use training.mixed_precision: bf16",
     "gradient_clipping": "distgan's optimizers do not clip gradients; set it to 0.0",
     "zero_optimization.offload_optimizer.device": "an update with a gradient that is not finite could not be "
-    "cancelled on a CPU optimizer of DeepSpeed's; use none",
+    "canceled on a CPU optimizer of DeepSpeed's; use none",
     "zero_optimization.cpu_offload": "as with offload_optimizer; leave it out",
     "zero_optimization.offload_param.device": "only ZeRO-3 has parameters to spare; use none",
     "zero_optimization.round_robin_gradients": "it is for offloading; leave it out",

@@ -84,10 +84,10 @@ class ShardedEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def settle(self, arguments: tuple[object, ...]) -> None:
+    def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
         """Gradients are summed in the parameters' order from the first update on."""
 
-    def regroup(self, *, keep_moments: bool) -> None:
+    def update_param_groups(self, *, keep_moments: bool) -> None:
         """FSDP takes a parameter's word for whether it has a gradient, each time anew."""
         if not keep_moments:
             self.optimizer.state.clear()

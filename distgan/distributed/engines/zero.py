@@ -66,7 +66,7 @@ class ZeroEngine:
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"]))
             raise UserError(f"DeepSpeed config: {key}: {first['msg']}; mend or leave it out", everywhere=True) from None
-        self._runtime.adopt(self.module.data_parallel_group)
+        self._runtime.register_group(self.module.data_parallel_group)
 
     @property
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -92,10 +92,10 @@ class ZeroEngine:
         self._norm = square.sqrt().to(gradient.dtype)
         cancel_unless_finite(optimizer, self._norm)
 
-    def settle(self, arguments: tuple[object, ...]) -> None:
+    def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
         """Buckets are those of the parameters' order from the first update on."""
 
-    def regroup(self, *, keep_moments: bool) -> None:
+    def update_param_groups(self, *, keep_moments: bool) -> None:
         """Moments are forgotten in any case: what is trained is one flat tensor, of which Adam counts the updates once,
         but parameters that join later have had fewer."""
         self.module.destroy()

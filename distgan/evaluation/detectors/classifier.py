@@ -1,4 +1,4 @@
-"""A detector of the data's own domain: a small convolutional classifier, trained once on the labelled shards.
+"""A detector of the data's own domain: a small convolutional classifier, trained once on the labeled shards.
 
 Inception-v3 knows photographs; on scans of digits, spectra or drawings its features see little, they need the network
 and its weights at hand, and 2,048 of them need many thousands of samples. These are 64 features in which the classes
@@ -101,7 +101,7 @@ def load_classifier(
         log.info("evaluation.detector = classifier: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
         return entry.tensors
 
-    weights = runtime.main_works(read_or_train, asked)
+    weights = runtime.run_on_main(read_or_train, asked)
     classifier = build_classifier(data, index.num_classes)
     classifier.load_state_dict(weights)
     return classifier, statistics_cache.digest(weights)
@@ -126,7 +126,7 @@ def train_classifier(
         check: called between pieces of work; what it raises ends the training.
     """
     with plain_float32(device), cpu_threads(_THREADS), torch.enable_grad():
-        images, labels = _read_labelled(data, index, device, check)
+        images, labels = _read_labeled(data, index, device, check)
         held_out = len(images) // 10
         network = build_classifier(data, index.num_classes).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=0.05)
@@ -155,7 +155,7 @@ def calibrate(logits: Tensor, labels: Tensor) -> float:
     """What to multiply logits by, 1/16 to 16, so that the probabilities of n held-out samples fit their labels.
 
     Guo et al. 2017, section 4.2, temperature scaling. Smoothed labels make a better network, and one that is unsure of
-    everything, of which an inception score would say that nothing is recognised. Without a single error the likelihood
+    everything, of which an inception score would say that nothing is recognized. Without a single error the likelihood
     would rise for ever; n samples cannot tell an error rate of 1 / (n + 1) from 0, so that is what they are taken for.
 
     Args:
@@ -169,7 +169,7 @@ def calibrate(logits: Tensor, labels: Tensor) -> float:
     return float(candidates[torch.stack(losses).argmin()])
 
 
-def _read_labelled(data: DataConfig, index: Index, device: torch.device, check: Check) -> tuple[Tensor, Tensor]:
+def _read_labeled(data: DataConfig, index: Index, device: torch.device, check: Check) -> tuple[Tensor, Tensor]:
     """Images (n, C, R, R) uint8 and labels (n,) int64, in random order; of a large data set a random subset."""
     samples = torch.arange(len(index))
     limit = min(_MAX_SAMPLES, _MAX_BYTES // (data.channels * data.resolution**2))

@@ -64,11 +64,11 @@ def load_inception(path: str | None, cache: Path, runtime: Runtime) -> tuple[Inc
         UserError: the weights cannot be had, are damaged, hold more than tensors, or are another network's.
     """
     loaded = None
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         if runtime.is_main:
             loaded = _read_weights(Path(path) if path else _download(cache))
     weights, sha256 = runtime.broadcast_object(loaded)
-    with runtime.together():
+    with runtime.raise_on_all_ranks():
         try:
             return Inception(weights), sha256
         except RuntimeError as error:

@@ -15,7 +15,7 @@ RELU_GAIN = math.sqrt(2.0)
 class EqualizedConv2d(nn.Module):
     """A convolution whose weights are kept as N(0, 1) and scaled by gain / sqrt(fan_in) when they are used.
 
-    Optimizers that normalise their steps then move all layers equally fast, whatever the layers' ranges (section 4.1).
+    Optimizers that normalize their steps then move all layers equally fast, whatever the layers' ranges (section 4.1).
     Biases start at 0 and are not scaled.
 
     Args:

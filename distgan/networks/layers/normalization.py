@@ -1,4 +1,4 @@
-"""Normalisation layers. Batch norm's statistics are over all ranks, or over one, and keep no state while it trains."""
+"""Normalization layers. Batch norm's statistics are over all ranks, or over one, and keep no state while it trains."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015, algorithm 1) of (n, C) or (n, C, H, W) activations.
+    """Batch normalization (Ioffe and Szegedy 2015, algorithm 1) of (n, C) or (n, C, H, W) activations.
 
-    In training mode it normalises by the moments of the current micro-batch: of all ranks together when
+    In training mode it normalizes by the moments of the current micro-batch: of all ranks together when
     `synchronized` (first and second derivatives included), of this rank otherwise. It does not track running
     averages, so that a skipped update has nothing to undo; the statistics used in evaluation mode are computed from
     the weights when they are needed, by `recompute_statistics`.
@@ -64,8 +64,8 @@ class BatchNorm(nn.Module):
         return f"{self.running_mean.numel()}, synchronized={self.synchronized}, eps={self.eps}"
 
 
-class ConditionalNormalisation(nn.Module):
-    """A normalisation whose scale and offset are those of each sample's class (Dumoulin et al. 2017).
+class ConditionalNormalization(nn.Module):
+    """A normalization whose scale and offset are those of each sample's class (Dumoulin et al. 2017).
 
     Activations (n, C) or (n, C, H, W) and int64 labels (n,). Scales start at 1, offsets at 0, and eps is 2e-5
     (Miyato and Koyama 2018, released code).
@@ -73,14 +73,14 @@ class ConditionalNormalisation(nn.Module):
 
     def __init__(self, kind: str, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.normalisation = _build(kind, channels, affine=False, eps=2e-5)
+        self.normalization = _build(kind, channels, affine=False, eps=2e-5)
         self.weight = nn.Parameter(torch.ones(num_classes, channels))
         self.bias = nn.Parameter(torch.zeros(num_classes, channels))
 
     def forward(self, activations: Tensor, labels: Tensor) -> Tensor:
         shape = (*activations.shape[:2], *(1,) * (activations.dim() - 2))
         scale, offset = (F.embedding(labels, table).view(shape) for table in (self.weight, self.bias))
-        return torch.addcmul(offset, self.normalisation(activations), scale).to(activations.dtype)
+        return torch.addcmul(offset, self.normalization(activations), scale).to(activations.dtype)
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
     """Set the evaluation statistics of all batch-norm layers from forward passes over `batches`.
 
     Standing statistics (Brock et al. 2019, section 4.1): each layer's moments are averaged over batches, each of
-    which is normalised by itself on the way.
+    which is normalized by itself on the way.
 
     Args:
         batches: positional arguments of `network`, one tuple per forward pass; equally large batches.
@@ -121,14 +121,14 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
         layer.running_var.copy_((square - mean.square()).clamp(min=0))  # where rounding makes it negative
 
 
-def build_normalisation(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:
-    """The layer of one of the config's `normalisation`s; with classes, it is called with the labels too.
+def build_normalization(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:
+    """The layer of one of the config's `normalization`s; with classes, it is called with the labels too.
 
     `layer` is that of Gulrajani et al. 2017: moments over all of a sample's channels and positions, a scale and an
     offset for each channel, which `torch.nn.LayerNorm` has for each position.
     """
     if num_classes:
-        return ConditionalNormalisation(kind, channels, num_classes)
+        return ConditionalNormalization(kind, channels, num_classes)
     return _build(kind, channels, affine=True, eps=1e-5)
 
 
@@ -148,6 +148,6 @@ def centres_channels(kind: str) -> bool:
 
 
 def normalisation_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The scales and offsets of all normalisation layers."""
-    kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm, ConditionalNormalisation)
+    """The scales and offsets of all normalization layers."""
+    kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm, ConditionalNormalization)
     return [parameter for layer in network.modules() if isinstance(layer, kinds) for parameter in layer.parameters()]

@@ -1,4 +1,4 @@
-"""Spectral normalisation (Miyato, Kataoka, Koyama, Yoshida, "Spectral Normalization for GANs", ICLR 2018)."""
+"""Spectral normalization (Miyato, Kataoka, Koyama, Yoshida, "Spectral Normalization for GANs", ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class SpectralNorm(nn.Module):
 
 
 def add_spectral_norm(network: nn.Module) -> None:
-    """Divide the weights, initialised before, of a network's convolutions, dense layers and embeddings."""
+    """Divide the weights, initialized before, of a network's convolutions, dense layers and embeddings."""
     for layer in [module for module in network.modules() if isinstance(module, NORMALISED)]:
         norm = SpectralNorm(layer.weight, outputs_dim=1 if isinstance(layer, nn.ConvTranspose2d) else 0)
         # `unsafe` only leaves out checks, which would call it.

@@ -1,6 +1,6 @@
-"""Virtual batch normalisation (Salimans et al. 2016, section 3.5).
+"""Virtual batch normalization (Salimans et al. 2016, section 3.5).
 
-Each sample is normalised by the moments of a reference batch that is fixed at the start, mixed with a small share of
+Each sample is normalized by the moments of a reference batch that is fixed at the start, mixed with a small share of
 its own, so that what comes out for a sample does not depend on the others it came with. The reference batch lies on
 the network as a buffer (`add_reference`), in checkpoints and exports; its moments are computed anew from the current
 weights by `reference_moments`, for all forward passes inside, and belong to no module.
@@ -34,12 +34,12 @@ _REFERENCE: dict[nn.Module, _Moments | _Collect] = {}
 
 
 class VirtualBatchNorm(nn.Module):
-    """Virtual batch normalisation of (n, C) or (n, C, H, W) activations.
+    """Virtual batch normalization of (n, C) or (n, C, H, W) activations.
 
     With n samples in the reference batch and c = 1/(n + 1), the mean is c m_x + (1 - c) m_ref and the mean square
     c E[x^2] + (1 - c) E_ref[x^2]; the variance these stand for is computed without their cancellation, as
     c v_x + (1 - c) v_ref + c (1 - c) (m_x - m_ref)^2. The moments m_x, v_x of a sample are over its positions. The
-    reference batch itself is normalised by its own moments only. Gradients flow through both. Scales start at
+    reference batch itself is normalized by its own moments only. Gradients flow through both. Scales start at
     N(1, 0.02), offsets at 0 (released code, imagenet/model.py); without `affine` there are none.
     """
 
@@ -78,13 +78,13 @@ class VirtualBatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}"
 
 
-def add_reference(network: nn.Module, sizes: tuple[int, ...], *, labelled: bool) -> None:
+def add_reference(network: nn.Module, sizes: tuple[int, ...], *, labeled: bool) -> None:
     """Give a network room for its reference batch: buffers `reference` of shape `sizes`, and `reference_labels`.
 
     Sizes are (n, latent_size) for a generator and (n, *sample) for a discriminator.
     """
     network.register_buffer("reference", torch.zeros(sizes))
-    network.register_buffer("reference_labels", torch.zeros(sizes[0], dtype=torch.int64) if labelled else None)
+    network.register_buffer("reference_labels", torch.zeros(sizes[0], dtype=torch.int64) if labeled else None)
 
 
 def set_reference(network: nn.Module, samples: Tensor, labels: Tensor | None) -> None:

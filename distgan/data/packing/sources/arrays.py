@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.data.kinds import points
-from distgan.data.packing.sources.source import BadSample, Computed, Encoded, Labels, Source
+from distgan.data.packing.sources.source import Encoded, InvalidSampleError, Labels, LazySequence, Source
 from distgan.errors import UserError
 
 POINTS = 100_000
@@ -78,14 +78,14 @@ def open_array(path: Path) -> Source[Point]:
 
 
 def encode_point(point: Point) -> Encoded:
-    """A point as a file in a shard, in float32. Raises BadSample."""
+    """A point as a file in a shard, in float32. Raises InvalidSampleError."""
     with np.errstate(over="ignore"):
         narrow = np.asarray(point, np.float32)
     if not np.isfinite(narrow).all():
-        raise BadSample("holds numbers that are not finite in float32")
+        raise InvalidSampleError("holds numbers that are not finite in float32")
     return Encoded(points.encode(narrow), "npy")
 
 
 def _source(name: str, rows: Point, labels: Labels | None) -> Source[Point]:
-    names = Computed(len(rows), lambda place: f"{name}[{place}]")
-    return Source(names, Computed(len(rows), rows.__getitem__), np.asarray, labels, kind="points")
+    names = LazySequence(len(rows), lambda place: f"{name}[{place}]")
+    return Source(names, LazySequence(len(rows), rows.__getitem__), np.asarray, labels, kind="points")

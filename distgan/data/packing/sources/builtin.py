@@ -31,7 +31,7 @@ def open_builtin(name: str, points: int | None, seed: int) -> Source[Any]:
 
 
 def open_digits() -> Source[Pixels]:
-    """scikit-learn's bundled digits: 1,797 scans of 8x8 pixels with 17 grey levels, as uint8 from 0 to 255.
+    """scikit-learn's bundled digits: 1,797 scans of 8x8 pixels with 17 gray levels, as uint8 from 0 to 255.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """

@@ -9,7 +9,7 @@ from distgan.data.packing.sources.source import (
     DATASET_JSON,
     MAX_BYTES,
     MAX_JSON_BYTES,
-    BadSample,
+    InvalidSampleError,
     Source,
     assign_labels,
     describe_ignored,
@@ -31,14 +31,14 @@ class FolderReader:
             with open(f"{self.root}/{name}", "rb") as file:
                 data = file.read(self.max_bytes + 1)
         except OSError as error:
-            raise BadSample(f"cannot be read: {error.strerror}") from None
+            raise InvalidSampleError(f"cannot be read: {error.strerror}") from None
         if len(data) > self.max_bytes:
-            raise BadSample(f"is larger than {self.max_bytes} bytes, the most that is read")
+            raise InvalidSampleError(f"is larger than {self.max_bytes} bytes, the most that is read")
         return data
 
 
 def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
-    """The images below `path`, labelled by their first-level folder or by a dataset.json at the top.
+    """The images below `path`, labeled by their first-level folder or by a dataset.json at the top.
 
     Links are followed only to files inside the folder, so that nothing else of the machine ends in the shards; with
     `follow_links` all are but those to a folder that they are in.
@@ -119,5 +119,5 @@ def _dataset_json(root: str, shown: Path) -> bytes | None:
         return None
     try:
         return FolderReader(root, MAX_JSON_BYTES)(DATASET_JSON)
-    except BadSample as error:
+    except InvalidSampleError as error:
         raise UserError(f"{shown}/{DATASET_JSON}: {error}") from None

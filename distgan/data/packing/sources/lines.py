@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distgan.data.kinds.text import BYTE_ORDER_MARK, LINE_END, MAX_LINE_BYTES, PAD
-from distgan.data.packing.sources.source import BadSample, Computed, Encoded, Source
+from distgan.data.packing.sources.source import Encoded, InvalidSampleError, LazySequence, Source
 from distgan.errors import UserError
 
 _LINE_END = re.compile(LINE_END.pattern.encode())
@@ -63,8 +63,8 @@ def open_lines(path: Path) -> Source[Line]:
     if not numbers:
         raise UserError(f"{path}: only blank lines; name a text file with a sample a line")
     return Source(
-        Computed(len(numbers), lambda place: f"{path.name}:{numbers[place]}"),
-        Computed(len(numbers), lambda place: Line(starts[place], stops[place])),
+        LazySequence(len(numbers), lambda place: f"{path.name}:{numbers[place]}"),
+        LazySequence(len(numbers), lambda place: Line(starts[place], stops[place])),
         reader,
         kind="text",
         notes=tuple(_notes(blank, padded)),
@@ -90,16 +90,16 @@ def _notes(blank: int, padded: int) -> Iterator[str]:
 
 def text_source(name: str, lines: list[str]) -> Source[bytes]:
     """A source of lines in memory."""
-    names = Computed(len(lines), lambda place: f"{name}[{place}]")
+    names = LazySequence(len(lines), lambda place: f"{name}[{place}]")
     return Source(names, [line.encode() for line in lines], bytes, kind="text")
 
 
 def encode_line(line: bytes) -> Encoded:
-    """A line as a file in a shard. Raises BadSample."""
+    """A line as a file in a shard. Raises InvalidSampleError."""
     if len(line) > MAX_LINE_BYTES:
-        raise BadSample(f"is longer than {MAX_LINE_BYTES} bytes, the most that is read")
+        raise InvalidSampleError(f"is longer than {MAX_LINE_BYTES} bytes, the most that is read")
     try:
         line.decode()
     except UnicodeDecodeError as error:
-        raise BadSample(f"is not UTF-8 text at its byte {error.start}; convert the file to UTF-8") from None
+        raise InvalidSampleError(f"is not UTF-8 text at its byte {error.start}; convert the file to UTF-8") from None
     return Encoded(line, "txt")

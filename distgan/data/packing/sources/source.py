@@ -30,7 +30,7 @@ Labels = NDArray[np.int64]
 Slot = TypeVar("Slot")
 
 
-class BadSample(Exception):
+class InvalidSampleError(Exception):
     """One sample cannot be used; the message is the reason, without the sample's name."""
 
 
@@ -52,7 +52,7 @@ class Encoded(NamedTuple):
     facts: Facts = Facts()
 
 
-class Computed(Sequence[Any]):
+class LazySequence(Sequence[Any]):
     """A sequence whose items are made when they are asked for, by their place."""
 
     def __init__(self, length: int, make: Callable[[int], Any]) -> None:
@@ -72,7 +72,7 @@ class Source(Generic[Slot]):
     """Samples of one kind in a fixed order; sample i is ``read(slots[i])``.
 
     `read` returns an encoded image as bytes, or uint8 pixels of shape (height, width); a line of text as bytes; or a
-    point, float of shape (dimensions,). It raises BadSample. It and the slots are pickled to worker processes.
+    point, float of shape (dimensions,). It raises InvalidSampleError. It and the slots are pickled to worker processes.
     """
 
     names: Sequence[str]
@@ -93,7 +93,7 @@ def pixel_source(
     class_names: tuple[str, ...] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source[Pixels]:
-    """A source of decoded grey images: uint8 of shape (count, height, width), possibly memory-mapped."""
+    """A source of decoded gray images: uint8 of shape (count, height, width), possibly memory-mapped."""
     return Source(names, list(images), _identity, labels, class_names, notes)
 
 
@@ -204,10 +204,10 @@ def _own_name(labels: dict[str, int]) -> str:
 
 
 def _check_same_names(names: Sequence[str], labels: dict[str, int], where: str) -> None:
-    unlabelled = [name for name in names if name not in labels]
-    if unlabelled:
+    unlabeled = [name for name in names if name not in labels]
+    if unlabeled:
         raise UserError(
-            f"{where}: no label for {printable(unlabelled[0])} ({len(unlabelled)} of {len(names)} images lack one); "
+            f"{where}: no label for {printable(unlabeled[0])} ({len(unlabeled)} of {len(names)} images lack one); "
             f"{_own_name(labels)}; label all images, or set labels to null"
         )
     if len(labels) > len(names):

@@ -20,7 +20,7 @@ from distgan.data.packing.sources.source import (
     DATASET_JSON,
     MAX_BYTES,
     MAX_JSON_BYTES,
-    BadSample,
+    InvalidSampleError,
     Source,
     assign_labels,
     describe_ignored,
@@ -56,32 +56,34 @@ class ZipReader:
 
     def __call__(self, member: ZipMember) -> bytes:
         if max(member.size, member.compressed_size) > self.max_bytes:
-            raise BadSample(f"is larger than {self.max_bytes} bytes, the most that is read")
+            raise InvalidSampleError(f"is larger than {self.max_bytes} bytes, the most that is read")
         header = self._read(member.offset, _LOCAL_HEADER.size)
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         if signature != b"PK\3\4":
-            raise BadSample("the archive is damaged: no file header where its directory says")
+            raise InvalidSampleError("the archive is damaged: no file header where its directory says")
         data = self._read(member.offset + len(header) + name_length + extra_length, member.compressed_size)
         if member.method == zipfile.ZIP_DEFLATED:
             data = _inflate(data, member.size)
         elif member.method != zipfile.ZIP_STORED:
-            raise BadSample(f"is compressed by method {member.method}; only stored and deflated files are read")
+            raise InvalidSampleError(
+                f"is compressed by method {member.method}; only stored and deflated files are read"
+            )
         if len(data) != member.size or zlib.crc32(data) != member.checksum:
-            raise BadSample("the archive is damaged: size or checksum differs from its directory")
+            raise InvalidSampleError("the archive is damaged: size or checksum differs from its directory")
         return data
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
             data = os.pread(self._file.fileno(), size, offset)
         except (OSError, OverflowError) as error:
-            raise BadSample(f"cannot be read: {error}") from None
+            raise InvalidSampleError(f"cannot be read: {error}") from None
         if len(data) != size:
-            raise BadSample("the archive is damaged: it ends inside this file")
+            raise InvalidSampleError("the archive is damaged: it ends inside this file")
         return data
 
 
 def open_zip(path: Path) -> Source[ZipMember]:
-    """The images in an archive, labelled as in a folder; when all lies in one folder, that one is the top.
+    """The images in an archive, labeled as in a folder; when all lies in one folder, that one is the top.
 
     Raises:
         UserError: one line naming the archive and, where there is one, the member.
@@ -144,7 +146,7 @@ def _inflate(data: bytes, size: int) -> bytes:
         # One byte more than declared shows that there is more, without ever inflating a bomb.
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except zlib.error:
-        raise BadSample("the archive is damaged: its compressed data cannot be read") from None
+        raise InvalidSampleError("the archive is damaged: its compressed data cannot be read") from None
 
 
 def _dataset_json(path: Path, member: ZipMember | None) -> bytes | None:
@@ -152,5 +154,5 @@ def _dataset_json(path: Path, member: ZipMember | None) -> bytes | None:
         return None
     try:
         return ZipReader(str(path), MAX_JSON_BYTES)(member)
-    except BadSample as error:
+    except InvalidSampleError as error:
         raise UserError(f"{path}/{DATASET_JSON}: {error}") from None

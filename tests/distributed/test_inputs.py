@@ -25,7 +25,7 @@ STEPS = 3
 
 def fed(config_path: str, workers: int) -> list[tuple[Any, ...]]:
     """All fields of the micro-batches of some steps, of both players in turn, on this rank."""
-    config = load_config(config_path, [f"data.workers={workers}"])
+    config = load_config(config_path, [f"data.num_workers={workers}"])
     index = load_index(config.data.path)
     runtime = Runtime()
     state = assemble(config, index, runtime)
@@ -45,7 +45,7 @@ def test_ranks_and_workers_feed_the_same_batches(tmp_path: Path, digits: Path, r
     lanes = {"lanes": 3, "shuffle_block": 50} if order == "lanes" else {}
     config = recipe(
         tmp_path, digits, data={"order": order, "mirror": True, "dequantize": True, "labels": True, **lanes},
-        training={"batch_size": 32, "accumulation": 2}, objective={"feature_matching": {}},
+        training={"batch_size": 32, "gradient_accumulation_steps": 2}, objective={"feature_matching": {}},
     )  # fmt: skip
 
     def together(world_size: int, workers: int) -> list[list[torch.Tensor]]:
@@ -68,7 +68,12 @@ def test_ranks_and_workers_feed_the_same_batches(tmp_path: Path, digits: Path, r
 def test_the_feed_keeps_no_micro_batch_on_the_device(tmp_path: Path, digits: Path) -> None:
     """Although the generator looks at the reals of the discriminator's update again."""
     config = load_config(
-        recipe(tmp_path, digits, training={"batch_size": 32, "accumulation": 4}, objective={"feature_matching": {}})
+        recipe(
+            tmp_path,
+            digits,
+            training={"batch_size": 32, "gradient_accumulation_steps": 4},
+            objective={"feature_matching": {}},
+        )
     )
     runtime = Runtime()
     state = assemble(config, load_index(config.data.path), runtime)

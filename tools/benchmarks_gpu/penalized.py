@@ -1,4 +1,4 @@
-"""The discriminator's objective with penalised passes in bfloat16, which training keeps in float32."""
+"""The discriminator's objective with penalized passes in bfloat16, which training keeps in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalisation layers against hand computations."""
+"""Normalization layers against hand computations."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.config.players import Normalisation
+from distgan.config.players import Normalization
 from distgan.networks.layers.normalization import (
     BatchNorm,
-    ConditionalNormalisation,
-    build_normalisation,
+    ConditionalNormalization,
+    build_normalization,
     centres_channels,
     normalisation_parameters,
     recompute_statistics,
 )
 from distgan.networks.layers.virtual_batch_norm import add_reference, reference_moments, set_reference
 
-KINDS = typing.get_args(Normalisation)
+KINDS = typing.get_args(Normalization)
 SHAPES = [(6, 3), (6, 3, 4, 5)]
 
 
 class Shifted(nn.Module):
-    """A normalisation after a bias, with a reference batch for those that need one."""
+    """A normalization after a bias, with a reference batch for those that need one."""
 
     def __init__(self, kind: str, shape: tuple[int, ...], num_classes: int = 0) -> None:
         super().__init__()
-        self.layer = build_normalisation(kind, shape[1], num_classes=num_classes)
+        self.layer = build_normalization(kind, shape[1], num_classes=num_classes)
         self.bias = nn.Parameter(torch.zeros(1, shape[1], *(1,) * (len(shape) - 2)))
-        add_reference(self, shape, labelled=num_classes > 0)
+        add_reference(self, shape, labeled=num_classes > 0)
         self.double()
         samples = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
         set_reference(self, samples, torch.arange(len(samples)) % num_classes if num_classes else None)
@@ -52,7 +52,7 @@ def random_input(shape: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layer_norm_has_moments_of_a_sample_and_scales_of_channels(shape: tuple[int, ...]) -> None:
-    layer = build_normalisation("layer", 3).double()
+    layer = build_normalization("layer", 3).double()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([0.5, 2.0, -1.0]))
         layer.bias.copy_(torch.tensor([0.0, 1.0, 3.0]))
@@ -68,7 +68,7 @@ def test_layer_norm_has_moments_of_a_sample_and_scales_of_channels(shape: tuple[
 
 def test_layer_norm_is_not_torchs() -> None:
     """Gulrajani et al.'s has a scale and an offset per channel, nn.LayerNorm([C, H, W]) one per element."""
-    layer, torchs = build_normalisation("layer", 3).double(), nn.LayerNorm([3, 4, 5]).double()
+    layer, torchs = build_normalization("layer", 3).double(), nn.LayerNorm([3, 4, 5]).double()
     assert [tuple(parameter.shape) for parameter in layer.parameters()] == [(3,), (3,)]
     assert torch.equal(layer.weight, torch.ones(3))
     assert torch.equal(layer.bias, torch.zeros(3))
@@ -95,7 +95,7 @@ def test_conditional_scale_and_offset_are_those_of_the_samples_class(kind: str, 
     x, labels = random_input(shape), torch.tensor([0, 1, 2, 2, 1, 0])
     network = Shifted(kind, shape, num_classes=3)
     layer = network.layer
-    assert isinstance(layer, ConditionalNormalisation)
+    assert isinstance(layer, ConditionalNormalization)
     plain = run(network, x, labels)
     with torch.no_grad():
         layer.weight.copy_(torch.arange(9.0).view(3, 3) - 2)
@@ -121,7 +121,7 @@ def test_conditional_normalisation_starts_as_the_plain_one_of_scale_1(kind: str)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_classes", [0, 2])
-def test_a_bias_is_without_effect_where_channels_are_centred(kind: str, num_classes: int) -> None:
+def test_a_bias_is_without_effect_where_channels_are_centered(kind: str, num_classes: int) -> None:
     """Each network drops biases by this rule."""
     shape = SHAPES[1]
     x = random_input(shape)
@@ -135,8 +135,8 @@ def test_a_bias_is_without_effect_where_channels_are_centred(kind: str, num_clas
 
 
 def test_recomputed_statistics_of_conditional_batch_norm() -> None:
-    """In evaluation mode each class's samples are normalised by the moments of all of them."""
-    layer = build_normalisation("synchronized", 3, num_classes=2).double()
+    """In evaluation mode each class's samples are normalized by the moments of all of them."""
+    layer = build_normalization("synchronized", 3, num_classes=2).double()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
         layer.bias.copy_(torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 2.0]]))
@@ -153,7 +153,7 @@ def test_recomputed_statistics_of_conditional_batch_norm() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_classes", [0, 2])
 def test_all_scales_and_offsets_are_found_once(kind: str, num_classes: int) -> None:
-    network = nn.Sequential(nn.Conv2d(1, 3, 1), build_normalisation(kind, 3, num_classes=num_classes))
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), build_normalization(kind, 3, num_classes=num_classes))
     found = normalisation_parameters(network)
     assert {id(parameter) for parameter in found} == {id(parameter) for parameter in network[1].parameters()}
     assert len(found) == (0 if kind == "none" and not num_classes else 2)

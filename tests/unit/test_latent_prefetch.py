@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distgan.config import GeneratorConfig
 from distgan.inference.latents import LatentSource
-from distgan.training.latent_prefetch import ROWS, DrawnAhead
+from distgan.training.latent_prefetch import ROWS, LatentPrefetcher
 
 UPDATES = 300
 
@@ -42,7 +42,7 @@ def test_all_are_drawn_once(
     source = Counted(GeneratorConfig(latent_size=2), 5, class_counts=counts)
     source.rows = Counter()
     plain = LatentSource(GeneratorConfig(latent_size=2), 5, class_counts=counts)
-    ahead = DrawnAhead(source, "latents", share, micro_batch, accumulation, distance)
+    ahead = LatentPrefetcher(source, "latents", share, micro_batch, accumulation, distance)
     updates = UPDATES if share < ROWS else 3
     for update in range(7, 7 + updates):
         for number in range(accumulation):

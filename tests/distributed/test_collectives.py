@@ -115,7 +115,7 @@ def disagreeing(rank_with_error: int) -> str:
 
     runtime = Runtime()
     try:
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             if runtime.rank == rank_with_error:
                 raise UserError("no such folder")
     except UserError as error:

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from distgan.distributed.peers import RollCall, Seat, ask, describe
+from distgan.distributed.peers import PeerAddress, PeerProbe, ask, describe
 from distgan.distributed.runtime import Runtime
 from tests.ranks import RankPool, free_port
 
-SEATS = [Seat(host, "127.0.0.1", 1) for host in ("n1", "n1", "n2", "n2", "n3", "n3", "n4")]
+SEATS = [PeerAddress(host, "127.0.0.1", 1) for host in ("n1", "n1", "n2", "n2", "n3", "n3", "n4")]
 
 
 def test_a_process_that_has_ended_refuses_and_a_stopped_one_is_silent() -> None:
-    assert ask(Seat("here", "127.0.0.1", free_port())) == "its process has ended"
+    assert ask(PeerAddress("here", "127.0.0.1", free_port())) == "its process has ended"
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert ask(Seat("here", "127.0.0.1", silent.getsockname()[1])) == "it is stopped, or busy beyond answering"
+        assert (
+            ask(PeerAddress("here", "127.0.0.1", silent.getsockname()[1])) == "it is stopped, or busy beyond answering"
+        )
 
 
 def test_a_host_that_is_not_there_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +28,7 @@ def test_a_host_that_is_not_there_is_not_reached(monkeypatch: pytest.MonkeyPatch
 
     # With a real cut link: tests/cluster/test_two_hosts.py.
     monkeypatch.setattr(socket, "create_connection", never)
-    assert ask(Seat("nowhere", "192.0.2.1", 9)) == "its host is not reached: timed out"
+    assert ask(PeerAddress("nowhere", "192.0.2.1", 9)) == "its host is not reached: timed out"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_whom_a_rank_waited_for(answers: dict[int, int | str], said: str) -> Non
 def answer(step: int) -> str:
     runtime = Runtime()
     runtime.step = step - runtime.rank
-    roll = RollCall(runtime)
+    roll = PeerProbe(runtime)
     runtime.barrier()
     said = roll.missing()
     runtime.barrier()

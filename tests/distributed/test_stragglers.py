@@ -14,7 +14,7 @@ from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
 from distgan.training import inputs
 from distgan.training.loop import train
-from distgan.training.stragglers import Pace
+from distgan.training.stragglers import StragglerMonitor
 from tests.ranks import RankPool
 from tests.runs import recipe, rows, tensors
 
@@ -68,7 +68,7 @@ def train_alone(config: str) -> None:
 
 
 def test_alone_there_is_nothing_to_wait_for() -> None:
-    pace = Pace(Runtime(), [torch.nn.Linear(2, 2)])
+    pace = StragglerMonitor(Runtime(), [torch.nn.Linear(2, 2)])
     pace.begin()
     pace.end()
     assert pace.measure() == {}
