@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from distgan.version import __version__
+
 if TYPE_CHECKING:
     from distgan.config import load_config
     from distgan.inference.evaluate import evaluate
     from distgan.inference.export import load_generator
     from distgan.training.loop import train
 
-__version__ = "0.1.0"
-__all__ = ["evaluate", "load_config", "load_generator", "train"]
+__all__ = ["__version__", "evaluate", "load_config", "load_generator", "train"]
 
 _HOMES = {
     "evaluate": "distgan.inference.evaluate",

@@ -168,7 +168,7 @@ def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str
         used["discriminator.minibatch_stddev"] = "global"
     if objective.feature_matching is not None:
         used["objective.feature_matching"] = "global"
-    if objective.adversarial.startswith("relativistic_average"):
+    if objective.family.compares_batch:
         used["objective.adversarial"] = "global"
     if objective.gradient_penalty is not None and objective.gradient_penalty.points == "uniform":
         used["objective.gradient_penalty"] = "global"
@@ -210,3 +210,15 @@ def ema_decay(config: EMAConfig, images: int, images_per_step: int) -> float:
     if config.rampup is not None:
         half_life = min(half_life, config.rampup * images)
     return 0.0 if half_life <= 0 else 0.5 ** (images_per_step / half_life)
+
+
+def growth_warnings(config: Config) -> tuple[str, ...]:
+    """Return a line if the run ends before its networks have grown to their full resolution."""
+    needed, last = steps_to_grow(config), config.training.steps
+    if needed <= last:
+        return ()
+    side = resolution(config, position_after(config, last))
+    return (
+        f"training.steps = {last}: the run ends at {side} pixels per side; the full {config.data.resolution} pixels "
+        f"train from step {needed} on; raise training.steps, or lower growth.stable_kimg and growth.fade_kimg",
+    )

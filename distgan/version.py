@@ -1,4 +1,4 @@
-"""What code this is: ranks that run different sources would train something that is neither."""
+"""The version of this package, and a digest of its code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+__version__ = "0.1.0"
+
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over the names and contents of this package's Python sources, as a hexadecimal string."""
+    """Return the SHA-256 of the names and contents of this package's Python sources, in hexadecimal.
+
+    Ranks that run different sources would train something that is neither.
+    """
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -97,7 +97,7 @@ def purpose(names: set[str]) -> str:
     if "Control.exchange" in names:
         return "flags"
     if "_AllReduceSum.forward" in names:
-        return "gradient norm" if names & {"ZeroEngine._before_step", "ShardedEngine.step"} else "batch statistics"
+        return "gradient norm" if names & {"ZeroEngine._before_step", "FSDPEngine.step"} else "batch statistics"
     return "gradients" if any(name.endswith("Engine.backward") for name in names) else "weights"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from distgan import __version__
 from distgan.cli.options import add_commands
+from distgan.version import __version__
 
 _DESCRIPTION = """\
 Train GANs across machines, resume them exactly, and compare them by numbers that can be trusted."""

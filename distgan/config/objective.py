@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -115,14 +115,39 @@ Family = Literal[
     "non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic_paired",
     "relativistic_average", "relativistic_average_least_squares", "relativistic_average_hinge",
 ]  # fmt: skip
-CROSS_ENTROPY = ("non_saturating", "minimax")
-"""Families whose logits stand for probabilities."""
+
+
+class LossFamily(NamedTuple):
+    """Facts about an adversarial loss that the rest of a run depends on."""
+
+    log_odds: bool = False
+    """The logits are log-odds of being real, trained by cross-entropy."""
+    estimates_wasserstein: bool = False
+    """The difference of the mean outputs estimates the Wasserstein distance."""
+    needs_reals: bool = False
+    """The generator's loss looks at real samples."""
+    compares_batch: bool = False
+    """The loss contains means over the batch, so that it depends on how a batch is cut into micro-batches."""
+
+
+LOSS_FAMILIES: dict[Family, LossFamily] = {
+    "non_saturating": LossFamily(log_odds=True),
+    "minimax": LossFamily(log_odds=True),
+    "least_squares": LossFamily(),
+    "hinge": LossFamily(),
+    "wasserstein": LossFamily(estimates_wasserstein=True),
+    "relativistic_paired": LossFamily(needs_reals=True),
+    "relativistic_average": LossFamily(needs_reals=True, compares_batch=True),
+    "relativistic_average_least_squares": LossFamily(needs_reals=True, compares_batch=True),
+    "relativistic_average_hinge": LossFamily(needs_reals=True, compares_batch=True),
+}
+_LOG_ODDS = tuple(name for name, family in LOSS_FAMILIES.items() if family.log_odds)
 
 
 class ObjectiveConfig(Section):
     """What the players minimize."""
 
-    takes_effect_with: ClassVar = {"label_smoothing": ("adversarial", CROSS_ENTROPY)}
+    takes_effect_with: ClassVar = {"label_smoothing": ("adversarial", _LOG_ODDS)}
 
     adversarial: Family = "non_saturating"
     """The family of losses; `minimax` is Goodfellow's value function itself, `non_saturating` the -log D(G(z)) one. The
@@ -148,6 +173,11 @@ class ObjectiveConfig(Section):
     """Hold a player near the average of its past parameters."""
 
     @property
+    def family(self) -> LossFamily:
+        """Facts about the adversarial loss."""
+        return LOSS_FAMILIES[self.adversarial]
+
+    @property
     def generator_needs_reals(self) -> bool:
         """Whether the generator's loss looks at real samples."""
-        return self.feature_matching is not None or self.adversarial.startswith("relativistic")
+        return self.feature_matching is not None or self.family.needs_reals

@@ -72,7 +72,7 @@ class Config(Section):
         return self.evaluation.metrics or METRICS[self.data.kind][:1]
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def config_warnings(self) -> tuple[str, ...]:
         """What the run will do as told, though its user may not want it; one line each."""
         found = []
         targets, objective = self.objective.label_smoothing, self.objective
@@ -145,7 +145,7 @@ class Config(Section):
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
             )
-        if self.training.early_stopping is not None and self.objective.adversarial != "wasserstein":
+        if self.training.early_stopping is not None and not self.objective.family.estimates_wasserstein:
             raise ValueError(
                 f"training.early_stopping: {self.objective.adversarial} does not estimate the Wasserstein distance; "
                 "set objective.adversarial=wasserstein, or leave early_stopping out"

@@ -16,11 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distgan.distributed.interruption import Asked, Check, never
 from distgan.errors import Interrupted, UserError
 
 Result = TypeVar("Result")
+Asked = Callable[[], bool]
+"""Return True once this rank was asked to stop."""
+Check = Callable[[], None]
+"""Called between pieces of work: raises `Interrupted`."""
 _POLL_SECONDS = 0.1
+
+
+def never() -> bool:
+    """Return False: for work that nobody can ask to stop."""
+    return False
 
 
 class Control:
@@ -96,6 +104,34 @@ class Control:
             result = outcome.result() if outcome is not None else None
         received: Result = self.broadcast_object(result)
         return received
+
+    @contextmanager
+    def interruptible(self, asked: Asked, rounds: int) -> Iterator[Check]:
+        """Work in pieces, of which every rank has at least `rounds`. Collective: call on every rank.
+
+        The yielded check, called before each piece, raises `Interrupted` on all ranks before the same piece, one piece
+        after a rank was asked: what they tell each other is read one piece later, so that no piece waits for it.
+        """
+        told = self.exchange([False])
+        left = rounds
+
+        def check() -> None:
+            nonlocal told, left
+            if left > 0:
+                left -= 1
+                if told.result()[0]:
+                    raise Interrupted
+                told = self.exchange([asked()])
+
+        try:
+            yield check
+        except UserError:
+            # The other ranks do not know yet: they go on asking until they are through.
+            while left > 0:
+                check()
+            raise
+        finally:
+            told.result()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """The rows of all ranks one after another on rank 0, and on the others their own.

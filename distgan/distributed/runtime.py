@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from distgan.distributed.control import Control
 from distgan.distributed.engines.base import Engine, MakeOptimizer
 from distgan.distributed.engines.choice import chosen_engine
-from distgan.distributed.engines.ddp import ReplicatedEngine
+from distgan.distributed.engines.ddp import DDPEngine
 from distgan.distributed.launch import check_world_size, natural, refuse_half_precision
 from distgan.errors import UserError
 
@@ -113,7 +113,7 @@ class Runtime(Control):
 
     def engine(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
         """What trains a player's network, chosen at launch. With one process there is nothing to divide."""
-        make_engine = self._make_engine if self.world_size > 1 else ReplicatedEngine
+        make_engine = self._make_engine if self.world_size > 1 else DDPEngine
         return make_engine(objective, network, make_optimizer, self)
 
     @contextmanager

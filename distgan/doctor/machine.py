@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-from distgan import __version__
 from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.packages import missing_packages
-from distgan.version import code_digest
+from distgan.version import __version__, code_digest
 
 _SHARED_MEMORY_LEAST = 1e9
 

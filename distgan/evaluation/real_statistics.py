@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index.table import Index
-from distgan.distributed.interruption import Asked, interruptible, never
+from distgan.distributed.control import Asked, never
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
@@ -106,7 +106,7 @@ def _collect(
     # A range of its own for each rank, so that a remote shard is fetched by one of them.
     mine = numbers.tensor_split(runtime.world_size)[runtime.rank]
     rounds = -(-(len(numbers) // runtime.world_size) // size)
-    with runtime.raise_on_all_ranks(), interruptible(runtime, asked, rounds) as check:
+    with runtime.raise_on_all_ranks(), runtime.interruptible(asked, rounds) as check:
         for reals in read_reals(config.data, index, mine.split(size) if len(mine) else ()):
             check()
             if len(reals.samples):

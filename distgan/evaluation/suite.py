@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index.table import Index
-from distgan.distributed.interruption import Asked, interruptible, never
+from distgan.distributed.control import Asked, never
 from distgan.errors import within_memory
 from distgan.evaluation.detectors.features import load_detector
 from distgan.evaluation.names import WITH_DETECTOR, value_name
@@ -66,7 +66,7 @@ class Evaluator:
         self._forget()  # what an interrupted evaluation has left
         rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
         memory = within_memory(f"evaluation.batch_size = {settings.batch_size}", "lower it")
-        with torch.no_grad(), ieee_float32(), interruptible(runtime, self._asked, rounds) as check, memory:
+        with torch.no_grad(), ieee_float32(), runtime.interruptible(self._asked, rounds) as check, memory:
             for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
                 check()
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)

@@ -15,8 +15,8 @@ from distgan.inference.generation import from_network
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_generator
 from distgan.networks.layers.virtual_batch_norm import reference_moments
+from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape
-from distgan.training.growth import set_growth
 
 
 class Generator(nn.Module):

@@ -33,12 +33,11 @@ from distgan.inference import generation
 from distgan.networks import build_discriminator
 from distgan.networks.layers.normalization import recompute_statistics
 from distgan.networks.layers.virtual_batch_norm import reference_moments
-from distgan.networks.progressive import shrink
+from distgan.networks.progressive import set_growth, shrink
 from distgan.networks.representation import convolution_features
 from distgan.networks.shape import sample_shape
 from distgan.packages import is_installed, missing_package
 from distgan.randomness import derive_key
-from distgan.training.growth import set_growth
 
 log = logging.getLogger("distgan")
 

@@ -16,6 +16,7 @@ for each class, of which the sample's own counts (Mescheder et al. 2018).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from distgan.networks.layers.equalized import EqualizedConv2d, EqualizedLinear, 
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev
 from distgan.networks.shape import SampleShape
+from distgan.schedule import Growth
 
 
 class GrowingNetwork(nn.Module):
@@ -207,3 +209,11 @@ def _refuse_unknown(role: str, config: GeneratorConfig | DiscriminatorConfig) ->
             f"{role}.spectral_norm = true: progressive networks scale their weights by an equalized learning rate; "
             f"set {role}.spectral_norm=false"
         )
+
+
+def set_growth(networks: Iterable[nn.Module], growth: Growth | None) -> None:
+    """Set the level and fade of growing networks; None leaves them whole."""
+    for network in networks:
+        if growth is not None:
+            assert isinstance(network, GrowingNetwork)
+            network.set_growth(growth.level, growth.fade)

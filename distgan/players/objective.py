@@ -144,7 +144,7 @@ class DiscriminatorObjective(Objective):
             fakes, fake_logits = self._judge(fakes, labels, differentiable=r2 is not None)
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
-                config.adversarial, real_logits, fake_logits
+                config.family, real_logits, fake_logits
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
             if r1 is not None:

@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from distgan.config.objective import CROSS_ENTROPY
+from distgan.config.objective import LossFamily
 from distgan.losses.adversarial import discriminator_cross_entropy
 
 
 @torch.no_grad()
-def discriminator_scalars(family: str, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+def discriminator_scalars(family: LossFamily, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
     """What the discriminator says of both kinds, and its estimate of the divergence that the family stands for.
 
     Only with a cross-entropy is sigmoid(logit) the probability of being real; elsewhere the output is a mere value.
@@ -20,9 +20,9 @@ def discriminator_scalars(family: str, real_logits: Tensor, fake_logits: Tensor)
     theorem 1); the Wasserstein distance, up to the critic's Lipschitz constant, is E f(x) - E f(G(z)).
     """
     found = {"discriminator/real_logit": real_logits.mean(), "discriminator/fake_logit": fake_logits.mean()}
-    if family == "wasserstein":
+    if family.estimates_wasserstein:
         return found | {"divergence/wasserstein": real_logits.mean() - fake_logits.mean()}
-    if family in CROSS_ENTROPY:
+    if family.log_odds:
         found["discriminator/real_probability"] = real_logits.sigmoid().mean()
         found["discriminator/fake_probability"] = fake_logits.sigmoid().mean()
         value = -discriminator_cross_entropy(real_logits, fake_logits)

@@ -15,7 +15,7 @@ from distgan.config import Config, dump_config
 from distgan.data.index.checks import unlisted
 from distgan.data.index.loading import load_index
 from distgan.data.kinds.images import JPEG_DECODER
-from distgan.distributed.interruption import Check
+from distgan.distributed.control import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.console import setup_logging
@@ -24,8 +24,7 @@ from distgan.packages import missing_packages
 from distgan.randomness import derive_key
 from distgan.runs import folder
 from distgan.runs.stop_request import StopRequest
-from distgan.schedule import discriminator_updates, ema_decay, learning_rate
-from distgan.training import growth
+from distgan.schedule import discriminator_updates, ema_decay, growth_warnings, learning_rate
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Observer
@@ -83,8 +82,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             )
         runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
         if runtime.is_main:
-            for doubt in (*config.doubts, *growth.doubts(config), *unlisted(config.data.path, index)):
-                logger.warning("%s", doubt)
+            for warning in (*config.config_warnings, *growth_warnings(config), *unlisted(config.data.path, index)):
+                logger.warning("%s", warning)
             for package in missing_packages():
                 logger.warning("%s is not installed: %s; pip install %s", package.name, package.without, package.name)
             if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
@@ -154,7 +153,7 @@ def run(
             images = config.training.critic_steps * update.batch_size
             state.average.update(ema_decay(config.ema, before, images), applied)
         progress.step += 1
-        growth.grow(state)
+        state.grow()
         # The first step may compile kernels; from the next one on, silence means that a rank is lost.
         runtime.set_timeout(config.training.timeout_minutes)
 

@@ -20,10 +20,10 @@ from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
+from distgan.networks.progressive import set_growth
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator
-from distgan.training.growth import set_growth
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 
 

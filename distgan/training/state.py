@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import distgan
 from distgan import schedule
 from distgan.checkpoint import writer
 from distgan.checkpoint.compatibility import check_counters, check_fits, check_history, check_optimizer, own_tensors
@@ -24,11 +23,12 @@ from distgan.data.replacements import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
 from distgan.monitoring.diagnosis import Diagnosis
+from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.objective import blank_batch
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator
-from distgan.training.growth import grow
+from distgan.version import __version__
 
 
 @dataclass
@@ -67,8 +67,27 @@ class TrainingState:
         """What samples are to the networks."""
         return run_shape(self.config, self.index)
 
+    def grow(self) -> None:
+        """Bring the networks to the level and fade of the stream position. Collective: call on every rank.
+
+        Where other parameters take part than before, players follow, and their optimizers forget their moments if the
+        run says so: that is at the start and at the end of each fade.
+        """
+        before, now = self.growth, schedule.growth(self.config, self.progress.position)
+        if self.config.growth is None or before is None or now is None or before == now:
+            return
+        set_growth((self.generator.network, self.discriminator.network, self.average.network), now)
+        self.growth = now
+        if (before.level, before.fading) == (now.level, now.fading):
+            return
+        if self.config.training.compile:
+            torch.compiler.reset()  # it would give up compiling after the eighth variant of a network
+        for player in self.players:
+            player.follow_growth(keep_moments=not self.config.growth.reset_optimizers)
+        self.warm_up_buckets()
+
     def warm_up_buckets(self) -> None:
-        """Let the wrappers of both players arrange themselves (see `Player.settle`). Every rank calls it."""
+        """Let the wrappers of both players arrange themselves (see `Player.warm_up_buckets`). Every rank calls it."""
         config, runtime, position = self.config, self.generator.runtime, self.progress.position
         if runtime.world_size > 1:
             shape = replace(self.shape, resolution=schedule.resolution(config, position))
@@ -113,7 +132,7 @@ class TrainingState:
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
-            "versions": {"distgan": distgan.__version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
+            "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
 
     def load(self, path: Path, accept: frozenset[str]) -> Description:
@@ -138,7 +157,7 @@ class TrainingState:
             check_counters(path, player, files["counters"])
         self.progress.step = description.step
         self.progress.position = description.position
-        grow(self)  # before the moments, which are those of the parameters that take part there
+        self.grow()  # before the moments, which are those of the parameters that take part there
         self.average.network.load_state_dict(average)
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))

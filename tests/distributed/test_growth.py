@@ -17,12 +17,11 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.progressive import fade_reals, shrink
+from distgan.networks.progressive import fade_reals, set_growth, shrink
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator
-from distgan.training.growth import grow, set_growth
 from distgan.training.state import Progress, TrainingState
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
@@ -93,7 +92,7 @@ def grow_up(*, dtype: torch.dtype = torch.float64, **growth: Any) -> dict[str, A
             assert state.growth is not None
             levels.append((state.growth.level, round(24 * state.growth.fade)))
             train_step(state, source)
-            grow(state)
+            state.grow()
             moments.append({name.partition(".")[0] for name in state.generator.engine.optimizer_state()})
         tensors = {
             f"{name}/{key}": value
@@ -163,11 +162,11 @@ def test_a_resumed_run_keeps_its_moments() -> None:
     state, again = build(config), build(config)
     for _ in range(4):
         train_step(state, source)
-        grow(state)
+        state.grow()
     again.progress.position = state.progress.position
-    grow(again)
+    again.grow()
     moments = {"to_rgb.1.bias/exp_avg": torch.ones(1)}
     again.generator.engine.load_optimizer_state(moments)
-    grow(again)
+    again.grow()
     assert again.growth == state.growth
     assert again.generator.engine.optimizer_state().keys() == moments.keys()

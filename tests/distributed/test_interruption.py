@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from distgan.distributed.interruption import Check, interruptible
+from distgan.distributed.control import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted, UserError
 from tests.ranks import RankPool
@@ -23,7 +23,7 @@ def work(asked_at: int | None, mistaken_at: int | None) -> tuple[str, int]:
         return runtime.rank == runtime.world_size - 1 and done == asked_at
 
     try:
-        with runtime.raise_on_all_ranks(), interruptible(runtime, asked, min(PIECES)) as check:
+        with runtime.raise_on_all_ranks(), runtime.interruptible(asked, min(PIECES)) as check:
             for _ in range(PIECES[runtime.rank]):
                 check()
                 if runtime.rank == runtime.world_size - 1 and done == mistaken_at:

@@ -22,7 +22,6 @@ from distgan.data.stream import open_stream
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference.export import export, load_generator
-from distgan.training.growth import grow
 from distgan.training.inputs import Feed
 from distgan.training.setup import assemble, check_fits
 from distgan.training.trace import trace
@@ -161,7 +160,7 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
     runtime = Runtime()
     state = assemble(config, index, runtime)
     state.progress.position = POSITIONS[4]
-    grow(state)
+    state.grow()
     with closing(Feed(state, runtime)) as feed:
         for step in range(4, STEPS):
             for update in schedule.discriminator_updates(config, step, POSITIONS[step]):
@@ -176,7 +175,7 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
             assert generated.addresses.tolist() == [16 * step + number for number in range(len(batch.reals))]
             state.progress.position = POSITIONS[step + 1] if step + 1 < STEPS else 0
             if state.progress.position:
-                grow(state)
+                state.grow()
 
 
 def test_every_batch_divides_among_the_ranks(tmp_path: Path, digits: Path) -> None:

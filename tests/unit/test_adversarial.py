@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.config import LabelSmoothingConfig
+from distgan.config.objective import LOSS_FAMILIES
 from distgan.losses.adversarial import ADVERSARIAL, draw_targets, targeted_cross_entropy
 
 logit = st.floats(-50, 50, width=32)
@@ -162,3 +163,17 @@ def test_drawn_targets() -> None:
     # The second sample's real target is flipped to the fake one, the third's fake target to the real one.
     assert real.tolist() == pytest.approx([0.7, 0.1, 0.85])
     assert fake.tolist() == pytest.approx([0.1, 0.1, 0.85])
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_the_facts_of_a_family_are_those_of_its_losses(name: str) -> None:
+    """A loss that looks at reals has a gradient there; one that compares a batch is no mean over the batch's parts."""
+    facts = LOSS_FAMILIES[name]
+    real = torch.tensor([0.3, -1.2, 0.7, 2.0], dtype=torch.float64, requires_grad=True)
+    fake = torch.tensor([-0.5, 0.9, 1.7, -2.0], dtype=torch.float64, requires_grad=True)
+    losses = ADVERSARIAL[name]
+    (gradient,) = torch.autograd.grad(losses.generator(real, fake), real, allow_unused=True)
+    assert (gradient is not None and bool((gradient != 0).any())) == facts.needs_reals
+    for loss in losses:
+        parts = (loss(real[:2], fake[:2]) + loss(real[2:], fake[2:])) / 2
+        assert torch.isclose(loss(real, fake), parts) != facts.compares_batch

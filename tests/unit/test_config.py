@@ -196,7 +196,7 @@ def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch_of_
     ],
 )
 def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
-    found = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [override]).doubts
+    found = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [override]).config_warnings
     assert len(found) == len(doubts)
     assert all(part in line for part, line in zip(doubts, found, strict=True))
 

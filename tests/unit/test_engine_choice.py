@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from distgan.distributed.engines.choice import chosen_engine
-from distgan.distributed.engines.ddp import ReplicatedEngine
+from distgan.distributed.engines.ddp import DDPEngine
 from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
-from distgan.distributed.engines.fsdp import ShardedEngine
+from distgan.distributed.engines.fsdp import FSDPEngine
 from distgan.distributed.engines.zero import ZeroEngine
 from distgan.distributed.launch import refuse_half_precision
 from distgan.errors import UserError
@@ -33,13 +33,13 @@ def write(folder: Path, **settings: Any) -> Path:
 
 
 def test_nothing_chosen_is_ddp() -> None:
-    assert chosen_engine() is ReplicatedEngine
+    assert chosen_engine() is DDPEngine
 
 
 def test_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    assert chosen_engine() is ShardedEngine
+    assert chosen_engine() is FSDPEngine
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distgan import schedule
 from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCenteredPenaltyConfig
-from distgan.training.growth import doubts
+from distgan.schedule import growth_warnings
 
 
 def config(batch_size: int = 6, accumulation: int = 2, critic_steps: int = 3) -> Config:
@@ -113,11 +113,11 @@ def test_steps_until_networks_are_whole() -> None:
 
 
 def test_runs_that_end_too_early_are_doubted() -> None:
-    assert doubts(growing(steps=19)) == ()
-    (line,) = doubts(growing(steps=13))  # 416 images
+    assert growth_warnings(growing(steps=19)) == ()
+    (line,) = growth_warnings(growing(steps=13))  # 416 images
     assert "training.steps = 13: ends at 16 pixels a side" in line
     assert "which takes 19 steps" in line
-    assert doubts(config()) == ()
+    assert growth_warnings(config()) == ()
 
 
 @given(

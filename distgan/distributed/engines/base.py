@@ -12,6 +12,21 @@ from torch import Tensor, nn
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
+class EngineRuntime(Protocol):
+    """What an engine needs of the processes of a run; `Runtime` has it."""
+
+    device: torch.device
+    world_size: int
+    accelerator: Any
+    gradients_in_bf16: bool
+    """Whether gradients are reduced over ranks in bf16."""
+    sharded: dict[nn.Module, Any]
+    """Networks whose weights are sharded, with the module that gathers them."""
+
+    def register_group(self, group: Any) -> None:
+        """Apply the run's time-out to a process group that the engine created."""
+
+
 class Engine(Protocol):
     """One player's objective on all ranks, and the optimizer of its network. Every rank calls every method."""
 
@@ -66,7 +81,7 @@ def cancel_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Of all parameters."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from accelerate.utils import parse_flag_from_env
 
 from distgan.distributed.engines.base import Engine
-from distgan.distributed.engines.ddp import ReplicatedEngine
+from distgan.distributed.engines.ddp import DDPEngine
 from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
-from distgan.distributed.engines.fsdp import ShardedEngine, check_fsdp_config
+from distgan.distributed.engines.fsdp import FSDPEngine, check_fsdp_config
 from distgan.distributed.engines.zero import ZeroEngine
 
-__all__ = ["Engine", "MakeEngine", "ReplicatedEngine", "ShardedEngine", "ZeroEngine", "chosen_engine"]
+__all__ = ["DDPEngine", "Engine", "FSDPEngine", "MakeEngine", "ZeroEngine", "chosen_engine"]
 
 MakeEngine = Callable[..., Engine]
 
@@ -24,5 +24,5 @@ def chosen_engine() -> MakeEngine:
         return functools.partial(ZeroEngine, config=read_deepspeed_config())
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         check_fsdp_config()
-        return ShardedEngine
-    return ReplicatedEngine
+        return FSDPEngine
+    return DDPEngine

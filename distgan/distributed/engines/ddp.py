@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import patch_environment
@@ -13,19 +13,22 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from distgan.distributed.engines.base import MakeOptimizer, by_parameter, cancel_unless_finite, set_learning_rate
+from distgan.distributed.engines.base import (
+    EngineRuntime,
+    MakeOptimizer,
+    by_parameter,
+    cancel_unless_finite,
+    set_learning_rate,
+)
 
-if TYPE_CHECKING:
-    from distgan.distributed.runtime import Runtime
 
-
-class ReplicatedEngine:
+class DDPEngine:
     """See `Engine`."""
 
     name = "DDP"
     regroups_moments = True
 
-    def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
+    def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: EngineRuntime):
         self.network, self.runtime = network, runtime
         self._objective = objective.to(runtime.device)
         self.module = self._wrap()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -19,11 +19,14 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distgan.distributed import collectives
-from distgan.distributed.engines.base import MakeOptimizer, by_parameter, cancel_unless_finite, set_learning_rate
+from distgan.distributed.engines.base import (
+    EngineRuntime,
+    MakeOptimizer,
+    by_parameter,
+    cancel_unless_finite,
+    set_learning_rate,
+)
 from distgan.errors import UserError
-
-if TYPE_CHECKING:
-    from distgan.distributed.runtime import Runtime
 
 
 def check_fsdp_config() -> None:
@@ -47,13 +50,13 @@ def check_fsdp_config() -> None:
         raise UserError("fsdp_offload_params: the players stay on their device; use false", everywhere=True)
 
 
-class ShardedEngine:
+class FSDPEngine:
     """See `Engine`."""
 
     name = "FSDP2"
     regroups_moments = True
 
-    def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: Runtime):
+    def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: EngineRuntime):
         self.network = network
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if runtime.gradients_in_bf16 else None)

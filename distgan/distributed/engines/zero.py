@@ -12,18 +12,21 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from distgan.distributed import collectives
-from distgan.distributed.engines.base import MakeOptimizer, by_parameter, cancel_unless_finite, set_learning_rate
+from distgan.distributed.engines.base import (
+    EngineRuntime,
+    MakeOptimizer,
+    by_parameter,
+    cancel_unless_finite,
+    set_learning_rate,
+)
 from distgan.errors import UserError
-
-if TYPE_CHECKING:
-    from distgan.distributed.runtime import Runtime
 
 _BUCKET_SIZE = 6_553_600
 """Gradients that are averaged at once where the config does not say: DDP's 25 MiB. More would come later, and so be
@@ -40,7 +43,7 @@ class ZeroEngine:
         objective: nn.Module,
         network: nn.Module,
         make_optimizer: MakeOptimizer,
-        runtime: Runtime,
+        runtime: EngineRuntime,
         config: Mapping[str, Any],
     ) -> None:
         self.network, self._runtime = network, runtime

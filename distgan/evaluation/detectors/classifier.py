@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from distgan import randomness
 from distgan.config import DataConfig
 from distgan.data.index.table import Index
-from distgan.distributed.interruption import Asked, Check, never
+from distgan.distributed.control import Asked, Check, never
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.precision import cpu_threads, plain_float32

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distgan.config import DataConfig, EvaluationConfig, cache_folder
 from distgan.data.index.table import Index
-from distgan.distributed.interruption import Asked, never
+from distgan.distributed.control import Asked, never
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.precision import plain_float32
 from distgan.packages import missing_package
