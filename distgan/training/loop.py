@@ -22,12 +22,13 @@ from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
 from distgan.packages import missing_packages
 from distgan.randomness import derive_key
-from distgan.runs import folder
+from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
 from distgan.schedule import discriminator_updates, ema_decay, growth_warnings, learning_rate
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Observer
+from distgan.training.resume import open_writer, resume_run
 from distgan.training.setup import assemble, batch_memory, check_fits
 from distgan.training.state import TrainingState
 from distgan.version import code_digest
@@ -70,7 +71,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
-    with StopRequest(config.run_dir, main=runtime.is_main) as stop, folder.outcome(config, runtime) as outcome:
+    with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as outcome:
         with runtime.raise_on_all_ranks():
             index = load_index(config.data.path, config.data.cache_dir)
             check_fits(config, index, runtime.world_size)
@@ -104,8 +105,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             held.enter_context(batch_memory(config, runtime.world_size))
             with runtime.raise_on_all_ranks():
                 # First, because it completes what a killed predecessor had almost published.
-                writer = held.enter_context(closing(folder.open_writer(config))) if runtime.is_main else None
-                folder.prepare(config, state, runtime, resume, accepted)
+                writer = held.enter_context(closing(open_writer(config))) if runtime.is_main else None
+                resume_run(config, state, runtime, resume, accepted)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 evaluations = Evaluations(state, feed.latents, runtime, stop)
                 observer = held.enter_context(closing(Observer(state, feed, evaluations, writer, runtime)))
@@ -122,7 +123,7 @@ def run(
     writer: CheckpointWriter | None,
     runtime: Runtime,
     stop: StopRequest,
-) -> folder.Result:
+) -> Result:
     """All remaining steps. Returns `preempted` if a stop was asked for before there was nothing more to do."""
     config, progress = state.config, state.progress
     steps = config.training.steps

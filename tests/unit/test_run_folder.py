@@ -13,7 +13,7 @@ from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.runs.folder import prepare
+from distgan.training.resume import resume_run
 from tests.ranks import RankPool
 
 
@@ -31,7 +31,7 @@ def started(config: Config, resume: str = "auto", *, best: int) -> dict[str, Any
     )
     progress = SimpleNamespace(position=64, best=then.best.model_dump())
     state: Any = SimpleNamespace(load=lambda path, accept: then, progress=progress)
-    prepare(config, state, Runtime(), resume, frozenset())
+    resume_run(config, state, Runtime(), resume, frozenset())
     found: dict[str, Any] | None = progress.best
     return found
 
@@ -81,7 +81,7 @@ def resume_where_one_cannot_read(config: Config) -> str:
     state: Any = SimpleNamespace(load=load if runtime.rank else lambda path, accept: then, progress=progress)
     try:
         with runtime.raise_on_all_ranks():
-            prepare(config, state, runtime, "auto", frozenset())
+            resume_run(config, state, runtime, "auto", frozenset())
     except UserError as error:
         return str(error)
     return "resumed"

@@ -1,0 +1,115 @@
+"""How a run ended, in its status.json, and that no other job trains in its folder meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from distgan.config import Config
+from distgan.distributed.peers import PeerProbe
+from distgan.distributed.runtime import Runtime
+from distgan.errors import LostRankError, UserError
+from distgan.files import explained, reason
+from distgan.runs.status import failed_by_itself, read_status, this_launch, write_failure, write_status
+
+logger = logging.getLogger("distgan")
+
+Result = Literal["finished", "preempted"]
+
+_LAST_WORDS_SECONDS = 1.0
+
+
+@contextmanager
+def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int, str | None], None]]:
+    """Keeps status.json true: `running` inside, then what the yielded function is told, or `failed` with the reason.
+
+    That function takes the result, the step, and the reason of an early end. A rank that fails leaves the process group
+    without waiting: its peers notice by the broken connection.
+
+    Raises:
+        UserError: the folder cannot be written to, another job trains in it, or a launcher repeats what failed by
+            itself.
+    """
+    folder = Path(config.run_dir)
+
+    def finish(result: Result, step: int, reason: str | None) -> None:
+        reasons = [known for known in runtime.gather_objects(reason) if known]
+        if runtime.is_main:
+            why = reasons[0] if reasons else None
+            write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
+        runtime.barrier()
+
+    restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
+    with ExitStack() as held:
+        roll = held.enter_context(closing(PeerProbe(runtime)))
+        with runtime.raise_on_all_ranks():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if runtime.is_main:
+                    held.enter_context(_alone_in(folder))
+                    if restarted:
+                        _refuse_to_repeat(folder)
+                    _warn_of_hanging_restarts()
+                    write_status(folder, "running", world_size=runtime.world_size)
+            except OSError as error:
+                raise UserError(
+                    f"run_dir = {config.run_dir}: cannot write there: {reason(explained(error, folder))}"
+                ) from None
+        try:
+            yield finish
+        except KeyboardInterrupt:
+            write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
+            raise
+        except UserError as error:
+            written = write_failure(folder, runtime.rank, str(error))
+            error.told = not (written or error.everywhere) and failed_by_itself(folder)
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception) and runtime.lost_contact(error):
+                why = f"lost contact with another rank: {roll.missing()}: {str(error).splitlines()[0]}"
+                # The rank that failed knows why, and should be the one to say it. And others may still ask this one.
+                time.sleep(_LAST_WORDS_SECONDS)
+                write_failure(folder, runtime.rank, why, lost_rank=True)
+                raise LostRankError(f"rank {runtime.rank} {why}") from error
+            write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
+            raise
+
+
+def _refuse_to_repeat(folder: Path) -> None:
+    """A launcher starts all ranks again whatever has ended one; only the loss of a rank is mended by that."""
+    status = read_status(folder)
+    if status is None or status.launch != this_launch():
+        return
+    if status.outcome == "failed" and not status.lost_rank:
+        raise UserError(f"not restarted, because the attempt before failed by itself: {status.reason}")
+
+
+def _warn_of_hanging_restarts() -> None:
+    """torchrun's restarted ranks may find the addresses of those before them, unless each attempt has its own store."""
+    may_restart = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if may_restart and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        logger.warning(
+            "restarts by --max-restarts may hang unless the launcher has --rdzv-backend c10d, or --standalone, "
+            "and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the run folder, as far as its file system has locks. Raises UserError if another job holds it."""
+    with open(folder / ".run.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            status = read_status(folder)
+            who = f" (process {status.pid} on {status.host})" if status else ""
+            raise UserError(f"run_dir = {folder}: another job is training there{who}; choose another run_dir") from None
+        except OSError:
+            logger.warning("%s: its file system has no locks; take care that no other job trains there", folder)
+        yield
