@@ -92,7 +92,7 @@ def purpose(names: set[str]) -> str:
     """What a collective is for, by the distgan functions that it is called in."""
     if "save" in names:
         return "checkpoint"
-    if "Observer._measure" in names:
+    if "Monitor._measure" in names:
         return "readings"
     if "Control.exchange" in names:
         return "flags"

@@ -17,7 +17,7 @@ from distgan.networks.progressive import GrowingNetwork
 from distgan.players.player import Player
 
 
-def check_fits(
+def validate_resume(
     path: Path, description: Description, now: Config, index: Index, world_size: int, accept: frozenset[str]
 ) -> None:
     """Raise UserError unless a run of this config, data and ranks goes on where the checkpoint's left off.

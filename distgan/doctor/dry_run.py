@@ -16,7 +16,7 @@ from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
 from distgan.errors import LostRankError, UserError
 from distgan.packages import is_installed
-from distgan.training.setup import check_fits
+from distgan.training.setup import validate_run
 
 _READ_SECONDS = 2.0
 _STEPS = 20
@@ -29,7 +29,7 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
     found, mistake = None, None
     try:
         found = load_index(config.data.path, config.data.cache_dir)
-        check_fits(config, found, runtime.world_size)
+        validate_run(config, found, runtime.world_size)
     except UserError as error:
         mistake = str(error)
     answers = runtime.gather_objects((mistake, found.fingerprint if found else None))

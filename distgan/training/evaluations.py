@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distgan")
 
 
+class Evaluation(NamedTuple):
+    """The outcome of one evaluation."""
+
+    metrics: dict[str, float]
+    is_best: bool = False
+    """The first metric is better than ever before."""
+    interrupted: bool = False
+    """The run was asked to stop, so that the evaluation is left for the next start. All ranks agree."""
+
+
 class Evaluations:
     """Every `evaluation.every` steps of a run. Every rank calls it alike."""
 
@@ -27,8 +37,6 @@ class Evaluations:
         self.state, self.latents, self.runtime, self.stop = state, latents, runtime, stop
         self.criterion = criterion(state.config)
         """What makes one average better than another."""
-        self.left_undone = False
-        """Whether one was due that a stop has left for the next start. All ranks agree."""
         self._evaluator: Evaluator | None = None
 
     def is_due(self) -> bool:
@@ -36,11 +44,8 @@ class Evaluations:
         every = self.state.config.evaluation.every
         return every > 0 and self.state.progress.step % every == 0
 
-    def measure(self) -> tuple[dict[str, float], bool]:
-        """All metrics of the average, whose statistics fit its weights, and whether it is the best so far.
-
-        There are none if the run was asked to stop meanwhile, as that cannot wait.
-        """
+    def measure(self) -> Evaluation:
+        """Evaluate the EMA generator, whose statistics fit its weights. Collective: call on every rank."""
         from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
 
         config, step = self.state.config, self.state.progress.step
@@ -54,13 +59,12 @@ class Evaluations:
             ) as generate:
                 metrics = self._evaluator(generate)
         except Interrupted:
-            self.left_undone = True
             if self.runtime.is_main:
                 logger.warning("step %d: evaluation left for after the resume, as the run was asked to stop", step)
-            return {}, False
+            return Evaluation({}, interrupted=True)
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-        return metrics, self._note_best(metrics)
+        return Evaluation(metrics, is_best=self._note_best(metrics))
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Whether the first metric is better than ever before; if so, it is remembered."""

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 
 import torch
 
 from distgan.checkpoint.contents import ACCEPTABLE
 from distgan.checkpoint.writer import CheckpointWriter
-from distgan.config import Config, dump_config
-from distgan.data.index.checks import unlisted
+from distgan.config import Config
 from distgan.data.index.loading import load_index
-from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.control import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
-from distgan.packages import missing_packages
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
-from distgan.schedule import discriminator_updates, ema_decay, growth_warnings, learning_rate
+from distgan.schedule import discriminator_updates, ema_decay, learning_rate
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
-from distgan.training.monitor import Observer
+from distgan.training.monitor import Monitor
 from distgan.training.resume import open_writer, resume_run
-from distgan.training.setup import assemble, batch_memory, check_fits
+from distgan.training.setup import assemble, batch_memory, check_ranks_agree, log_warnings, validate_run
 from distgan.training.state import TrainingState
-from distgan.version import code_digest
 
 logger = logging.getLogger("distgan")
 
@@ -74,30 +70,9 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as outcome:
         with runtime.raise_on_all_ranks():
             index = load_index(config.data.path, config.data.cache_dir)
-            check_fits(config, index, runtime.world_size)
-        runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
-        runtime.check_equal("the code", code_digest(), "install the same version on every node")
-        if index.has_jpegs:
-            runtime.check_equal(
-                "the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node"
-            )
-        runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
-        if runtime.is_main:
-            for warning in (*config.config_warnings, *growth_warnings(config), *unlisted(config.data.path, index)):
-                logger.warning("%s", warning)
-            for package in missing_packages():
-                logger.warning("%s is not installed: %s; pip install %s", package.name, package.without, package.name)
-            if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
-                logger.warning(
-                    "training.mixed_precision = tf32: %s has no TF32, so float32 is used; it needs an NVIDIA GPU",
-                    runtime.device,
-                )
-            if index.num_classes and "labels" not in config.data.model_fields_set:
-                logger.info(
-                    "the shards have labels of %d classes, which are not used: training is unconditional; set "
-                    "data.labels=true to condition both networks on them, or data.labels=false to hide this line",
-                    index.num_classes,
-                )
+            validate_run(config, index, runtime.world_size)
+        check_ranks_agree(config, index, runtime)
+        log_warnings(config, index, runtime)
         state = assemble(config, index, runtime)
         if runtime.is_main and runtime.world_size > 1:
             logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
@@ -109,8 +84,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 resume_run(config, state, runtime, resume, accepted)
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 evaluations = Evaluations(state, feed.latents, runtime, stop)
-                observer = held.enter_context(closing(Observer(state, feed, evaluations, writer, runtime)))
-            result = run(state, feed, observer, evaluations, writer, runtime, stop)
+                monitor = held.enter_context(closing(Monitor(state, feed, evaluations, writer, runtime)))
+            result = run(state, feed, monitor, writer, runtime, stop)
         outcome(result, state.progress.step, stop.reason if result == "preempted" else early_stop_reason(state))
         return result
 
@@ -118,60 +93,64 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
 def run(
     state: TrainingState,
     feed: Feed,
-    observer: Observer,
-    evaluations: Evaluations,
+    monitor: Monitor,
     writer: CheckpointWriter | None,
     runtime: Runtime,
     stop: StopRequest,
 ) -> Result:
-    """All remaining steps. Returns `preempted` if a stop was asked for before there was nothing more to do."""
+    """Run all remaining steps. Returns `preempted` if a stop was asked for before there was nothing more to do."""
     config, progress = state.config, state.progress
-    steps = config.training.steps
-    generator, discriminator = config.generator.optimizer, config.discriminator.optimizer
-    is_best = observer.before_first_step()
-    leaving = evaluations.left_undone
-    if is_best or leaving:
-        save(state, feed, writer, runtime, last=leaving, is_best=is_best)
-    news = runtime.exchange([False, False])
-    while not (leaving or is_done(state)):
-        before = progress.position
-        for update in discriminator_updates(config, progress.step, progress.position):
-            seed_default_generator(config.seed, update.index, runtime.rank)
-            state.discriminator.update(
-                feed.discriminator_inputs(update),
-                (progress.step, update.index),
-                learning_rate(discriminator, progress.step, steps),
-                before_change=writer.copied if writer is not None else None,
-            )
-            progress.position += update.batch_size
-        applied = state.generator.update(
-            feed.generator_inputs(progress.step),
-            (progress.step,),
-            learning_rate(generator, progress.step, steps),
-        )
-        with runtime.full_params(state.generator.network):
-            # A long critic phase is one step of the generator like any other.
-            images = config.training.critic_steps * update.batch_size
-            state.average.update(ema_decay(config.ema, before, images), applied)
-        progress.step += 1
-        state.grow()
+    report = monitor.before_first_step()
+    stopping = report.evaluation_left
+    if stopping or report.is_best:
+        save(state, feed, writer, runtime, last=stopping, is_best=report.is_best)
+    flags = runtime.exchange([False, False])
+    while not (stopping or is_done(state)):
+        train_step(state, feed, runtime, before_change=writer.copied if writer is not None else None)
         # The first step may compile kernels; from the next one on, silence means that a rank is lost.
         runtime.set_timeout(config.training.timeout_minutes)
 
         # What ranks tell each other here is read one step later, so that no step waits for it.
-        leaving, unreadable = news.result()
-        news = runtime.exchange([stop.requested, bool(feed.failures)])
+        stopping, unreadable = flags.result()
+        flags = runtime.exchange([stop.requested, bool(feed.failures)])
         if unreadable:
             feed.share_failures()
         if progress.step % config.monitoring.every == 0:
             check_skipped_updates(state, writer, runtime)
-        is_best = observer.after_step(evaluate=not leaving)
-        leaving = leaving or evaluations.left_undone
-        last = leaving or is_done(state)
-        if last or is_best or progress.step % config.checkpoint.every == 0:
-            save(state, feed, writer, runtime, last=last, is_best=is_best)
-    news.result()
-    return "finished" if is_done(state) and not evaluations.left_undone else "preempted"
+        report = monitor.after_step(evaluate=not stopping)
+        stopping = stopping or report.evaluation_left
+        last = stopping or is_done(state)
+        if last or report.is_best or progress.step % config.checkpoint.every == 0:
+            save(state, feed, writer, runtime, last=last, is_best=report.is_best)
+    flags.result()
+    return "finished" if is_done(state) and not report.evaluation_left else "preempted"
+
+
+def train_step(
+    state: TrainingState, feed: Feed, runtime: Runtime, *, before_change: Callable[[], None] | None = None
+) -> None:
+    """Update the discriminator as often as the step has it, then the generator, then the average.
+
+    Args:
+        before_change: called before each change of a tensor that a checkpoint holds.
+    """
+    config, progress = state.config, state.progress
+    step, first_position = progress.step, progress.position
+    updates = list(discriminator_updates(config, step, first_position))
+    rate = learning_rate(config.discriminator.optimizer, step, config.training.steps)
+    for update in updates:
+        seed_default_generator(config.seed, update.index, runtime.rank)
+        batches = feed.discriminator_inputs(update)
+        state.discriminator.update(batches, (step, update.index), rate, before_change=before_change)
+        progress.position += update.batch_size
+    rate = learning_rate(config.generator.optimizer, step, config.training.steps)
+    applied = state.generator.update(feed.generator_inputs(step), (step,), rate, before_change=before_change)
+    with runtime.full_params(state.generator.network):
+        # A long critic phase is one step of the generator like any other.
+        images = config.training.critic_steps * updates[-1].batch_size
+        state.average.update(ema_decay(config.ema, first_position, images), applied)
+    progress.step += 1
+    state.grow()
 
 
 def is_done(state: TrainingState) -> bool:

@@ -6,6 +6,7 @@ import logging
 import resource
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -34,7 +35,16 @@ INTERPOLATION = 4, 8
 """Paths between latents beside each sample grid, and the images of each."""
 
 
-class Observer:
+class StepReport(NamedTuple):
+    """What the training loop needs to know of the monitoring of a step. All ranks agree."""
+
+    is_best: bool = False
+    """The EMA generator was evaluated and is the best so far."""
+    evaluation_left: bool = False
+    """An evaluation that was due is left for the next start, because the run was asked to stop."""
+
+
+class Monitor:
     """Measures and pictures the run. Every rank calls it alike; rank 0 writes."""
 
     def __init__(
@@ -60,11 +70,11 @@ class Observer:
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(flatten(self.config), values)
-        self.pace = StragglerMonitor(runtime, [player.network for player in state.players])
+        self.stragglers = StragglerMonitor(runtime, [player.network for player in state.players])
         self._start_interval()
 
-    def before_first_step(self) -> bool:
-        """Write down what is due before this process's first step. Returns whether this is the best average so far.
+    def before_first_step(self) -> StepReport:
+        """Write down what is due before this process's first step. Collective: call on every rank.
 
         That is all of step 0, and of a later step an evaluation that an earlier process was asked to leave undone.
         """
@@ -73,21 +83,21 @@ class Observer:
             return self.after_step()
         recorded = self.runtime.broadcast_object(self.tracker.recorded(step))
         if not self.evaluations.is_due() or self.evaluations.criterion.name in recorded:
-            return False
+            return StepReport()
         self._fit_statistics()
-        metrics, is_best = self.evaluations.measure()
-        self._write(metrics)
+        evaluation = self.evaluations.measure()
+        self._write(evaluation.metrics)
         self._start_interval()
-        return is_best
+        return StepReport(evaluation.is_best, evaluation.interrupted)
 
-    def after_step(self, *, evaluate: bool = True) -> bool:
-        """Write down what is due after a step. Returns whether this is the best average so far.
+    def after_step(self, *, evaluate: bool = True) -> StepReport:
+        """Write down what is due after a step. Collective: call on every rank.
 
         Args:
-            evaluate: False leaves an evaluation undone, as a stop does.
+            evaluate: False leaves a due evaluation for the next start.
         """
         progress, config = self.state.progress, self.config
-        self.pace.end()
+        self.stragglers.end()
         self.runtime.step = progress.step
         self.console.advance(progress.step)
         row: dict[str, float] = {}
@@ -102,24 +112,23 @@ class Observer:
         pictured = progress.step % config.monitoring.samples_every == 0
         if (due and evaluate) or pictured:
             self._fit_statistics()
-        is_best = False
+        report = StepReport(evaluation_left=due)
         if due and evaluate:
-            metrics, is_best = self.evaluations.measure()
-            row |= metrics
-        elif due:
-            self.evaluations.left_undone = True
+            evaluation = self.evaluations.measure()
+            row |= evaluation.metrics
+            report = StepReport(evaluation.is_best, evaluation.interrupted)
         if pictured and self.runtime.is_main:
             self._draw_samples()
         self._write(row)
         if row or pictured:
             self._start_interval()
         if self._is_logged(progress.step + 1) or progress.step + 1 == config.training.steps:
-            self.pace.begin()
-        return is_best
+            self.stragglers.begin()
+        return report
 
     def close(self) -> None:
         """Finish the files."""
-        self.pace.end()
+        self.stragglers.end()
         self.console.close()
         self.tracker.close()
 
@@ -147,7 +156,7 @@ class Observer:
         row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
-        row |= self.pace.measure()
+        row |= self.stragglers.measure()
         row["memory/host_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         if self.runtime.device.type == "cuda":
             row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from torch import nn
 
 from distgan import schedule
-from distgan.config import Config
+from distgan.config import Config, dump_config
+from distgan.data.index.checks import unlisted
 from distgan.data.index.table import Index
 from distgan.data.kinds.decoding import sample_format
+from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
@@ -21,10 +24,15 @@ from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.progressive import set_growth
+from distgan.packages import missing_packages
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
+from distgan.schedule import growth_warnings
 from distgan.training.ema import EMAGenerator
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
+from distgan.version import code_digest
+
+logger = logging.getLogger("distgan")
 
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
@@ -107,7 +115,7 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
     return device.type == "cuda" or config.training.mixed_precision == "bf16"
 
 
-def check_fits(config: Config, index: Index, world_size: int) -> None:
+def validate_run(config: Config, index: Index, world_size: int) -> None:
     """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
     sample_format(config.data, index)
     accumulation = config.training.gradient_accumulation_steps
@@ -137,3 +145,33 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
         batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
         reals = to_network(run_shape(config, index), batch.values)
         set_reference(discriminator, reals, batch.labels if config.data.labels else None)
+
+
+def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
+    """Refuse ranks that differ in config, code, data or JPEG decoder. Collective: call on every rank."""
+    runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
+    runtime.check_equal("the code", code_digest(), "install the same version on every node")
+    if index.has_jpegs:
+        runtime.check_equal("the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node")
+    runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
+
+
+def log_warnings(config: Config, index: Index, runtime: Runtime) -> None:
+    """Log, on rank 0, what the run will do as told though its user may not want it."""
+    if not runtime.is_main:
+        return
+    for warning in (*config.config_warnings, *growth_warnings(config), *unlisted(config.data.path, index)):
+        logger.warning("%s", warning)
+    for package in missing_packages():
+        logger.warning("%s is not installed: %s; pip install %s", package.name, package.without, package.name)
+    if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
+        logger.warning(
+            "training.mixed_precision = tf32: %s has no TF32, so float32 is used; it needs an NVIDIA GPU",
+            runtime.device,
+        )
+    if index.num_classes and "labels" not in config.data.model_fields_set:
+        logger.info(
+            "the shards have labels of %d classes, which are not used: training is unconditional; set "
+            "data.labels=true to condition both networks on them, or data.labels=false to hide this line",
+            index.num_classes,
+        )

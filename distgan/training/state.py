@@ -13,7 +13,13 @@ from torch import Tensor
 
 from distgan import schedule
 from distgan.checkpoint import writer
-from distgan.checkpoint.compatibility import check_counters, check_fits, check_history, check_optimizer, own_tensors
+from distgan.checkpoint.compatibility import (
+    check_counters,
+    check_history,
+    check_optimizer,
+    own_tensors,
+    validate_resume,
+)
 from distgan.checkpoint.contents import Description, load_description
 from distgan.checkpoint.restore import check_numbers, read_network
 from distgan.config import Config
@@ -142,7 +148,7 @@ class TrainingState:
             UserError: the checkpoint is of another data set, seed, statistics batch or architecture, or damaged.
         """
         description = load_description(path)
-        check_fits(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
+        validate_resume(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
         classes = self.index.num_classes if self.config.data.labels else 0
         weights = {
             player.role: read_network(path, player.role, player.network, num_classes=classes) for player in self.players

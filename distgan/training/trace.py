@@ -12,7 +12,7 @@ from distgan.config import Config
 from distgan.data import order as orders
 from distgan.data.index.loading import load_index
 from distgan.errors import UserError
-from distgan.training.setup import check_fits
+from distgan.training.setup import validate_run
 
 MAX_STEPS = 2**40
 
@@ -30,7 +30,7 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
     if world_size < 1:
         raise UserError(f"--world-size {world_size}: expected a number of ranks, 1 or more")
     index = load_index(config.data.path, config.data.cache_dir)
-    check_fits(config, index, world_size)
+    validate_run(config, index, world_size)
     order = orders.make_order(config.data, config.seed, index)
     for step in range(first, last):
         for update in schedule.discriminator_updates(config, step, schedule.position_after(config, step)):

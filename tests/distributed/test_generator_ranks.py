@@ -14,7 +14,7 @@ import yaml
 import distgan
 from distgan.data.packing.pack import pack
 from distgan.inference.export import export
-from distgan.training.monitor import Observer
+from distgan.training.monitor import Monitor
 from tests.ranks import RankPool
 
 
@@ -55,12 +55,12 @@ def batch_statistics(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 def statistics_in_training(config: Path, folder: Path) -> dict[str, torch.Tensor]:
     found = {}
 
-    def close(observer: Observer) -> None:
+    def close(observer: Monitor) -> None:
         found.update(copy.deepcopy(batch_statistics(observer.state.average.network)))
         finish(observer)
 
-    finish = Observer.close
-    with patch.object(Observer, "close", close):
+    finish = Monitor.close
+    with patch.object(Monitor, "close", close):
         train(config, f"run_dir={folder}", "monitoring.samples_every=1")
     return found
 

@@ -12,7 +12,7 @@ from distgan.config import load_config
 from distgan.data.index.loading import load_index
 from distgan.data.packing.pack import pack
 from distgan.errors import UserError
-from distgan.training import loop
+from distgan.training import loop, setup
 from tests.ranks import RankPool
 from tests.runs import recipe, status
 
@@ -24,7 +24,7 @@ def refusal(config: str, what: str, other: str) -> str:
         if what == "config":
             changes = ["generator.optimizer.learning_rate=0.5"]
         elif what == "code":
-            patch.setattr(loop, "code_digest", lambda: "other")
+            patch.setattr(setup, "code_digest", lambda: "other")
         else:
             patch.setattr(loop, "load_index", lambda *_: load_index(other))
     try:

@@ -23,7 +23,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference.export import export, load_generator
 from distgan.training.inputs import Feed
-from distgan.training.setup import assemble, check_fits
+from distgan.training.setup import assemble, validate_run
 from distgan.training.trace import trace
 from tests.ranks import Job
 from tests.runs import differing, losses, recipe, rows, tensors
@@ -180,9 +180,9 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
 
 def test_every_batch_divides_among_the_ranks(tmp_path: Path, digits: Path) -> None:
     config, index = load_config(make_recipe(tmp_path, digits)), load_index(str(digits))
-    check_fits(config, index, 8)
+    validate_run(config, index, 8)
     with pytest.raises(UserError, match=r"growth\.batch_sizes\.16 = 8 .* does not divide among 16 processes"):
-        check_fits(config, index, 16)
+        validate_run(config, index, 16)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

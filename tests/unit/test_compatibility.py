@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distgan.checkpoint.compatibility import check_fits
+from distgan.checkpoint.compatibility import validate_resume
 from distgan.checkpoint.contents import Description
 from distgan.config import Config, parse_config
 from distgan.errors import UserError
@@ -50,7 +50,7 @@ def check(then: Config, world_then: int, now: Config, world_now: int, accept: fr
         config=then.model_dump(mode="json"),
         versions={},
     )
-    check_fits(Path("checkpoint"), description, now, INDEX, world_now, accept)
+    validate_resume(Path("checkpoint"), description, now, INDEX, world_now, accept)
 
 
 @pytest.mark.parametrize(

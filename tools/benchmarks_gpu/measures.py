@@ -100,27 +100,27 @@ def kernels(config: Any) -> Iterator[Record]:
     from torch.profiler import ProfilerActivity, profile, schedule
 
     from distgan.training.loop import train
-    from distgan.training.monitor import Observer
+    from distgan.training.monitor import Monitor, StepReport
 
     cuda = torch.cuda.is_available()
     wait, active = STEPS - PROFILED, PROFILED
     found: list[Any] = []
     clock: list[float] = []
-    original = Observer.after_step
+    original = Monitor.after_step
 
-    def after_step(self: Any, **arguments: Any) -> bool:
-        is_best: bool = original(self, **arguments)
+    def after_step(self: Any, **arguments: Any) -> StepReport:
+        report: StepReport = original(self, **arguments)
         synchronize()
         clock.append(time.perf_counter())
         profiler.step()
-        return is_best
+        return report
 
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
     profiler = profile(
         activities=activities, schedule=schedule(wait=wait, warmup=1, active=active, repeat=1),
         on_trace_ready=lambda ready: found.extend(ready.key_averages()),
     )  # fmt: skip
-    with mock.patch.object(Observer, "after_step", after_step), profiler:
+    with mock.patch.object(Monitor, "after_step", after_step), profiler:
         train(config)
     place = "CUDA" if cuda else "CPU"
     totals = [
@@ -243,7 +243,7 @@ def _rows(run: Path) -> list[Record]:
     return [row for row in rows if "loss/generator" in row]
 
 
-def _is_enough(times: Sequence[float], seconds: float) -> bool:
+def _is_enough(times: Sequence[float], seconds: float) -> StepReport:
     """Whether there are enough intervals after the first, and long enough ones."""
     return len(times) >= LEAST_INTERVALS + 2 and times[-1] - times[1] >= seconds
 
