@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.benchmarks_gpu.page import Outcome, Record, line, page
+from tools.benchmarks_gpu.page import PartOutcome, Record, line, page
 from tools.commands import ROOT
 
 MARK = "@record "
@@ -92,7 +92,7 @@ def main() -> None:
     whole = not (options.dry_run or options.only)
     out = options.out or (ROOT / "docs/benchmarks-gpu.md" if whole else None)
     records: list[Record] = []
-    outcomes: list[Outcome] = []
+    outcomes: list[PartOutcome] = []
     text = ""
     with tempfile.TemporaryDirectory(prefix="distgan-gpu-") as folder:
         for part in PARTS:
@@ -114,11 +114,11 @@ def no_gpu(records: list[Record]) -> bool:
     return any(record["kind"] == "machine" and record["card"] == "CPU" for record in records)
 
 
-def run(part: Part, options: argparse.Namespace, folder: Path, left: float, records: list[Record]) -> Outcome:
+def run(part: Part, options: argparse.Namespace, folder: Path, left: float, records: list[Record]) -> PartOutcome:
     """Run a part in a process of its own, print and keep its records as they come, and kill it at its limit."""
     limit = min(part.limit, left)
     if limit < 5:
-        return Outcome(part.name, "not started: no time was left", 0.0)
+        return PartOutcome(part.name, "not started: no time was left", 0.0)
     print(f"== {part.name} (at most {limit:.0f} s)", flush=True)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
     if options.dry_run:
@@ -146,7 +146,7 @@ def run(part: Part, options: argparse.Namespace, folder: Path, left: float, reco
     records += of_output(part.name, printed)
     for record in records:
         record.setdefault("part", part.name)
-    return Outcome(part.name, verdict, time.monotonic() - started)
+    return PartOutcome(part.name, verdict, time.monotonic() - started)
 
 
 def command(name: str, options: argparse.Namespace, folder: Path) -> list[str]:

@@ -80,13 +80,15 @@ def _trace(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from distgan.inference.sample import interpolate, sample
+    from distgan.inference.sample import sample, sample_paths
 
     shared = {name: getattr(options, name) for name in ("seed", "labels", "batch_size", "best")}
     if options.num is not None:
         shared["number"] = options.num
     if options.interpolate is not None:
-        write_line(interpolate(options.source, options.out, steps=options.interpolate, linear=options.linear, **shared))
+        write_line(
+            sample_paths(options.source, options.out, steps=options.interpolate, linear=options.linear, **shared)
+        )
     elif options.linear:
         raise UserError("--linear is about paths between images; add --interpolate STEPS, or leave it out")
     else:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distgan.config.fields import Color, Count, CountOrZero, Real, Section, Share, Size, number
+from distgan.config.fields import Color, Count, CountOrZero, Fraction, Real, Section, Size, number
 
 
 class DataConfig(Section):
@@ -59,7 +59,7 @@ class DataConfig(Section):
     """Upper bound of that folder, in 1e9 bytes."""
     retries: Annotated[CountOrZero, Field(le=1000)] = 3
     """How often a failed read is tried again, with backoff, before the sample is replaced."""
-    max_failure_rate: Share = 0.01
+    max_failure_rate: Fraction = 0.01
     """The run stops when more than this share of the samples read could not be read."""
     max_pixels: Annotated[Count, Field(le=2**30)] = 64_000_000
     """An image with more pixels than this is treated as unreadable."""

@@ -66,7 +66,7 @@ Seed = Annotated[int, BeforeValidator(number), Field(ge=0, le=2**63 - 1)]
 Real = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]
-Share = Annotated[Real, Field(ge=0, le=1)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
 
 
 Color = Annotated[str, AfterValidator(_color)]

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, NotNegative, Positive, Section, Share
+from distgan.config.fields import Count, Fraction, NotNegative, Positive, Section
 
 
 class ZeroCenteredPenaltyConfig(Section):
@@ -54,7 +54,7 @@ class WeightClippingConfig(Section):
     """Clamp the scales and offsets of normalization layers too, as the released code does."""
 
 
-Target = Share | tuple[Share, Share]
+Target = Fraction | tuple[Fraction, Fraction]
 
 
 class LabelSmoothingConfig(Section):
@@ -65,7 +65,7 @@ class LabelSmoothingConfig(Section):
     have no minimum."""
     fake: Target = 0.0
     """The same for generated samples. Above 0 the optimal discriminator no longer vanishes off the data."""
-    flip: Share = 0.0
+    flip: Fraction = 0.0
     """Probability that a sample's target is that of the other side."""
 
     @model_validator(mode="after")

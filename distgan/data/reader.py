@@ -36,7 +36,7 @@ _OUTAGE_SECONDS = 60.0
 class Batch(NamedTuple):
     """Samples of a micro-batch, or one rank's share of it."""
 
-    values: Tensor
+    data: Tensor
     """Images: uint8, (n, channels, resolution, resolution), dense; in memory channels come last, as decoders write
     them. Text: numbers of characters in the index's vocabulary, uint16, (n, length). Points: float32, (n, dimensions).
     """
@@ -44,8 +44,8 @@ class Batch(NamedTuple):
     """int64, (n,): class labels, -1 where there are none."""
     positions: Tensor
     """int64, (n,): positions in the stream."""
-    samples: Tensor
-    """int64, (n,): whose data these are."""
+    indices: Tensor
+    """int64, (n,): the samples' numbers in the index."""
     failures: list[Failure]
     """Samples that could not be read and were replaced."""
 
@@ -53,14 +53,14 @@ class Batch(NamedTuple):
 class Decoded(NamedTuple):
     """Whose data were decoded."""
 
-    samples: NDArray[np.int64]
+    indices: NDArray[np.int64]
     failures: list[Failure]
 
 
 def as_batch(index: Index, decoded: Decoded, values: Tensor, positions: NDArray[np.int64]) -> Batch:
     """A batch of these values, whose shape is a batch's."""
-    labels = torch.from_numpy(index.labels[decoded.samples].astype(np.int64))
-    samples, places = torch.from_numpy(decoded.samples), torch.from_numpy(positions)
+    labels = torch.from_numpy(index.labels[decoded.indices].astype(np.int64))
+    samples, places = torch.from_numpy(decoded.indices), torch.from_numpy(positions)
     return Batch(values, labels, places, samples, decoded.failures)
 
 

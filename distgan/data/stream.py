@@ -252,13 +252,13 @@ class Stream(Iterator[Batch]):
     def _bring_up_to_date(self, decoded: Decoded, values: Values, request: _Requested) -> Decoded:
         """Read again, in place, what has been given a replacement since this batch was requested."""
         wanted = self._substitutions.apply(request.samples, request.positions)
-        stale = np.flatnonzero((wanted != request.samples) & (wanted != decoded.samples))
+        stale = np.flatnonzero((wanted != request.samples) & (wanted != decoded.indices))
         if not len(stale):
             return decoded
         again = np.empty_like(values[stale])
         fresh = self._dataset.read(wanted[stale], again, request.mirrored[stale])
         values[stale] = again
-        decoded.samples[stale] = fresh.samples
+        decoded.indices[stale] = fresh.indices
         return decoded._replace(failures=decoded.failures + fresh.failures)
 
 

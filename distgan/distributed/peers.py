@@ -35,7 +35,7 @@ class PeerProbe:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._seats: list[PeerAddress] = []
+        self._addresses: list[PeerAddress] = []
         self._door: socket.socket | None = None
         if runtime.world_size == 1:
             return
@@ -43,16 +43,16 @@ class PeerProbe:
         family = socket.AF_INET6 if dual else socket.AF_INET
         self._door = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=_AT_ONCE)
         here = PeerAddress(socket.gethostname(), _address(), self._door.getsockname()[1])
-        self._seats = runtime.gather_objects(here)
+        self._addresses = runtime.gather_objects(here)
         self._thread = threading.Thread(target=self._answer, args=(self._door,), name="roll call", daemon=True)
         self._thread.start()
 
     def missing(self) -> str:
         """Whom this rank waited for, as far as the others answer now."""
-        others = [rank for rank in range(len(self._seats)) if rank != self._runtime.rank]
+        others = [rank for rank in range(len(self._addresses)) if rank != self._runtime.rank]
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-            answers = dict(zip(others, pool.map(ask, [self._seats[rank] for rank in others]), strict=True))
-        return describe(self._runtime.step, self._seats, answers)
+            answers = dict(zip(others, pool.map(ask, [self._addresses[rank] for rank in others]), strict=True))
+        return describe(self._runtime.step, self._addresses, answers)
 
     def close(self) -> None:
         """Answer no more."""
@@ -74,10 +74,10 @@ class PeerProbe:
                 caller.sendall(f"{self._runtime.step}\n".encode())
 
 
-def ask(seat: PeerAddress) -> int | str:
+def ask(address: PeerAddress) -> int | str:
     """The step that a rank is at, or what is wrong with it."""
     try:
-        line = socket.create_connection((seat.address, seat.port), timeout=_PATIENCE_SECONDS)
+        line = socket.create_connection((address.address, address.port), timeout=_PATIENCE_SECONDS)
     except ConnectionError:
         return "its process has ended"
     except OSError as error:
@@ -93,16 +93,16 @@ def ask(seat: PeerAddress) -> int | str:
     return int(text) if text.strip().isdigit() else "its process has ended"
 
 
-def describe(step: int, seats: Sequence[PeerAddress], answers: dict[int, int | str]) -> str:
+def describe(step: int, addresses: Sequence[PeerAddress], answers: dict[int, int | str]) -> str:
     """One phrase of what the others answered to a rank that waited at `step`."""
     silent = [rank for rank, answer in answers.items() if isinstance(answer, str)]
     behind = [rank for rank, answer in answers.items() if isinstance(answer, int) and answer < step]
     if silent:
-        named = ", ".join(f"rank {rank} on {seats[rank].host} ({answers[rank]})" for rank in silent[:4])
+        named = ", ".join(f"rank {rank} on {addresses[rank].host} ({answers[rank]})" for rank in silent[:4])
         more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
         return f"waited at step {step} for {named}{more}"
     if behind:
-        named = ", ".join(f"rank {rank} on {seats[rank].host} (at step {answers[rank]})" for rank in behind[:4])
+        named = ", ".join(f"rank {rank} on {addresses[rank].host} (at step {answers[rank]})" for rank in behind[:4])
         return f"waited at step {step} for {named}"
     return f"waited at step {step}, where all other ranks are too; the network between them failed, or is slow"
 

@@ -110,12 +110,14 @@ def _collect(
         for reals in read_reals(config.data, index, mine.split(size) if len(mine) else ()):
             check()
             if len(reals.samples):
-                seen = see(detector, reals.numbers, fill(reals.samples, size).to(runtime.device), reals.labels)
+                seen = extract_features(
+                    detector, reals.numbers, fill(reals.samples, size).to(runtime.device), reals.labels
+                )
                 for collector in collectors:
                     collector.update(seen)
 
 
-def see(detector: Detector | None, numbers: Tensor, samples: Tensor, labels: Tensor) -> FeatureBatch:
+def extract_features(detector: Detector | None, numbers: Tensor, samples: Tensor, labels: Tensor) -> FeatureBatch:
     """The first samples, as many as there are numbers and labels, with what the detector sees in them."""
     count = len(numbers)
     if detector is None:

@@ -45,8 +45,8 @@ def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Ite
     with closing(Reader(data, index, seed=0)) as reader:
         for samples in batches:
             batch = reader.read_batch(samples.numpy())
-            kept = batch.samples == samples  # the others were replaced
-            yield Reals(batch.samples[kept], batch.values[kept], batch.labels[kept])
+            kept = batch.indices == samples  # the others were replaced
+            yield Reals(batch.indices[kept], batch.data[kept], batch.labels[kept])
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world_size: int) -> Iterator[Tensor]:

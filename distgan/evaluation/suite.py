@@ -20,7 +20,7 @@ from distgan.errors import within_memory
 from distgan.evaluation.detectors.features import load_detector
 from distgan.evaluation.names import WITH_DETECTOR, value_name
 from distgan.evaluation.precision import ieee_float32
-from distgan.evaluation.real_statistics import real_statistics, see
+from distgan.evaluation.real_statistics import extract_features, real_statistics
 from distgan.evaluation.samples import fill, rank_batches
 from distgan.evaluation.suite_metrics import MetricContext, make_collectors, make_measure
 
@@ -70,7 +70,7 @@ class Evaluator:
             for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
                 check()
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)
-                seen = see(self.detector, numbers, samples, torch.full_like(numbers, -1))
+                seen = extract_features(self.detector, numbers, samples, torch.full_like(numbers, -1))
                 for measure in self._measures.values():
                     measure.metric.update(*measure.take(seen))
         values: dict[str, float] = {}

@@ -87,10 +87,10 @@ def generating(
 
 
 @torch.no_grad()
-def interpolate(
+def generate_paths(
     network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, paths: int, steps: int
 ) -> Tensor:
     """Samples (paths * steps, ...) along arcs between neighboring latents, path by path."""
-    latents, labels = interpolation.interpolate(*source.draw(purpose, torch.arange(2 * paths)), steps)
+    latents, labels = interpolation.latent_paths(*source.draw(purpose, torch.arange(2 * paths)), steps)
     with reference_moments(network):
         return from_network(shape, network(latents, labels))

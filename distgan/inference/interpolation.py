@@ -38,7 +38,9 @@ def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     return torch.where(sine > _PARALLEL, arc, torch.lerp(a, b, t)).to(start.dtype)
 
 
-def interpolate(latents: Tensor, labels: Tensor | None, steps: int, path: Path = slerp) -> tuple[Tensor, Tensor | None]:
+def latent_paths(
+    latents: Tensor, labels: Tensor | None, steps: int, path: Path = slerp
+) -> tuple[Tensor, Tensor | None]:
     """Latents in `steps` even steps from the first to the second, from the third to the fourth, and so on.
 
     Args:

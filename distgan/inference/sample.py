@@ -104,7 +104,7 @@ def _write(generator: Generator, target: Path, batches: Iterator[Tensor], batch_
 
 
 @torch.no_grad()
-def interpolate(
+def sample_paths(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -143,7 +143,7 @@ def interpolate(
     if classes is not None:
         drawn = classes[torch.arange(2 * number) // 2 % len(classes)].to(latents.device)
     path = interpolation.lerp if linear else interpolation.slerp
-    latents, drawn = interpolation.interpolate(latents, drawn, steps, path)
+    latents, drawn = interpolation.latent_paths(latents, drawn, steps, path)
     places = torch.arange(len(latents)).split(batch_size)
     with reference_moments(generator.network), _memory(batch_size):
         images = torch.cat(

@@ -52,7 +52,7 @@ def drift(real_logits: Tensor) -> Tensor:
     return real_logits.square().mean()
 
 
-def interpolate(reals: Tensor, fakes: Tensor, fractions: Tensor) -> Tensor:
+def interpolate_samples(reals: Tensor, fakes: Tensor, fractions: Tensor) -> Tensor:
     """r + alpha (f - r) with one alpha in [0, 1) for each sample, shape (n,) (Gulrajani et al. 2017, algorithm 1)."""
     between: Tensor = reals + _each(fractions, reals) * (fakes - reals)
     return between

@@ -12,7 +12,7 @@ from distgan.distributed.runtime import Runtime
 Totals = dict[str, tuple[float, float]]
 
 
-class Statistics:
+class ScalarAccumulator:
     """Means over micro-batches and ranks of what a player reports, summed on the device until asked for."""
 
     def __init__(self) -> None:

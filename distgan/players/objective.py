@@ -28,7 +28,7 @@ from distgan.players import scalars
 from distgan.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
-Outcome = tuple[Tensor, dict[str, Tensor]]
+LossAndScalars = tuple[Tensor, dict[str, Tensor]]
 
 _LAYER_KEY = "objective.feature_matching.layer"
 
@@ -111,7 +111,7 @@ class Objective(nn.Module):
         """Addressed U[0, 1) of shape (n, *shape)."""
         return randomness.uniform(self.seed, f"{self.role}/{purpose}", batch.addresses, shape).to(like.dtype)
 
-    def _outcome(self, loss: Tensor, parts: dict[str, Tensor]) -> Outcome:
+    def _with_history(self, loss: Tensor, parts: dict[str, Tensor]) -> LossAndScalars:
         """The loss with the historical-averaging term, and its parts cut from the graph."""
         if self.history is not None:
             distance = self.history.penalty()
@@ -125,7 +125,7 @@ class DiscriminatorObjective(Objective):
 
     role = "discriminator"
 
-    def forward(self, batch: MicroBatch, step: int, update: int) -> Outcome:
+    def forward(self, batch: MicroBatch, step: int, update: int) -> LossAndScalars:
         """`update` numbers the discriminator's updates, which decides on lazy penalties."""
         config = self.config
         assert batch.reals is not None
@@ -165,7 +165,7 @@ class DiscriminatorObjective(Objective):
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
-        return self._outcome(loss, parts)
+        return self._with_history(loss, parts)
 
     def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool) -> tuple[Tensor, Tensor]:
         """The samples, and their logits in float32; with `differentiable`, those can be differentiated twice."""
@@ -189,7 +189,7 @@ class DiscriminatorObjective(Objective):
         if kind == "uniform":
             noise = self._uniform("perturbation", batch, reals, *reals.shape[1:])
             return gradient_penalties.perturb_uniform(reals, noise, fractions)
-        return gradient_penalties.interpolate(reals, fakes, fractions)
+        return gradient_penalties.interpolate_samples(reals, fakes, fractions)
 
 
 class GeneratorObjective(Objective):
@@ -211,7 +211,7 @@ class GeneratorObjective(Objective):
             with blaming(_LAYER_KEY):
                 find_layer(opponent, self._layer)
 
-    def forward(self, batch: MicroBatch, step: int) -> Outcome:
+    def forward(self, batch: MicroBatch, step: int) -> LossAndScalars:
         """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         with _frozen(discriminator), self._autocast(batch.latents):
@@ -237,7 +237,7 @@ class GeneratorObjective(Objective):
             parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
             loss = loss + matching.weight * parts["loss/feature_matching"]
         varied = scalars.diversity("generator/diversity", fakes)
-        return self._outcome(loss, {"loss/generator": loss, **varied, **parts})
+        return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
 
     def _judge(self, samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of the discriminator and, where they are matched, its features; both float32."""

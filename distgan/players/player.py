@@ -13,7 +13,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.networks.layers.normalization import normalisation_parameters
 from distgan.networks.layers.spectral_norm import power_iteration_vectors
 from distgan.networks.progressive import GrowingNetwork
-from distgan.players.accumulator import Statistics
+from distgan.players.accumulator import ScalarAccumulator
 from distgan.players.objective import Objective
 from distgan.players.optimizers import QUANTITIES, build_optimizer
 
@@ -45,7 +45,7 @@ class Player:
         self.skipped = torch.zeros((), device=device)
         self.skipped_in_a_row = torch.zeros((), device=device)
         self.longest_streak = torch.zeros((), device=device)
-        self.statistics = Statistics()
+        self.statistics = ScalarAccumulator()
 
     def update(
         self,

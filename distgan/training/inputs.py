@@ -120,7 +120,7 @@ class Feed:
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Reals as networks see them at this point of the run, and their labels if the run uses any."""
         device = self.runtime.device
-        values = batch.values.to(device, non_blocking=True)
+        values = batch.data.to(device, non_blocking=True)
         if self.config.data.dequantize:
             places = batch.positions.to(device, non_blocking=True)
             noise = randomness.uniform(self.config.seed, "data/dequantize", places, values.shape[1:])

@@ -209,7 +209,7 @@ class Monitor:
         except OSError as error:
             logger.error("step %d: %s: cannot write the samples: %s; training goes on", step, file, reason(error))
         if shape.kind == "images":
-            paths = generation.interpolate(
+            paths = generation.generate_paths(
                 self.state.average.network, shape, self.latents, "interpolation", *INTERPOLATION
             )
             self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))

@@ -11,7 +11,7 @@ from distgan.distributed.peers import PeerAddress, PeerProbe, ask, describe
 from distgan.distributed.runtime import Runtime
 from tests.ranks import RankPool, free_port
 
-SEATS = [PeerAddress(host, "127.0.0.1", 1) for host in ("n1", "n1", "n2", "n2", "n3", "n3", "n4")]
+ADDRESSES = [PeerAddress(host, "127.0.0.1", 1) for host in ("n1", "n1", "n2", "n2", "n3", "n3", "n4")]
 
 
 def test_a_process_that_has_ended_refuses_and_a_stopped_one_is_silent() -> None:
@@ -41,7 +41,7 @@ def test_a_host_that_is_not_there_is_not_reached(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_whom_a_rank_waited_for(answers: dict[int, int | str], said: str) -> None:
-    assert said in describe(7, SEATS, answers)
+    assert said in describe(7, ADDRESSES, answers)
 
 
 def answer(step: int) -> str:

@@ -156,7 +156,7 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
     """From the middle of a fade over the step where the batch size changes, against the images as they were read."""
     config, index = load_config(make_recipe(tmp_path, digits)), load_index(str(digits))
     with closing(open_stream(config.data, config.seed, index, start=0, micro_batch=352, rank=0, world_size=1)) as whole:
-        pixels = next(whole).values.numpy() / 127.5 - 1
+        pixels = next(whole).data.numpy() / 127.5 - 1
     runtime = Runtime()
     state = assemble(config, index, runtime)
     state.progress.position = POSITIONS[4]

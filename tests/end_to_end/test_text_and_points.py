@@ -19,7 +19,7 @@ from distgan.data.index.file import INDEX_NAME
 from distgan.data.packing.pack import pack
 from distgan.errors import UserError
 from distgan.inference.export import export, load_generator
-from distgan.inference.sample import interpolate, sample
+from distgan.inference.sample import sample, sample_paths
 from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.training.evaluations import Evaluations
 from distgan.training.trace import trace
@@ -127,7 +127,7 @@ def test_text_is_drawn_and_exported(text: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"this generator makes text; name a file ending in \.txt"):
             sample(exported, tmp_path / out)
     with pytest.raises(UserError, match="paths are of images, and this generator makes text"):
-        interpolate(exported, tmp_path / "x.png", steps=3)
+        sample_paths(exported, tmp_path / "x.png", steps=3)
 
 
 def test_points_leave_pictures_and_modes(points: Path) -> None:

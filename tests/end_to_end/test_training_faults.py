@@ -132,7 +132,7 @@ def batches(config_path: str, workers: int, steps: int) -> list[tuple[list[int],
     found = []
     for _ in range(steps):
         batch = next(stream)
-        found.append((batch.positions.tolist(), batch.values.flatten(1).long().sum(1).tolist()))
+        found.append((batch.positions.tolist(), batch.data.flatten(1).long().sum(1).tolist()))
     stream.close()
     return found
 

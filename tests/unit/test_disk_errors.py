@@ -29,7 +29,7 @@ from distgan.evaluation import statistics_cache as evaluation_cache
 from distgan.evaluation.detectors import inception
 from distgan.files import disk_errors, explained, writing
 from distgan.inference.export import export
-from distgan.inference.sample import interpolate, sample
+from distgan.inference.sample import sample, sample_paths
 from distgan.monitoring.tracker import open_tracker
 from distgan.runs.status import read_status, write_status
 from tests.disks import Disk, small_disk
@@ -76,7 +76,7 @@ def photos(tmp_path: Path) -> Path:
 WRITERS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "export": lambda disk, generator, photos: export(generator, disk / "exported"),
     "grid": lambda disk, generator, photos: sample(generator, disk / "grid.png", number=4),
-    "animation": lambda disk, generator, photos: interpolate(generator, disk / "paths.gif", steps=3, number=2),
+    "animation": lambda disk, generator, photos: sample_paths(generator, disk / "paths.gif", steps=3, number=2),
     "pack": lambda disk, generator, photos: pack(photos, disk / "packed", overwrite=True, workers=1),
     "index": lambda disk, generator, photos: write_index(str(disk / "shards")),
 }
@@ -157,7 +157,7 @@ def test_a_cache_without_room_is_no_fault_of_the_samples(
         opened.read_batch(np.array([0]))
         make_ill, cause = fault
         make_ill(disk)
-        assert numbers_of(opened.read_batch(np.array([1])).values.numpy()) == [1]
+        assert numbers_of(opened.read_batch(np.array([1])).data.numpy()) == [1]
         for said in (
             refusal(opened.read_batch, np.array([40])),
             refusal(load_index, server.url, str(disk.point)),

@@ -82,7 +82,7 @@ def seen(shards: Path, background: str, channels: int) -> NDArray[np.int64]:
     index = load_index(str(shards)) if shards.is_dir() else build_index(str(shards))
     batch = read_samples(config, index, np.array([0]))
     assert not batch.failures
-    return batch.values[0].permute(1, 2, 0).numpy().astype(np.int64)
+    return batch.data[0].permute(1, 2, 0).numpy().astype(np.int64)
 
 
 @st.composite

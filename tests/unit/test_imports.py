@@ -22,7 +22,8 @@ LAYERS = (
     {"data", "losses", "networks"},
     {"distributed", "schedule"},
     {"config"},
-    {"errors", "files", "randomness", "version"},
+    {"files", "packages", "randomness", "version"},
+    {"errors"},
 )
 """From the top down. A module may import from layers below its own, and from its own package."""
 

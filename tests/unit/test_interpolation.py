@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.inference.interpolation import Path, interpolate, lerp, slerp
+from distgan.inference.interpolation import Path, latent_paths, lerp, slerp
 
 SHARES = torch.tensor([0.0, 1 / 3, 0.5, 1.0])
 
@@ -53,8 +53,8 @@ def test_on_the_sphere_the_angle_grows_evenly(seed: int, share: float) -> None:
 
 
 def test_paths_join_neighbors_and_keep_the_label_of_their_start() -> None:
-    latents, labels = interpolate(torch.arange(8.0).view(4, 2), torch.tensor([7, 8, 9, 6]), 3, lerp)
+    latents, labels = latent_paths(torch.arange(8.0).view(4, 2), torch.tensor([7, 8, 9, 6]), 3, lerp)
     assert latents.tolist() == [[0, 1], [1, 2], [2, 3], [4, 5], [5, 6], [6, 7]]
     assert labels is not None
     assert labels.tolist() == [7, 7, 7, 9, 9, 9]
-    assert interpolate(torch.eye(2), None, 5)[1] is None
+    assert latent_paths(torch.eye(2), None, 5)[1] is None

@@ -62,7 +62,7 @@ def test_drift() -> None:
 def test_interpolates_lie_on_the_line_of_their_own_pair() -> None:
     reals, fakes = torch.randn(4, 3, 2, 2).double(), torch.randn(4, 3, 2, 2).double()
     fractions = torch.tensor([0.0, 0.25, 0.5, 0.99]).double()
-    points = gradient_penalties.interpolate(reals, fakes, fractions)
+    points = gradient_penalties.interpolate_samples(reals, fakes, fractions)
     for i, alpha in enumerate(fractions.tolist()):
         torch.testing.assert_close(points[i], reals[i] + alpha * (fakes[i] - reals[i]))
 

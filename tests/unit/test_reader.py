@@ -41,7 +41,7 @@ def read(index: Index, samples: list[int], *, seed: int = 0, **changes: Any) -> 
     reader = Reader(config(**changes), index, seed)
     out = np.zeros((len(samples), *reader.format.shape), reader.format.dtype)
     decoded = reader.read(np.array(samples), out)
-    return Read(numbers_of(out.transpose(0, 3, 1, 2)), decoded.samples.tolist(), decoded.failures)
+    return Read(numbers_of(out.transpose(0, 3, 1, 2)), decoded.indices.tolist(), decoded.failures)
 
 
 def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -206,13 +206,13 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_batch_holds_the_samples_asked_for(index: Index) -> None:
     samples = [34, 0, 9, 10, 14, 15, 9]
     batch = read_samples(config(), index, samples)
-    assert batch.values.shape == (7, 3, 8, 8)
-    assert batch.values.dtype == torch.uint8
-    assert numbers_of(batch.values.numpy()) == samples
+    assert batch.data.shape == (7, 3, 8, 8)
+    assert batch.data.dtype == torch.uint8
+    assert numbers_of(batch.data.numpy()) == samples
     assert batch.labels.tolist() == [sample % 3 for sample in samples]
-    assert batch.samples.tolist() == batch.positions.tolist() == samples
+    assert batch.indices.tolist() == batch.positions.tolist() == samples
     assert batch.failures == []
-    assert read_samples(config(channels=1), index, torch.tensor([3])).values.shape == (1, 1, 8, 8)
+    assert read_samples(config(channels=1), index, torch.tensor([3])).data.shape == (1, 1, 8, 8)
 
 
 def test_mirrored_samples_are_flipped_left_right(tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_an_unreadable_sample_is_replaced_by_one_that_a_hash_chooses(index: Inde
     assert (failure.sample, failure.replacement) == (12, first)
     assert failure.reason.startswith("001.tar:0002: ")
     batch = read_samples(config(), index, [12])
-    assert batch.labels.tolist() == [batch.samples[0] % 3]
-    assert numbers_of(batch.values.numpy()) == batch.samples.tolist() == [replacements(0, 12, len(index))[0]]
+    assert batch.labels.tolist() == [batch.indices[0] % 3]
+    assert numbers_of(batch.data.numpy()) == batch.indices.tolist() == [replacements(0, 12, len(index))[0]]
 
     damage(index, first)
     other = read(index, [12], seed=5)

@@ -135,7 +135,7 @@ def test_what_http_answers(server: RangeServer) -> None:
 def test_a_reader_tries_again_and_then_replaces(index: Index, server: RangeServer) -> None:
     server.failures, server.failure = 2, "cut"
     batch = read_samples(config(retries=2), index, [3, 35])
-    assert batch.samples.tolist() == [3, 35] == numbers_of(batch.values.numpy())
+    assert batch.indices.tolist() == [3, 35] == numbers_of(batch.data.numpy())
     assert batch.failures == []
     (server.folder / "002.tar").unlink()
     (failure,) = read_samples(config(retries=2), index, [3, 52]).failures
@@ -152,7 +152,7 @@ def test_a_store_that_falls_silent_is_not_waited_for_for_ever(
     fsspec.get_filesystem_class("http").clear_instance_cache()
     server.failures, server.failure = 2, "silence"
     batch = read_samples(config(retries=2), index, [3])
-    assert batch.samples.tolist() == [3] == numbers_of(batch.values.numpy())
+    assert batch.indices.tolist() == [3] == numbers_of(batch.data.numpy())
     assert batch.failures == []
     assert server.gets.count("/000.tar") == 3
     filesystem._filesystem.cache_clear()
@@ -313,6 +313,6 @@ def test_shards_behind_nginx(tmp_path: Path) -> None:
             loaded = load_index(f"http://127.0.0.1:{port}")
             assert loaded.fingerprint == local.fingerprint
             assert build_index(f"http://127.0.0.1:{port}/{{000..003}}.tar").fingerprint == local.fingerprint
-            assert numbers_of(read_samples(config(), loaded, range(85)).values.numpy()) == list(range(85))
+            assert numbers_of(read_samples(config(), loaded, range(85)).data.numpy()) == list(range(85))
         finally:
             server.terminate()

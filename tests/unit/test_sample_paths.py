@@ -16,7 +16,7 @@ from distgan.errors import UserError
 from distgan.inference.export import load_generator
 from distgan.inference.generation import to_bytes
 from distgan.inference.interpolation import lerp, slerp
-from distgan.inference.sample import interpolate
+from distgan.inference.sample import sample_paths
 from distgan.monitoring.pictures import GAP
 from tests.unit.test_export import write
 
@@ -60,7 +60,7 @@ def test_a_row_goes_from_one_image_to_the_next(
 
 def test_paths_of_classes(tmp_path: Path) -> None:
     source = write(tmp_path / "export")
-    interpolate(source, tmp_path / "a.png", steps=3, number=2, labels=["b", "a"])
+    sample_paths(source, tmp_path / "a.png", steps=3, number=2, labels=["b", "a"])
     found, generator = cells(tmp_path / "a.png", 2, 3), load_generator(source)
     latents = generator.latents(4)
     expected = to_bytes(generator(latents, torch.tensor([1, 1, 0, 0])))[:, 0].numpy().astype(np.int64)
@@ -70,8 +70,8 @@ def test_paths_of_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
 def test_an_animation_goes_to_and_fro(tmp_path: Path, suffix: str) -> None:
     source, out = write(tmp_path / "export"), tmp_path / f"a.{suffix}"
-    interpolate(source, out, steps=4, number=2, batch_size=3)
-    interpolate(source, tmp_path / "a.png", steps=4, number=2)
+    sample_paths(source, out, steps=4, number=2, batch_size=3)
+    sample_paths(source, tmp_path / "a.png", steps=4, number=2)
     rows = cells(tmp_path / "a.png", 2, 4)
     with Image.open(out) as read:
         assert read.n_frames == 6  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ def test_an_animation_goes_to_and_fro(tmp_path: Path, suffix: str) -> None:
 def test_impossible_paths(tmp_path: Path, arguments: dict[str, Any], part: str) -> None:
     out = tmp_path / arguments.pop("out", "out.png")
     with pytest.raises(UserError, match=part):
-        interpolate(write(tmp_path / "export"), out, **arguments)
+        sample_paths(write(tmp_path / "export"), out, **arguments)
     assert not out.exists()
 
 

@@ -113,8 +113,8 @@ def test_an_index_of_text_has_the_vocabulary_of_its_lines(tmp_path: Path) -> Non
     assert index.kind == "text"
     assert index.vocabulary == (UNKNOWN, PAD, *rest)
     batch = read_samples(config("text", length=12), index, range(len(LINES)))
-    assert batch.values.dtype == torch.uint16
-    assert decode_lines(batch.values.numpy(), index.vocabulary) == [line[:12] for line in LINES]
+    assert batch.data.dtype == torch.uint16
+    assert decode_lines(batch.data.numpy(), index.vocabulary) == [line[:12] for line in LINES]
 
 
 def test_the_fingerprint_tells_texts_of_one_length_apart(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_points_are_read_as_float32(tmp_path: Path) -> None:
         index = points_index(tmp_path / dtype, values.astype(dtype))
         batch = read_samples(config("points", dimensions=3), index, [5, 0, 3])
         assert index.kind == "points"
-        assert batch.values.dtype == torch.float32
-        assert np.array_equal(batch.values.numpy(), values[[5, 0, 3]].astype(np.float32))
+        assert batch.data.dtype == torch.float32
+        assert np.array_equal(batch.data.numpy(), values[[5, 0, 3]].astype(np.float32))
         assert batch.labels.tolist() == [1, 0, 1]
 
 
@@ -259,12 +259,12 @@ def test_a_stream_of_text_or_points_holds_what_the_index_says(tmp_path: Path, wo
         seen: list[int] = []
         for _ in range(6):
             batch = next(stream)
-            seen += batch.samples.tolist()
+            seen += batch.indices.tolist()
             if settings.kind == "points":
-                assert np.array_equal(batch.values.numpy(), values[batch.samples])
+                assert np.array_equal(batch.data.numpy(), values[batch.indices])
             else:
-                found = decode_lines(batch.values.numpy(), index.vocabulary or ())
-                assert found == [lines[sample] for sample in batch.samples.tolist()]
+                found = decode_lines(batch.data.numpy(), index.vocabulary or ())
+                assert found == [lines[sample] for sample in batch.indices.tolist()]
         stream.close()
         assert sorted(seen[8:19]) == list(range(11))  # positions 11 to 21, an epoch
 
@@ -301,7 +301,7 @@ def test_lines_are_read_alike_from_a_file_to_pack_and_from_tars(
         index = build_index(str(folder / f"{name}.tar"))
         vocabularies.append(index.vocabulary)
         settings = config("text", length=64, max_failure_rate=0)
-        found = decode_lines(read_samples(settings, index, np.arange(len(texts))).values.numpy(), index.vocabulary)
+        found = decode_lines(read_samples(settings, index, np.arange(len(texts))).data.numpy(), index.vocabulary)
         known = set(index.vocabulary or ()) - {UNKNOWN}
         assert found == [
             "".join(character if character in known else UNKNOWN for character in line[:64]).rstrip(PAD)

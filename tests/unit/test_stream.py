@@ -58,7 +58,7 @@ def pixels_by_position(batches: list[Batch]) -> dict[int, bytes]:
     return {
         position: image.numpy().tobytes() + bytes([label])
         for batch in batches
-        for position, image, label in zip(batch.positions.tolist(), batch.values, batch.labels.tolist(), strict=True)
+        for position, image, label in zip(batch.positions.tolist(), batch.data, batch.labels.tolist(), strict=True)
     }
 
 
@@ -92,17 +92,17 @@ def test_batches_hold_what_the_order_says(index: Index) -> None:
         positions = np.arange(40 + 12 * step, 52 + 12 * step)
         samples = order.samples(positions).tolist()
         assert batch.positions.tolist() == positions.tolist()
-        assert batch.samples.tolist() == samples == numbers_of(batch.values.numpy())
+        assert batch.indices.tolist() == samples == numbers_of(batch.data.numpy())
         assert batch.labels.tolist() == [sample % 5 for sample in samples]
 
 
 def test_trace_tells_what_the_stream_gives(index: Index) -> None:
     (batch,) = read(1, index, config(order="lanes"), start=45, world_size=2, rank=1)
     rows = trace(index, make_order(config(order="lanes"), SEED, index), batch.positions.numpy())
-    assert [row["sample"] for row in rows] == batch.samples.tolist()
+    assert [row["sample"] for row in rows] == batch.indices.tolist()
     assert [row["epoch"] for row in rows] == [position // 51 for position in batch.positions.tolist()]
     firsts = {"000.tar": 0, "001.tar": 13, "002.tar": 20, "003.tar": 40}
-    assert [firsts[row["shard"]] + int(row["key"]) for row in rows] == batch.samples.tolist()
+    assert [firsts[row["shard"]] + int(row["key"]) for row in rows] == batch.indices.tolist()
 
 
 def test_mirroring_is_a_function_of_seed_and_position(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def test_a_known_replacement_is_used_although_the_sample_could_be_read(index: In
         substitutions.add(Failure(late, one, "elsewhere"), 12)
         substitutions.add(Failure(early, other, "elsewhere"), 60)
         batches = [next(stream) for _ in range(8)]
-    seen = {p: s for batch in batches for p, s in zip(batch.positions.tolist(), batch.samples.tolist(), strict=True)}
+    seen = {p: s for batch in batches for p, s in zip(batch.positions.tolist(), batch.indices.tolist(), strict=True)}
     for position, sample in seen.items():
         plain = int(order.samples(np.array([position]))[0])
         replaced = {late: one} | ({early: other} if position >= 60 else {})
         assert sample == replaced.get(plain, plain), position
     for batch in batches:
-        assert numbers_of(batch.values.numpy()) == batch.samples.tolist()
-        assert batch.labels.tolist() == [sample % 5 for sample in batch.samples.tolist()]
+        assert numbers_of(batch.data.numpy()) == batch.indices.tolist()
+        assert batch.labels.tolist() == [sample % 5 for sample in batch.indices.tolist()]
         assert batch.failures == []
     resumed = read(4, index, config(num_workers=workers), substitutions=substitutions, start=60)
     assert pixels_by_position(resumed).items() <= pixels_by_position(batches).items()
@@ -164,13 +164,13 @@ def test_failures_are_reported_until_they_are_recorded(index: Index) -> None:
     with streaming(config(), SEED, index, substitutions=substitutions) as stream:
         batch = next(stream)
         assert [(f.sample, f.replacement) for f in batch.failures] == [(broken, stand_in)]
-        assert batch.samples[3] == stand_in
+        assert batch.indices[3] == stand_in
         unrecorded = [next(stream) for _ in range(8)]  # into the third epoch
         assert [f.sample for batch in unrecorded for f in batch.failures] == [broken]
         substitutions.add(batch.failures[0], 108)
         recorded = [next(stream) for _ in range(9)]
         assert [f for batch in recorded for f in batch.failures] == []
-        assert all(broken not in batch.samples.tolist() for batch in recorded)
+        assert all(broken not in batch.indices.tolist() for batch in recorded)
 
 
 def test_what_a_loader_replaced_stays_so_while_other_news_arrives(index: Index) -> None:
@@ -186,7 +186,7 @@ def test_what_a_loader_replaced_stays_so_while_other_news_arrives(index: Index) 
         shard.write_bytes(intact)
         substitutions.add(Failure(other, place[41], "elsewhere"), 12)
         batch = next(stream)
-    assert batch.samples[3] == stand_in
+    assert batch.indices[3] == stand_in
     assert [failure.sample for failure in batch.failures] == [broken]
 
 
@@ -198,7 +198,7 @@ def test_a_replacement_that_fails_too_is_replaced_in_turn(index: Index) -> None:
     substitutions.add(Failure(sample, stand_in, "recorded by another rank"), 0)
     (batch,) = read(1, index, config(), substitutions=substitutions)
     assert [failure.sample for failure in batch.failures] == [stand_in]
-    assert batch.samples[5] == batch.failures[0].replacement == replacements(SEED, stand_in, 51)[0]
+    assert batch.indices[5] == batch.failures[0].replacement == replacements(SEED, stand_in, 51)[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -231,7 +231,7 @@ def test_batches_stay_what_they_were(index: Index) -> None:
             time.sleep(0.02 if step % 7 == 0 else 0)
             batches.append(next(stream))
     for batch in batches:
-        assert numbers_of(batch.values.numpy()) == batch.samples.tolist()
+        assert numbers_of(batch.data.numpy()) == batch.indices.tolist()
 
 
 def test_closing_ends_the_loaders(index: Index) -> None:

@@ -35,12 +35,12 @@ def lines_of(folder: Path, length: int = 100) -> list[str]:
     batch = read_samples(DataConfig(path="unused", kind="text", length=length), index, range(len(index)))
     assert batch.failures == []
     assert index.vocabulary is not None
-    return decode_lines(batch.values.numpy(), index.vocabulary)
+    return decode_lines(batch.data.numpy(), index.vocabulary)
 
 
 def points_of(index: Index, dimensions: int = 2) -> np.ndarray:
     config = DataConfig(path="unused", kind="points", dimensions=dimensions)
-    return read_samples(config, index, range(len(index))).values.numpy()
+    return read_samples(config, index, range(len(index))).data.numpy()
 
 
 # Text

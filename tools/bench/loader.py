@@ -170,7 +170,7 @@ def open_distgan(setting: Setting, workers: int, stack: ExitStack) -> Batches:
     config = DataConfig(path=str(setting.folder), resolution=setting.resolution, num_workers=workers, labels=True)
     stream = open_stream(config, 0, load_index(config.path), start=0, micro_batch=setting.batch_size)
     stack.callback(stream.close)
-    return ((batch.values, batch.labels) for batch in stream)
+    return ((batch.data, batch.labels) for batch in stream)
 
 
 def open_webdataset(setting: Setting, workers: int, stack: ExitStack, codec: str) -> Batches:

@@ -199,7 +199,7 @@ class Bare:
         return self.config.objective.adversarial == "relativistic_paired"
 
     def _reals(self) -> Tensor:
-        values = next(self._stream).values.to(self.device, non_blocking=True).float()
+        values = next(self._stream).data.to(self.device, non_blocking=True).float()
         if self.config.data.dequantize:
             return (values / 128 - 1 + torch.rand_like(values) / 128).contiguous(memory_format=self._format)
         return (values / 127.5 - 1).contiguous(memory_format=self._format)

@@ -243,7 +243,7 @@ def _rows(run: Path) -> list[Record]:
     return [row for row in rows if "loss/generator" in row]
 
 
-def _is_enough(times: Sequence[float], seconds: float) -> StepReport:
+def _is_enough(times: Sequence[float], seconds: float) -> bool:
     """Whether there are enough intervals after the first, and long enough ones."""
     return len(times) >= LEAST_INTERVALS + 2 and times[-1] - times[1] >= seconds
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 Record = dict[str, Any]
 
 
-class Outcome(NamedTuple):
+class PartOutcome(NamedTuple):
     """How a part of the benchmark ended."""
 
     part: str
@@ -38,7 +38,7 @@ def line(record: Record) -> str:
             return str(record["text"])
 
 
-def page(records: Sequence[Record], outcomes: Sequence[Outcome], command: str, *, rehearsal: bool) -> str:
+def page(records: Sequence[Record], outcomes: Sequence[PartOutcome], command: str, *, rehearsal: bool) -> str:
     """Everything that was measured. A part that failed leaves its row out and stands in the last table."""
     machine = next((record for record in records if record["kind"] == "machine"), {})
     lines = [f"# Benchmarks on a GPU: {_card(machine) if machine else 'unknown card'}", ""]

@@ -32,7 +32,7 @@ from distgan.errors import UnreadableSampleError, UserError
 
 _HASH_CHUNK = 16 << 20
 _SORTS_SHOWN = 6
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 """Called with the number of shards done and of all shards."""
 
 
@@ -50,7 +50,7 @@ def build_index(
     verify: bool = False,
     strict: bool = False,
     last_dot: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Index:
     """The index alone; see `index_shards`."""
@@ -65,7 +65,7 @@ def index_shards(
     verify: bool = False,
     strict: bool = False,
     last_dot: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Built:
     """Index tars by walking their headers, and reading labels, text and points (and everything with `verify`).

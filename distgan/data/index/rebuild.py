@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distgan.data.index.build import Progress, index_shards
+from distgan.data.index.build import ReportProgress, index_shards
 from distgan.data.index.file import index_path
 from distgan.data.index.loading import read_listed
 from distgan.data.index.saving import check_place, save_index
@@ -31,7 +31,7 @@ def write_index(
     verify: bool = False,
     strict: bool = False,
     last_dot: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Written:
     """Index shards (see `index_shards`) and write their index, in place of an earlier one of the same shards.
 

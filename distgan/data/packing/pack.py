@@ -35,7 +35,7 @@ from distgan.errors import UserError
 MAX_RESOLUTION = 4096
 _KEY_DIGITS = 8
 
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def pack(
     on_error: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> PackReport:
     """Pack a source of samples (see `open_source`) into shards and their index in the folder `dest`.
 
@@ -203,7 +203,7 @@ class _Packing:
     limit: ShardSize
     workers: int
     on_error: str
-    progress: Progress | None
+    progress: ReportProgress | None
 
     def write(self, folder: Path, order: NDArray[np.int64], *, done: int = 0) -> _Written:
         """Shards of these samples, in this order, and their index; `done` were written elsewhere before.
