@@ -166,7 +166,9 @@ def test_the_page_has_the_share_of_the_peak() -> None:
         speed | {"by": "distgan", "images_per_second": 1000.0, "data_wait": 0.0015},
         speed | {"by": "bare PyTorch", "images_per_second": 800.0},
     ]
-    text = page(records, [PartOutcome("R3GAN-32", "stopped at its limit", 90.2)], "python tools/gpu.py", rehearsal=False)
+    text = page(
+        records, [PartOutcome("R3GAN-32", "stopped at its limit", 90.2)], "python tools/gpu.py", rehearsal=False
+    )
     assert text.startswith("# Benchmarks on a GPU: Card 9, 80 GB\n")
     assert "| R3GAN-32 | distgan | 1,000 | 1.250 | 1.25 GB | 0.50 | 25.0% | 1.50 |" in text
     assert "| R3GAN-32 | stopped at its limit | 90 |" in text
