@@ -164,7 +164,7 @@ def test_a_remote_stream_is_the_local_one(index: Index, server: RangeServer, ord
     def images(source: Index) -> list[bytes]:
         stream = open_stream(config(order=order, num_workers=workers), 0, source, start=0, micro_batch=10)
         try:
-            return [next(stream).values.numpy().tobytes() for _ in range(20)]
+            return [next(stream).data.numpy().tobytes() for _ in range(20)]
         finally:
             stream.close()
 
@@ -286,7 +286,7 @@ def test_shards_in_s3(tmp_path: Path) -> None:
         loaded = load_index("s3://bucket/data")
         assert loaded.fingerprint == local.fingerprint
         stream = open_stream(config(order="lanes", num_workers=1), 0, loaded, start=0, micro_batch=17)
-        samples = [sample for _ in range(5) for sample in numbers_of(next(stream).values.numpy())]
+        samples = [sample for _ in range(5) for sample in numbers_of(next(stream).data.numpy())]
         stream.close()
         assert sorted(samples) == list(range(85))
 

@@ -116,7 +116,7 @@ def test_runs_that_end_too_early_are_doubted() -> None:
     assert growth_warnings(growing(steps=19)) == ()
     (line,) = growth_warnings(growing(steps=13))  # 416 images
     assert "training.steps = 13: the run ends at 16 pixels per side" in line
-    assert "which takes 19 steps" in line
+    assert "from step 19 on" in line
     assert growth_warnings(config()) == ()
 
 

@@ -118,7 +118,7 @@ def test_mirroring_is_a_function_of_seed_and_position(tmp_path: Path) -> None:
     mirrored = read(9, index, config(mirror=True))
     flips = uniform(SEED, "data/mirror", torch.arange(108)) < 0.5
     for before, after in zip(plain, mirrored, strict=True):
-        for position, one, other in zip(before.positions.tolist(), before.values, after.values, strict=True):
+        for position, one, other in zip(before.positions.tolist(), before.data, after.data, strict=True):
             assert torch.equal(other, one.flip(-1) if flips[position] else one)
     assert 30 < int(flips.sum()) < 78
 
@@ -138,7 +138,7 @@ def test_a_known_replacement_is_used_although_the_sample_could_be_read(index: In
     late, early, one, other = place[30], place[2], place[40], place[41]
     with streaming(config(num_workers=workers), SEED, index, substitutions=substitutions) as stream:
         first = next(stream)
-        assert early in first.samples.tolist()
+        assert early in first.indices.tolist()
         time.sleep(0.3 * workers)  # let the loaders read ahead of the news
         substitutions.add(Failure(late, one, "elsewhere"), 12)
         substitutions.add(Failure(early, other, "elsewhere"), 60)
