@@ -24,6 +24,11 @@ class UserError(ValueError):
         self.told = False
 
 
+def printable(text: str) -> str:
+    """Return a stranger's text as it goes into a message: one line, with ? for each control character."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 class UnreadableSampleError(ValueError):
     """The bytes of one sample cannot be decoded; the message is one line."""
 

@@ -1,10 +1,12 @@
-"""Small files that are there whole or not at all, small files read with a bound on their size, and errors of disks."""
+"""Files and folders that appear whole or not at all, locks, reads with a bound on their size, and errors of disks."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,29 +85,76 @@ def _explanation(error: OSError, path: str) -> str:
     return f"{cause}: {free:,.1f} of {size:,.1f} MB are free on {mount}; free more, or choose a place on another disk"
 
 
-def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replace `path` by a new file with this content; a killed process leaves the old one or the new one.
+@contextmanager
+def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file written there becomes `path` at once, or nothing does.
 
-    A symlink at `path` is replaced, not followed. Raises OSError (see `disk_errors`), and then leaves nothing behind.
+    A killed process leaves the old file or the new one. A symlink at `path` is replaced, not followed.
 
     Args:
         durable: wait until the file would survive a power cut too.
+
+    Raises:
+        OSError: see `disk_errors`; nothing is left behind.
     """
     # Other hosts may have a process of the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with disk_errors(path):
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
+            yield temporary
+            if durable:
+                sync_file(temporary)
             os.replace(temporary, path)
+            if durable:
+                sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if durable:
-        sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace `path` by a new file with this content; see `new_file`."""
+    with new_file(path, durable=durable) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+
+
+def publish_folder(temporary: Path, folder: Path, *, replaced_as: Path | None = None) -> None:
+    """Give a complete folder its name.
+
+    Args:
+        replaced_as: where a folder of that name steps aside to first; it is removed last. None replaces an empty folder
+            only.
+
+    Raises:
+        OSError: it cannot be renamed; what was there has its name again.
+    """
+    aside = replaced_as if folder.exists() else None
+    if aside is not None:
+        if aside.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        temporary.rename(folder)  # over an empty folder, but never over a full one
+    except OSError:
+        if aside is not None:
+            aside.rename(folder)
+        raise
+    sync_folder(folder.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def try_lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Try for, or wait for, an exclusive lock on an open file. Returns False if another process holds it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distgan.errors import UserError
-from distgan.files import read_bounded, sync_folder, write_atomically
+from distgan.files import publish_folder, read_bounded, write_atomically
 
 logger = logging.getLogger("distgan")
 
@@ -156,14 +156,8 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a complete directory its name, and make it the latest. One of that name steps aside first and goes last."""
-    aside = _aside(path)
-    if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-    temporary.rename(path)
-    sync_folder(path.parent)
+    publish_folder(temporary, path, replaced_as=_aside(path))
     write_atomically(path.parent / "latest", f"{path.name}\n".encode())
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def prune(folder: Path, newest: int, keep: int) -> None:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from distgan.checkpoint import writer
 from distgan.checkpoint.directory import directory_name
-from distgan.data.index.table import plain
-from distgan.errors import UserError
+from distgan.errors import UserError, printable
 
 
 def find_checkpoint(path: Path, *, best: bool = False) -> Path:
@@ -63,14 +62,14 @@ def find_misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         there = f"{found[key].dtype} {tuple(found[key].shape)}" if key in found else "missing"
         here = f"{expected[key].dtype} {tuple(expected[key].shape)}" if key in expected else "absent"
         if there != here:
-            return f"{plain(key)[:200]} is {there} there, but {here} in the network of this config"
+            return f"{printable(key)[:200]} is {there} there, but {here} in the network of this config"
     return None
 
 
 def find_non_finite(tensors: Mapping[str, Tensor], num_classes: int) -> str | None:
     """The first tensor of a network with values that no training leaves, if there is one."""
     faults = ((key, _fault(key, tensor, num_classes)) for key, tensor in tensors.items())
-    return next((f"{plain(key)[:200]} holds {fault}" for key, fault in faults if fault), None)
+    return next((f"{printable(key)[:200]} holds {fault}" for key, fault in faults if fault), None)
 
 
 def _fault(key: str, tensor: Tensor, num_classes: int) -> str | None:
@@ -98,7 +97,9 @@ def check_numbers(path: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None
             negative = key.endswith(_NEVER_NEGATIVE) and (tensor < 0).any()
             if negative or tensor.isnan().any():
                 fault = "negative numbers" if negative else "NaN"
-                raise UserError(f"{path}/{name}.safetensors: {plain(key)[:200]} holds {fault}; take another checkpoint")
+                raise UserError(
+                    f"{path}/{name}.safetensors: {printable(key)[:200]} holds {fault}; take another checkpoint"
+                )
 
 
 _NEVER_NEGATIVE = "/step", "/exp_avg_sq", "/square_avg"

@@ -44,15 +44,15 @@ def start_worker(_worker: int, *, environment: dict[str, str]) -> None:
     """
     os.environ.update(environment)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    threading.Thread(target=_leave_with_trainer, name="trainer-watch", daemon=True).start()
+    threading.Thread(target=exit_with_parent, name="trainer-watch", daemon=True).start()
 
 
-def _leave_with_trainer() -> None:
-    """End this process when the trainer is gone, however it died.
+def exit_with_parent() -> None:
+    """End this process when the one that started it is gone, however it died.
 
-    The loader watches its parent, but that is the server, which lives for as long as its children do.
+    A data loader watches its own parent, but that is the fork server, which lives for as long as its children do.
     """
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None
-    connection.wait([trainer.sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
     os._exit(1)

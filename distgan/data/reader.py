@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distgan.config import DataConfig
-from distgan.data.index.table import EXTENSIONS, Index, plain
+from distgan.data.index.table import EXTENSIONS, Index
 from distgan.data.kinds.decoding import Values, sample_format
 from distgan.data.order import mix
 from distgan.data.replacements import Failure
 from distgan.data.storage.locations import is_remote
 from distgan.data.storage.shard_cache import ShardCache
 from distgan.data.storage.tar import BLOCK
-from distgan.errors import UnreadableSampleError, UserError
+from distgan.errors import UnreadableSampleError, UserError, printable
 from distgan.files import DiskError
 from distgan.randomness import derive_key
 
@@ -212,4 +212,4 @@ def replacements(seed: int, sample: int, length: int) -> list[int]:
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return plain(" ".join(str(error).split())) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__

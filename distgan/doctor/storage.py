@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import socket
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from distgan.config import Config, cache_folder
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
-from distgan.files import explained, reason
+from distgan.files import explained, reason, try_lock
 
 _PATIENCE_SECONDS = 10.0
 _LATE_SECONDS = 1.0
@@ -114,7 +113,7 @@ def _wait_for(file: Path, content: str) -> float | None:
 def _locks(file: Path) -> Finding:
     try:
         with open(file, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(lock.fileno())
     except OSError:
         text = f"{file.parent.parent}: its file system has none; take care that no two jobs train in one run_dir"
         return Finding("warning", "locks", text)

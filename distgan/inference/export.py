@@ -23,7 +23,7 @@ from distgan.checkpoint.restore import find_checkpoint, find_misfit, find_non_fi
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.errors import UserError, blaming, within_memory
-from distgan.files import read_bounded, sync_folder, write_atomically, writing
+from distgan.files import publish_folder, read_bounded, sync_folder, write_atomically, writing
 from distgan.inference.generation import statistics_batches
 from distgan.inference.generator import Generator
 from distgan.inference.latents import LatentSource
@@ -140,7 +140,7 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
             write_atomically(temporary / "model.safetensors", safetensors.torch.save(tensors))
             write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
             sync_folder(temporary)
-            _publish(temporary, target)
+            publish_folder(temporary, target, replaced_as=target.with_name(f".{target.name}.{os.getpid()}.old"))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Path(destination)
@@ -156,22 +156,6 @@ def _is_free(target: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return not names
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    """Rename a complete folder to its place; an earlier one there is set aside first, and removed last."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-    there = target.exists()
-    if there:
-        target.rename(aside)
-    try:
-        temporary.rename(target)
-    except OSError:
-        if there:
-            aside.rename(target)
-        raise
-    sync_folder(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _load_export(folder: Path) -> Generator:

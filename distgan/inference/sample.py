@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distgan.data.index.table import plain
 from distgan.data.kinds.text import decode_lines
-from distgan.errors import UserError, within_memory
+from distgan.errors import UserError, printable, within_memory
 from distgan.files import write_atomically, write_lines, writing
 from distgan.inference import interpolation
 from distgan.inference.export import load_generator
@@ -204,5 +203,5 @@ def _class_number(generator: Generator, label: str) -> int:
         return names.index(label)
     if label.isdecimal() and len(label) <= 18 and int(label) < generator.num_classes:
         return int(label)
-    known = plain(f" or one of {', '.join(names[:20])}") if names else ""
-    raise UserError(f"--labels {plain(label[:80])}: expected a number from 0 to {generator.num_classes - 1}{known}")
+    known = printable(f" or one of {', '.join(names[:20])}") if names else ""
+    raise UserError(f"--labels {printable(label[:80])}: expected a number from 0 to {generator.num_classes - 1}{known}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -15,7 +14,7 @@ from distgan.config import Config
 from distgan.distributed.peers import PeerProbe
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
-from distgan.files import explained, reason
+from distgan.files import explained, reason, try_lock
 from distgan.runs.status import failed_by_itself, read_status, this_launch, write_failure, write_status
 
 logger = logging.getLogger("distgan")
@@ -105,11 +104,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the run folder, as far as its file system has locks. Raises UserError if another job holds it."""
     with open(folder / ".run.lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            status = read_status(folder)
-            who = f" (process {status.pid} on {status.host})" if status else ""
-            raise UserError(f"run_dir = {folder}: another job is training there{who}; choose another run_dir") from None
+            if not try_lock(lock.fileno()):
+                status = read_status(folder)
+                who = f" (process {status.pid} on {status.host})" if status else ""
+                raise UserError(f"run_dir = {folder}: another job is training there{who}; choose another run_dir")
         except OSError:
             logger.warning("%s: its file system has no locks; take care that no other job trains there", folder)
         yield

@@ -5,13 +5,12 @@ Job scripts read it as one line, by which they decide whether to queue themselve
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distgan.checkpoint.directory import latest_step
 from distgan.config import load_config
 from distgan.errors import UserError
-from distgan.files import explained, read_bounded, write_atomically
+from distgan.files import explained, read_bounded, try_lock, write_atomically
 
 logger = logging.getLogger("distgan")
 
@@ -147,15 +146,11 @@ def _previous_status(run_dir: str | Path) -> Status | None:
 def _exclusive(run_dir: str | Path) -> Iterator[None]:
     """One process at a time, where the file system has locks; a lock that cannot be had in 2 s is done without."""
     with open(Path(run_dir) / ".status.lock", "w") as lock:
-        for _ in range(40):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with suppress(OSError):
+            for _ in range(40):
+                if try_lock(lock.fileno()):
+                    break
                 time.sleep(0.05)
-            except OSError:
-                break
-            else:
-                break
         yield
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distgan.distributed import collectives
 from distgan.distributed.runtime import Runtime
 from tests.distributed.test_layers import derivatives, distributed_derivatives
-from tests.distributed.test_pace import train_with_a_slow_rank
+from tests.distributed.test_stragglers import train_with_a_slow_rank
 from tests.ranks import RankPool
 from tests.runs import recipe, rows
 

@@ -14,7 +14,7 @@ import torch
 from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
 from distgan.training.setup import uses_channels_last
-from tests.distributed.test_pace import train_alone
+from tests.distributed.test_stragglers import train_alone
 from tests.end_to_end.test_compile import train_compiled
 from tests.ranks import Job, RankPool
 from tests.runs import differing, losses, recipe, status, tensors, wait_for_rows

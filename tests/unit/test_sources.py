@@ -170,7 +170,7 @@ GOOD = [["00000/img0.png", 0], ["00000/img1.png", 1], ["00001/img2.png", 2]]
         (json.dumps({"labels": [*GOOD[:2], ["00001/img2.png", "2"]]}), "label of 00001/img2.png is '2'"),
         (json.dumps({"labels": [*GOOD[:2], ["00001/img2.png", 2**40]]}), "label of 00001/img2.png is 1099511627776"),
         (json.dumps({"labels": GOOD[:2]}), r"no label for 00001/img2.png \(1 of 3"),
-        (json.dumps({"labels": [*GOOD, ["x\n.png", 1]]}), r"labels 'x\\n.png', which is not among"),
+        (json.dumps({"labels": [*GOOD, ["x\n.png", 1]]}), r"labels x\?\.png, which is not among"),
         (json.dumps({"labels": [*GOOD, ["00000/img0.png", 5]]}), "00000/img0.png has two labels, 0 and 5"),
     ],
 )

@@ -23,12 +23,11 @@ from distgan.data.index.table import (
     concatenate,
     describe_gaps,
     kind_of,
-    plain,
 )
 from distgan.data.kinds import text
 from distgan.data.storage import locations, patterns
 from distgan.data.storage.tar import Digest, WindowReader, walk
-from distgan.errors import UnreadableSampleError, UserError
+from distgan.errors import UnreadableSampleError, UserError, printable
 
 _HASH_CHUNK = 16 << 20
 _SORTS_SHOWN = 6
@@ -248,7 +247,7 @@ def _describe(passed: Passed, last_dot: bool) -> tuple[str, ...]:
 
 def _sort(name: bytes, extension: str) -> str:
     if extension:
-        return f".{plain(extension)[:20]}"
+        return f".{printable(extension)[:20]}"
     hidden = name.rpartition(b"/")[2].startswith(b".")
     return "hidden members" if hidden else "members without an extension"
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.data.storage import locations
+from distgan.errors import printable
 
 KINDS = {"images": ("jpg", "jpeg", "png", "webp"), "points": ("npy",), "text": ("txt",)}
 """Extensions of the members that are samples, by kind. A tar's kind is the first of these that it holds any of: beside
@@ -135,7 +136,7 @@ class Index:
     def name(self, sample: int) -> str:
         """`shard:key` in printable characters, for messages."""
         shard = int(self.shard_of(np.asarray([sample]))[0])
-        return plain(f"{self.shard_name(shard)}:{self.key(sample)}")
+        return printable(f"{self.shard_name(shard)}:{self.key(sample)}")
 
     def entry(self, sample: int) -> tuple[int, int, int, int, str]:
         """Shard number, byte offset of the data, its size, CRC-32 of its tar header, and extension."""
@@ -160,11 +161,6 @@ def describe_gaps(labels: NDArray[np.integer]) -> tuple[str, ...]:
         f"labels go up to {len(counts) - 1}, but no sample has label {shown}: a conditional run has {len(counts)} "
         "classes, and those are never trained; number the labels from 0 without gaps to leave them out",
     )
-
-
-def plain(text: str) -> str:
-    """A stranger's text as it goes into a message: one line without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -11,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.data.index.file import INDEX_NAME
-from distgan.data.packing.sources.source import printable
-from distgan.errors import UserError
-from distgan.files import DiskError, disk_errors, explained, reason, sync_folder
+from distgan.errors import UserError, printable
+from distgan.files import DiskError, disk_errors, explained, publish_folder, reason, try_lock
 
 HELD_OUT = "held-out"
 """The folder inside it that holds, as a folder of shards of its own, what is not to be trained on."""
@@ -91,32 +89,20 @@ def _partial(folder: Path) -> Iterator[Path]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder}: another pack is writing there; wait for it, or name another folder") from None
-    except OSError:
-        pass  # a file system without locks: packing there twice at once is the user's own care
+    # On a file system without locks, packing there twice at once is the user's own care.
+    with contextlib.suppress(OSError):
+        if not try_lock(descriptor):
+            raise UserError(f"{folder}: another pack is writing there; wait for it, or name another folder")
 
 
 def _publish(partial: Path, folder: Path, overwrite: bool) -> None:
     """Let the finished folder appear; what is there may have changed in the hours since it was found free."""
-    aside = _aside(folder)
     try:
         check_free(folder, overwrite=overwrite)
-        if overwrite and folder.exists():
-            folder.rename(aside)
-        try:
-            partial.rename(folder)  # over an empty folder, but never over a full one
-        except OSError:
-            if aside.exists():
-                aside.rename(folder)
-            raise
+        publish_folder(partial, folder, replaced_as=_aside(folder) if overwrite else None)
     except (OSError, UserError) as error:
         why = error if isinstance(error, UserError) else f"{folder}: {reason(explained(error, folder))}"
         raise UserError(f"{why}; the shards are finished: rename {partial}, or the next pack clears it") from None
-    sync_folder(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _aside(folder: Path) -> Path:

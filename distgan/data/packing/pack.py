@@ -27,10 +27,10 @@ from distgan.data.packing.output_folder import HELD_OUT, check_free, new_folder
 from distgan.data.packing.sources.arrays import encode_point
 from distgan.data.packing.sources.lines import encode_line
 from distgan.data.packing.sources.opening import open_source
-from distgan.data.packing.sources.source import Encoded, Facts, InvalidSampleError, Source, printable
+from distgan.data.packing.sources.source import Encoded, Facts, InvalidSampleError, Source
 from distgan.data.packing.tar_writer import ShardSize, ShardWriter
 from distgan.data.packing.workers import Converted, available_cores, convert_all
-from distgan.errors import UserError
+from distgan.errors import UserError, printable
 
 MAX_RESOLUTION = 4096
 _KEY_DIGITS = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distgan.data.loader_processes import exit_with_parent
 from distgan.data.packing.sources.source import Encoded, InvalidSampleError, Source
 from distgan.errors import UserError
 
@@ -103,16 +103,8 @@ def _start_worker(job: _Job) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not say so too
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A worker of a parent that was killed would wait for work forever: it holds the other end of its own queue."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    with contextlib.suppress(KeyboardInterrupt):
-        parent.join()
-    os._exit(1)
+    # A worker of a parent that was killed would wait for work forever: it holds the other end of its own queue.
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _work(slots: list[Any]) -> list[Converted]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import os
 import re
-import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +21,15 @@ import fsspec.callbacks
 from distgan.data.storage.locations import is_http, is_remote, join, protocol_of, public_name, without_query
 from distgan.data.storage.store_errors import StoreError, explain, missing_package
 from distgan.errors import UserError
-from distgan.files import DiskError, disk_errors, explained, reason, sync_file, sync_folder
+from distgan.files import (
+    DiskError,
+    disk_errors,
+    explained,
+    new_file,
+    reason,
+    try_lock,
+    write_atomically,
+)
 
 _CONNECT_SECONDS, _READ_SECONDS = 30.0, 60.0
 _RETRIES = 3
@@ -157,8 +163,7 @@ def write(path: str, data: bytes) -> None:
         return
     with disk_errors(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-    with publish(path) as temporary, open(temporary, "wb") as file:
-        file.write(data)
+    write_atomically(Path(path), data)
 
 
 def check_writable(path: str) -> None:
@@ -168,22 +173,6 @@ def check_writable(path: str) -> None:
     with disk_errors(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         tempfile.TemporaryFile(dir=os.path.dirname(path)).close()
-
-
-@contextlib.contextmanager
-def publish(path: str) -> Iterator[str]:
-    """Yields a temporary path beside `path`; what was written there becomes `path` at once, or nothing does."""
-    temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with disk_errors(path):
-            yield temporary
-            sync_file(temporary)
-            os.replace(temporary, path)
-            sync_folder(Path(path).parent)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def download(url: str, path: str, most: int) -> None:
@@ -226,7 +215,7 @@ def open_cache(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(file.fileno())
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be used as a cache: {reason(explained(error, folder))}; name a folder on a disk of this "
@@ -264,7 +253,7 @@ def _download_into(folder: Path, url: str, most: int, name: str | None, suffix: 
                 name = hashlib.file_digest(downloaded, "sha256").hexdigest()
         path = str(folder / f"{name}{suffix}")
         if not os.path.exists(path):
-            with publish(path) as temporary:
+            with new_file(Path(path)) as temporary:
                 os.link(file.name, temporary)
     return path
 
@@ -275,10 +264,9 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     held = False
     try:
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        with contextlib.suppress(FileNotFoundError):
             # Its last holder may have removed the file: then others lock a newer one.
-            held = os.stat(path).st_ino == os.fstat(descriptor).st_ino
+            held = try_lock(descriptor, wait=wait) and os.stat(path).st_ino == os.fstat(descriptor).st_ino
         yield held
     finally:
         if held and not wait:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 from distgan.data.storage.locations import protocol_of, public_name
+from distgan.errors import printable
 
 _NO_CREDENTIALS = {
     "NoCredentialsError",
@@ -192,5 +193,5 @@ def _text(url: str, error: BaseException) -> str:
     """What an exception says, in one line, without what may be a secret in a URL."""
     text = " ".join(str(error).split()).replace(url, public_name(url))
     text = re.sub(r"https?://[^\s'\">]+", lambda match: public_name(match[0]), text)
-    shown = "".join(character if character.isprintable() else "?" for character in text)[:_MOST_CHARACTERS]
+    shown = printable(text)[:_MOST_CHARACTERS]
     return shown.rstrip(".") or type(error).__name__

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from distgan.errors import UserError
-from distgan.files import explained, is_disk_error, reason, writing
+from distgan.files import explained, is_disk_error, new_file, reason, writing
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -112,12 +111,11 @@ def _download(cache: Path) -> Path:
     if path.exists():
         return path
     log.info("downloading %s to %s", _URL, path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with writing(path, "the weights"):
             cache.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(_URL, str(partial), hash_prefix=_PUBLISHED_SHA256, progress=False)
-        partial.replace(path)
+        with new_file(path) as partial:
+            torch.hub.download_url_to_file(_URL, str(partial), hash_prefix=_PUBLISHED_SHA256, progress=False)
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and is_disk_error(error):
             raise UserError(

@@ -14,9 +14,8 @@ from distgan.data.packing.sources.source import (
     assign_labels,
     describe_ignored,
     is_image,
-    printable,
 )
-from distgan.errors import UserError
+from distgan.errors import UserError, printable
 
 
 class FolderReader:

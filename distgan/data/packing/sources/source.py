@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distgan.config import DataConfig
 from distgan.data.index.table import MAX_CLASSES
-from distgan.errors import UserError
+from distgan.errors import UserError, printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DATASET_JSON = "dataset.json"
@@ -99,11 +99,6 @@ def pixel_source(
 
 def _identity(pixels: Pixels) -> Pixels:
     return pixels
-
-
-def printable(name: str) -> str:
-    """A name as it goes into a message: one line, no control characters, whatever a stranger called the file."""
-    return name if name.isprintable() else ascii(name)
 
 
 def is_image(name: str) -> bool:

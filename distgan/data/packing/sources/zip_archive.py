@@ -26,9 +26,8 @@ from distgan.data.packing.sources.source import (
     describe_ignored,
     is_hidden,
     is_image,
-    printable,
 )
-from distgan.errors import UserError
+from distgan.errors import UserError, printable
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
 
