@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distgan.errors import UserError
@@ -108,7 +108,8 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this too, and the first error tells more
+            temporary.unlink()
         raise
 
 

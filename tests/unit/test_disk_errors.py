@@ -24,10 +24,11 @@ from distgan.data.index.rebuild import write_index
 from distgan.data.index.saving import save_index
 from distgan.data.packing.pack import pack
 from distgan.data.packing.sources.opening import open_source
+from distgan.data.storage import filesystem
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache as evaluation_cache
 from distgan.evaluation.detectors import inception
-from distgan.files import disk_errors, explained, writing
+from distgan.files import DiskError, disk_errors, explained, write_atomically, writing
 from distgan.inference.export import export
 from distgan.inference.sample import sample, sample_paths
 from distgan.monitoring.tracker import open_tracker
@@ -98,6 +99,16 @@ def test_a_command_ends_in_one_line_and_what_was_there_stays(
     assert f"{disk.point}" in said.partition(cause.rstrip(" :"))[2] or f"{disk.point} has no inode" in said
     assert said.isprintable()
     assert content(disk.point) == before
+
+
+@pytest.mark.parametrize("write", [write_atomically, lambda path, data: filesystem.write(str(path), data)])
+def test_the_first_error_of_a_small_file_is_what_is_raised(disk: Disk, write: Any, fault: Any) -> None:
+    make_ill, cause = fault
+    make_ill(disk)
+    with pytest.raises(DiskError) as error:
+        write(disk.point / "file", bytes(5000))
+    assert cause in str(error.value)
+    assert content(disk.point) == {}
 
 
 def test_samples_that_do_not_fit_leave_whole_files(disk: Disk, generator: Path, fault: Any) -> None:

@@ -105,7 +105,8 @@ class ShardCache:
                     os.rename(part, path)
                 return descriptor
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
 
     def _reserve(self, part: Path, shard: Shard) -> None:
         """Create the empty part once its full size fits under the bound, evicting what was used longest ago."""
