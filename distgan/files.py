@@ -32,7 +32,10 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise explained(error, path) from error
+        known = explained(error, path)
+        if known is error:
+            raise
+        raise known from error
 
 
 @contextmanager
@@ -64,10 +67,10 @@ def reason(error: BaseException) -> str:
 
 def _explanation(error: OSError, path: str) -> str:
     cause = os.strerror(error.errno or 0)
-    while not os.path.lexists(path):
+    while not os.path.exists(path):
         path = os.path.dirname(path)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{cause}: {error.filename or path}; choose a place that you may write to"
+        return f"{cause}: {path}; choose a place that you may write to"
     mount = path
     while not os.path.ismount(mount):
         mount = os.path.dirname(os.path.realpath(mount))

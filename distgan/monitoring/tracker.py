@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distgan.files import explained, reason, write_atomically
+from distgan.files import disk_errors, explained, reason, write_atomically
 from distgan.monitoring.event_files import EventFile, drop_later_events
 from distgan.packages import is_installed
 
@@ -193,14 +193,14 @@ class _Rows:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             self._end = os.fstat(self._descriptor).st_size
         try:
-            written = os.write(self._descriptor, line)
-            if written < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            known = explained(error, self._path)
+            with disk_errors(self._path):
+                written = os.write(self._descriptor, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
-            raise known from error
+            raise
         self._end += len(line)
 
     def _replace_last(self, line: bytes) -> None:

@@ -193,8 +193,10 @@ def _get(store: Any, url: str, path: str, most: int) -> None:
         store.get_file(url, path, callback=_Bound(most))
     except OSError as error:
         # Clients give numbers of the operating system to errors of servers too, but never a file or these.
-        local = error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        raise (explained(error, path) if local else error) from error
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        with disk_errors(path):
+            raise
 
 
 class _Bound(fsspec.callbacks.Callback):  # type: ignore[misc]
