@@ -104,6 +104,20 @@ def test_an_http_server_that_fails_for_a_while_is_asked_again(server: RangeServe
     assert server.failures == 0
 
 
+def test_an_error_that_is_being_handled_is_no_cause_of_the_next(server: RangeServer, tmp_path: Path) -> None:
+    server.refuses = True
+    with pytest.raises(OSError, match="HTTP 503") as first:
+        filesystem.download(f"{server.url}/000.tar", str(tmp_path / "copy"), 1 << 20)
+    server.refuses = False
+    try:
+        raise first.value
+    except OSError:
+        with pytest.raises(OSError, match=r"^not found; check the name$"):
+            filesystem.download(f"{server.url}/none.tar", str(tmp_path / "copy"), 1 << 20)
+        said = refusal(build_index, f"{server.url}/none.tar")
+    assert "HTTP 404" in said
+
+
 def test_servers_that_are_not_there() -> None:
     port = free_port()
     said = refusal(build_index, f"http://127.0.0.1:{port}/a.tar")

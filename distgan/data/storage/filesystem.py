@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -53,12 +54,13 @@ def filesystem(url: str) -> Any:
 
     Raises UserError naming the package that is missing, and StoreError.
     """
+    handled = sys.exception()
     try:
         return _filesystem(protocol_of(url), os.getpid())
     except ImportError as error:
         raise UserError(missing_package(url, error)) from None
     except Exception as error:  # each filesystem raises its own kinds
-        raise explain(url, error) from error
+        raise explain(url, error, handled) from error
 
 
 def _ask(url: str, request: Callable[[Any], _Result]) -> _Result:
@@ -67,13 +69,14 @@ def _ask(url: str, request: Callable[[Any], _Result]) -> _Result:
     What an HTTP server fails at for now (see `StoreError`) is tried again 3 times, after 0.5, 1 and 2 seconds. The
     clients of object stores do so by themselves.
     """
+    handled = sys.exception()
     for attempt in itertools.count():
         try:
             return request(filesystem(url))
         except (UserError, DiskError):
             raise
         except Exception as error:  # each filesystem raises its own kinds
-            problem = explain(url, error)
+            problem = explain(url, error, handled)
             if not (problem.transient and is_http(url) and attempt < _RETRIES):
                 raise problem from error
         time.sleep(_FIRST_BACKOFF_SECONDS * 2**attempt)
@@ -180,12 +183,13 @@ def download(url: str, path: str, most: int) -> None:
 
     Raises StoreError, also when there is more to it than that, and DiskError.
     """
+    handled = sys.exception()
     try:
         _get(filesystem(url), url, path, most)
     except (UserError, DiskError):
         raise
     except Exception as error:  # each filesystem raises its own kinds
-        raise explain(url, error) from error
+        raise explain(url, error, handled) from error
 
 
 def _get(store: Any, url: str, path: str, most: int) -> None:

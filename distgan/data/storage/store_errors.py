@@ -90,11 +90,15 @@ class StoreError(OSError):
         self.transient = transient
 
 
-def explain(url: str, error: Exception) -> StoreError:
-    """The cause of an exception that fsspec or a client below it raised for a URL."""
+def explain(url: str, error: Exception, handled: BaseException | None = None) -> StoreError:
+    """The cause of an exception that fsspec or a client below it raised for a URL.
+
+    Args:
+        handled: the exception that was being handled when the request was made. Python has it among the causes.
+    """
     if isinstance(error, StoreError):
         return error
-    chain = list(_chain(error))
+    chain = list(_chain(error, handled))
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     family = family_of(url)
     if names & _NO_CREDENTIALS:
@@ -160,11 +164,11 @@ def _of_status(url: str, status: int, chain: list[BaseException], family: str) -
     return StoreError(f"the server answered {answer}: {_text(url, chain[-1])}; check the URL", status=status)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and its causes, outermost first."""
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """The exception and its causes, outermost first, up to one that was there before."""
     seen: set[int] = set()
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
+    while link is not None and link is not handled and id(link) not in seen:
         seen.add(id(link))
         yield link
         link = link.__cause__ or link.__context__
