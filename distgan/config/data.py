@@ -10,7 +10,7 @@ from distgan.config.fields import Color, Count, CountOrZero, Fraction, Real, Sec
 
 
 class DataConfig(Section):
-    """What is trained on, and how it is read."""
+    """Training data, and how it is read."""
 
     takes_effect_with: ClassVar = {
         **dict.fromkeys(
@@ -22,49 +22,50 @@ class DataConfig(Section):
     }
 
     kind: Literal["images", "text", "points"] = "images"
-    """What a sample is: an image, a line of text, or a point of a few numbers."""
+    """Kind of sample: an image, a line of text, or a point of a few numbers."""
 
     path: str | list[str]
-    """A folder of shards, a glob, a brace expansion, a URL that fsspec understands, or a list of these."""
+    """Shards: a folder, a glob, a brace expansion, a URL that fsspec understands, or a list of these."""
     resolution: Annotated[CountOrZero, Field(le=2**16)] = 0
-    """Images are center-cropped to a square and resized to this many pixels a side, a power of two.
-    Every run on images needs it."""
+    """Height and width of the images in pixels, a power of two from 4 up. Images are cropped to their central square
+    and resized to it. Required for images."""
     channels: Annotated[Literal[1, 3], BeforeValidator(number)] = 3
-    """1 for grayscale, 3 for RGB; images are converted when they differ."""
+    """Channels of the images: 1 for grayscale, 3 for RGB. Other images are converted."""
     background: Color = "white"
     """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""
     labels: bool = False
-    """Use the class labels: both networks become class-conditional."""
+    """Condition both networks on the class labels of the shards."""
     length: Annotated[Size, Field(ge=4)] = 32
-    """Characters of a line of text: longer lines are cut, shorter ones padded."""
+    """Length of a line of text in characters. Longer lines are cut, shorter ones padded."""
     dimensions: Size = 2
-    """Numbers of a point."""
+    """Number of coordinates of a point."""
     dequantize: bool = False
-    """Map 8-bit pixels to 2x/256 - 1 plus addressed noise from U[0, 1/128), as the WGAN-GP and SNGAN code does."""
+    """Map 8-bit pixels x to 2x/256 - 1 + u, with u drawn from U[0, 1/128), as the code of WGAN-GP and SNGAN does."""
     mirror: bool = False
-    """Flip each image left-right with probability 1/2, as a function of seed and stream position."""
+    """Flip each image left-right with probability 1/2, as a function of the seed and the stream position."""
     order: Literal["permutation", "lanes"] = "permutation"
-    """`permutation`: uniform over all samples, for local data; `lanes`: few shards at a time, for object stores."""
+    """Order of the samples. `permutation` shuffles all samples, for local data. `lanes` reads a few shards at a time,
+    for object stores."""
     lanes: Annotated[Count, Field(le=2**20)] = 16
-    """Lanes of the `lanes` order: about the largest number of nodes the run will ever use."""
+    """Number of lanes in the `lanes` order. Choose about the largest number of nodes that the run will use."""
     shuffle_block: Count = 4096
-    """Samples of a lane that are shuffled together in the `lanes` order."""
+    """Number of samples of a lane that are shuffled together in the `lanes` order."""
     num_workers: Annotated[CountOrZero, Field(le=1024)] = 2
-    """Loader processes per rank; 0 reads in the training process. The data does not depend on it."""
+    """Number of data loader workers per rank; 0 reads in the training process. The data does not depend on it."""
     prefetch: Annotated[Count, Field(le=1024)] = 2
-    """Batches each loader process keeps ready."""
+    """Number of batches that each data loader worker keeps ready."""
     cache_dir: str | None = None
-    """Node-local folder for remote shards. Default: `$DISTGAN_CACHE` or `~/.cache/distgan`."""
+    """Node-local folder that keeps remote shards. null: `$DISTGAN_CACHE`, or `~/.cache/distgan`."""
     cache_gigabytes: Annotated[Real, Field(gt=0, le=1e9)] = 50.0
-    """Upper bound of that folder, in 1e9 bytes."""
+    """Largest size of the cache folder, in 1e9 bytes."""
     retries: Annotated[CountOrZero, Field(le=1000)] = 3
-    """How often a failed read is tried again, with backoff, before the sample is replaced."""
+    """Number of times a failed read is repeated, with backoff, before another sample replaces it."""
     max_failure_rate: Fraction = 0.01
-    """The run stops when more than this share of the samples read could not be read."""
+    """Largest fraction of unreadable samples. The run stops when more of those it read were unreadable."""
     max_pixels: Annotated[Count, Field(le=2**30)] = 64_000_000
-    """An image with more pixels than this is treated as unreadable."""
+    """Largest number of pixels of an image. A larger image is unreadable."""
     max_bytes: Annotated[Count, Field(le=2**32)] = 64_000_000
-    """A file inside a shard larger than this many bytes is treated as unreadable."""
+    """Largest size of a file inside a shard, in bytes. A larger file is unreadable."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

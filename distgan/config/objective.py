@@ -10,46 +10,46 @@ from distgan.config.fields import Count, Fraction, NotNegative, Positive, Sectio
 
 
 class ZeroCenteredPenaltyConfig(Section):
-    """A penalty on the squared norm of the discriminator's gradient at its inputs."""
+    """Penalty on the squared norm of the discriminator's gradient with respect to its input."""
 
     gamma: Positive
-    """The penalty is gamma/2 times the mean squared norm of the gradient of the logit."""
+    """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient."""
     final_gamma: Positive | None = None
-    """Gamma goes along half a cosine to this value at the last step; null keeps it. R3GAN's code ends at a number of
-    images of its own, and trains on."""
+    """Gamma at the last step. Gamma follows half a cosine to this value; null keeps it constant. R3GAN's code ends the
+    schedule at a number of images and trains on."""
     every: Count = 1
-    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization; Karras et al.
-    2020, appendix B). Learning rate and betas stay as configured; StyleGAN2's code, whose penalty has an optimizer step
-    of its own, rescales both, by k/(k + 1) and to that power."""
+    """Compute the penalty in every k-th discriminator update, multiplied by k (lazy regularization; Karras et al. 2020,
+    appendix B). Learning rate and betas stay as configured; StyleGAN2's code rescales both."""
 
 
 class GradientPenaltyConfig(Section):
-    """A penalty on how far the norm of the discriminator's gradient is from a target."""
+    """Penalty on the distance of the discriminator's gradient norm from a target."""
 
     takes_effect_with: ClassVar = {"perturbation": ("points", ("gaussian",))}
 
     weight: Positive = 10.0
-    """Lambda."""
+    """Weight of the penalty, lambda in the papers."""
     points: Literal["interpolated", "gaussian", "uniform"] = "interpolated"
-    """Where the gradient is taken: between a real and a fake sample (WGAN-GP); around real ones, with noise from
-    N(0, perturbation) (DRAGAN's paper) or from the batch's spread as in DRAGAN's released code."""
+    """Points at which the gradient is taken. `interpolated`: between a real and a generated sample (WGAN-GP).
+    `gaussian`: real samples plus N(0, perturbation) (DRAGAN's paper). `uniform`: real samples plus noise scaled by the
+    batch's spread (DRAGAN's code)."""
     target: NotNegative = 1.0
-    """The norm aimed at; 0 is the zero-centered penalty."""
+    """Gradient norm that the penalty aims at; 0 makes it the zero-centered penalty."""
     one_sided: bool = False
     """Penalize only norms above the target."""
     perturbation: Positive = 10.0
-    """Variance of `gaussian` noise. 10 is DRAGAN's suggestion; images here are in [-1, 1], and less stays near them."""
+    """Variance of the `gaussian` noise. DRAGAN suggests 10; images are in [-1, 1], so smaller values stay nearer to
+    them."""
     every: Count = 1
-    """Computed on each k-th discriminator update only, and then multiplied by k (lazy regularization; Karras et al.
-    2020, appendix B). Learning rate and betas stay as configured; StyleGAN2's code, whose penalty has an optimizer step
-    of its own, rescales both, by k/(k + 1) and to that power."""
+    """Compute the penalty in every k-th discriminator update, multiplied by k (lazy regularization; Karras et al. 2020,
+    appendix B). Learning rate and betas stay as configured."""
 
 
 class WeightClippingConfig(Section):
-    """Weight clipping of Arjovsky et al. 2017, algorithm 1, after each discriminator update."""
+    """Weight clipping after each discriminator update (Arjovsky et al. 2017, algorithm 1)."""
 
     limit: Positive = 0.01
-    """Parameters are clamped to [-limit, limit]."""
+    """Largest absolute value of a weight. Weights are clamped to [-limit, limit]."""
     normalization: bool = True
     """Clamp the scales and offsets of normalization layers too, as the released code does."""
 
@@ -61,12 +61,12 @@ class LabelSmoothingConfig(Section):
     """Soft and noisy labels for the discriminator's cross-entropy."""
 
     real: Target = 1.0
-    """The target for real samples, or the range [low, high] that each sample's is drawn from. Above 1 the loss would
-    have no minimum."""
+    """Target of real samples, or the range [low, high] that each sample's target is drawn from."""
     fake: Target = 0.0
-    """The same for generated samples. Above 0 the optimal discriminator no longer vanishes off the data."""
+    """Target of generated samples, or the range [low, high] that each sample's target is drawn from. Above 0, the
+    optimal discriminator no longer vanishes away from the data."""
     flip: Fraction = 0.0
-    """Probability that a sample's target is that of the other side."""
+    """Probability that a sample gets the other side's target."""
 
     @model_validator(mode="after")
     def _check(self) -> LabelSmoothingConfig:
@@ -78,12 +78,12 @@ class LabelSmoothingConfig(Section):
 
 
 class InstanceNoiseConfig(Section):
-    """Gaussian noise on all of the discriminator's inputs (Sonderby et al. 2017; Arjovsky and Bottou 2017)."""
+    """Gaussian noise on all inputs of the discriminator (Sønderby et al. 2017; Arjovsky and Bottou 2017)."""
 
     sigma: Positive = 0.1
-    """Its standard deviation at the start; inputs are in [-1, 1]."""
+    """Standard deviation of the noise at the start. Inputs are in [-1, 1]."""
     steps: Count | None = None
-    """It falls linearly to 0 over so many steps; null keeps it."""
+    """Number of steps over which sigma falls linearly to 0; null keeps it constant."""
 
 
 class FeatureMatchingConfig(Section):
@@ -93,22 +93,23 @@ class FeatureMatchingConfig(Section):
     """
 
     weight: Positive = 1.0
-    """Its factor."""
+    """Weight of the feature-matching term in the generator's loss."""
     layer: Annotated[str, Field(min_length=1)] | None = None
-    """Name of a layer inside the discriminator; null: its last features before the logit."""
+    """Name of the discriminator's layer whose outputs are compared. null: its last features before the logit."""
     distance: Literal["squared_l2", "l1"] = "squared_l2"
-    """Of the batch means: `squared_l2` is the paper's, `l1` (mean absolute difference) the released code's."""
+    """Distance between the batch means: `squared_l2` (the paper) or `l1`, the mean absolute difference (the released
+    code)."""
     adversarial: bool = False
-    """Keep the generator's adversarial term beside it."""
+    """Keep the adversarial term in the generator's loss beside the feature-matching term."""
 
 
 class HistoricalAveragingConfig(Section):
-    """Salimans et al. 2016, section 3.3: |theta - mean over time of theta|^2 in a player's loss, times a weight."""
+    """Distance of the weights from their average over time, in a player's loss (Salimans et al. 2016, section 3.3)."""
 
     generator: NotNegative = 0.0
-    """The generator's weight of it; 0 leaves it out."""
+    """Weight of the term in the generator's loss; 0 leaves it out."""
     discriminator: NotNegative = 0.0
-    """The discriminator's weight of it; 0 leaves it out."""
+    """Weight of the term in the discriminator's loss; 0 leaves it out."""
 
 
 Family = Literal[
@@ -145,32 +146,34 @@ _LOG_ODDS = tuple(name for name, family in LOSS_FAMILIES.items() if family.log_o
 
 
 class ObjectiveConfig(Section):
-    """What the players minimize."""
+    """The loss of both players."""
 
     takes_effect_with: ClassVar = {"label_smoothing": ("adversarial", _LOG_ODDS)}
 
     adversarial: Family = "non_saturating"
-    """The family of losses; `minimax` is Goodfellow's value function itself, `non_saturating` the -log D(G(z)) one. The
-    generator of a relativistic one is compared with the reals of the step's last discriminator update, where the
-    released code draws others."""
+    """Adversarial loss. `minimax` is the value function of Goodfellow et al. 2014; `non_saturating` is its -log D(G(z))
+    variant. A relativistic generator compares with the reals of the step's last discriminator update; the released code
+    draws new ones."""
     label_smoothing: LabelSmoothingConfig | None = None
-    """Smoothed or noisy labels, for `minimax` and `non_saturating`."""
+    """Smoothed or noisy labels, for `minimax` and `non_saturating`; null uses the labels 1 and 0."""
     r1: ZeroCenteredPenaltyConfig | None = None
-    """Gradient penalty on real samples (Mescheder et al. 2018, eq. 9)."""
+    """Gradient penalty on real samples (Mescheder et al. 2018, eq. 9); null leaves it out."""
     r2: ZeroCenteredPenaltyConfig | None = None
-    """Gradient penalty on generated samples (Mescheder et al. 2018, section 4.1)."""
+    """Gradient penalty on generated samples (Mescheder et al. 2018, section 4.1); null leaves it out."""
     gradient_penalty: GradientPenaltyConfig | None = None
-    """WGAN-GP (Gulrajani et al. 2017), DRAGAN (Kodali et al. 2017), and GAN-GP (Fedus et al. 2018)."""
+    """Gradient penalty of WGAN-GP (Gulrajani et al. 2017), DRAGAN (Kodali et al. 2017) or GAN-GP (Fedus et al. 2018);
+    null leaves it out."""
     drift: NotNegative = 0.0
-    """Factor of E[D(x)^2] over real samples, holding a critic near 0 (Karras et al. 2018, appendix A.1)."""
+    """Weight of E[D(x)^2] over real samples, which keeps a critic's output near 0 (Karras et al. 2018, appendix A.1); 0
+    leaves it out."""
     weight_clipping: WeightClippingConfig | None = None
-    """Clamp the discriminator's parameters after each of its updates."""
+    """Clamping of the discriminator's weights after each of its updates; null leaves it out."""
     instance_noise: InstanceNoiseConfig | None = None
-    """Noise on the discriminator's inputs."""
+    """Noise on the discriminator's inputs; null leaves it out."""
     feature_matching: FeatureMatchingConfig | None = None
-    """Match the batch means of the discriminator's features."""
+    """Feature matching in the generator's loss; null leaves it out."""
     historical_averaging: HistoricalAveragingConfig = HistoricalAveragingConfig()
-    """Hold a player near the average of its past parameters."""
+    """Distance of the weights from their average over time, as a term of a player's loss."""
 
     @property
     def family(self) -> LossFamily:

@@ -15,19 +15,19 @@ class OptimizerConfig(Section):
     takes_effect_with: ClassVar = {"betas": ("name", ("adam",)), "alpha": ("name", ("rmsprop",))}
 
     name: Literal["adam", "rmsprop"] = "adam"
-    """The optimization algorithm."""
+    """Optimizer."""
     learning_rate: Positive = 2e-4
-    """The peak learning rate."""
+    """Peak learning rate."""
     betas: tuple[Real, Real] = (0.5, 0.999)
-    """Adam's decay rates of the two moments."""
+    """Decay rates of Adam's first and second moments."""
     alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.99
-    """RMSProp's decay rate of the squared gradients (torch's default; TensorFlow's is 0.9)."""
+    """Decay rate of RMSProp's squared gradients. PyTorch's default is 0.99; TensorFlow's is 0.9."""
     eps: Positive = 1e-8
-    """Added to the root of the second moment."""
+    """Constant added to the root of the second moment."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """`linear` and `cosine` fall to 0 at the last step."""
+    """Learning-rate schedule. `linear` and `cosine` fall to 0 at the last step."""
     warmup_steps: CountOrZero = 0
-    """Steps over which the learning rate rises linearly to its peak."""
+    """Number of steps over which the learning rate rises linearly to its peak."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
@@ -38,28 +38,30 @@ class OptimizerConfig(Section):
 
 
 class MinibatchDiscriminationConfig(Section):
-    """Salimans et al. 2016, section 3.2, before the discriminator's last layer."""
+    """Minibatch discrimination before the discriminator's last layer (Salimans et al. 2016, section 3.2)."""
 
     kernels: Size = 100
-    """B, the features it adds."""
+    """Number of features that the layer adds, B in the paper."""
     dimensions: Size = 5
-    """C, over which the L1 distance of a kernel is taken."""
+    """Number of values per kernel over which the L1 distance is taken, C in the paper."""
     over: Literal["global", "rank"] = "global"
-    """Whom a sample is compared with: the micro-batch of all ranks, or its own rank's share, which depends on W."""
+    """Samples that each sample is compared with. `global`: the micro-batch of all ranks. `rank`: its own rank's part,
+    which depends on the number of ranks."""
 
 
 class MinibatchStddevConfig(Section):
-    """Karras et al. 2018, section 3: one more channel before the discriminator's last convolution."""
+    """Minibatch standard deviation as one more channel before the discriminator's last convolution (Karras et al. 2018,
+    section 3)."""
 
     group_size: Batch = 4
-    """Samples in a group (the micro-batch where that is smaller); it must divide the micro-batch."""
+    """Number of samples per group. It must divide the micro-batch; a smaller micro-batch is one group."""
 
 
 Normalization = Literal["synchronized", "batch", "layer", "virtual", "none"]
 
 
 class NetworkConfig(Section):
-    """What both networks have."""
+    """Options of both networks."""
 
     takes_effect_with: ClassVar = {
         "max_width": ("architecture", ("dcgan", "resnet", "progressive", "r3gan")),
@@ -68,32 +70,34 @@ class NetworkConfig(Section):
     }
 
     architecture: Literal["dcgan", "resnet", "progressive", "r3gan", "characters", "mlp"] = "dcgan"
-    """Which network: `dcgan`, `resnet`, `progressive`, `r3gan` for images, `characters` for text, `mlp` for points."""
+    """Network: `dcgan`, `resnet`, `progressive` or `r3gan` for images, `characters` for text, `mlp` for points."""
     width: Size = 64
-    """Channels of the layer next to the images; they double towards the latents (or the logit), up to `max_width`.
-    The `characters` and `mlp` networks are this wide throughout, and so is `resnet` at 32 pixels (WGAN-GP: 128; SNGAN:
-    256 for its generator, 128 for its discriminator); above, it multiplies this by SNGAN's table, 64 there."""
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`.
+    `characters` and `mlp` have this width throughout, and so has `resnet` at 32 pixels (128 in WGAN-GP, 256 and 128 in
+    SNGAN). Larger `resnet`s multiply it by SNGAN's table, with 64 there."""
     max_width: Size = 1024
-    """Upper bound of the channels of a layer."""
+    """Largest number of channels of a layer."""
     depth: Annotated[Size, Field(le=1024)] | None = None
-    """Residual blocks of `characters` (default 5) and of a stage of `r3gan` (2), hidden layers of `mlp` (3). That of
-    the others follows from `data.resolution`."""
+    """Number of residual blocks of `characters` (null: 5), of residual blocks per stage of `r3gan` (null: 2), or of
+    hidden layers of `mlp` (null: 3). The depth of other networks follows from `data.resolution`."""
     normalization: Normalization = "synchronized"
-    """Batch norm over all ranks, over each rank alone, layer norm, virtual batch norm, or none."""
+    """Normalization: `synchronized` batch norm over all ranks, `batch` norm over each rank alone, `layer` norm,
+    `virtual` batch norm, or `none`."""
     reference_size: Batch | None = None
-    """Samples in virtual batch norm's reference batch; null: as many as the micro-batch, at most 128."""
+    """Number of samples in virtual batch norm's reference batch. null: the micro-batch, at most 128."""
     spectral_norm: bool = False
-    """Divide each weight by its largest singular value (Miyato et al. 2018)."""
+    """Divide each weight matrix by its largest singular value (Miyato et al. 2018)."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and learning-rate schedule of this network."""
 
 
 class GeneratorConfig(NetworkConfig):
     """The generator: its network and its optimizer."""
 
     latent_size: Size = 100
-    """Numbers in a latent vector."""
+    """Length of a latent vector."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
-    """`uniform` is U(-1, 1), `normal` is N(0, 1)."""
+    """Distribution of the latents: `uniform` is U(-1, 1), `normal` is N(0, 1)."""
 
 
 class DiscriminatorConfig(NetworkConfig):
@@ -106,39 +110,40 @@ class DiscriminatorConfig(NetworkConfig):
     }
 
     pooling: Literal["sum", "mean"] = "sum"
-    """How `resnet` pools before its logit: `sum` (SNGAN) or `mean` (WGAN-GP)."""
+    """Pooling of `resnet` before its logit: `sum` (SNGAN) or `mean` (WGAN-GP)."""
     minibatch_discrimination: MinibatchDiscriminationConfig | None = None
-    """Let it compare the samples of a batch (`dcgan` and `mlp`)."""
+    """Minibatch discrimination, for `dcgan` and `mlp`; null leaves it out."""
     minibatch_stddev: MinibatchStddevConfig | None = None
-    """Let it see how much the samples of a batch differ (`dcgan` and `progressive`)."""
+    """Minibatch standard deviation, for `dcgan` and `progressive`; null leaves it out."""
 
 
 class EMAConfig(Section):
-    """The exponential moving average of the generator's weights, which is what is evaluated and exported."""
+    """Exponential moving average of the generator's weights, which is evaluated and exported."""
 
     half_life_kimg: Annotated[Real, Field(ge=0, le=1e12)] = 10.0
-    """Half-life in thousands of images, of which each step counts `critic_steps` batches; 0 makes the average equal the
-    live weights."""
+    """Half-life of the average in thousands of images. Each step counts `critic_steps` batches. 0 makes the average
+    equal to the current weights."""
     rampup: Positive | None = 0.05
-    """Early on the half-life is at most this share of the images seen so far; null switches the ramp off."""
+    """Largest half-life early in training, as a fraction of the images seen so far; null switches the ramp-up off."""
     statistics_samples: Annotated[Count, Field(le=2**20)] = 2048
-    """Addressed latents from which batch-norm statistics are recomputed before evaluation, sampling and export."""
+    """Number of latents from which batch-norm statistics are recomputed before evaluation, sampling and export."""
 
 
 class GrowthConfig(Section):
-    """Progressive growing (Karras et al. 2018, section 2), in thousands of real images shown to the discriminator."""
+    """Progressive growing of both networks (Karras et al. 2018, section 2). Durations count real images shown to the
+    discriminator."""
 
     first_resolution: Size = 4
-    """The resolution of the first level, a power of two."""
+    """Resolution of the first level in pixels, a power of two from 4 up."""
     stable_kimg: Annotated[NotNegative, Field(le=1e9)] = 600.0
-    """Each level trains as it is for so long."""
+    """Duration for which each level trains at full strength, in thousands of images."""
     fade_kimg: Annotated[NotNegative, Field(le=1e9)] = 600.0
-    """Before that, each level but the first is faded in linearly for so long."""
+    """Duration for which each level but the first is faded in linearly before that, in thousands of images."""
     batch_sizes: dict[Size, Batch] = Field(default_factory=dict)
-    """Global batch sizes by resolution, for levels where it is not `training.batch_size`; they apply to that
-    resolution and the higher ones."""
+    """Global batch sizes by resolution. Each applies to its resolution and the higher ones, in place of
+    `training.batch_size`."""
     reset_optimizers: bool = True
-    """Forget the optimizers' moments at the start and at the end of each fade, as the released code does."""
+    """Reset the optimizers' moments at the start and at the end of each fade, as the released code does."""
 
     @model_validator(mode="after")
     def _check(self) -> GrowthConfig:

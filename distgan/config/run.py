@@ -29,24 +29,33 @@ MAX_STATISTICS_BATCH = 128
 
 
 class Config(Section):
-    """A run, whole."""
+    """A whole run."""
 
     run_dir: Annotated[str, AfterValidator(folder)]
-    """The folder that everything of this run is written to."""
+    """Folder that the run writes to."""
     seed: Seed = 0
-    """All randomness is a function of this number and of what it is drawn for."""
+    """Random seed. All randomness is a function of it and of what it is drawn for."""
     data: DataConfig
+    """Training data, and how it is read."""
     generator: GeneratorConfig = GeneratorConfig()
+    """Network and optimizer of the generator."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """Network and optimizer of the discriminator."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """Loss of both players."""
     training: TrainingConfig
+    """Length of the run, batch size, and arithmetic."""
     ema: EMAConfig = EMAConfig()
+    """Exponential moving average of the generator's weights."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """Interval and number of checkpoints."""
     monitoring: MonitoringConfig = MonitoringConfig()
+    """What the run writes while it trains."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Metrics of the EMA generator."""
 
     growth: GrowthConfig | None = None
-    """Progressive growing of both networks; null trains all of their layers at full resolution throughout."""
+    """Progressive growing of both networks; null trains all layers at full resolution from the start."""
 
     @property
     def micro_batch(self) -> int:

@@ -12,62 +12,63 @@ MetricName = Literal["fid", "inception_score", "kid", "classes", "modes", "ngram
 
 
 class ExtraCriticStepsConfig(Section):
-    """Steps in which the discriminator is trained longer (Arjovsky et al. 2017, released code only)."""
+    """Steps with more discriminator updates (Arjovsky et al. 2017, released code only)."""
 
     updates: Annotated[Count, Field(le=2**24)] = 100
-    """Discriminator updates in such a step."""
+    """Number of discriminator updates in such a step."""
     first: CountOrZero = 25
-    """The first so many steps are such."""
+    """Number of initial steps that run `updates` discriminator updates each."""
     every: Count | None = 500
-    """So is each k-th after them; null: none."""
+    """Interval of later steps that run `updates` discriminator updates; null runs none."""
 
 
 class EarlyStoppingConfig(Section):
-    """End the run when the critic's estimate of the Wasserstein distance neither falls nor rises any more."""
+    """End of the run when the critic's estimate of the Wasserstein distance stays flat."""
 
     steps: Count = 10_000
-    """It is flat when it has stayed where it was for so long; its average has a half-life of a tenth of that."""
+    """Number of steps for which the smoothed estimate must stay within `tolerance`. Smoothing half-life: steps / 10."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 0.02
-    """Where it was: its average then, give or take this share."""
+    """Largest relative change of the smoothed estimate that counts as flat."""
 
 
 class TrainingConfig(Section):
-    """How long, how large, and in which numbers."""
+    """Length of the run, batch size, and arithmetic."""
 
     steps: Count
-    """Steps of the run; a step is one generator update with its discriminator updates."""
+    """Number of steps. A step is one generator update and its discriminator updates."""
     batch_size: Batch
-    """Global batch: over all ranks and all accumulation."""
+    """Global batch size: over all ranks and all micro-batches of an update."""
     gradient_accumulation_steps: Batch = 1
-    """Micro-batches per update. Batch statistics are over one micro-batch of all ranks."""
+    """Number of micro-batches per update. Batch statistics are computed over one micro-batch of all ranks."""
     critic_steps: Annotated[Count, Field(le=2**24)] = 1
-    """Discriminator updates in a step, before the generator's."""
+    """Number of discriminator updates per step, before the generator's update."""
     extra_critic_steps: ExtraCriticStepsConfig | None = None
-    """Steps with more discriminator updates than that."""
+    """Steps that run more discriminator updates than `critic_steps`; null runs none."""
     initial_critic_steps: CountOrZero = 0
-    """Discriminator updates before the first step, so that the generator meets a trained one. They count to step 0."""
+    """Number of discriminator updates before the first generator update. They count to step 0."""
     early_stopping: EarlyStoppingConfig | None = None
-    """For `wasserstein`: end the run early when its estimate of the distance is flat; null trains all steps."""
+    """Early end of the run when the Wasserstein estimate stays flat, for `wasserstein`; null trains all steps."""
     mixed_precision: Literal["no", "tf32", "bf16"] = "no"
-    """Arithmetic of the networks. `no` is full float32. `tf32` rounds the inputs of matrix products and convolutions to
-    10 bits of mantissa on NVIDIA GPUs. `bf16` runs the networks under bfloat16 autocast, with 8 bits; losses are
-    float32, and so are whole passes whose input gradient is penalized, such as the discriminator's in every update
-    with R1 and `every: 1`: those use neither bf16 nor `compile`, and are full float32. Weights and evaluation are
-    float32 in all three."""
+    """Arithmetic of the networks. `no`: full float32. `tf32`: matrix products and convolutions round their inputs to 10
+    bits of mantissa, on NVIDIA GPUs. `bf16`: bfloat16 autocast, with 8 bits. Losses stay float32, and so do whole
+    passes whose input gradient is penalized, such as every discriminator pass with R1 and `every: 1`. Weights and
+    evaluation are float32 in all three."""
     gradient_precision: Literal["float32", "bf16"] = "float32"
-    """`bf16` halves the bytes that gradients cost between ranks, and rounds them; sums of many ranks round more."""
+    """Precision in which ranks exchange gradients. `bf16` halves the bytes, and rounds; sums over many ranks round
+    more."""
     deterministic: bool = False
-    """Deterministic kernels and gradient buckets: resume at the same world size is then bitwise."""
+    """Use deterministic kernels. A resume on the same number of ranks is then bitwise."""
     compile: bool = False
-    """Compile the networks with torch.compile (not the gradient-penalty path, which has no double backward)."""
+    """Compile the networks with torch.compile. Gradient penalties stay eager, because compiled code has no double
+    backward."""
     channels_last: bool | Literal["auto"] = "auto"
-    """Memory format of convolutions. `auto`: where it was measured to pay."""
+    """Use the channels_last memory format for convolutions. `auto` uses it where it was measured to be faster."""
     max_skipped_updates: Count = 20
-    """This many non-finite updates of one player in a row stop the run."""
+    """Number of non-finite updates of one player in a row that ends the run."""
     timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 10.0
-    """A rank that waits longer than this for another in a collective gives up."""
+    """Minutes that a rank waits for another in a collective before it gives up."""
     startup_timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 30.0
-    """The same until the first step is done, while nodes still read data, and kernels are tuned or compiled."""
+    """The same limit in minutes until the first step is done, while nodes read data and compile or tune kernels."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,51 +95,51 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written and which are kept."""
+    """Interval and number of checkpoints."""
 
     every: Count = 1000
-    """Steps between checkpoints; one is also written at the end and before leaving on a signal."""
+    """Steps between checkpoints. The run also saves one at its end and before it leaves on a signal."""
     keep: Count = 3
-    """How many of the newest checkpoints are kept, besides the best one."""
+    """Number of newest checkpoints to keep, besides the best one."""
 
 
 class MonitoringConfig(Section):
-    """What is written down while training."""
+    """What the run writes while it trains."""
 
     every: Count = 50
-    """Steps between rows of metrics.jsonl and TensorBoard scalars. The last step always has one."""
+    """Steps between rows of metrics.jsonl and TensorBoard scalars."""
     samples_every: Count = 500
-    """Steps between samples of the same latents: a grid of images, lines of text, or a picture of points."""
+    """Steps between sample grids, drawn from the same latents each time."""
     num_samples: Annotated[Count, Field(le=4096)] = 64
-    """How many of them."""
+    """Number of samples in each sample grid."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
 
 
 class EvaluationConfig(Section):
-    """Metrics of the averaged generator."""
+    """Metrics of the EMA generator."""
 
     takes_effect_with: ClassVar = {"inception_weights": ("detector", ("inception",))}
 
     every: CountOrZero = 0
-    """Steps between evaluations; 0 evaluates only when asked with `distgan evaluate`."""
+    """Steps between evaluations; 0 evaluates only by `distgan evaluate`."""
     num_samples: Annotated[Count, Field(le=2**24)] = 10_000
-    """Generated samples per evaluation."""
+    """Number of generated samples per evaluation."""
     batch_size: Batch = 64
-    """Samples per forward pass of an evaluation on one rank."""
+    """Number of samples per forward pass on one rank."""
     metrics: Annotated[list[MetricName], Field(min_length=1)] | None = None
-    """What is measured; the first decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
-    `modes` for points. Images also have `inception_score`, `kid`, and with the classifier `classes`: how
-    many have at least a tenth of their share in the data (StackedMNIST's protocol asks for one sample of each)."""
+    """Metrics to compute; the first one decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
+    `modes` for points. Images also have `inception_score` and `kid`, and `classes` with the classifier: the number of
+    classes with at least a tenth of their share in the data."""
     detector: Literal["classifier", "inception"] = "classifier"
-    """Whose features are compared: a classifier trained on the labeled shards, or Inception-v3 (2015)."""
+    """Feature extractor of the metrics: a classifier trained on the labeled shards, or the Inception-v3 of 2015."""
     inception_weights: str | None = None
     """Path of torch-fidelity's pt_inception-2015-12-05 weights; null downloads them."""
     held_out: str | None = None
-    """Folder of shards of text that is not trained on, for `ngram_js`. Default: `held-out` beside the training shards,
-    where `pack --held-out` puts it."""
+    """Folder of text shards that are not trained on, for `ngram_js`. null: `held-out` beside the training shards, where
+    `pack --held-out` puts it."""
     cache_dir: str | None = None
-    """Folder of real statistics and detectors. Default: `$DISTGAN_CACHE` or `~/.cache/distgan`."""
+    """Folder that keeps statistics of real samples and detectors. null: `$DISTGAN_CACHE`, or `~/.cache/distgan`."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationConfig:
