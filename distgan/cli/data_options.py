@@ -1,4 +1,4 @@
-"""What the commands that make shards take on the command line."""
+"""Options of the commands that make shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Options of `pack`."""
+    """Add the command `pack` with its options."""
     parser = command(
         "pack", "turn images, text or points into WebDataset shards with an index",
         "SOURCE is one of\n"
@@ -21,98 +21,97 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         "  builtin:ring or builtin:grid, points of 8 or 25 normal distributions, whose numbers are the labels\n\n"
         "The shards do not depend on --workers. A pack that is interrupted leaves nothing that looks finished.",
     )  # fmt: skip
-    parser.add_argument("source", metavar="SOURCE", help="what to pack, see below")
-    parser.add_argument("dest", metavar="DEST", help="folder to make; index and shards appear in it together")
+    parser.add_argument("source", metavar="SOURCE", help="samples to pack, see below")
+    parser.add_argument("dest", metavar="DEST", help="folder to create")
     parser.add_argument(
         "--shard-size",
         default="256MB",
         metavar="SIZE",
-        help="samples (500) or bytes (64MB) of a shard; default %(default)s",
+        help="size of a shard in samples (500) or bytes (64MB) (default: %(default)s)",
     )
     parser.add_argument(
         "--resolution",
         type=int,
         metavar="R",
-        help="crop the central square and resize it to R x R; default: keep each size",
+        help="height and width in pixels; crops the central square and resizes it (default: keep each size)",
     )
     parser.add_argument(
         "--format",
         dest="image_format",
         choices=("keep", "png", "jpg", "webp"),
         default="keep",
-        help="re-encode images; `keep` leaves files that need no change as they are; default %(default)s",
+        help="format of the images in the shards; `keep` copies files that need no change (default: %(default)s)",
     )
     parser.add_argument(
         "--quality",
         type=int,
         default=95,
         metavar="Q",
-        help="quality of newly encoded jpg and webp, 1 to 100; default %(default)s",
+        help="quality of newly encoded jpg and lossy webp, 1 to 100 (default: %(default)s)",
     )
     parser.add_argument(
         "--background",
         metavar="COLOR",
-        help="composite all transparent images on white, black, gray or #rrggbb (default: on white those that are "
-        "changed anyway; others keep their transparency, for data.background to decide)",
+        help="white, black, gray or #rrggbb: composite all transparent images on it (default: composite on white those "
+        "that are re-encoded anyway, and keep the others transparent)",
     )
     parser.add_argument(
         "--follow-links",
         action="store_true",
-        help="follow links in a folder that lead out of it, or to folders (default: only links to files inside it)",
+        help="follow symbolic links out of the folder and to folders (default: only to files inside it)",
     )
     parser.add_argument(
         "--no-shuffle",
         dest="shuffle",
         action="store_false",
-        help="keep the source's order (default: a random order given by --seed)",
+        help="keep the order of the source (default: shuffle by --seed)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="of the shuffle, the held-out lines and built-in points; default %(default)s",
+        help="random seed for shuffling, the held-out split and built-in points (default: %(default)s)",
     )
     parser.add_argument(
         "--held-out",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="put this share of the lines of text into DEST/held-out, for metrics to compare with; equal lines stay "
-        "together; default: none",
+        help="fraction of the lines of text to put into DEST/held-out, for metrics; equal lines stay together "
+        "(default: none)",
     )
     parser.add_argument(
-        "--points", type=int, metavar="N", help="number of points of a built-in mixture; default 100000"
+        "--points", type=int, metavar="N", help="number of points of a built-in mixture (default: 100000)"
     )
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
-        help="an unreadable sample ends the pack, or is left out and reported; default %(default)s",
+        help="end at an unreadable sample, or leave it out and report it (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a core")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder of shards that is already there")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one per core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder of shards")
 
 
 def add_index(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Options of `index`."""
+    """Add the command `index` with its options."""
     parser = command(
         "index", "index tars that others wrote, so that they can be trained on",
         "SHARDS is a folder, a glob, a brace expansion such as s3://bucket/shard-{000000..000127}.tar, or a URL.\n"
-        "A sample is a member named KEY.jpg, .png or .webp, KEY.npy, or KEY.txt, its label one named KEY.cls; texts\n"
-        "and arrays beside images are passed over, and so is whatever else is in the tar: what there was of each is\n"
-        "said at the end. Of images only headers and labels are read.\n"
-        "The index is written beside local shards; elsewhere, name it with --out. One that is there keeps its class\n"
-        "names, and is not replaced if it lists shards that are still there and not among these.",
+        "A sample is a member named KEY.jpg, .png, .webp, .npy or .txt; its label is a member named KEY.cls. Texts\n"
+        "and arrays beside images are passed over. The command counts what it passes over, with an example.\n"
+        "The index is written beside local shards; name it with --out for others. An earlier index keeps its class\n"
+        "names. It is not replaced if it lists existing shards that are not among these.",
     )  # fmt: skip
-    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="the tars, see below")
-    parser.add_argument("--out", metavar="PATH", help="folder or file for the index; default: beside the shards")
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="tars to index, see below")
+    parser.add_argument("--out", metavar="PATH", help="folder or file of the index (default: beside the shards)")
     parser.add_argument(
         "--last-dot",
         action="store_true",
-        help="begin the extension of a member at the last dot of its name: Track 2.0.png is then an image (default: at "
-        "the first dot, as in WebDataset)",
+        help="begin extensions at the last dot of a name, so that Track 2.0.png is an image (default: at the first "
+        "dot, as in WebDataset)",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="fail if a shard holds no sample (default: leave it out and say so)"
+        "--strict", action="store_true", help="fail if a shard holds no sample (default: leave it out and report it)"
     )
-    parser.add_argument("--verify", action="store_true", help="read all of every shard and record its SHA-256")
+    parser.add_argument("--verify", action="store_true", help="read every shard whole and record its SHA-256")

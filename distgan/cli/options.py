@@ -1,4 +1,4 @@
-"""What each command takes on the command line."""
+"""Options of each command."""
 
 from __future__ import annotations
 
@@ -36,73 +36,87 @@ def _train(command: AddCommand) -> None:
         "Alone, or on N ranks:\n"
         "  accelerate launch --multi_gpu --num_processes N -m distgan train CONFIG\n"
         "  torchrun --nproc-per-node N -m distgan train CONFIG\n"
-        "SIGTERM, SIGUSR1, SIGHUP, Ctrl-C and `distgan stop` save a checkpoint and leave; status.json in the run\n"
-        "folder says how a run ended. Every key of CONFIG is explained by `distgan schema`.",
+        "SIGTERM, SIGUSR1, SIGHUP, Ctrl-C and `distgan stop` save a checkpoint and leave. status.json in the run\n"
+        "folder says how the run ended. docs/config.md and `distgan schema` explain every key of CONFIG.",
     )  # fmt: skip
-    parser.add_argument("config", metavar="CONFIG", help="a YAML recipe, such as configs/digits-dcgan.yaml")
+    parser.add_argument("config", metavar="CONFIG", help="YAML recipe, such as configs/digits-dcgan.yaml")
     _add_overrides(parser)
     parser.add_argument(
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="continue from the newest valid checkpoint of run_dir (default), "
-        "start over and set the old course aside, or continue from a given checkpoint or run",
+        help="continue from the newest valid checkpoint of run_dir, start over and set the old checkpoints aside, or "
+        "continue from a given checkpoint or run (default: auto)",
     )
     parser.add_argument(
         "--accept",
         action="append",
         default=[],
         choices=("data", "seed", "batch", "statistics"),
-        help="continue although this differs from the checkpoint; may be repeated",
+        help="continue although this differs from the checkpoint; repeat the option to accept more",
     )
 
 
 def _trace(command: AddCommand) -> None:
     parser = command(
         "trace", "print which sample each rank gets at each step, as JSON lines",
-        "Nothing is trained or decoded: the order is a function of the seed and the position in the stream.",
+        "Nothing is trained or decoded. The order is a function of the seed and the stream position.",
     )  # fmt: skip
-    parser.add_argument("config", metavar="CONFIG", help="a YAML recipe")
+    parser.add_argument("config", metavar="CONFIG", help="YAML recipe")
     _add_overrides(parser)
-    parser.add_argument("--steps", required=True, metavar="A:B", help="steps A to B-1, counted from 0")
+    parser.add_argument("--steps", required=True, metavar="A:B", help="range of steps: A to B-1, counted from 0")
     parser.add_argument(
-        "--world-size", type=int, default=1, metavar="W", help="ranks to divide each batch among; default %(default)s"
+        "--world-size",
+        type=int,
+        default=1,
+        metavar="W",
+        help="number of ranks that share each batch (default: %(default)s)",
     )
 
 
 def _sample(command: AddCommand) -> None:
     parser = command("sample", "draw samples from a run, a checkpoint or an export")
+    parser.add_argument("source", metavar="RUN_OR_EXPORT", help="run folder, checkpoint, or exported generator")
     parser.add_argument(
-        "source", metavar="RUN_OR_EXPORT", help="a run folder, a checkpoint in it, or an exported generator"
+        "--num",
+        type=int,
+        metavar="N",
+        help="number of samples, or of paths with --interpolate (default: 64, or 8 paths)",
     )
-    parser.add_argument("--num", type=int, metavar="N", help="samples, or paths between images; default 64, or 8 paths")
     parser.add_argument(
         "--out",
         required=True,
         metavar="PATH",
-        help="images: a .png for a grid, else a folder of PNGs; with --interpolate .png, .gif or .webp; text: a .txt; "
-        "points: a .png or .npy",
+        help="file or folder to write; images: .png for a grid, else a folder of PNGs; with --interpolate: .png, .gif "
+        "or .webp; text: .txt; points: .png or .npy",
     )
     parser.add_argument(
         "--interpolate",
         type=int,
         metavar="STEPS",
-        help="paths of so many images between pairs: rows of a .png, or an animation (.gif, .webp)",
+        help="number of images per path between two latents: rows of a .png, or an animation (.gif, .webp)",
     )
     parser.add_argument(
-        "--linear", action="store_true", help="paths along straight lines between latents; default: along arcs"
+        "--linear", action="store_true", help="interpolate along straight lines between latents (default: along arcs)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="sample i is a function of the seed and i; default %(default)s"
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed; sample i is a function of the seed and i (default: %(default)s)",
     )
     parser.add_argument(
         "--labels",
         nargs="+",
         metavar="CLASS",
-        help="classes by number or name, repeated in turn; default: as frequent as in the data",
+        help="classes to draw, by number or name, in turn (default: as frequent as in the data)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="B", help="samples at a time; default %(default)s"
+        "--batch-size",
+        type=int,
+        default=64,
+        metavar="B",
+        help="number of samples per forward pass (default: %(default)s)",
     )
     _add_best(parser)
 
@@ -110,40 +124,44 @@ def _sample(command: AddCommand) -> None:
 def _evaluate(command: AddCommand) -> None:
     parser = command(
         "evaluate", "measure a run or checkpoint against its data",
-        "Prints the metrics as JSON. Also on N ranks under `accelerate launch`, with the same result.",
+        "Prints the metrics as JSON. Under `accelerate launch`, N ranks share the work and get the same result.",
     )  # fmt: skip
-    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
-    _add_overrides(parser, "changes to how it is measured, such as evaluation.num_samples=50000")
+    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="run folder, or a checkpoint in it")
+    _add_overrides(parser, "changes to the evaluation, such as evaluation.num_samples=50000")
     _add_best(parser)
 
 
 def _probe(command: AddCommand) -> None:
     parser = command(
         "probe", "measure how well a discriminator's features tell classes apart",
-        "A linear classifier of its convolutions' features, max-pooled to 4x4 (Radford et al. 2016), beside\n"
-        "one of raw pixels, tested on samples that they were not fitted to. Prints the accuracies as JSON.",
+        "Fits a linear classifier to the features of its convolutions, max-pooled to 4x4 (Radford et al. 2016), and\n"
+        "another to raw pixels. Prints their accuracies on held-out samples as JSON.",
     )  # fmt: skip
-    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run folder, or a checkpoint in it")
-    parser.add_argument("--data", metavar="SHARDS", help="labeled shards to fit to; default: those of the run")
+    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="run folder, or a checkpoint in it")
+    parser.add_argument("--data", metavar="SHARDS", help="labeled shards to fit to (default: those of the run)")
     parser.add_argument(
-        "--test", metavar="SHARDS", help="labeled shards to test on; default: a fifth of the others, held out"
+        "--test", metavar="SHARDS", help="labeled shards to test on (default: a held-out fifth of --data)"
     )
     parser.add_argument(
-        "--num", type=int, default=10_000, metavar="N", help="samples of each part at most; default %(default)s"
+        "--num",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="largest number of samples of each part (default: %(default)s)",
     )
     parser.add_argument(
         "--classifier",
         choices=("svm", "logistic"),
         default="svm",
-        help="an L2-SVM, as in the paper, or logistic regression; default %(default)s",
+        help="L2-SVM, as in the paper, or logistic regression (default: %(default)s)",
     )
     _add_best(parser)
 
 
 def _export(command: AddCommand) -> None:
     parser = command("export", "write a run's generator as config.json and model.safetensors")
-    parser.add_argument("source", metavar="RUN", help="a run folder, or a checkpoint in it")
-    parser.add_argument("dest", metavar="DEST", help="folder to make; load it with distgan.load_generator(DEST)")
+    parser.add_argument("source", metavar="RUN", help="run folder, or a checkpoint in it")
+    parser.add_argument("dest", metavar="DEST", help="folder to create; load it with distgan.load_generator(DEST)")
     _add_best(parser)
 
 
@@ -155,12 +173,12 @@ def _stop(command: AddCommand) -> None:
 def _status(command: AddCommand) -> None:
     parser = command(
         "status", "print how a run stands, on one line for scripts",
-        "The line is OUTCOME CHECKPOINT REASON: none, running, finished, preempted, failed, or lost, which is failed\n"
-        "for want of a rank only; the step of the newest checkpoint, -1 without any; and why.",
+        "The line is OUTCOME CHECKPOINT REASON. OUTCOME is none, running, finished, preempted, failed, or lost\n"
+        "(failed because a rank was lost). CHECKPOINT is the step of the newest checkpoint, or -1.",
     )  # fmt: skip
     parser.add_argument(
         "--launch", metavar="ID",
-        help="how the launch that torchrun knows by this --rdzv-id left it: `unstarted` if it never trained there",
+        help="--rdzv-id of a torchrun launch; print how that launch left the run, `unstarted` if it never trained",
     )  # fmt: skip
     _add_run(parser)
 
@@ -171,17 +189,17 @@ def _doctor(command: AddCommand) -> None:
         "Alone, or on all ranks as training would be started:\n"
         "  accelerate launch --multi_gpu --num_processes N -m distgan doctor CONFIG\n"
         "  srun --ntasks-per-node=1 launch/slurm/node.sh doctor CONFIG\n"
-        "Versions, devices, the network between ranks, clocks and the run folder; with CONFIG also the data, and some\n"
-        "steps in a folder that is removed. Exits with 1 if something FAILED.",
+        "Checks versions, devices, the network between ranks, clocks and the run folder. With CONFIG it also reads\n"
+        "the data and trains some steps in a folder that it removes. Exits with 1 if a check FAILED.",
     )  # fmt: skip
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML recipe; omit it to check the machine only")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML recipe; omit it to check the machine only")
     _add_overrides(parser)
 
 
 def _schema(command: AddCommand) -> None:
     command(
         "schema", "print the JSON Schema of a recipe, for editors and for reading",
-        "Every key with its type, default and meaning. In VS Code: yaml.schemas in the settings, on a file of this.",
+        "Each key has its type, default and meaning. Save the output to a file and name it in VS Code's yaml.schemas.",
     )  # fmt: skip
 
 
@@ -193,8 +211,7 @@ def _add_overrides(
         nargs="*",
         default=[],
         metavar="key=value",
-        help=f"{what}; a value is taken as typed, except that lists and mappings are YAML, as in "
-        "evaluation.metrics=[fid,kid]",
+        help=f"{what}; a value is taken as typed; lists and mappings are YAML, as in evaluation.metrics=[fid,kid]",
     )
 
 
@@ -202,12 +219,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         metavar="RUN_OR_CONFIG",
-        help="the run folder, as any machine sees it, or the recipe that the run was started with",
+        help="run folder, or the recipe that the run was started with",
     )
-    _add_overrides(parser, "of a recipe, the changes that the run was started with")
+    _add_overrides(parser, "changes to the recipe that the run was started with")
 
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--best", action="store_true", help="of a run, the checkpoint with the best evaluation; default: the newest"
+        "--best", action="store_true", help="use the checkpoint of a run with the best evaluation (default: the newest)"
     )
