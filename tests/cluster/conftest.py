@@ -6,7 +6,7 @@ from tests.cluster.faults import MEASURED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of docs/cluster.md."""
+    """Print the table of measured faults in docs/resume.md."""
     if not MEASURED:
         return
     terminalreporter.section("faults")

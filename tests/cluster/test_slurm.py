@@ -278,7 +278,7 @@ def test_a_node_goes_down(tmp_path: Path, digits: Path, cluster: Slurm, undistur
     node = cluster.show(job)["NodeList"]
     try:
         measure(
-            "the job's node is set down, and it goes on on another",
+            "the job's node goes down, and the job continues on another",
             tmp_path / "run",
             lambda: cluster.set_node(node, "DOWN"),
         )

@@ -55,7 +55,7 @@ def test_a_link_that_is_cut_for_a_while_is_waited_for(
     start = time.monotonic()
     two.mend(2)
     wait_until(lambda: len(rows(tmp_path / "run")) > before, "training does not go on")
-    record("a link is cut for 10 s, from when it is mended", again=time.monotonic() - start)
+    record("a link is cut for 10 s, counted from its repair", again=time.monotonic() - start)
     assert [node.wait(PATIENCE_SECONDS) for node in nodes] == [0, 0], (tmp_path / "log").read_text()
     assert status(tmp_path / "run")["restarts"] == 0
     assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed, STEPS)) == []
@@ -69,7 +69,7 @@ def test_a_link_that_stays_cut_ends_all_ranks_in_time(tmp_path: Path, digits: Pa
     start = time.monotonic()
     two.cut(2)
     wait_until(lambda: status(tmp_path / "run")["outcome"] == "failed", "nobody notices")
-    record("a link is cut for good, with a time-out of 15 s", noticed=time.monotonic() - start)
+    record("a link is cut for good, with a timeout of 15 s", noticed=time.monotonic() - start)
     found = status(tmp_path / "run")
     assert found["lost_rank"]
     log = (tmp_path / "log").read_text()
