@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from distgan.checkpoint.writer import CheckpointWriter, load_files, load_state
+from distgan.checkpoint.reading import load_files, load_state
+from distgan.checkpoint.writer import CheckpointWriter
 
 
 def contents(step: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from distgan.checkpoint import writer
+from distgan.checkpoint import reading
 from distgan.checkpoint.directory import Best
 from distgan.config.error_messages import explain
 from distgan.data.kinds import text
@@ -75,6 +75,6 @@ class Description(_Record):
 def load_description(path: Path) -> Description:
     """The description of a checkpoint. Raises UserError naming the file and key that is wrong."""
     try:
-        return Description.model_validate(writer.load_state(path))
+        return Description.model_validate(reading.load_state(path))
     except ValidationError as error:
         raise UserError(f"{path / 'state.json'}: {explain(error, Description)}; take another checkpoint") from None

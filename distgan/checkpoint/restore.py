@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from distgan.checkpoint import writer
+from distgan.checkpoint import directory, reading
 from distgan.checkpoint.directory import directory_name
 from distgan.errors import UserError, printable
 
@@ -21,7 +21,7 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
     if (path / "manifest.json").exists():
         if best:
             raise UserError(f"{path}: one checkpoint, of which none is the best; name the run, or leave --best out")
-        writer.verify(path)
+        directory.verify(path)
         return path
     folder = path / "checkpoints"
     if not folder.is_dir():
@@ -29,15 +29,15 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
         named = "its run_dir" if path.suffix in (".yaml", ".yml") else "the folder of a run, or a checkpoint in it"
         raise UserError(f"{path}: {found if path.exists() else 'does not exist'}; give {named}")
     if best:
-        record = writer.read_best(folder)
+        record = directory.read_best(folder)
         if record is None:
             raise UserError(
                 f"{path}: no best checkpoint is noted; set evaluation.every in training, or leave --best out"
             )
         chosen = folder / directory_name(record.step)
-        writer.verify(chosen)
+        directory.verify(chosen)
         return chosen
-    newest = writer.newest_valid(folder)
+    newest = directory.newest_valid(folder)
     if newest is None:
         raise UserError(f"{folder}: holds no valid checkpoint")
     return newest
@@ -45,7 +45,7 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
 
 def read_network(path: Path, name: str, network: nn.Module, *, num_classes: int) -> dict[str, Tensor]:
     """The tensors for a network in one file of a checkpoint. Raises UserError naming the one that does not fit."""
-    tensors = writer.load_files(path, [name])[name]
+    tensors = reading.load_files(path, [name])[name]
     if problem := find_misfit(tensors, network.state_dict()):
         raise UserError(
             f"{path}/{name}.safetensors: {problem}; resume with the config the run was started with (config.yaml in "

@@ -1,7 +1,4 @@
-"""Writing checkpoints while training goes on, and reading them. `checkpoint_folder` describes what is on disk.
-
-Nothing in a checkpoint is ever unpickled: tensors are in safetensors files, all else in JSON.
-"""
+"""Write checkpoints from a background thread while training goes on; `directory` describes what is on disk."""
 
 from __future__ import annotations
 
@@ -9,46 +6,23 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
-
 from distgan.checkpoint.directory import (
-    JSON_LIMIT,
     Best,
     Manifest,
     directory_name,
-    newest_valid,
     prune,
     publish,
-    read_best,
-    read_manifest,
     settle_unfinished,
-    verify,
     write_best,
     write_file,
 )
 from distgan.checkpoint.snapshot import Snapshot, Tensors
-from distgan.errors import UserError
-from distgan.files import explained, read_bounded, reason, sync_folder
-
-__all__ = [
-    "Best",
-    "CheckpointWriter",
-    "directory_name",
-    "load_files",
-    "load_state",
-    "newest_valid",
-    "read_best",
-    "settle_unfinished",
-    "verify",
-]
+from distgan.files import explained, reason, sync_folder
 
 logger = logging.getLogger("distgan")
 
@@ -207,37 +181,3 @@ class CheckpointWriter:
             size / 1e6,
             self.last_good or "of an earlier start, if there was one",
         )
-
-
-def load_files(path: Path, names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, dict[str, Tensor]]:
-    """Tensors of some files (without `.safetensors`) of a checkpoint, in memory of their own. `verify` it first.
-
-    Raises:
-        UserError: naming the file that is missing or unreadable.
-    """
-    manifest = read_manifest(path)
-    loaded = {}
-    for name in names:
-        file = path / f"{name}.safetensors"
-        if file.name not in manifest.files:
-            raise UserError(f"{path}: has no {file.name}; it has {', '.join(sorted(manifest.files))}")
-        try:
-            tensors = safetensors.torch.load_file(file, device=str(device))
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file}: not a readable safetensors file: {reason(error)}") from None
-        # On the CPU this is a mapping of the file, which may be pruned and, over NFS, vanish from under its readers.
-        loaded[name] = {key: value.clone() if value.device.type == "cpu" else value for key, value in tensors.items()}
-    return loaded
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
-    file = path / "state.json"
-    content = read_bounded(file, JSON_LIMIT)
-    try:
-        state = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON: {reason(error)}; take another checkpoint") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{file}: expected a JSON object, found {type(state).__name__}; take another checkpoint")
-    return state

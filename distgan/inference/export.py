@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from distgan import schedule
-from distgan.checkpoint import writer
+from distgan.checkpoint import reading
 from distgan.checkpoint.contents import Vocabulary, load_description
 from distgan.checkpoint.restore import find_checkpoint, find_misfit, find_non_finite
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
@@ -234,7 +234,7 @@ def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
         "versions": state.versions,
     }
     generator = _build(path / "state.json", description, config.generator)
-    tensors = writer.load_files(path, ["generator_ema"])["generator_ema"]
+    tensors = reading.load_files(path, ["generator_ema"])["generator_ema"]
     if problem := _take_weights(generator, tensors):
         raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
     generator.to(device)

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from distgan.checkpoint import writer
+from distgan.checkpoint import directory
 from distgan.checkpoint.directory import Best, directory_name, steps, write_best
 
 logger = logging.getLogger("distgan")
@@ -49,7 +49,7 @@ def set_aside_later(folder: Path, step: int) -> None:
         (aside / "checkpoints").mkdir()
         for number in later:
             (checkpoints / directory_name(number)).rename(aside / "checkpoints" / directory_name(number))
-        best = writer.read_best(checkpoints)
+        best = directory.read_best(checkpoints)
         if best is not None and best.step > step:
             (checkpoints / "best.json").rename(aside / "checkpoints" / "best.json")
         if (folder / "metrics.jsonl").exists():

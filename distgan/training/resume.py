@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from distgan.checkpoint import writer
+from distgan.checkpoint import directory, writer
 from distgan.checkpoint.directory import steps
 from distgan.checkpoint.restore import find_checkpoint
 from distgan.config import Config, dump_config, flatten, parse_config
@@ -83,7 +83,7 @@ def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
             return None
         if resume != "auto":
             return find_checkpoint(Path(resume))
-        newest = writer.newest_valid(folder / "checkpoints")
+        newest = directory.newest_valid(folder / "checkpoints")
         if newest is None and steps(folder / "checkpoints"):
             raise UserError(
                 f"{folder / 'checkpoints'}: none of the checkpoints there is valid; restore one, or start over with "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distgan import schedule
-from distgan.checkpoint import writer
+from distgan.checkpoint import reading
 from distgan.checkpoint.compatibility import (
     check_counters,
     check_history,
@@ -154,7 +154,7 @@ class TrainingState:
             player.role: read_network(path, player.role, player.network, num_classes=classes) for player in self.players
         }
         average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
-        files = writer.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+        files = reading.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
         # All of it is checked before ranks act together on any.
         check_numbers(path, files)
         for player in self.players:

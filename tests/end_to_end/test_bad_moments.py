@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distgan.checkpoint import writer
+from distgan.checkpoint import directory, writer
 from distgan.config import load_config
 from distgan.training.loop import train
 from tests.ranks import Job, RankPool
@@ -53,7 +53,7 @@ def test_no_step_is_lost(tmp_path: Path, digits: Path, ranks: RankPool, moment: 
     found = status(tmp_path / "run")
     assert (found["outcome"], found["reason"]) == ("preempted", "SIGUSR1")
     assert found["step"] <= latest
-    newest = writer.newest_valid(tmp_path / "run" / "checkpoints")
+    newest = directory.newest_valid(tmp_path / "run" / "checkpoints")
     assert newest is not None
     assert newest.name == f"step-{found['step']:08d}"
     undisturbed = tmp_path / "undisturbed"

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from distgan import randomness
+from distgan.checkpoint.reading import load_files
 from distgan.checkpoint.snapshot import Snapshot
-from distgan.checkpoint.writer import CheckpointWriter, load_files
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import DataConfig
 from distgan.evaluation.detectors.classifier import build_classifier
 from distgan.evaluation.metrics.frechet import FrechetDistance, make_reference

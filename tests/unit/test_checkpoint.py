@@ -18,8 +18,10 @@ import safetensors.torch
 import torch
 
 from distgan.checkpoint import directory, writer
+from distgan.checkpoint.directory import newest_valid, read_best
+from distgan.checkpoint.reading import load_files, load_state
 from distgan.checkpoint.snapshot import Snapshot
-from distgan.checkpoint.writer import CheckpointWriter, load_files, load_state, newest_valid, read_best
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.data.loader_processes import start_worker_server
 from tests.checkpoints import assert_holds, contents, damage_flip, names, save, step_of
 from tests.disks import small_disk

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan.checkpoint.writer import CheckpointWriter, load_files, load_state, newest_valid, verify
+from distgan.checkpoint.directory import newest_valid, verify
+from distgan.checkpoint.reading import load_files, load_state
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.errors import UserError
 from tests.checkpoints import contents, damage_flip, save
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan.checkpoint.writer import CheckpointWriter, newest_valid
+from distgan.checkpoint.directory import newest_valid
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import DataConfig
 from distgan.data import reader
 from distgan.data.index.loading import load_index

@@ -16,26 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.config import cache_folder
-from distgan.data.index.build import build_index
 from distgan.data.index.checks import find_problem
 from distgan.data.index.file import INDEX_NAME, SUFFIX, read_file
-from distgan.data.index.saving import save_index
-from distgan.data.index.table import ARRAYS, EXTENSIONS, MAX_CLASSES, Index, Shard, concatenate, kind_of
+from distgan.data.index.table import ARRAYS, EXTENSIONS, Index, Shard, concatenate, kind_of
 from distgan.data.storage import filesystem, locations, patterns
 from distgan.errors import UserError
 from distgan.files import reason
-
-__all__ = [
-    "ARRAYS",
-    "EXTENSIONS",
-    "INDEX_NAME",
-    "MAX_CLASSES",
-    "Index",
-    "Shard",
-    "build_index",
-    "load_index",
-    "save_index",
-]
 
 _MAX_FILE_BYTES = 64 << 30
 

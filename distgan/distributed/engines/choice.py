@@ -13,8 +13,6 @@ from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
 from distgan.distributed.engines.fsdp import FSDPEngine, check_fsdp_config
 from distgan.distributed.engines.zero import ZeroEngine
 
-__all__ = ["DDPEngine", "Engine", "FSDPEngine", "MakeEngine", "ZeroEngine", "chosen_engine"]
-
 MakeEngine = Callable[..., Engine]
 
 
