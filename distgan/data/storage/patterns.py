@@ -144,21 +144,22 @@ def what_is_there(path: str) -> str:
     with contextlib.suppress(OSError):
         files = (name for _, _, found in os.walk(folder) for name in sorted(found) if not name.startswith("."))
         names = list(itertools.islice(files, _LOOKED_AT))
-    for endings, said in _INSTEAD.items():
+    for endings, (what, fix) in _INSTEAD.items():
         found = [name for name in names if name.lower().endswith(endings)]
         if found:
-            return f"{folder} holds {said}, such as {found[0]!r}".replace("FOLDER", folder)
+            return f"{folder} holds {what}, such as {found[0]!r}; {fix.replace('FOLDER', folder)}"
     return "name a folder of *.tar, a glob, a brace expansion or a URL"
 
 
 _LOOKED_AT = 1000
 _INSTEAD = {
-    (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar.lz4"): "compressed tars, which cannot be read by "
-    "offset; decompress them (images are compressed anyway)",
-    (".jpg", ".jpeg", ".png", ".webp"): "images; make shards of them with `distgan pack FOLDER DEST`",
-    (".zip",): "zips; make shards of each with `distgan pack ZIP DEST`",
-    (".txt", ".npy"): "files to be packed; make shards of each with `distgan pack FILE DEST`",
-}
+    (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar.lz4"): (
+        "compressed tars, which cannot be read by offset", "decompress them (images are compressed anyway)",
+    ),
+    (".jpg", ".jpeg", ".png", ".webp"): ("images", "make shards of them: distgan pack FOLDER DEST"),
+    (".zip",): ("zips", "make shards of each: distgan pack ZIP DEST"),
+    (".txt", ".npy"): ("files to be packed", "make shards of each: distgan pack FILE DEST"),
+}  # fmt: skip
 """What is often taken for shards, and what to do about it."""
 
 
