@@ -1,4 +1,4 @@
-"""What state.json of a checkpoint says, checked: it may come from a stranger."""
+"""Content of a checkpoint's state.json, validated because its source is untrusted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from distgan.checkpoint import reading
-from distgan.checkpoint.directory import Best
+from distgan.checkpoint.directory import USE_OLDER, Best
 from distgan.config.error_messages import explain
 from distgan.data.kinds import text
 from distgan.errors import UserError
@@ -31,26 +31,26 @@ class _Record(BaseModel):
 
 
 class Data(_Record):
-    """The data that was trained on."""
+    """Training data of the checkpoint."""
 
     fingerprint: Annotated[str, Field(max_length=200)]
     samples: Count
 
 
 class Classes(_Record):
-    """The classes of a conditional run."""
+    """Classes of a conditional run."""
 
     names: list[str] | None
     counts: Annotated[list[Count], Field(min_length=1)]
 
 
 Acceptable = Literal["data", "seed", "batch", "statistics"]
-"""Changes that `--accept` lets a resumed run make: each changes what the continued run means."""
+"""Differences from the checkpoint that `--accept` allows. Each makes the resumed run another experiment."""
 ACCEPTABLE: tuple[Acceptable, ...] = get_args(Acceptable)
 
 
 class Description(_Record):
-    """All of a checkpoint that is not a tensor."""
+    """All content of a checkpoint except its tensors."""
 
     step: Count
     position: Count
@@ -58,23 +58,23 @@ class Description(_Record):
     images: Count
     best: Best | None
     accepted: list[Acceptable] = []
-    """What `--accept` has allowed resumes so far; with `batch`, the position is no function of the step."""
+    """Differences that `--accept` has allowed so far. With `batch`, the step does not determine the position."""
     substitutions: list[Any]
     data: Data
     classes: Classes | None
     vocabulary: Vocabulary | None = None
-    """The characters of text, by their numbers."""
+    """Characters of text, by index; None for other data."""
     world_size: Annotated[int, Field(ge=1)]
     statistics: dict[str, dict[str, tuple[Finite, Finite]]]
-    """Per player: totals and counts of the logging interval under way, so that its row is the same after a resume."""
+    """Per player: totals and counts of the open logging interval, so that a resume logs the same row."""
     diagnosis: Diagnosis = Diagnosis()
     config: dict[str, Any]
     versions: dict[str, str]
 
 
 def load_description(path: Path) -> Description:
-    """The description of a checkpoint. Raises UserError naming the file and key that is wrong."""
+    """Return the description of a checkpoint. Raises UserError naming the file and the wrong key."""
     try:
         return Description.model_validate(reading.load_state(path))
     except ValidationError as error:
-        raise UserError(f"{path / 'state.json'}: {explain(error, Description)}; take another checkpoint") from None
+        raise UserError(f"{path / 'state.json'}: {explain(error, Description)}; {USE_OLDER}") from None

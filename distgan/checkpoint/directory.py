@@ -1,14 +1,14 @@
-"""Checkpoints on disk: a directory that is complete or does not exist.
+"""Checkpoints on disk: a directory is complete or does not exist.
 
     checkpoints/
-        step-00000060/      NAME.safetensors for each set of tensors, state.json, and last of all
+        step-00000060/      NAME.safetensors for each set of tensors, state.json and, written last,
                             manifest.json: {version, step, files: {name: {bytes, sha256}}}
-        latest              the name of the checkpoint written last
-        best.json           {step, metric, value}: a checkpoint that is kept whatever its age
+        latest              name of the checkpoint written last
+        best.json           {step, metric, value}: a checkpoint that is never pruned
 
-A checkpoint is written as `step-XXXXXXXX.tmp`, each file synced to disk, renamed, and only then named in `latest`.
-A run that was resumed from an earlier step and went on has given up the later checkpoints: they lose to those up to
-`latest` when reading, and go when the next one is pruned.
+A checkpoint is written as `step-XXXXXXXX.tmp`. Each file is synced to disk, then the directory is renamed, and then
+`latest` is updated. If a run resumes from an earlier step, it discards the later checkpoints: reading prefers
+checkpoints up to `latest`, and the next pruning removes the later ones.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from distgan.files import publish_folder, read_bounded, write_atomically
 logger = logging.getLogger("distgan")
 
 JSON_LIMIT = 64 << 20
+USE_OLDER = "use an older checkpoint (train: --resume RUN/checkpoints/step-N)"
+"""Fix in the error messages about a damaged checkpoint."""
 _COMPLETE = re.compile(r"step-(\d{8,18})")
 _UNFINISHED = re.compile(r"(step-\d{8,18})(\.removed)?\.tmp")
 
@@ -47,7 +49,7 @@ class FileEntry(_Record):
 
 
 class Manifest(_Record):
-    """What a complete checkpoint consists of. File names are plain, so that none can lead out of its directory."""
+    """Files of a complete checkpoint. File names have no separators, so that none can leave its directory."""
 
     version: Literal[1] = 1
     step: int
@@ -63,9 +65,9 @@ class Best(_Record):
 
 
 def newest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that verifies; a warning names each newer one that does not, and why.
+    """Return the newest valid checkpoint of a folder, or None. Log a warning for each newer one that is damaged.
 
-    Checkpoints up to `latest` come first; later ones belong to a future that the run has given up.
+    Checkpoints up to `latest` come first, because the run has discarded later ones.
     """
     found = sorted(steps(folder), reverse=True)
     latest = latest_step(folder)
@@ -76,7 +78,7 @@ def newest_valid(folder: Path) -> Path | None:
         try:
             verify(path)
         except UserError as error:
-            logger.warning("checkpoint passed over: %s", error)
+            logger.warning("skipped a damaged checkpoint: %s", error)
         else:
             return path
     return None
@@ -86,31 +88,31 @@ def verify(path: Path) -> None:
     """Check that every file of a checkpoint has the size and SHA-256 of the manifest.
 
     Raises:
-        UserError: naming the first file that has not.
+        UserError: a file differs; the message names the first one.
     """
     for name, entry in read_manifest(path).files.items():
         file = path / name
         try:
             status = file.lstat()
             if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{file}: not a regular file; take another checkpoint")
+                raise UserError(f"{file}: not a regular file; {USE_OLDER}")
             if status.st_size != entry.bytes:
-                raise UserError(f"{file}: {status.st_size} bytes instead of {entry.bytes}; take another checkpoint")
+                raise UserError(f"{file}: damaged: found {status.st_size} bytes, expected {entry.bytes}; {USE_OLDER}")
             with open(file, "rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}; take another checkpoint") from None
+            raise UserError(f"{file}: cannot be read: {error.strerror}; {USE_OLDER}") from None
         if digest != entry.sha256:
-            raise UserError(f"{file}: damaged: its SHA-256 is not the manifest's; take another checkpoint")
+            raise UserError(f"{file}: damaged: its SHA-256 differs from manifest.json; {USE_OLDER}")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
+    """Return the manifest of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
     return _read_record(path / "manifest.json", Manifest)
 
 
 def read_best(folder: Path) -> Best | None:
-    """The checkpoint marked as the best of a folder; None if there is none. Raises UserError if that is damaged."""
+    """Return the best checkpoint of a folder; None if none is marked. Raises UserError if best.json is damaged."""
     return _read_record(folder / "best.json", Best) if (folder / "best.json").exists() else None
 
 
@@ -120,12 +122,12 @@ def write_best(folder: Path, best: Best) -> None:
 
 
 def directory_name(step: int) -> str:
-    """Name of the directory of a step's checkpoint."""
+    """Return the directory name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the directories that are named like a checkpoint, in no order."""
+    """Return the steps of all checkpoint directories, unsorted. Their content is not checked."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -134,7 +136,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def latest_step(folder: Path) -> int | None:
-    """Step of the checkpoint written last, as `latest` has it; None if there is none."""
+    """Return the step of the checkpoint written last, from the file `latest`; None if there is none."""
     try:
         match = _COMPLETE.fullmatch(read_bounded(folder / "latest", 100).decode(errors="replace").strip())
     except UserError:
@@ -143,7 +145,7 @@ def latest_step(folder: Path) -> int | None:
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
-    """Write and sync a new file, hashing what passes by."""
+    """Write and sync a new file. Return its size and SHA-256."""
     digest = hashlib.sha256()
     with open(path, "xb") as file:
         for chunk in chunks:
@@ -155,38 +157,38 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a complete directory its name, and make it the latest. One of that name steps aside first and goes last."""
+    """Rename a complete directory to its final name and make it the latest. Replace a directory of that name."""
     publish_folder(temporary, path, replaced_as=_aside(path))
     write_atomically(path.parent / "latest", f"{path.name}\n".encode())
 
 
 def prune(folder: Path, newest: int, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints up to the one of step `newest`, and the best.
+    """Remove all checkpoints except the best one and the newest `keep` up to step `newest`.
 
-    Damaged ones neither count nor go: they may be worth a look, and must not push out a good one.
+    Damaged checkpoints are not counted and not removed, so that you can inspect them.
     """
     try:
         best = read_best(folder)
     except UserError as error:
-        logger.error("old checkpoints are all kept, because which is the best is not known: %s", error)
+        logger.error("all old checkpoints kept, because the best one is unknown: %s", error)
         return
     whole = [step for step in steps(folder) if _looks_whole(folder / directory_name(step))]
     kept = set(sorted(step for step in whole if step <= newest)[-keep:]) | ({best.step} if best else set())
     for step in set(whole) - kept:
         path = folder / directory_name(step)
-        # Renamed first, so that a crash on the way leaves no directory with the name and half the files.
+        # Renamed first, so that a crash leaves no incomplete directory under the final name.
         shutil.rmtree(_aside(path), ignore_errors=True)
         path.rename(_aside(path))
         shutil.rmtree(_aside(path), ignore_errors=True)
         if step > newest:
-            logger.info("removed the checkpoint of step %d: the run went on from an earlier one", step)
+            logger.info("removed the checkpoint of step %d: the run continued from an earlier one", step)
 
 
 def settle_unfinished(folder: Path) -> None:
-    """Publish what a killed writer had complete but for the name, and remove its other leftovers. Raises OSError."""
+    """Publish a complete checkpoint that a killed writer had not renamed. Remove other leftovers. Raises OSError."""
     if not folder.is_dir():
         return
-    # Backwards, because a checkpoint that stepped aside (.removed.tmp) may go only after its successor is there.
+    # In reverse order: remove a replaced checkpoint (.removed.tmp) only after its successor is published.
     for path in sorted(folder.iterdir(), reverse=True):
         match = _UNFINISHED.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir():
@@ -225,4 +227,4 @@ def _read_record(file: Path, kind: type[_AnyRecord]) -> _AnyRecord:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part)[:80] for part in first["loc"])
-        raise UserError(f"{file}: damaged: {place}: {first['msg']}; take another checkpoint") from None
+        raise UserError(f"{file}: damaged: {place}: {first['msg']}; {USE_OLDER}") from None

@@ -12,16 +12,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distgan.checkpoint.directory import JSON_LIMIT, read_manifest
+from distgan.checkpoint.directory import JSON_LIMIT, USE_OLDER, read_manifest
 from distgan.errors import UserError
 from distgan.files import read_bounded, reason
 
 
 def load_files(path: Path, names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, dict[str, Tensor]]:
-    """Tensors of some files (without `.safetensors`) of a checkpoint, in memory of their own. `verify` it first.
+    """Load the tensors of some files (names without `.safetensors`) of a checkpoint. Call `verify` first.
 
     Raises:
-        UserError: naming the file that is missing or unreadable.
+        UserError: a file is missing or unreadable; the message names it.
     """
     manifest = read_manifest(path)
     loaded = {}
@@ -32,20 +32,20 @@ def load_files(path: Path, names: Iterable[str], device: torch.device | str = "c
         try:
             tensors = safetensors.torch.load_file(file, device=str(device))
         except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file}: not a readable safetensors file: {reason(error)}") from None
-        # On the CPU this is a mapping of the file, which may be pruned and, over NFS, vanish from under its readers.
+            raise UserError(f"{file}: not a readable safetensors file: {reason(error)}; {USE_OLDER}") from None
+        # On the CPU, load_file maps the file, which may be pruned and vanish over NFS. Therefore clone the tensors.
         loaded[name] = {key: value.clone() if value.device.type == "cpu" else value for key, value in tensors.items()}
     return loaded
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
+    """Return the JSON state of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
     file = path / "state.json"
     content = read_bounded(file, JSON_LIMIT)
     try:
         state = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON: {reason(error)}; take another checkpoint") from None
+        raise UserError(f"{file}: not JSON: {reason(error)}; {USE_OLDER}") from None
     if not isinstance(state, dict):
-        raise UserError(f"{file}: expected a JSON object, found {type(state).__name__}; take another checkpoint")
+        raise UserError(f"{file}: found {type(state).__name__}, expected a JSON object; {USE_OLDER}")
     return state

@@ -1,8 +1,8 @@
-"""A copy of tensors in host memory, laid out as a safetensors file so that it can be written straight to disk.
+"""Copy of tensors in host memory in the layout of a safetensors file, ready to be written to disk.
 
 The format (https://huggingface.co/docs/safetensors, "Format"): 8 bytes little-endian length of the header, a JSON
-header {name: {dtype, shape, data_offsets}} padded with spaces, and the tensors' bytes without gaps. Writing it from the
-snapshot itself needs no second copy in memory, which `safetensors.torch.save` would.
+header {name: {dtype, shape, data_offsets}} padded with spaces, and the tensors' bytes without gaps. Unlike
+`safetensors.torch.save`, writing from the snapshot needs no second copy in memory.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 
 class Snapshot:
-    """Host memory that holds one set of tensors at a time and is reused for the next set of the same layout.
+    """Host memory for one set of tensors, reused for the next set of the same layout.
 
-    Copies from CUDA go to pinned memory without waiting: `chunks` waits for them.
+    Copies from CUDA to pinned memory are asynchronous; `chunks` waits for them.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Snapshot:
         self._copied: torch.cuda.Event | None = None
 
     def copy(self, tensors: Tensors) -> None:
-        """Take the tensors' present values; later in-place changes of them are not seen.
+        """Copy the tensors. Later in-place changes to them do not affect the copy.
 
         Args:
             tensors: any shapes and strides, on CPU or one CUDA device, of the dtypes safetensors and torch share.
@@ -64,15 +64,15 @@ class Snapshot:
         for name, view in zip(names, self._views, strict=True):
             tensor = tensors[name].detach()
             if tensor.device.type == "cpu" and tensor.is_contiguous():
-                # Not `copy_`, which splits the work among torch's threads: they wait for each other at every tensor,
-                # and while another process or thread wants a core that costs ten times what it brings.
+                # Not `copy_`: it splits the work among torch's threads, which synchronize at every tensor. On busy
+                # cores that costs ten times what it saves.
                 np.copyto(_bytes(view), _bytes(tensor))
             else:
                 view.copy_(tensor, non_blocking=True)
         self._copied = torch.cuda.current_stream(cuda).record_event() if cuda is not None else None
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The file's content, piece by piece, once the copies have arrived."""
+        """Wait for the copies, then yield the content of the file in chunks."""
         if self._copied is not None:
             self._copied.synchronize()
         yield self._header()
@@ -81,7 +81,7 @@ class Snapshot:
             yield content[start : start + _CHUNK]
 
     def _allocate(self, layout: Layout, *, pinned: bool) -> None:
-        # Frees the old memory before taking new, which there may not be enough of.
+        # Free the old memory first, because both may not fit.
         self._layout, self._views, self._data = None, [], torch.empty(0, dtype=torch.uint8)
         offsets = _offsets(layout)
         self._data = torch.empty(offsets[-1], dtype=torch.uint8, pin_memory=pinned)

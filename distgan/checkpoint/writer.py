@@ -27,20 +27,20 @@ from distgan.files import explained, reason, sync_folder
 logger = logging.getLogger("distgan")
 
 _PATIENCE_SECONDS = 2.0
-"""How long a checkpoint waits for the one before it, before it is skipped."""
+"""Seconds that a checkpoint waits for the previous one; after that it is skipped."""
 
 
 class CheckpointWriter:
-    """Writes checkpoints of a run from a background thread; for one process of a run.
+    """Writes the checkpoints of a run from a background thread. Create it on rank 0 only.
 
-    Tensors are copied to host memory, which is allocated once and holds one checkpoint, while the caller goes on with
-    what does not change them; it stalls in `copied` for what is left of that. Want of memory and errors of the disk are
-    logged, counted in `failures` and otherwise leave training alone. Construct it before looking for the newest
-    checkpoint: it finishes or removes what a killed predecessor left half done.
+    The thread copies the tensors to host memory, which is allocated once and holds one checkpoint. Meanwhile the caller
+    may do anything that does not change the tensors; `copied` waits for the copy. Disk errors and lack of memory are
+    logged and counted in `failures`, and training continues. Create the writer before you look for the newest
+    checkpoint: it publishes or removes the leftovers of a killed process.
 
     Args:
-        folder: made when the first checkpoint is written.
-        keep: how many of the newest checkpoints stay, besides the best one.
+        folder: created with the first checkpoint.
+        keep: number of newest checkpoints to keep, besides the best one.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -48,9 +48,9 @@ class CheckpointWriter:
         self.folder = folder
         self.keep = keep
         self.failures = 0
-        """Checkpoints that could not be written."""
+        """Number of checkpoints that could not be written."""
         self.last_good: Path | None = None
-        """The newest checkpoint that this writer has published."""
+        """Newest checkpoint that this writer has published; None before the first."""
         self._snapshots: dict[str, Snapshot] = {}
         self._thread: threading.Thread | None = None
         self._on_disk = False
@@ -59,29 +59,32 @@ class CheckpointWriter:
         try:
             settle_unfinished(folder)
         except OSError as error:
-            logger.warning("cannot clean up what an interrupted run left in %s: %s", folder, reason(error))
+            logger.warning("%s: cannot remove the leftovers of an interrupted run: %s", folder, reason(error))
 
     def save(
         self, step: int, files: Mapping[str, Tensors], state: Mapping[str, Any], *, blocking: bool = False
     ) -> bool:
-        """Take a snapshot of the tensors and the state, and write it as the checkpoint of `step`.
+        """Copy the tensors and the state, and write them as the checkpoint of `step`.
 
         Args:
-            files: tensors by name, by the name of the file that is to hold them (NAME.safetensors). They must stay as
-                they are until `copied` has returned.
+            files: file name (without .safetensors) -> tensor name -> tensor. Do not change the tensors before `copied`
+                returns.
             state: JSON values; numbers must be finite.
-            blocking: return when the checkpoint is on disk, waiting also for one still being written. Otherwise
-                that one is waited for two seconds at most, and then this one is skipped with a warning.
+            blocking: wait until the checkpoint is on disk. If False, wait at most two seconds for a checkpoint that is
+                still being written, then skip this one with a warning.
 
         Returns:
-            Whether the checkpoint was taken on, or with `blocking` whether it is on disk.
+            True if the writing has started or, with `blocking`, if the checkpoint is on disk.
+
+        Raises:
+            ValueError: a number in `state` is not finite.
         """
         if not blocking and self._thread is not None:
             self._thread.join(_PATIENCE_SECONDS)
         if not blocking and self._thread is not None and self._thread.is_alive():
             logger.warning(
                 "checkpoint of step %d skipped: the %s is still being written; "
-                "raise checkpoint.every, or give run_dir a faster disk",
+                "raise checkpoint.every, or put run_dir on a faster disk",
                 step,
                 self._thread.name,
             )
@@ -98,27 +101,27 @@ class CheckpointWriter:
         return self._on_disk or not blocking
 
     def copied(self) -> None:
-        """Return when the tensors that `save` was given may change again."""
+        """Wait until the tensors passed to `save` may change again."""
         self._copied.wait()
 
     def mark_best(self, step: int, value: float, metric: str) -> bool:
-        """Keep the checkpoint of `step`, which is on disk, as the best, in place of the best before.
+        """Mark the checkpoint of `step`, which must be on disk, as the best one.
 
         Returns:
-            False, with a warning, if there is no checkpoint of that step.
+            False, after a warning, if the step has no checkpoint or the mark cannot be written.
         """
         if not (self.folder / directory_name(step)).is_dir():
-            logger.warning("no checkpoint of step %d to keep as the best (%s = %g)", step, metric, value)
+            logger.warning("no checkpoint of step %d, so it is not marked as the best (%s = %g)", step, metric, value)
             return False
         try:
             write_best(self.folder, Best(step=step, metric=metric, value=value))
         except OSError as error:
-            logger.error("cannot note step %d as the best checkpoint: %s", step, reason(error))
+            logger.error("cannot mark step %d as the best checkpoint: %s", step, reason(error))
             return False
         return True
 
     def wait(self) -> None:
-        """Return when nothing is being written."""
+        """Wait until no checkpoint is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -157,8 +160,8 @@ class CheckpointWriter:
             write_file(temporary / "manifest.json", [manifest])
             sync_folder(temporary)
             publish(temporary, path)
-        except Exception as error:  # whatever it is, it must not end a training run
-            # What is said of the disk is measured before the unfinished checkpoint gives its space back.
+        except Exception as error:  # no error may end a training run
+            # Measure the free disk space before the unfinished checkpoint is removed.
             why = explained(error, self.folder) if isinstance(error, OSError) else error
             shutil.rmtree(temporary, ignore_errors=True)
             size = len(state) + sum(tensor.nbytes for file in tensors.values() for tensor in file.values())
@@ -174,10 +177,10 @@ class CheckpointWriter:
     def _report_failure(self, step: int, error: Exception, size: int) -> None:
         self.failures += 1
         logger.error(
-            "%s: checkpoint of step %d failed: %s; it needs %.1f MB; training goes on, the last good checkpoint is %s",
+            "%s: checkpoint of step %d failed: %s; it needs %.1f MB; training goes on, last good checkpoint: %s",
             self.folder,
             step,
             reason(error),
             size / 1e6,
-            self.last_good or "of an earlier start, if there was one",
+            self.last_good or "from an earlier start, if any",
         )

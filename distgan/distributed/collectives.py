@@ -1,8 +1,8 @@
 """Differentiable collectives: batch statistics over all ranks, with derivatives of every order.
 
-The contract: what is optimized is the mean over ranks of the losses they return, and the backward of a sum over ranks
-is a sum over ranks. Gradient averaging (DDP) then gives exactly the gradient that one process with the whole batch
-would compute; a backward that passes the gradient through unchanged would be off by the number of ranks.
+Contract: training minimizes the mean over ranks of the returned losses, and the backward of an all-reduce sum is an
+all-reduce sum. Gradient averaging (DDP) then gives exactly the gradient of one process with the whole batch. A backward
+that passes the gradient through unchanged would be wrong by a factor of the number of ranks.
 `torch.nn.SyncBatchNorm` has neither a CPU path nor a second derivative, which gradient penalties need.
 """
 
@@ -19,12 +19,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Ranks of the default process group; 1 when there is none."""
+    """Return the number of ranks in the default process group; 1 if there is none."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank in the default process group; 0 when there is none."""
+    """Return this process's rank in the default process group; 0 if there is none."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -33,7 +33,7 @@ _waiting: Waiting = nullcontext
 
 
 def watch(waiting: Waiting) -> Callable[[], None]:
-    """Have a context entered around every reduction, by whoever measures them. Call what is returned to end that."""
+    """Enter a context around every all-reduce, to time it. Call the returned function to stop."""
     global _waiting
     _waiting = waiting
 
@@ -54,31 +54,31 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Differentiable in its turn, because autograd records this call under create_graph.
+        # Differentiable again, because autograd records this call under create_graph.
         return _AllReduceSum.apply(gradient)  # type: ignore[no-any-return]
 
 
-# A compiled network is cut in two here: traced, it would be compiled anew whenever someone watches, or no longer does.
+# A graph break: traced, the network would be recompiled at each start and end of `watch`.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _apply_all_reduce_sum(local: Tensor) -> Any:
     return _AllReduceSum.apply(local)
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, differentiable any number of times. Every rank must call it."""
+    """Return the sum over all ranks, differentiable any number of times. Collective: call on every rank."""
     return local if world_size() == 1 else _apply_all_reduce_sum(local)
 
 
 def all_reduce_mean(local: Tensor) -> Tensor:
-    """Mean of a tensor over all ranks, differentiable any number of times. Every rank must call it."""
+    """Return the mean over all ranks, differentiable any number of times. Collective: call on every rank."""
     return all_reduce_sum(local) / world_size()
 
 
 def all_gather(local: Tensor) -> Tensor:
-    """The rows (n, ...) of all ranks in their order, (W n, ...), differentiable any number of times.
+    """Concatenate the rows (n, ...) of all W ranks to (W n, ...), differentiable any number of times.
 
-    Every rank must call it, with equally many rows. It sums rows that are padded with zeros: for small ones, because
-    that is twice the traffic of a plain all-gather; its backward is this rank's part of the sum of all gradients.
+    Collective: call on every rank, with equal n. It all-reduces zero-padded rows, which is twice the traffic of an
+    all-gather; use it for small tensors. Its backward returns this rank's rows of the summed gradient.
     """
     count = len(local)
     before, after = rank() * count, (world_size() - 1 - rank()) * count
@@ -86,14 +86,15 @@ def all_gather(local: Tensor) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The values in float32, in which statistics and losses are made; float64 stays as it is."""
+    """Convert to float32, the dtype of statistics and losses. float64 is unchanged."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def batch_moments(activations: Tensor, dims: tuple[int, ...], *, synchronized: bool = True) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over `dims` and, if `synchronized`, over all ranks (whose batches are equally large).
+    """Return mean and biased variance over `dims` and, if `synchronized`, over all ranks.
 
-    Returns two float32 (float64 for float64 input) tensors of the remaining dimensions.
+    Both are float32 (float64 for float64 input) with the remaining dimensions. All ranks need equal batch sizes.
+    Collective if `synchronized`: call on every rank.
     """
     wide = at_least_float32(activations)
     variance, mean = torch.var_mean(wide, dims, correction=0)

@@ -1,5 +1,7 @@
-"""What ranks tell each other on the host: over a group of its own, so that it neither waits for the device nor mixes
-with gradients."""
+"""Communication of host values between ranks, over a separate process group.
+
+It neither waits for the device nor mixes with gradients.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,19 @@ from distgan.errors import Interrupted, UserError
 
 Result = TypeVar("Result")
 Asked = Callable[[], bool]
-"""Return True once this rank was asked to stop."""
+"""Return True once this rank has received a stop request."""
 Check = Callable[[], None]
-"""Called between pieces of work: raises `Interrupted`."""
+"""Call it between pieces of work; it raises `Interrupted` after a stop request."""
 _POLL_SECONDS = 0.1
 
 
 def never() -> bool:
-    """Return False: for work that nobody can ask to stop."""
+    """Return False, for work that ignores stop requests."""
     return False
 
 
 class Control:
-    """The ranks of this run as they talk on the host. Every method must be called by all of them."""
+    """Host communication between the ranks of this run. Every method is collective: call it on every rank."""
 
     def __init__(self, timeout: timedelta) -> None:
         self.rank: int = dist.get_rank() if dist.is_initialized() else 0
@@ -41,7 +43,7 @@ class Control:
         self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """One value of each rank, in order of rank, on every rank. Values are this program's own, never a file's."""
+        """Gather one value per rank, in rank order, on every rank. Values are pickled: never pass untrusted data."""
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size
@@ -49,7 +51,7 @@ class Control:
         return gathered
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return the value of rank 0 on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -57,26 +59,25 @@ class Control:
         return box[0]
 
     def barrier(self) -> None:
-        """Wait for all ranks (on the host)."""
+        """Wait on the host for all ranks."""
         self.gather_objects(None)
 
     def exchange(self, flags: Sequence[bool]) -> Exchange:
-        """Start telling all ranks which flags are up on any rank; see `Exchange`."""
+        """Start an all-reduce of flags: each result is True if the flag is set on any rank. See `Exchange`."""
         raised = torch.tensor(flags, dtype=torch.int32)
         if self.world_size == 1:
             return Exchange(raised, None)
         return Exchange(raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
 
     def run_on_main(self, work: Callable[[Check], Result], asked: Asked = never) -> Result:
-        """What `work` returns on rank 0, on every rank. The others wait for it however long it takes.
-
-        A user error of rank 0's becomes one of all ranks.
+        """Run `work` on rank 0 and broadcast its result. The other ranks wait without a timeout.
 
         Args:
-            work: is given a check to call between its pieces, which raises `Interrupted`.
+            work: receives a check to call between its pieces, which raises `Interrupted`.
 
         Raises:
-            Interrupted: on all ranks, when one of them was asked to stop meanwhile.
+            UserError: on all ranks, if `work` raises it on rank 0.
+            Interrupted: on all ranks, if one of them received a stop request.
         """
         leave = threading.Event()
 
@@ -90,7 +91,7 @@ class Control:
                 outcome = pool.submit(work, check)
             working = True
             try:
-                # Short exchanges, because one long wait would run into the collectives' time-out.
+                # Many short exchanges, because one long wait would exceed the timeout of collectives.
                 while working:
                     working, told = self.exchange([outcome is not None and not outcome.done(), asked()]).result()
                     if told:
@@ -107,10 +108,10 @@ class Control:
 
     @contextmanager
     def interruptible(self, asked: Asked, rounds: int) -> Iterator[Check]:
-        """Work in pieces, of which every rank has at least `rounds`. Collective: call on every rank.
+        """Make work in pieces interruptible. Every rank has at least `rounds` pieces. Collective: call on every rank.
 
-        The yielded check, called before each piece, raises `Interrupted` on all ranks before the same piece, one piece
-        after a rank was asked: what they tell each other is read one piece later, so that no piece waits for it.
+        Call the yielded check before each piece. After a stop request on any rank, it raises `Interrupted` on all ranks
+        before the same piece. The flags are read one piece later, so that no piece waits for the all-reduce.
         """
         told = self.exchange([False])
         left = rounds
@@ -126,7 +127,7 @@ class Control:
         try:
             yield check
         except UserError:
-            # The other ranks do not know yet: they go on asking until they are through.
+            # The other ranks do not know of the error yet, so take part in their remaining exchanges.
             while left > 0:
                 check()
             raise
@@ -134,12 +135,12 @@ class Control:
             told.result()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks one after another on rank 0, and on the others their own.
+        """Concatenate the rows of all ranks, in rank order, on rank 0. Other ranks get their own rows back.
 
-        What rank 0 holds meanwhile is the rows and no more, whatever the number of ranks.
+        Rank 0 holds the concatenated rows once, for any number of ranks.
 
         Args:
-            rows: shape (n, ...) with an n of each rank's own; one that has none may give any empty tensor.
+            rows: shape (n, ...). n may differ between ranks; a rank without rows may pass any empty tensor.
         """
         if self.world_size == 1:
             return rows
@@ -161,7 +162,7 @@ class Control:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """A block in which a user error of one rank becomes the same error on all, so that none is left waiting."""
+        """Context manager that raises the UserError of one rank on all ranks, so that no rank keeps waiting."""
         mistake = None
         try:
             yield
@@ -174,7 +175,7 @@ class Control:
             raise UserError(where + mistakes[who[0]], everywhere=True)
 
     def check_equal(self, name: str, value: Any, fix: str) -> None:
-        """Refuse to go on when ranks differ in `value`; the error names the ranks that differ from rank 0."""
+        """Raise UserError if `value` differs between ranks; the message names the ranks that differ from rank 0."""
         values = self.gather_objects(value)
         others = [rank for rank, other in enumerate(values) if other != values[0]]
         if others:
@@ -184,9 +185,9 @@ class Control:
 
 
 class Exchange:
-    """Flags on their way between ranks, sent at the end of one step and read at the end of the next, so not waited for.
+    """Pending all-reduce of flags: started after one step and read after the next, so that no step waits for it.
 
-    All ranks read the result of the same exchange at the same step, hence decide alike.
+    All ranks read the same exchange at the same step, so they decide alike.
     """
 
     def __init__(self, raised: Tensor, work: Any) -> None:
@@ -194,7 +195,7 @@ class Exchange:
         self._work = work
 
     def result(self) -> list[bool]:
-        """For each flag, whether any rank raised it."""
+        """Return for each flag True if it is set on any rank."""
         if self._work is not None:
             self._work.wait()
             self._work = None

@@ -1,6 +1,6 @@
-"""What a launcher tells each of its processes in the environment, against what came of it, and how one leaves.
+"""Checks of the environment that a launcher sets, and how a launched process exits.
 
-Light, because every command asks it before anything slow is imported.
+This module imports nothing slow, because every command uses it first.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from distgan.errors import UserError
 
 
 def is_first(rank: str) -> bool:
-    """Whether the launcher made this the first process, of all (`RANK`) or of its machine (`LOCAL_RANK`)."""
+    """Return True if this is the first process of all (`rank` is RANK) or of its node (LOCAL_RANK)."""
     alone = natural("WORLD_SIZE") in (None, 0, 1)
     return alone or os.environ.get(rank, "0") in ("", "0")
 
 
 def check_launch() -> None:
-    """Refuse an environment that promises other processes without saying how to find them. Raises UserError."""
+    """Raise UserError if the environment has a WORLD_SIZE but not the variables to reach the other processes."""
     if "WORLD_SIZE" not in os.environ:
         return
     fix = "unset it, or start with `accelerate launch` or `torchrun`"
@@ -30,7 +30,7 @@ def check_launch() -> None:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if world_size > 1 and missing:
         raise UserError(
-            f"WORLD_SIZE={world_size} in the environment, but no {', '.join(missing)}; {fix}", everywhere=True
+            f"WORLD_SIZE={world_size} in the environment: {', '.join(missing)} not set; {fix}", everywhere=True
         )
     rank = natural("RANK")
     if world_size > 1 and (rank is None or rank >= world_size):
@@ -41,7 +41,7 @@ def check_launch() -> None:
 
 
 def leave(status: int) -> None:
-    """Exit now when other ranks may be waiting: an orderly shutdown of a process group would wait for them too."""
+    """Exit at once under a launcher, because the shutdown of a process group would wait for other ranks."""
     if "WORLD_SIZE" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -50,22 +50,24 @@ def leave(status: int) -> None:
 
 
 def refuse_half_precision() -> None:
-    """Refuse an accelerate config that asks for what the recipe cannot either. Raises UserError."""
+    """Raise UserError if the accelerate config asks for fp16 or fp8."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked in ("fp16", "fp8"):
         raise UserError(
-            f"the accelerate config asks for mixed_precision: {asked}, in which gradient penalties and BN statistics "
-            "overflow; leave it at `no` there, and set training.mixed_precision: bf16 in the recipe",
+            f"accelerate config: mixed_precision: {asked}: gradient penalties and batch-norm statistics "
+            "overflow in it; "
+            "set mixed_precision: no there, and training.mixed_precision: bf16 in the distgan config",
             everywhere=True,
         )
 
 
 def check_world_size(world_size: int) -> None:
-    """Refuse to run as one of several jobs where the launcher promised one of several processes. Raises UserError."""
+    """Raise UserError if the world size differs from the one that the launcher set in the environment."""
     promised = _promised_world_size()
     if promised is not None and promised != world_size:
         raise UserError(
-            f"the launcher promised {promised or 'several'} processes, but each runs alone (world size {world_size}); "
+            f"world size is {world_size}, expected {promised or 'several'}: the launcher started independent "
+            "processes; "
             "use `accelerate launch --multi_gpu --num_processes N -m distgan ...` (also on machines without a GPU) "
             "or `torchrun --nproc-per-node N -m distgan ...`",
             everywhere=True,
@@ -73,15 +75,15 @@ def check_world_size(world_size: int) -> None:
 
 
 def _promised_world_size() -> int | None:
-    """What the environment says the world size is: None if nothing, 0 if more than one without a number."""
+    """Return the world size that the environment implies: None if it implies none, 0 if above 1 but unknown."""
     environment = os.environ
     if (world_size := natural("WORLD_SIZE")) is not None:
         return world_size
-    # `srun python -m distgan` with several tasks and no launcher in between.
+    # `srun python -m distgan` with several tasks and without a launcher.
     tasks = natural("SLURM_STEP_NUM_TASKS")
     if "SLURM_STEP_ID" in environment and tasks is not None and tasks > 1:
         return tasks
-    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves a master address as the only trace.
+    # `accelerate launch --cpu --num_processes 2` starts one process; only MASTER_ADDR shows it.
     from_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     if from_accelerate and "MASTER_ADDR" in environment and not _parent_has("MASTER_ADDR"):
         return 0
@@ -89,7 +91,7 @@ def _promised_world_size() -> int | None:
 
 
 def natural(variable: str) -> int | None:
-    """A whole number in the environment; None for anything else."""
+    """Return a whole number from the environment; None if the variable is unset or holds anything else."""
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() and len(text) < 10 else None
 

@@ -1,9 +1,8 @@
-"""Who is missing: when contact is lost, each rank asks all others where they are, and can say whom it waited for.
+"""Lost-rank diagnosis: after a failed collective, each rank asks all others for their step and names the missing ones.
 
-A collective that fails says no more than that it waited. So every rank answers a connection with the step that it is
-at, from a thread that goes on while the rank waits; a process that has ended refuses the connection, one that is
-stopped accepts it and stays silent, and behind a cut link there is nothing at all.
-"""
+The error of a collective does not name the missing rank. So a thread of every rank answers each connection with the
+rank's current step, even while the rank waits. An ended process refuses the connection. A stopped process accepts it
+but does not answer. Behind a cut link the connection times out."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _LONGEST_ANSWER = 32
 
 
 class PeerAddress(NamedTuple):
-    """Where a rank can be asked."""
+    """Address at which a rank answers."""
 
     host: str
     address: str
@@ -31,7 +30,7 @@ class PeerAddress(NamedTuple):
 
 
 class PeerProbe:
-    """Answers for this rank from a thread, until it is closed. Every rank makes one at the same time."""
+    """Answers with this rank's step from a thread, until closed. Collective: create it on every rank."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -48,20 +47,20 @@ class PeerProbe:
         self._thread.start()
 
     def missing(self) -> str:
-        """Whom this rank waited for, as far as the others answer now."""
+        """Query all other ranks, and describe the ranks that this rank waited for."""
         others = [rank for rank in range(len(self._addresses)) if rank != self._runtime.rank]
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             answers = dict(zip(others, pool.map(ask, [self._addresses[rank] for rank in others]), strict=True))
         return describe(self._runtime.step, self._addresses, answers)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         if self._door is not None:
-            # Closing alone would not wake the thread.
+            # close() alone does not wake the thread.
             with suppress(OSError):
                 self._door.shutdown(socket.SHUT_RDWR)
             self._door.close()
-            # It holds the process groups, which must not be left to a thread that outlives the interpreter.
+            # The thread references the process groups, so it must end before the interpreter does.
             self._thread.join(_PATIENCE_SECONDS)
 
     def _answer(self, door: socket.socket) -> None:
@@ -75,26 +74,26 @@ class PeerProbe:
 
 
 def ask(address: PeerAddress) -> int | str:
-    """The step that a rank is at, or what is wrong with it."""
+    """Return the step of a rank, or the reason why it does not answer."""
     try:
         line = socket.create_connection((address.address, address.port), timeout=_PATIENCE_SECONDS)
     except ConnectionError:
         return "its process has ended"
     except OSError as error:
-        return f"its host is not reached: {error.strerror or error}"
+        return f"its host is not reachable: {error.strerror or error}"
     with line:
         try:
             text = line.makefile("rb").readline(_LONGEST_ANSWER)
         except TimeoutError:
-            # The kernel has accepted the connection, for a process that does not run.
-            return "it is stopped, or busy beyond answering"
+            # The kernel accepted the connection for a stopped process.
+            return "its process is stopped or too busy to answer"
         except OSError:
             text = b""
     return int(text) if text.strip().isdigit() else "its process has ended"
 
 
 def describe(step: int, addresses: Sequence[PeerAddress], answers: dict[int, int | str]) -> str:
-    """One phrase of what the others answered to a rank that waited at `step`."""
+    """Describe the answers to a rank that waited at `step`, in one phrase."""
     silent = [rank for rank, answer in answers.items() if isinstance(answer, str)]
     behind = [rank for rank, answer in answers.items() if isinstance(answer, int) and answer < step]
     if silent:
@@ -104,11 +103,11 @@ def describe(step: int, addresses: Sequence[PeerAddress], answers: dict[int, int
     if behind:
         named = ", ".join(f"rank {rank} on {addresses[rank].host} (at step {answers[rank]})" for rank in behind[:4])
         return f"waited at step {step} for {named}"
-    return f"waited at step {step}, where all other ranks are too; the network between them failed, or is slow"
+    return f"waited at step {step}, and so did all other ranks: the network failed or is slow"
 
 
 def _address() -> str:
-    """The address of this host on the network that the ranks meet on."""
+    """Return the address of this host on the network of the rendezvous."""
     master = os.environ.get("MASTER_ADDR", "127.0.0.1")
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
@@ -117,5 +116,5 @@ def _address() -> str:
             address = str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()
-    # The host of rank 0 may know its own name by a loopback address, which would mean the others to themselves.
+    # On the host of rank 0 the address may be loopback, which other hosts cannot use.
     return master if address.startswith("127.") or address == "::1" else address

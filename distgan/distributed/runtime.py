@@ -1,8 +1,7 @@
-"""The processes of a run: how they are set up, and which engine trains their players.
+"""Processes of a run: their setup, and the engine that trains the players.
 
-Launched by `accelerate launch`, `torchrun` or nothing at all; Accelerate sets the processes up. Tensors on the device
-travel over the default group (NCCL or gloo); what the host decides travels over a gloo group of its own (`Control`).
-"""
+Processes start by `accelerate launch`, `torchrun` or without a launcher; Accelerate sets them up. Device tensors use
+the default process group (NCCL or gloo). Host decisions use a separate gloo group (`Control`)."""
 
 from __future__ import annotations
 
@@ -39,14 +38,20 @@ _KNOWN = (
 
 
 class Runtime(Control):
-    """The ranks of this run. Every method that talks to other ranks must be called by all of them.
+    """Processes of this run, with their device and collectives. Collective methods: call on every rank.
 
-    The process group outlives it, so that one process may train and evaluate in turn: see `leave_process_group`.
+    The process group outlives this object, so that one process can train and evaluate in turn. See
+    `leave_process_group`.
 
     Args:
-        gradients_in_bf16: gradients travel between ranks in bfloat16.
-        tf32: float32 matrix products and convolutions on CUDA round their inputs to TF32, 10 bits of mantissa; by
-            default they are full float32.
+        deterministic: use deterministic kernels only.
+        timeout_minutes: timeout of collectives, in minutes.
+        gradients_in_bf16: if True, all-reduce gradients in bfloat16.
+        tf32: if True, float32 matrix products and convolutions on CUDA round their inputs to TF32 (10 bits of
+            mantissa). If False, they use full float32.
+
+    Raises:
+        UserError: the launcher's settings cannot train, or its processes do not form one process group.
     """
 
     def __init__(
@@ -63,14 +68,14 @@ class Runtime(Control):
         self._make_engine = chosen_engine()
         self.gradients_in_bf16 = gradients_in_bf16
         self.sharded: dict[nn.Module, FSDPModule] = {}
-        """The networks whose weights are divided among ranks, with what can make them whole."""
+        """Networks with sharded weights -> FSDP module that gathers them."""
         timeout = timedelta(minutes=timeout_minutes)
         inherited = dist.is_initialized()
         sharing = ranks_share_a_gpu()
         self.accelerator = Accelerator(
-            # Accelerate starts separate one-process jobs when several CPU ranks do not ask for the CPU themselves.
+            # Without cpu=True, Accelerate makes each of several CPU ranks an independent one-process job.
             cpu=not torch.accelerator.is_available(),
-            # Precision and compilation are the recipe's, not those of whatever accelerate config is around.
+            # The distgan config decides precision and compilation, not the accelerate config.
             mixed_precision="no",
             dynamo_backend="no",
             kwargs_handlers=[
@@ -80,20 +85,20 @@ class Runtime(Control):
         )
         if self.accelerator.distributed_type not in _KNOWN:
             raise UserError(
-                f"the accelerate config asks for {self.accelerator.distributed_type.value}; distgan trains with DDP, "
-                "DeepSpeed or FSDP: use --multi_gpu, --use_deepspeed or --use_fsdp, or another --config_file",
+                f"accelerate config: found {self.accelerator.distributed_type.value}, expected DDP, DeepSpeed or FSDP; "
+                "use --multi_gpu, --use_deepspeed or --use_fsdp, or another --config_file",
                 everywhere=True,
             )
         self.device: torch.device = self.accelerator.device
         self.step = 0
-        """The step that this rank is at, for messages."""
+        """Current step of this rank, for messages."""
         self._timeout_minutes = timeout_minutes
         check_world_size(self.accelerator.num_processes)
         super().__init__(timeout)
         if self.world_size != self.accelerator.num_processes:
             raise UserError(
                 f"this process was one of {self.accelerator.num_processes} and has left their process group, which "
-                "cannot be joined again; keep the group until the last training or evaluation is over",
+                "cannot be joined again; call destroy_process_group only after the last training or evaluation",
                 everywhere=True,
             )
         if inherited and self.world_size > 1:
@@ -107,18 +112,18 @@ class Runtime(Control):
             )  # fmt: skip
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = not deterministic
-            # By torch's older interface: torch.compile reads it, and raises if only the newer one was used.
+            # The older interface, because torch.compile reads it and raises if only the newer one is set.
             torch.backends.cuda.matmul.allow_tf32 = tf32
             torch.backends.cudnn.allow_tf32 = tf32
 
     def engine(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
-        """What trains a player's network, chosen at launch. With one process there is nothing to divide."""
+        """Return the engine, chosen at launch, that trains a player's network. One process always uses DDPEngine."""
         make_engine = self._make_engine if self.world_size > 1 else DDPEngine
         return make_engine(objective, network, make_optimizer, self)
 
     @contextmanager
     def full_params(self, network: nn.Module) -> Iterator[None]:
-        """A block in which all of a network's weights are on every rank, for looking at only."""
+        """Context manager that gathers all weights of a network on every rank. Do not change them in the block."""
         sharded = self.sharded.get(network)
         if sharded is None:
             yield
@@ -130,7 +135,7 @@ class Runtime(Control):
             sharded.reshard()
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, as a new tensor of the same dtype. On the tensor's own device."""
+        """Return the sum over ranks as a new tensor of the same dtype and device. Collective: call on every rank."""
         total = tensor.detach().clone()
         if self.world_size > 1:
             on_control = total.device.type == "cpu"
@@ -138,7 +143,7 @@ class Runtime(Control):
         return total
 
     def set_timeout(self, minutes: float) -> None:
-        """From now on, give up a collective after so many minutes."""
+        """Set the timeout of all process groups, in minutes. Collective: call on every rank."""
         if self.world_size == 1 or minutes == self._timeout_minutes:
             return
         self._timeout_minutes = minutes
@@ -146,35 +151,35 @@ class Runtime(Control):
             _set_timeout(timedelta(minutes=minutes), group)
 
     def register_group(self, group: Any) -> None:
-        """Have the collectives of a process group that an engine made give up when all others do."""
+        """Apply the run's timeout to a process group that an engine created."""
         if group not in self._others:
             self._others.append(group)
             _set_timeout(timedelta(minutes=self._timeout_minutes), group)
 
     def lost_contact(self, error: Exception) -> bool:
-        """Whether an error means that a collective failed because another rank is gone or silent."""
+        """Return True if a collective failed with this error because another rank is gone or silent."""
         signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
         network = isinstance(error, (dist.DistError, RuntimeError)) and any(sign in str(error) for sign in signs)
         return self.world_size > 1 and network
 
 
 def ranks_share_a_gpu() -> bool:
-    """Return True if this node has more processes than GPUs, which NCCL refuses and gloo does not."""
+    """Return True if this node has more processes than GPUs. NCCL refuses that; gloo does not."""
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return 0 < devices < (natural("LOCAL_WORLD_SIZE") or 1)
 
 
 def leave_process_group() -> None:
-    """The end of all work with other ranks, of a process that succeeded: torch complains of those that just exit.
+    """Destroy the process group before a successful exit. Without this call torch logs a warning.
 
-    There is no way back: the addresses that torchrun's store keeps are those of the first group.
+    The process cannot join again, because torchrun's store keeps the addresses of the first group.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _set_timeout(timeout: timedelta, group: Any) -> None:
-    # Newer torch has a public name for it.
+    # Newer torch versions have a public function.
     public = getattr(dist, "set_timeout", None)
     (public or dist.distributed_c10d._set_pg_timeout)(timeout, group)
 

@@ -1,4 +1,4 @@
-"""Means of what players report, over micro-batches, updates and ranks."""
+"""Means of the players' scalars over micro-batches, updates and ranks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Totals = dict[str, tuple[float, float]]
 
 
 class ScalarAccumulator:
-    """Means over micro-batches and ranks of what a player reports, summed on the device until asked for."""
+    """Accumulates a player's scalars on the device and averages them over micro-batches and ranks on request."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._carried: Totals = {}
 
     def add(self, values: Mapping[str, Tensor], applied: Tensor) -> None:
-        """Add one micro-batch's 0-d values; those of a skipped update (`applied` 0) do not count."""
+        """Add the 0-d values of one micro-batch. Values of a skipped update (`applied` 0) do not count."""
         names = tuple(values)
-        # An applied update can still report an infinite logit, where its loss is flat. It becomes the largest number
-        # while that is of float32, so that a sum of several of them in float64 is finite.
+        # An applied update can still report an infinite logit where its loss is flat. Clamp it to the largest float32,
+        # so that a float64 sum of several of them is finite.
         row = torch.stack([*values.values(), applied]).nan_to_num().double()
         row = torch.where(applied > 0, row, 0.0)
         if names in self._sums:
@@ -32,14 +32,15 @@ class ScalarAccumulator:
             self._sums[names] = row
 
     def totals(self, runtime: Runtime) -> Totals:
-        """Sum and count of each value, as means over ranks; one all-reduce, and a wait for the device.
+        """Return sum and count of each value, averaged over ranks. Collective: call on every rank.
 
-        What is added later is added to these very numbers, so that whoever carries them on comes to the same means.
+        It costs one all-reduce and a wait for the device. Later values are added to the returned numbers, so that a
+        run resumed from them reports the same means.
         """
         totals = dict(self._carried)
         if not self._sums:
             return totals
-        # By rank, because a resume may be on another number of them.
+        # Stored per rank, because a resume may use another number of ranks.
         flat = (runtime.all_reduce_sum(torch.cat(list(self._sums.values()))) / runtime.world_size).tolist()
         for names in self._sums:
             row, flat = flat[: len(names) + 1], flat[len(names) + 1 :]
@@ -50,16 +51,16 @@ class ScalarAccumulator:
         return totals
 
     def means(self, runtime: Runtime) -> dict[str, float]:
-        """Means since the interval began, over all ranks. The interval goes on."""
+        """Return the means since the interval began, over all ranks, and keep the interval open."""
         return {name: total / count for name, (total, count) in self.totals(runtime).items() if count}
 
     def reduce(self, runtime: Runtime) -> dict[str, float]:
-        """Means since the last call, over all ranks. A new interval begins."""
+        """Return the means since the interval began, over all ranks, and start a new interval."""
         means = self.means(runtime)
         self.carry({})
         return means
 
     def carry(self, totals: Mapping[str, Sequence[float]]) -> None:
-        """Forget what was added, and go on from the totals of an interval that was interrupted."""
+        """Discard all values, and continue from the totals of an interrupted interval."""
         self._sums.clear()
         self._carried = {name: (total, count) for name, (total, count) in totals.items()}

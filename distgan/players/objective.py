@@ -1,8 +1,8 @@
-"""What each player minimizes on one micro-batch, as one module with one forward.
+"""Objective of each player on one micro-batch, as one module with one forward.
 
-A wrapper (DDP, DeepSpeed) then sees one forward and one backward per micro-batch, whatever happens inside: several
-passes through the network, gradient penalties with their own backward, collectives of batch statistics. The opponent
-is referenced, not registered, so that a wrapper sees one network's parameters.
+A wrapper (DDP, DeepSpeed) sees one forward and one backward per micro-batch. Inside there may be several passes through
+the network, gradient penalties with their own backward, and collectives of batch statistics. The other player's network
+is referenced, not registered, so that a wrapper sees the parameters of one network.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ _LAYER_KEY = "objective.feature_matching.layer"
 
 
 class MicroBatch(NamedTuple):
-    """One rank's share of a micro-batch. Samples are as networks see them: floats of shape (n, *sizes)."""
+    """One rank's part of a micro-batch. Samples are network inputs: floats of shape (n, *sizes)."""
 
     addresses: Tensor
-    """(n,) int64: where the draws of each sample are addressed, the same for any number of ranks."""
+    """(n,) int64: address of each sample's random draws, equal for any number of ranks."""
     latents: Tensor
     """(n, latent_size)"""
     labels: Tensor | None
-    """(n,) int64, of the samples to be generated where they are not compared with reals."""
+    """(n,) int64: classes of the fakes where the objective has no reals; None if unconditional."""
     reals: Tensor | None
-    """(n, *sizes); None where the objective does not look at any."""
+    """(n, *sizes); None where the objective needs no reals."""
     real_labels: Tensor | None
-    """(n,) int64"""
+    """(n,) int64: classes of the reals; None if unconditional."""
 
 
 def blank_batch(share: int, latent_size: int, shape: SampleShape, device: torch.device) -> MicroBatch:
-    """Zeros in the shape of a rank's share of a micro-batch."""
+    """Return zeros in the shape of one rank's part of a micro-batch."""
     numbers = torch.zeros(share, dtype=torch.int64, device=device)
     labels = numbers if shape.num_classes else None
     latents = torch.zeros(share, latent_size, device=device)
@@ -57,7 +57,7 @@ def blank_batch(share: int, latent_size: int, shape: SampleShape, device: torch.
 
 
 class Objective(nn.Module):
-    """What both players' objectives have in common."""
+    """Base class of both players' objectives."""
 
     role: str
 
@@ -76,7 +76,7 @@ class Objective(nn.Module):
         self.family = ADVERSARIAL[config.objective.adversarial]
         self.history_weight: float = getattr(config.objective.historical_averaging, self.role)
         self.history: HistoricalAverage | None = None
-        """The average over time of this player's parameters, if it is held near it."""
+        """Historical average of this player's parameters; None if its weight is 0."""
         if self.history_weight:
             self.history = HistoricalAverage(network)
 
@@ -87,32 +87,35 @@ class Objective(nn.Module):
 
     @staticmethod
     def _fake_labels(batch: MicroBatch) -> Tensor | None:
-        """Those of the reals where there are any, so that pairs and the points between them are of one class: the
-        released code of WGAN-GP (gan_cifar_resnet.py), of progressive growing and of R3GAN does so."""
+        """Return the labels of the reals if there are any, else the drawn labels.
+
+        Then pairs, and the points between them, have one class, as in the released code of WGAN-GP
+        (gan_cifar_resnet.py), of progressive growing and of R3GAN.
+        """
         return batch.labels if batch.real_labels is None else batch.real_labels
 
     def _autocast(self, like: Tensor, *, unless: bool = False) -> torch.autocast:
-        """Networks run in bf16 inside, if the run says so; losses and penalties are float32."""
+        """Return a context that runs networks in bf16 if the config asks for it. Losses and penalties stay float32."""
         dtype = self.autocast_dtype
         return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None and not unless)
 
     def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, step: int) -> Tensor:
-        """Instance noise on the discriminator's inputs, if the run has it at this step."""
+        """Add instance noise to the discriminator's inputs, if the config has any at this step."""
         noise = self.config.instance_noise
         sigma = noise_sigma(noise, step) if noise is not None else 0.0
         return samples + sigma * self._normal(f"instance noise/{kind}", batch, samples) if sigma else samples
 
     def _normal(self, purpose: str, batch: MicroBatch, like: Tensor) -> Tensor:
-        """Addressed N(0, 1) in the shape of some samples."""
+        """Draw addressed N(0, 1) in the shape of `like`."""
         drawn = randomness.normal(self.seed, f"{self.role}/{purpose}", batch.addresses, like.shape[1:])
         return drawn.to(like.dtype)
 
     def _uniform(self, purpose: str, batch: MicroBatch, like: Tensor, *shape: int) -> Tensor:
-        """Addressed U[0, 1) of shape (n, *shape)."""
+        """Draw addressed U[0, 1) of shape (n, *shape)."""
         return randomness.uniform(self.seed, f"{self.role}/{purpose}", batch.addresses, shape).to(like.dtype)
 
     def _with_history(self, loss: Tensor, parts: dict[str, Tensor]) -> LossAndScalars:
-        """The loss with the historical-averaging term, and its parts cut from the graph."""
+        """Add the historical-averaging term to the loss, and detach its parts from the graph."""
         if self.history is not None:
             distance = self.history.penalty()
             parts[f"loss/{self.role}_history"] = distance
@@ -121,12 +124,12 @@ class Objective(nn.Module):
 
 
 class DiscriminatorObjective(Objective):
-    """The discriminator's loss. A whole pass whose input gradient is penalized is float32."""
+    """Loss of the discriminator. A pass with a gradient penalty runs entirely in float32."""
 
     role = "discriminator"
 
     def forward(self, batch: MicroBatch, step: int, update: int) -> LossAndScalars:
-        """`update` numbers the discriminator's updates, which decides on lazy penalties."""
+        """Return the loss and the scalars. `update` counts discriminator updates and selects lazy penalties."""
         config = self.config
         assert batch.reals is not None
         labels = self._fake_labels(batch)
@@ -136,7 +139,7 @@ class DiscriminatorObjective(Objective):
         fakes = self._with_noise(fakes.to(reals.dtype), "fake", batch, step)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
         with ExitStack() as held:
-            # A penalized pass is normalized by moments in its own precision.
+            # A penalized pass needs normalization moments in its own precision.
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
             with self._autocast(reals, unless=penalized):
                 held.enter_context(reference_moments(self.network))
@@ -168,10 +171,10 @@ class DiscriminatorObjective(Objective):
         return self._with_history(loss, parts)
 
     def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool) -> tuple[Tensor, Tensor]:
-        """The samples, and their logits in float32; with `differentiable`, those can be differentiated twice."""
+        """Return the samples and their float32 logits. With `differentiable`, the logits have second derivatives."""
         if differentiable:
             samples = samples.detach().requires_grad_(True)
-            # A compiled network has no second derivative; its forward method is the eager one.
+            # A compiled network has no second derivative, so call its eager forward method.
             return samples, at_least_float32(self.network.forward(samples, labels))
         with self._autocast(samples):
             return samples, at_least_float32(self.network(samples, labels))
@@ -193,10 +196,10 @@ class DiscriminatorObjective(Objective):
 
 
 class GeneratorObjective(Objective):
-    """The generator's loss. The discriminator's parameters are constants in it.
+    """Loss of the generator. The discriminator is a frozen network in it.
 
     Raises:
-        UserError: the discriminator has no layer of the name that features are matched at.
+        UserError: the discriminator has no layer of the name in `objective.feature_matching.layer`.
     """
 
     role = "generator"
@@ -212,7 +215,7 @@ class GeneratorObjective(Objective):
                 find_layer(opponent, self._layer)
 
     def forward(self, batch: MicroBatch, step: int) -> LossAndScalars:
-        """Reals are there where the objective looks at them (`ObjectiveConfig.generator_needs_reals`)."""
+        """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`."""
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         with _frozen(discriminator), self._autocast(batch.latents):
             with reference_moments(self.network):
@@ -240,23 +243,23 @@ class GeneratorObjective(Objective):
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
 
     def _judge(self, samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Logits of the discriminator and, where they are matched, its features; both float32."""
+        """Return the discriminator's float32 logits and, with feature matching, its float32 features."""
         if self._layer is None:
             return at_least_float32(self.opponent(samples, labels)), None
         with blaming(_LAYER_KEY), captured(self.opponent, self._layer) as outputs:
-            # The forward method is the eager one, whose layers can be looked into.
+            # The eager forward method, because hooks do not see the layers of a compiled network.
             logits = self.opponent.forward(samples, labels)
         return at_least_float32(logits), at_least_float32(outputs[-1])
 
 
 def _due(penalty: AnyPenalty | None, update: int) -> AnyPenalty | None:
-    """The penalty, in those updates that it is computed in."""
+    """Return the penalty if it is due in this update, else None."""
     return penalty if penalty is not None and update % penalty.every == 0 else None
 
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """The network's parameters take no gradient from a forward inside; its input does."""
+    """Freeze the network's parameters inside the block; its input still gets a gradient."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

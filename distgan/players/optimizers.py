@@ -1,4 +1,4 @@
-"""Optimizers whose step can be canceled on the device's own verdict, without the host knowing."""
+"""Optimizers whose step the device can cancel without a host sync."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from distgan.config import OptimizerConfig
 class RMSProp(torch.optim.Optimizer):
     """theta -= rate * g / (sqrt(v) + eps), v = alpha * v + (1 - alpha) * g^2, v = 0 at first (Hinton 2012).
 
-    A step changes nothing if the attribute `found_inf` is 1, like torch's fused optimizers, of which RMSProp is none.
+    If the attribute `found_inf` is 1, a step changes nothing, as in torch's fused optimizers. torch has no fused
+    RMSProp.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, alpha: float, eps: float) -> None:
@@ -35,7 +36,7 @@ class RMSProp(torch.optim.Optimizer):
             squares = [self.state[parameter]["square_avg"] for parameter in parameters]
             weight = torch.full((), 1.0 - group["alpha"], dtype=torch.float64, device=parameters[0].device)
             if self.found_inf is not None:
-                # Not a product, because 0 times an infinite gradient is not 0.
+                # torch.where, because 0 times an infinite gradient is NaN.
                 gradients = [torch.where(self.found_inf > 0, 0.0, gradient) for gradient in gradients]
                 weight = weight * (1.0 - self.found_inf)
             change = torch._foreach_mul(gradients, gradients)
@@ -48,11 +49,11 @@ class RMSProp(torch.optim.Optimizer):
 
 
 QUANTITIES = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",)}
-"""What each optimizer remembers of a parameter."""
+"""Optimizer state per parameter, by optimizer name."""
 
 
 def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of one player."""
+    """Return the optimizer of one player."""
     if config.name == "rmsprop":
         return RMSProp(parameters, lr=config.learning_rate, alpha=config.alpha, eps=config.eps)
     return torch.optim.Adam(parameters, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)

@@ -1,4 +1,4 @@
-"""A player: a network and its objective, with the engine that trains it on all ranks."""
+"""Player: a network and its objective, with the engine that trains it on all ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distgan.players.optimizers import QUANTITIES, build_optimizer
 
 
 class Player:
-    """A network with its objective, its engine, and its count of skipped updates."""
+    """A network with its objective, its engine and its counters of skipped updates."""
 
     def __init__(
         self,
@@ -55,27 +55,28 @@ class Player:
         *,
         before_change: Callable[[], None] | None = None,
     ) -> Tensor:
-        """One optimizer step on the mean loss of `accumulation` micro-batches.
+        """Do one optimizer step on the mean loss of `accumulation` micro-batches. Collective: call on every rank.
 
         Args:
-            micro_batches: drawn one at a time; each is released before the next one is drawn, so that a device holds
-                the data and activations of one.
-            arguments: what the objective's forward takes besides a micro-batch.
-            before_change: called before anything that a checkpoint holds changes.
+            micro_batches: drawn one at a time. Each is released before the next one is drawn, so that the device holds
+                the data and activations of one micro-batch.
+            arguments: further arguments of the objective's forward, after the micro-batch.
+            before_change: called before each change of a tensor that a checkpoint holds.
 
-        Returns a 0-d tensor: 1 if the update was applied, 0 if its loss or gradient was not finite on some rank and
-        it was skipped, in which case weights, buffers and optimizer state are as before.
+        Returns:
+            0-d tensor: 1 if the update was applied, 0 if it was skipped, because the loss or gradient was not finite on
+            some rank. A skipped update leaves weights, buffers and optimizer state unchanged.
         """
         moving = [tensor.clone() for tensor in self._moving]
         if moving and before_change is not None:
             before_change()
         parts: list[dict[str, Tensor]] = []
         with self.runtime.full_params(self.opponent):
-            for batch in micro_batches:  # not enumerate, which holds on to a batch until it has the next
+            for batch in micro_batches:  # not enumerate, which keeps a batch until it has drawn the next
                 with self.engine.micro_batch(last=len(parts) + 1 == self.accumulation):
                     loss, values = self.engine.module(batch, *arguments)
-                    # A loss that is not finite makes every gradient so, on all ranks once they are summed: all ranks
-                    # then come to the same verdict from the gradients, without a word.
+                    # A loss that is not finite turns every gradient into NaN, and the gradient all-reduce spreads it to
+                    # all ranks. So all ranks decide alike without further communication.
                     verdict = torch.where(loss.isfinite(), 1.0, torch.nan) / self.accumulation
                     self.engine.backward(loss * verdict)
                 parts.append(values)
@@ -102,25 +103,28 @@ class Player:
     def _clip(self, limit: float, applied: Tensor) -> None:
         """Clamp the weights to [-limit, limit] after an update (Arjovsky et al. 2017, algorithm 1).
 
-        Their released code clamps before each critic step instead, so that the generator there meets a critic whose
-        last step is not clamped.
+        The released code clamps before each critic step instead, so its generator trains against an unclamped last
+        critic step.
         """
         bound = torch.where(applied > 0, limit, torch.inf)
         self.engine.change_weights(self._clipped, lambda weight: weight.clamp_(-bound, bound))
 
     @property
     def _moving(self) -> list[Tensor]:
-        """All that a forward pass changes by itself, in this network and in the one it plays against."""
-        # Anew each time, because an engine may put other tensors in their place.
+        """Tensors that a forward pass changes in place, in both players' networks."""
+        # Looked up at each call, because an engine may replace the tensors.
         return power_iteration_vectors(self.network) + power_iteration_vectors(self.opponent)
 
     @property
     def counters(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of the skipped updates, 0-d tensors by name."""
+        """Counters of skipped updates that a checkpoint stores: name -> 0-d tensor."""
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
     def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
-        """Throw-away passes where the engine needs them for a resume to be bitwise. They leave no trace but in it."""
+        """Run throw-away passes that fix the order of gradient buckets, so that a resume is bitwise.
+
+        They change nothing else. Collective: call on every rank.
+        """
         moving = [tensor.clone() for tensor in self._moving]
         with self.runtime.full_params(self.opponent):
             self.engine.warm_up_buckets(arguments)
@@ -128,13 +132,13 @@ class Player:
             tensor.copy_(before)
 
     def follow_growth(self, *, keep_moments: bool) -> None:
-        """Train the parameters that take part in a grown network, and no others. Every rank calls it."""
+        """Train only the active parameters of a growing network. Collective: call on every rank."""
         _choose_parameters(self.network)
         self.engine.update_param_groups(keep_moments=keep_moments)
 
 
 def _choose_parameters(network: nn.Module) -> None:
-    """Only parameters that take part in the network as it is now require gradients."""
+    """Require gradients only of the parameters that are active at the current growth level."""
     parameters = network.active_parameters() if isinstance(network, GrowingNetwork) else network.parameters()
     active = {id(parameter) for parameter in parameters}
     for parameter in network.parameters():

@@ -1,4 +1,4 @@
-"""What is read off a micro-batch beside its losses: what the discriminator says, and how varied samples are."""
+"""Scalars of a micro-batch besides its losses: discriminator outputs, divergences and sample diversity."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from distgan.losses.adversarial import discriminator_cross_entropy
 
 @torch.no_grad()
 def discriminator_scalars(family: LossFamily, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-    """What the discriminator says of both kinds, and its estimate of the divergence that the family stands for.
+    """Return the mean discriminator outputs, and the estimate of the divergence of the loss family.
 
-    Only with a cross-entropy is sigmoid(logit) the probability of being real; elsewhere the output is a mere value.
+    sigmoid(logit) is the probability of being real only with a cross-entropy; with other losses it is not reported.
     The Jensen-Shannon divergence is (V + 2 log 2) / 2 of the minimax value V, in nats (Goodfellow et al. 2014,
     theorem 1); the Wasserstein distance, up to the critic's Lipschitz constant, is E f(x) - E f(G(z)).
     """
@@ -32,8 +32,10 @@ def discriminator_scalars(family: LossFamily, real_logits: Tensor, fake_logits: 
 
 @torch.no_grad()
 def diversity(name: str, samples: Tensor) -> dict[str, Tensor]:
-    """Mean absolute difference between neighbors in the batch, 0 when all are alike; of pairs, so that even shares of
-    any number of ranks compare the same. Nothing for a single sample."""
+    """Return the mean absolute difference between the samples of each pair (0, 1), (2, 3), ...; 0 if all are equal.
+
+    Disjoint pairs give the same result for any number of ranks with an even local batch. Empty for a single sample.
+    """
     pairs = len(samples) // 2
     if not pairs:
         return {}

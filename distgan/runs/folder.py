@@ -1,4 +1,4 @@
-"""What belongs to one course of training in a run folder, and how it is set aside for another."""
+"""Files of one training history in a run folder, and how to move them aside for a new one."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from distgan.checkpoint.directory import Best, directory_name, steps, write_best
 logger = logging.getLogger("distgan")
 
 HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
-"""What belongs to one course of training, and is set aside when a run starts over."""
+"""Files of one training history; they are moved aside when a run starts at step 0."""
 
 
 def mark_own_best(folder: Path, path: Path, best: Best) -> None:
-    """Mark a checkpoint of this run as its best. It was to be marked once it was written: a kill may have come between.
+    """Mark a checkpoint of this run as its best. A kill can come between writing and marking it.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder is not writable.
     """
     if is_own(folder, path):
         write_best(path.parent, best)
 
 
 def is_own(folder: Path, path: Path) -> bool:
-    """Whether a checkpoint is of the course of training that a run folder is at."""
+    """Return True if a checkpoint lies in the checkpoints folder of this run."""
     return path.resolve().parent == (folder / "checkpoints").resolve()
 
 
 def set_aside(folder: Path) -> None:
-    """Move an earlier course of training into `previous-N`; nothing is deleted."""
+    """Move an earlier training history to `previous-N`. Nothing is deleted."""
     found = [folder / name for name in HISTORY if (folder / name).exists()]
     if found:
         aside = _previous(folder)
         for path in found:
             path.rename(aside / path.name)
-        logger.info("starting over; what was in %s is now in %s", folder, aside)
+        logger.info("starting at step 0; the earlier content of %s is now in %s", folder, aside)
 
 
 def set_aside_later(folder: Path, step: int) -> None:
-    """Move the checkpoints after `step`, with a copy of the curves, into `previous-N`: the run goes on from there."""
+    """Move the checkpoints after `step`, and copy metrics.jsonl, to `previous-N`, before the run continues."""
     checkpoints = folder / "checkpoints"
     later = [number for number in steps(checkpoints) if number > step]
     if later:

@@ -1,4 +1,4 @@
-"""How a run ended, in its status.json, and that no other job trains in its folder meanwhile."""
+"""Record the outcome of a run in status.json, and lock its folder against other jobs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ _LAST_WORDS_SECONDS = 1.0
 
 @contextmanager
 def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int, str | None], None]]:
-    """Keeps status.json true: `running` inside, then what the yielded function is told, or `failed` with the reason.
+    """Context manager that keeps status.json current: `running` inside the block, then the outcome.
 
-    That function takes the result, the step, and the reason of an early end. A rank that fails leaves the process group
-    without waiting: its peers notice by the broken connection.
+    Call the yielded function with the result, the step, and the reason of an early end. If the block raises, the
+    outcome is `failed`, with the error as its reason. A rank that fails leaves the process group without waiting; the
+    other ranks notice the broken connection. Collective: call on every rank.
 
     Raises:
-        UserError: the folder cannot be written to, another job trains in it, or a launcher repeats what failed by
-            itself.
+        UserError: the folder is not writable, another job trains in it, or a launcher restarts a run whose failure
+            did not come from a lost rank.
+        LostRankError: a collective failed because another rank is gone or silent.
     """
     folder = Path(config.run_dir)
 
@@ -63,7 +65,7 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
         try:
             yield finish
         except KeyboardInterrupt:
-            write_failure(folder, runtime.rank, "interrupted a second time, before it had stopped")
+            write_failure(folder, runtime.rank, "interrupted a second time before the run had stopped")
             raise
         except UserError as error:
             written = write_failure(folder, runtime.rank, str(error))
@@ -72,7 +74,7 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
         except BaseException as error:
             if isinstance(error, Exception) and runtime.lost_contact(error):
                 why = f"lost contact with another rank: {roll.missing()}: {str(error).splitlines()[0]}"
-                # The rank that failed knows why, and should be the one to say it. And others may still ask this one.
+                # The rank that failed knows the cause, so let it write first. Other ranks may still query this one.
                 time.sleep(_LAST_WORDS_SECONDS)
                 write_failure(folder, runtime.rank, why, lost_rank=True)
                 raise LostRankError(f"rank {runtime.rank} {why}") from error
@@ -81,33 +83,37 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
 
 
 def _refuse_to_repeat(folder: Path) -> None:
-    """A launcher starts all ranks again whatever has ended one; only the loss of a rank is mended by that."""
+    """Raise UserError if a restart cannot help. Launchers restart after any failure; only a lost rank is worth it."""
     status = read_status(folder)
     if status is None or status.launch != this_launch():
         return
     if status.outcome == "failed" and not status.lost_rank:
-        raise UserError(f"not restarted, because the attempt before failed by itself: {status.reason}")
+        raise UserError(
+            f"{folder}: not restarted, because the last attempt did not fail from a lost rank: {status.reason}"
+        )
 
 
 def _warn_of_hanging_restarts() -> None:
-    """torchrun's restarted ranks may find the addresses of those before them, unless each attempt has its own store."""
+    """Warn if restarts by torchrun may hang: restarted ranks can read the addresses of the earlier attempt."""
     may_restart = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if may_restart and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
         logger.warning(
-            "restarts by --max-restarts may hang unless the launcher has --rdzv-backend c10d, or --standalone, "
-            "and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+            "--max-restarts: restarts may hang; launch with --rdzv-backend c10d or --standalone, and set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the launcher's environment"
         )
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the run folder, as far as its file system has locks. Raises UserError if another job holds it."""
+    """Lock the run folder, if its file system has locks. Raises UserError if another job holds the lock."""
     with open(folder / ".run.lock", "w") as lock:
         try:
             if not try_lock(lock.fileno()):
                 status = read_status(folder)
                 who = f" (process {status.pid} on {status.host})" if status else ""
-                raise UserError(f"run_dir = {folder}: another job is training there{who}; choose another run_dir")
+                raise UserError(
+                    f"run_dir = {folder}: another job is training there{who}; wait for it, or set another run_dir"
+                )
         except OSError:
-            logger.warning("%s: its file system has no locks; take care that no other job trains there", folder)
+            logger.warning("%s: its file system has no locks; make sure that no other job trains there", folder)
         yield

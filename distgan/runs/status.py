@@ -1,6 +1,6 @@
-"""How a run stands, in its `status.json`: launchers turn every exit code into 1, so a run says itself how it ended.
+"""Status of a run in its `status.json`. Launchers turn every exit code into 1, so the run itself records its outcome.
 
-Job scripts read it as one line, by which they decide whether to queue themselves again.
+Job scripts read it as one line (`distgan status`) and decide whether to requeue.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ Outcome = Literal["running", "finished", "preempted", "failed"]
 
 
 class Status(BaseModel):
-    """The content of status.json."""
+    """Content of status.json."""
 
     model_config = ConfigDict(frozen=True)
 
     outcome: Outcome
     reason: str | None = None
-    """Why it failed, was preempted or finished early, in one line."""
+    """Reason of a failure, preemption or early finish, in one line."""
     lost_rank: bool = False
-    """Whether it failed for want of another rank only, which a restart mends."""
+    """True if the run failed only because a rank was lost; a restart can help."""
     step: int | None = None
     world_size: int | None = None
     restarts: int = 0
-    """Attempts before this one in the same run folder."""
+    """Number of earlier attempts in the same run folder."""
     launch: str | None = None
-    """The launch that the attempt belongs to, by the name that torchrun has for it (`--rdzv-id`)."""
+    """torchrun's id (`--rdzv-id`) of the launch that the attempt belongs to."""
     time: str
-    """When this was written: ISO 8601, UTC."""
+    """Time of writing: ISO 8601, UTC."""
     host: str
     pid: int
 
@@ -61,16 +61,15 @@ def write_status(
     world_size: int | None = None,
     lost_rank: bool = False,
 ) -> bool:
-    """Say how the run stands. `running` begins an attempt; the first other outcome of an attempt is its last.
+    """Write the status of the run. `running` begins an attempt; the first other outcome of an attempt is final.
 
-    So neither the failures that follow from a rank's failure nor a later preemption take its place, whichever rank
-    or node they come from.
+    Therefore no later failure or preemption, on any rank or node, replaces the first failure.
 
     Returns:
-        Whether it was written. A disk error is logged, except for `running`.
+        True if the status was written. A disk error is logged, except for `running`.
 
     Raises:
-        OSError: the folder cannot be written to when an attempt begins.
+        OSError: the folder is not writable when an attempt begins.
     """
     file = Path(run_dir) / "status.json"
     try:
@@ -101,25 +100,25 @@ def write_status(
     except OSError as error:
         if outcome == "running":
             raise
-        logger.error("%s: cannot say that the run is %s: %s", file, outcome, explained(error, file))
+        logger.error("%s: cannot write that the run is %s: %s", file, outcome, explained(error, file))
         return False
     return True
 
 
 def write_failure(run_dir: str | Path, rank: int, why: str, *, lost_rank: bool = False) -> bool:
-    """Say that a rank failed, unless the outcome of this attempt is known already. Returns whether it was written."""
+    """Write that a rank failed, unless this attempt already has an outcome. Return True if it was written."""
     line = " ".join(f"rank {rank}: {why}".split())
     return write_status(run_dir, "failed", reason=line[:_REASON_LIMIT], lost_rank=lost_rank)
 
 
 def failed_by_itself(run_dir: str | Path) -> bool:
-    """Return True if status.json says that a rank failed for another reason than the loss of a rank."""
+    """Return True if status.json records a failure that did not come from a lost rank."""
     status = _previous_status(run_dir)
     return status is not None and status.outcome == "failed" and not status.lost_rank
 
 
 def read_status(run_dir: str | Path) -> Status | None:
-    """How the run of a folder stands; None when it never started. Raises UserError if the file is damaged."""
+    """Return the status of a run; None if it never started. Raises UserError if status.json is damaged."""
     file = Path(run_dir) / "status.json"
     if not file.exists():
         return None
@@ -130,7 +129,7 @@ def read_status(run_dir: str | Path) -> Status | None:
 
 
 def this_launch() -> str | None:
-    """What torchrun calls the launch of this process; None if it has no name of its own."""
+    """Return torchrun's id of this process's launch; None if the launch has no id."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return name if name != "none" else None
 
@@ -144,7 +143,7 @@ def _previous_status(run_dir: str | Path) -> Status | None:
 
 @contextmanager
 def _exclusive(run_dir: str | Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks; a lock that cannot be had in 2 s is done without."""
+    """Lock status.json, if the file system has locks. After 2 s, continue without the lock."""
     with open(Path(run_dir) / ".status.lock", "w") as lock:
         with suppress(OSError):
             for _ in range(40):
@@ -155,16 +154,18 @@ def _exclusive(run_dir: str | Path) -> Iterator[None]:
 
 
 def now() -> str:
-    """ISO 8601, UTC, in seconds."""
+    """Return the current time: ISO 8601, UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class RunStatus(NamedTuple):
-    """The outcome of a run's last attempt."""
+    """Outcome of a run's last attempt."""
 
     outcome: str
-    """`none` before the first start, then what status.json says, but `lost` for a failure for want of a rank only, and
-    `unstarted` if the last attempt is not of the launch that is asked about."""
+    """Outcome from status.json, with three more values.
+
+    `none`: the run never started. `lost`: it failed only because a rank was lost. `unstarted`: the last attempt does
+    not belong to the given launch. """
     checkpoint: int
     """Step of the newest checkpoint; -1 if there is none."""
     reason: str
@@ -174,7 +175,7 @@ class RunStatus(NamedTuple):
 
 
 def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
-    """How the run of a folder stands, or if `launch` is given, how that one left it.
+    """Return the status of a run or, if `launch` is given, of that launch of it.
 
     Raises:
         UserError: status.json is damaged.
@@ -190,23 +191,23 @@ def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
 
 
 def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
-    """The run folder that is meant: by its path, or by the recipe (and overrides) that the run was started with.
+    """Return the run folder from its path, or from the config and overrides of the run.
 
     Raises:
-        UserError: the path is empty or of no run, the recipe is wrong, or overrides are given to a folder.
+        UserError: the path is empty or not a run folder, the config is wrong, or a folder comes with overrides.
     """
     if not run_or_recipe:
-        raise UserError("RUN_OR_CONFIG is empty; name a run folder or a recipe")
+        raise UserError("RUN_OR_CONFIG: empty; expected a run folder or a config")
     overrides = list(overrides)
     if Path(run_or_recipe).is_file():
         return Path(load_config(run_or_recipe, overrides).run_dir)
     if overrides:
         raise UserError(
-            f"{run_or_recipe}: no recipe, so {overrides[0]} means nothing; give the recipe, or only the folder"
+            f"{run_or_recipe}: overrides need a config, found a run folder; remove {overrides[0]}, or pass the config"
         )
     folder = Path(run_or_recipe)
     if not any((folder / name).exists() for name in ("status.json", "config.yaml", "checkpoints")):
         raise UserError(
-            f"{run_or_recipe}: not a run folder (it would hold status.json); give the run_dir of a run, or its recipe"
+            f"{run_or_recipe}: not a run folder (no status.json in it); pass the run_dir of a run, or its config"
         )
     return folder

@@ -1,7 +1,7 @@
-"""Being asked to stop.
+"""Stop requests to a run.
 
-A run is asked by SIGTERM, by SIGUSR1 (Slurm's warning before the time limit), by SIGHUP (its terminal is gone), by
-Ctrl-C, or by the file `stop.request` in its folder, which `distgan stop` writes.
+A stop request is SIGTERM, SIGUSR1 (Slurm's warning before the time limit), SIGHUP (the terminal closed), Ctrl-C, or the
+file `stop.request` in the run folder, which `distgan stop` writes.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from distgan.runs.status import now, read_status
 logger = logging.getLogger("distgan")
 
 SAME_PRESS_SECONDS = 2.0
-"""A Ctrl-C reaches a rank from the terminal and once more from its launcher; so close together they are one."""
+"""A Ctrl-C reaches a rank from the terminal and again from its launcher. Within this time both count as one."""
 POLL_SECONDS = 1.0
 
 
 class StopRequest:
-    """Whether somebody wants this run to save and leave. A context manager, which puts signal handlers back.
+    """Context manager that records requests to save and exit, and restores the signal handlers.
 
-    The handlers only take note; a second Ctrl-C, though, raises KeyboardInterrupt. They are installed in the main
+    The handlers only record the request, but a second Ctrl-C raises KeyboardInterrupt. They are installed in the main
     thread only, as Python requires.
 
     Args:
-        run_dir: the run folder, where `stop.request` appears.
-        main: whether this rank looks for the file, once a second. An older request is removed on entry.
+        run_dir: the run folder, in which `stop.request` appears.
+        main: if True, this rank polls for the file once per second, and removes an older request on entry.
     """
 
     def __init__(self, run_dir: str | Path, *, main: bool) -> None:
         self.reason: str | None = None
-        """`SIGTERM`, `SIGUSR1`, `SIGHUP`, `SIGINT` or `stop request`: the first that this rank knows of."""
+        """First request that this rank received: `SIGTERM`, `SIGUSR1`, `SIGHUP`, `SIGINT` or `stop request`."""
         self._file = _request_file(run_dir)
         self._watches = main
         self._over = threading.Event()
@@ -51,13 +51,13 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether this rank was asked."""
+        """Return True if this rank received a stop request."""
         return self.reason is not None
 
     def __enter__(self) -> StopRequest:
         if self._watches:
             self._consume()
-            # Not in the loop: on shared storage that hangs for a while, all ranks would wait for it at every step.
+            # In a thread: if shared storage hangs, polling in the loop would stall all ranks at every step.
             threading.Thread(target=self._watch, name="stop request", daemon=True).start()
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._take_note) for number in STOP_SIGNALS}
@@ -72,7 +72,7 @@ class StopRequest:
         self._previous = {}
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked child inherits the handler, but is to end as any process does
+        if os.getpid() != self._process:  # a forked child inherits the handler, but must end by the signal
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -90,35 +90,37 @@ class StopRequest:
                 self.reason = "stop request"
 
     def _consume(self) -> bool:
-        """Whether there was a request; it is there no more."""
+        """Remove the request file. Return True if there was one."""
         try:
             self._file.unlink()
         except FileNotFoundError:
             return False
         except OSError as error:
-            # On a file system that is read-only or in trouble this says nothing of whether the file is there.
+            # On a read-only or failing file system the error does not tell if the file exists.
             if not os.path.exists(self._file):
                 return False
-            logger.warning("%s cannot be removed: %s", self._file, error.strerror)
+            logger.warning("%s: cannot be removed: %s", self._file, error.strerror)
         return True
 
 
 def request_stop(run_dir: str | Path) -> None:
-    """Ask a running job, wherever it runs, to save and leave.
+    """Ask a running job, on any host, to save and exit.
 
     Raises:
-        UserError: nothing runs in that folder, or it cannot be written to.
+        UserError: no job runs in the folder, or the folder is not writable.
     """
     status = read_status(run_dir)
     if status is None:
-        raise UserError(f"{run_dir}: no status.json there; give the folder of a run (its run_dir)")
+        raise UserError(f"{run_dir}: no status.json in it; pass the run_dir of a run")
     if status.outcome != "running":
         raise UserError(
             f"{run_dir}: nothing to stop: the run is {status.outcome} since {status.time}; "
-            "if its job waits in a queue, cancel it there"
+            "if its job is queued, cancel it in the scheduler"
         )
     if status.host == socket.gethostname() and not Path(f"/proc/{status.pid}").exists() and Path("/proc").is_dir():
-        raise UserError(f"{run_dir}: nothing to stop: its process {status.pid} has gone without a word")
+        raise UserError(
+            f"{run_dir}: nothing to stop: process {status.pid} is no longer running and wrote no final status"
+        )
     asked = f"{now()} by process {os.getpid()} on {socket.gethostname()}\n"
     with writing(_request_file(run_dir), "the request", name=run_dir):
         write_atomically(_request_file(run_dir), asked.encode())

@@ -1,4 +1,4 @@
-"""The exponential moving average of the generator's weights."""
+"""Exponential moving average (EMA) of the generator's weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from distgan.networks.layers.spectral_norm import power_iteration_vectors
 
 
 class EMAGenerator:
-    """A copy of the generator whose parameters follow the live ones. It is what is evaluated, sampled and exported.
+    """Copy of the generator that holds the EMA weights. Evaluation, sampling and export use this copy.
 
-    Buffers are not averaged: batch-norm statistics are recomputed from addressed latents before each use, and the
-    vectors of spectral norm are the live generator's. Make it before an engine takes the generator's weights.
+    Buffers are not averaged. Batch-norm statistics are recomputed from addressed latents before each use. Spectral-norm
+    vectors are copied from the live generator. Create this object before an engine takes the generator's weights.
     """
 
     def __init__(self, generator: nn.Module) -> None:
@@ -22,16 +22,16 @@ class EMAGenerator:
         self._averages: list[Tensor] = list(self.network.parameters())
         self._generator = generator
         self.decay = 0.0
-        """Of the last update."""
+        """Decay of the last update."""
 
     @torch.no_grad()
     def update(self, decay: float, applied: Tensor) -> None:
         """average += (1 - decay) * applied * (live - average), where `applied` is 1, or 0 for a skipped update.
 
-        The generator's weights must be whole here (`Runtime.whole`).
+        Call it inside `Runtime.full_params(generator)`, because sharded weights must be gathered first.
         """
         self.decay = decay
-        # Anew each time, because an engine may put other tensors in their place.
+        # Look the vectors up at each update, because an engine may replace the tensors.
         averages, vectors = power_iteration_vectors(self.network), power_iteration_vectors(self._generator)
         if averages:
             torch._foreach_copy_(averages, vectors)

@@ -1,4 +1,4 @@
-"""Metrics of the average while a run trains: when they are due, and whether they are the best so far."""
+"""Evaluation of the EMA generator during training: when it is due, and whether its result is the best so far."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ logger = logging.getLogger("distgan")
 
 
 class Evaluation(NamedTuple):
-    """The outcome of one evaluation."""
+    """Result of one evaluation."""
 
     metrics: dict[str, float]
     is_best: bool = False
-    """The first metric is better than ever before."""
+    """True if the first metric is better than in all earlier evaluations."""
     interrupted: bool = False
-    """The run was asked to stop, so that the evaluation is left for the next start. All ranks agree."""
+    """True if a stop request ended the evaluation; the next start repeats it. Equal on all ranks."""
 
 
 class Evaluations:
-    """Every `evaluation.every` steps of a run. Every rank calls it alike."""
+    """Evaluates the EMA generator every `evaluation.every` steps. Collective: call on every rank."""
 
     def __init__(self, state: TrainingState, latents: LatentSource, runtime: Runtime, stop: StopRequest) -> None:
         self.state, self.latents, self.runtime, self.stop = state, latents, runtime, stop
         self.criterion = criterion(state.config)
-        """What makes one average better than another."""
+        """First metric, with the direction in which it improves."""
         self._evaluator: Evaluator | None = None
 
     def is_due(self) -> bool:
-        """After the step that the state is at."""
+        """Return True if an evaluation is due at the current step."""
         every = self.state.config.evaluation.every
         return every > 0 and self.state.progress.step % every == 0
 
     def measure(self) -> Evaluation:
-        """Evaluate the EMA generator, whose statistics fit its weights. Collective: call on every rank."""
-        from distgan.evaluation.suite import Evaluator  # late, because it takes seconds that many runs never need
+        """Evaluate the EMA generator. Recompute its batch-norm statistics first. Collective: call on every rank."""
+        from distgan.evaluation.suite import Evaluator  # imported late: it takes seconds, and many runs never evaluate
 
         config, step = self.state.config, self.state.progress.step
         try:
@@ -60,14 +60,14 @@ class Evaluations:
                 metrics = self._evaluator(generate)
         except Interrupted:
             if self.runtime.is_main:
-                logger.warning("step %d: evaluation left for after the resume, as the run was asked to stop", step)
+                logger.warning("step %d: stop requested during the evaluation; the next start repeats it", step)
             return Evaluation({}, interrupted=True)
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
         return Evaluation(metrics, is_best=self._note_best(metrics))
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
-        """Whether the first metric is better than ever before; if so, it is remembered."""
+        """Return True, and record the value, if the first metric is better than in all earlier evaluations."""
         name, progress, best = self.criterion.name, self.state.progress, self.state.progress.best
         if not math.isfinite(metrics[name]):
             return False

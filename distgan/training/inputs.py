@@ -1,4 +1,4 @@
-"""What the players are fed: reals from the stream, latents, labels and addresses by number."""
+"""Inputs of both players: reals from the stream, and addressed latents and labels."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ logger = logging.getLogger("distgan")
 
 
 class Feed:
-    """This rank's share of every micro-batch, from the state's stream position on."""
+    """Iterates over this rank's part of every micro-batch, starting at the state's stream position."""
 
     def __init__(self, state: TrainingState, runtime: Runtime) -> None:
         self.state, self.config, self.progress, self.runtime = state, state.config, state.progress, runtime
         self.latents = latent_source(state.config, state.index, runtime.device)
         self.failures: list[Failure] = []
-        """Samples this rank could not read and the others do not know of."""
+        """Samples that this rank could not read and has not yet reported to the other ranks."""
         self.seconds_waited = 0.0
         channels_last = uses_channels_last(state.config, runtime.device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -39,11 +39,11 @@ class Feed:
         self._open(state.progress.position, schedule.micro_batch(state.config, state.progress.position))
 
     def _open(self, start: int, micro_batch: int) -> None:
-        """Begin micro-batches of this size at a stream position."""
+        """Open the stream at position `start` with micro-batches of `micro_batch` samples over all ranks."""
         self.micro_batch = micro_batch
         self.share = micro_batch // self.runtime.world_size
         accumulation = self.config.training.gradient_accumulation_steps
-        # Updates of the discriminator follow one another; those of the generator are as far apart at every level.
+        # Discriminator updates are contiguous. Generator updates are equally far apart at every growth level.
         apart = {"discriminator": accumulation * micro_batch, "generator": schedule.largest_batch(self.config)}
         self._draws = {
             role: LatentPrefetcher(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
@@ -62,7 +62,7 @@ class Feed:
         )
 
     def discriminator_inputs(self, update: schedule.Update) -> Iterator[MicroBatch]:
-        """The micro-batches of a discriminator update: reals of the stream, latents and labels for fakes."""
+        """Yield the micro-batches of a discriminator update: reals from the stream, latents and labels for fakes."""
         if update.micro_batch != self.micro_batch:
             self._stream.close()
             self._open(update.start, update.micro_batch)
@@ -74,19 +74,23 @@ class Feed:
             yield self._micro_batch("discriminator", start, batch)
 
     def generator_inputs(self, step: int) -> Iterator[MicroBatch]:
-        """The micro-batches of a generator update, with the reals of the step's last discriminator update if the
-        objective looks at any. Those were kept in host memory and are copied to the device once more, so that it never
-        holds a whole batch."""
+        """Yield the micro-batches of a generator update.
+
+        If the objective needs reals, they are those of the step's last discriminator update. They stay in host memory
+        and are copied to the device again, so that the device never holds a whole batch.
+        """
         first = schedule.generator_slot(self.config, step)
         for number in range(self.config.training.gradient_accumulation_steps):
             batch = self._last_batches[number] if self._last_batches else None
             yield self._micro_batch("generator", first + number * self.micro_batch, batch)
 
     def share_failures(self) -> None:
-        """Make what any rank could not read known to all, from the next position on. Every rank calls it.
+        """Share the unreadable samples of all ranks; replacements apply from the next position.
+
+        Collective: call on every rank.
 
         Raises:
-            UserError: more than `data.max_failure_rate` could not be read.
+            UserError: the fraction of unreadable samples exceeds `data.max_failure_rate`.
         """
         for failures in self.runtime.gather_objects(self.failures):
             for failure in failures:
@@ -102,11 +106,11 @@ class Feed:
             )
 
     def close(self) -> None:
-        """Stop the loader's processes."""
+        """Stop the data loader workers."""
         self._stream.close()
 
     def _micro_batch(self, role: str, start: int, batch: Batch | None) -> MicroBatch:
-        """This rank's share of the micro-batch whose latents are numbered from `start`, with the reals of `batch`."""
+        """Return this rank's part of the micro-batch at latent address `start`, with the reals of `batch`."""
         drawn = self._draws[role].take(start + self.runtime.rank * self.share)
         return MicroBatch(*drawn, *(self._to_device(batch) if batch is not None else (None, None)))
 
@@ -118,7 +122,7 @@ class Feed:
         return batch
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Reals as networks see them at this point of the run, and their labels if the run uses any."""
+        """Return reals as network inputs at the current growth level, and their labels (None if unconditional)."""
         device = self.runtime.device
         values = batch.data.to(device, non_blocking=True)
         if self.config.data.dequantize:

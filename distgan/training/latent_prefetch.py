@@ -1,6 +1,6 @@
-"""Latents and labels of updates to come, many updates in one draw.
+"""Prefetching of latents and labels: one draw serves many updates.
 
-A draw is some hundred small operations, and costs hardly more for a thousand rows than for one.
+A draw launches about a hundred small operations and costs nearly the same for 1,000 rows as for one.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ from torch import Tensor
 from distgan.inference.latents import LatentSource
 
 ROWS = 1024
-"""As many rows as whole updates have of these, but those of one update at least, are drawn at once."""
+"""Target rows per draw, rounded down to whole updates; a draw holds at least one update."""
 
 
 class LatentPrefetcher:
-    """What one rank's shares of micro-batches are generated from."""
+    """Draws the latents and labels of one rank's part of each micro-batch."""
 
     def __init__(
         self, source: LatentSource, purpose: str, share: int, micro_batch: int, accumulation: int, distance: int
     ) -> None:
-        """`accumulation` micro-batches, `share` rows of each, make an update; updates begin `distance` apart."""
+        """Store the layout of the addresses.
+
+        Args:
+            share: rows of this rank per micro-batch.
+            micro_batch: rows of all ranks per micro-batch.
+            accumulation: micro-batches per update.
+            distance: addresses between the starts of two updates.
+        """
         self._source, self._purpose, self._share = source, purpose, share
         self._starts = [
             update * distance + number * micro_batch
@@ -30,9 +37,9 @@ class LatentPrefetcher:
         self._drawn: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def take(self, first: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Addresses, latents and labels from `first` on: (share,) int64, (share, latent_size), (share,) int64 or None.
+        """Return addresses, latents and labels: (share,) int64, (share, latent_size), (share,) int64 or None.
 
-        They are taken once, micro-batch by micro-batch and update by update.
+        The first address is `first`. Take each micro-batch once, in order.
         """
         if first not in self._drawn:
             starts = [first + start for start in self._starts]

@@ -33,33 +33,33 @@ logger = logging.getLogger("distgan")
 
 
 def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -> str:
-    """Train a run to its last step, or until it is asked to stop. Call it on every rank.
+    """Train a run to its last step or until a stop request. Collective: call on every rank.
 
-    A program of your own under a launcher ends, as any does, with `torch.distributed.destroy_process_group()`, after
-    the last `train` or `evaluate`.
+    In your own program under a launcher, call `torch.distributed.destroy_process_group()` after the last `train` or
+    `evaluate`.
 
     Args:
-        resume: `auto` continues from the newest valid checkpoint of the run folder, if there is one; `never` starts
-            over, setting aside what the folder holds; anything else is the path of a checkpoint or run.
-        accept: changes against the checkpoint that are fine, of `description.ACCEPTABLE`.
+        resume: `auto` continues from the newest valid checkpoint of the run folder, if there is one. `never` moves the
+            content of the run folder aside and starts at step 0. Any other value is the path of a checkpoint or run.
+        accept: accepted differences from the checkpoint, from `contents.ACCEPTABLE`.
 
     Returns:
-        `finished` or `preempted`, which status.json in the run folder says too.
+        `finished` or `preempted`, as in status.json of the run folder.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: the config, data, checkpoint, run folder or launch is wrong; the message gives the fix.
     """
     if not resume:
-        raise UserError("--resume is empty; give auto, never, or the path of a checkpoint or run", everywhere=True)
+        raise UserError("--resume: empty; expected auto, never, or the path of a checkpoint or run", everywhere=True)
     if resume != "auto" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         raise UserError(
-            f"--resume {resume}: the launcher would repeat it at each of its restarts; start with --max-restarts 0 "
-            "(MAX_RESTARTS=0 for node.sh), and from then on without --resume",
+            f"--resume {resume}: the launcher would repeat it at each of its restarts; launch with --max-restarts 0 "
+            "(MAX_RESTARTS=0 for node.sh), then remove --resume for later launches",
             everywhere=True,
         )
     accepted = frozenset(accept)
     if unknown := accepted.difference(ACCEPTABLE):
-        raise UserError(f"--accept {min(unknown)}: accepted are {', '.join(ACCEPTABLE)}", everywhere=True)
+        raise UserError(f"--accept {min(unknown)}: expected one of {', '.join(ACCEPTABLE)}", everywhere=True)
     runtime = Runtime(
         deterministic=config.training.deterministic,
         timeout_minutes=max(config.training.startup_timeout_minutes, config.training.timeout_minutes),
@@ -79,7 +79,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         with ExitStack() as held:
             held.enter_context(batch_memory(config, runtime.world_size))
             with runtime.raise_on_all_ranks():
-                # First, because it completes what a killed predecessor had almost published.
+                # First, because it publishes a complete checkpoint that a killed process had not yet renamed.
                 writer = held.enter_context(closing(open_writer(config))) if runtime.is_main else None
                 resume_run(config, state, runtime, resume, accepted)
                 feed = held.enter_context(closing(Feed(state, runtime)))
@@ -98,7 +98,7 @@ def run(
     runtime: Runtime,
     stop: StopRequest,
 ) -> Result:
-    """Run all remaining steps. Returns `preempted` if a stop was asked for before there was nothing more to do."""
+    """Run the remaining steps. Return `preempted` if a stop request ended the run early, else `finished`."""
     config, progress = state.config, state.progress
     report = monitor.before_first_step()
     stopping = report.evaluation_left
@@ -107,10 +107,10 @@ def run(
     flags = runtime.exchange([False, False])
     while not (stopping or is_done(state)):
         train_step(state, feed, runtime, before_change=writer.copied if writer is not None else None)
-        # The first step may compile kernels; from the next one on, silence means that a rank is lost.
+        # The first step may compile kernels. From the second step on, a timeout means that a rank is lost.
         runtime.set_timeout(config.training.timeout_minutes)
 
-        # What ranks tell each other here is read one step later, so that no step waits for it.
+        # The flags are read one step later, so that no step waits for the all-reduce.
         stopping, unreadable = flags.result()
         flags = runtime.exchange([stop.requested, bool(feed.failures)])
         if unreadable:
@@ -129,7 +129,7 @@ def run(
 def train_step(
     state: TrainingState, feed: Feed, runtime: Runtime, *, before_change: Callable[[], None] | None = None
 ) -> None:
-    """Update the discriminator as often as the step has it, then the generator, then the average.
+    """Run the discriminator updates of one step, then the generator update, then the EMA update.
 
     Args:
         before_change: called before each change of a tensor that a checkpoint holds.
@@ -146,7 +146,7 @@ def train_step(
     rate = learning_rate(config.generator.optimizer, step, config.training.steps)
     applied = state.generator.update(feed.generator_inputs(step), (step,), rate, before_change=before_change)
     with runtime.full_params(state.generator.network):
-        # A long critic phase is one step of the generator like any other.
+        # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
         images = config.training.critic_steps * updates[-1].batch_size
         state.average.update(ema_decay(config.ema, first_position, images), applied)
     progress.step += 1
@@ -154,12 +154,12 @@ def train_step(
 
 
 def is_done(state: TrainingState) -> bool:
-    """Whether no step is left to do; all ranks agree."""
+    """Return True if no step remains. Equal on all ranks."""
     return state.progress.step >= state.config.training.steps or early_stop_reason(state) is not None
 
 
 def early_stop_reason(state: TrainingState) -> str | None:
-    """Why the run ends before its last step, if it does so by itself."""
+    """Return the reason of early stopping, or None if early stopping has not triggered."""
     return why_stop(state.progress.diagnosis, state.config.training.early_stopping)
 
 
@@ -172,16 +172,16 @@ def save(
     last: bool = False,
     is_best: bool = False,
 ) -> None:
-    """A checkpoint of this moment. The loop goes on while it is written, unless it is the last or the best.
+    """Write a checkpoint of the current step. Only the last and the best checkpoint block the loop.
 
     Raises:
-        UserError: the last checkpoint of a run cannot be written.
+        UserError: the last checkpoint of the run cannot be written.
     """
     feed.share_failures()
     progress = state.progress
-    # A best average is worth keeping all the same: it has just been measured, and skipped updates did not change it.
+    # The best EMA weights are saved anyway: skipped updates did not change them.
     if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
-        logger.warning("step %d: no checkpoint while updates are being skipped", progress.step)
+        logger.warning("step %d: checkpoint skipped, because the last updates were not finite", progress.step)
         return
     description, tensors = state.description(runtime), state.tensors()
     if not (last or is_best):
@@ -194,19 +194,19 @@ def save(
         saved = writer.save(progress.step, tensors, description, blocking=True)
         if last and not saved and not writer.save(progress.step, tensors, description, blocking=True):
             raise UserError(
-                f"{writer.folder}: the checkpoint of step {progress.step}, where the run ends, cannot be written (see "
-                f"above); the last good one is {writer.last_good or 'of an earlier start'}; mend that, and the same "
-                "command continues from there"
+                f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "
+                f"above); last good checkpoint: {writer.last_good or 'from an earlier start, if any'}; fix the disk, "
+                "then run the same command again to continue from there"
             )
         if is_best and progress.best is not None:
             writer.mark_best(**progress.best)
 
-    # However slow the disk is, the other ranks' time-outs are not for it.
+    # The other ranks wait without a timeout, because a slow disk is not a lost rank.
     runtime.run_on_main(finish)
 
 
 def check_skipped_updates(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime) -> None:
-    """Raise UserError when a player has skipped too many updates in a row since it was last looked at."""
+    """Raise UserError if a player skipped `training.max_skipped_updates` updates in a row since the last check."""
     limit, step = state.config.training.max_skipped_updates, state.progress.step
     for player in state.players:
         streak = int(player.longest_streak.item())
@@ -222,5 +222,8 @@ def check_skipped_updates(state: TrainingState, writer: CheckpointWriter | None,
 
 
 def seed_default_generator(seed: int, update: int, rank: int) -> None:
-    """Layers that draw from torch's own generator (dropout) then resume exactly, though what they draw depends on W."""
+    """Seed torch's default generator, so that layers such as dropout resume exactly.
+
+    Their draws depend on the number of ranks.
+    """
     torch.manual_seed(derive_key(seed, f"default generator/{update}/{rank}"))

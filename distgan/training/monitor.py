@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains: rows of scalars and metrics, and sample grids."""
+"""Monitoring of a run: rows of scalars and metrics, and sample grids."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from distgan.training.stragglers import StragglerMonitor
 logger = logging.getLogger("distgan")
 
 INTERPOLATION = 4, 8
-"""Paths between latents beside each sample grid, and the images of each."""
+"""Number of latent interpolation paths per sample grid, and number of images per path."""
 
 
 class StepReport(NamedTuple):
-    """What the training loop needs to know of the monitoring of a step. All ranks agree."""
+    """Result of the monitoring of one step, for the training loop. Equal on all ranks."""
 
     is_best: bool = False
-    """The EMA generator was evaluated and is the best so far."""
+    """True if the EMA generator was evaluated and is the best so far."""
     evaluation_left: bool = False
-    """An evaluation that was due is left for the next start, because the run was asked to stop."""
+    """True if a stop request left a due evaluation to the next start."""
 
 
 class Monitor:
-    """Measures and pictures the run. Every rank calls it alike; rank 0 writes."""
+    """Measures the run and draws its samples; rank 0 writes the files. Collective: call on every rank."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class Monitor:
         self._start_interval()
 
     def before_first_step(self) -> StepReport:
-        """Write down what is due before this process's first step. Collective: call on every rank.
+        """Record what is due before this process's first step. Collective: call on every rank.
 
-        That is all of step 0, and of a later step an evaluation that an earlier process was asked to leave undone.
+        At step 0 this is everything. At a later step it is an evaluation that a stop request interrupted.
         """
         step = self.state.progress.step
         if step == 0:
@@ -91,10 +91,10 @@ class Monitor:
         return StepReport(evaluation.is_best, evaluation.interrupted)
 
     def after_step(self, *, evaluate: bool = True) -> StepReport:
-        """Write down what is due after a step. Collective: call on every rank.
+        """Record what is due after a step. Collective: call on every rank.
 
         Args:
-            evaluate: False leaves a due evaluation for the next start.
+            evaluate: if False, leave a due evaluation to the next start.
         """
         progress, config = self.state.progress, self.config
         self.stragglers.end()
@@ -105,8 +105,8 @@ class Monitor:
             row = self._measure()
             self._diagnose(row)
         elif progress.step == config.training.steps:
-            # A run that goes on from here with more steps must not differ from one that had them from the start: its
-            # interval goes on, and nothing is diagnosed.
+            # If you raise training.steps and resume, the run must equal one that had the larger number from the start.
+            # Therefore the interval stays open and nothing is diagnosed.
             row = self._measure(ends_interval=False)
         due = self.evaluations.is_due()
         pictured = progress.step % config.monitoring.samples_every == 0
@@ -127,13 +127,13 @@ class Monitor:
         return report
 
     def close(self) -> None:
-        """Finish the files."""
+        """Flush and close all files."""
         self.stragglers.end()
         self.console.close()
         self.tracker.close()
 
     def _start_interval(self) -> None:
-        """Rates are measured from here, so that evaluations and sample grids do not count as training time."""
+        """Restart the timers, so that evaluations and sample grids do not count as training time."""
         self._started = time.perf_counter()
         self._first_position = self.state.progress.position
         self._first_step = self.state.progress.step
@@ -143,7 +143,7 @@ class Monitor:
         return step > 0 and step % self.config.monitoring.every == 0
 
     def _measure(self, *, ends_interval: bool = True) -> dict[str, float]:
-        """What the players reported since the last time, with rates and sizes. It waits for the device."""
+        """Return the players' mean scalars of the interval, with speeds and memory sizes. It waits for the device."""
         state, progress = self.state, self.state.progress
         row: dict[str, float] = {}
         for player in state.players:
@@ -171,14 +171,14 @@ class Monitor:
         return row
 
     def _diagnose(self, row: dict[str, float]) -> None:
-        """Warn of what the curves say is going wrong."""
+        """Log a warning for each problem that the scalars show."""
         progress, stop = self.state.progress, self.config.training.early_stopping
         progress.diagnosis, warnings = diagnosis.observe(progress.diagnosis, progress.step, row, stop)
         for warning in warnings if self.runtime.is_main else ():
             logger.warning("%s", warning)
 
     def _fit_statistics(self) -> None:
-        """Fit the average's batch-norm statistics to its weights."""
+        """Recompute the batch-norm statistics of the EMA generator."""
         batches = generation.statistics_batches(
             self.latents, self.config, rank=self.runtime.rank, world_size=self.runtime.world_size
         )
@@ -191,7 +191,7 @@ class Monitor:
             self.console.update(self.state.progress.step, row)
 
     def _draw_samples(self) -> None:
-        """Samples of the same latents every time, on disk and in TensorBoard: a grid of images, lines, or points."""
+        """Write samples of fixed latents to disk and TensorBoard: an image grid, text lines, or a scatter plot."""
         step, shape, vocabulary = self.state.progress.step, self.state.shape, self.state.index.vocabulary
         numbers = torch.arange(self.config.monitoring.num_samples)
         with generation.generating(self.state.average.network, shape, self.latents, "sample grid") as generate:

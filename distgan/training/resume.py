@@ -1,4 +1,4 @@
-"""Where a run continues: from which checkpoint, and what becomes of an earlier course of training."""
+"""Resuming a run: find the checkpoint, load it, and move aside what belongs to a discarded run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger("distgan")
 
 
 def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: str, accept: frozenset[str]) -> None:
-    """Bring `state` to where the run continues, and write the resolved config. Every rank calls it.
+    """Load the checkpoint to resume from into `state` and write the resolved config. Collective: call on every rank.
 
     Raises:
-        UserError: the checkpoint asked for is missing, damaged or does not fit, or the folder cannot be written to.
+        UserError: the checkpoint is missing, damaged or incompatible, or the run folder is not writable.
     """
     folder = Path(config.run_dir)
     with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {folder}"):
@@ -34,7 +34,7 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
     if isinstance(path, UserError):
         raise path
     if path is not None:
-        # From here on a rank may fail by itself, so that none may wait for others.
+        # From here on one rank may fail alone, so no rank may wait for another.
         then = state.load(path, accept)
         if state.progress.best is not None and state.progress.best["step"] not in kept:
             state.progress.best = None
@@ -48,36 +48,38 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
                     set_aside(folder)
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
-            logger.info("resuming from %s%s, at stream position %d", path, world, state.progress.position)
+            logger.info("resuming from %s%s at stream position %d", path, world, state.progress.position)
             decoder = then.versions.get("JPEG decoder", JPEG_DECODER)
             if decoder != JPEG_DECODER and state.index.has_jpegs:
                 logger.warning(
-                    "JPEGs are decoded by %s, and were by %s at that checkpoint: pixels may differ by a level, so that "
-                    "the run is not bitwise what it would have been; install that decoder to make it so",
-                    JPEG_DECODER, decoder,
+                    "JPEG decoder: found %s, the checkpoint was saved with %s; pixels may differ by one level, so the "
+                    "resume is not bitwise; install %s for a bitwise resume",
+                    JPEG_DECODER, decoder, decoder,
                 )  # fmt: skip
             for change in _changes(parse_config(then.config, source=f"{path}/state.json"), config):
-                logger.info("changed since that checkpoint: %s", change)
+                logger.info("changed since the checkpoint: %s", change)
     if runtime.is_main:
         with writing(folder / "config.yaml"):
             write_atomically(folder / "config.yaml", dump_config(config).encode())
 
 
 def _where_to_resume(folder: Path, resume: str) -> tuple[Path | UserError | None, list[int]]:
-    """The checkpoint, and the steps of all that are kept of its course. A best one that is not, as after going back, is
-    nothing to compare with."""
+    """Return the checkpoint to resume from, and the steps of all checkpoints in its run folder.
+
+    The best checkpoint counts only if it is among those steps. After going back to an earlier step it may not be.
+    """
     path = _checkpoint_to_resume(folder, resume)
     own = isinstance(path, Path) and is_own(folder, path)
     return path, steps(folder / "checkpoints") if own else []
 
 
 def open_writer(config: Config) -> writer.CheckpointWriter:
-    """The writer of this run's checkpoints, for rank 0."""
+    """Return the checkpoint writer of this run. Call it on rank 0 only."""
     return writer.CheckpointWriter(Path(config.run_dir) / "checkpoints", keep=config.checkpoint.keep)
 
 
 def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
-    """The checkpoint to start from; an error is returned rather than raised, for all ranks to raise."""
+    """Return the checkpoint to resume from. An error is returned, not raised, so that all ranks raise it."""
     try:
         if resume == "never":
             return None
@@ -86,8 +88,8 @@ def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
         newest = directory.newest_valid(folder / "checkpoints")
         if newest is None and steps(folder / "checkpoints"):
             raise UserError(
-                f"{folder / 'checkpoints'}: none of the checkpoints there is valid; restore one, or start over with "
-                "--resume never, which sets them aside"
+                f"{folder / 'checkpoints'}: none of the checkpoints there is valid; restore one, or start at step 0 "
+                "with --resume never, which moves them to previous-N"
             )
         return newest
     except UserError as error:
@@ -98,4 +100,4 @@ def _changes(then: Config, now: Config) -> Iterator[str]:
     before = flatten(then)
     for key, value in flatten(now).items():
         if before.get(key) != value:
-            yield f"{key} was {before.get(key)}, is {value}"
+            yield f"{key}: {before.get(key)} -> {value}"

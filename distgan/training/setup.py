@@ -1,4 +1,4 @@
-"""Builds a run's state from its config, on this rank's device."""
+"""Build the training state of a run from its config on this rank's device."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ logger = logging.getLogger("distgan")
 
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
-    """Networks with weights from the seed, players, and the average, at step 0.
+    """Return the training state at step 0: networks with weights from the seed, players and EMA generator.
+
+    Collective: call on every rank.
 
     Raises:
-        UserError: networks and data that do not fit; next to nothing can be read for a reference batch.
+        UserError: the networks do not fit the data or memory, or no sample of a reference batch is readable.
     """
     shape = run_shape(config, index)
     with (
@@ -73,8 +75,8 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     engine = players["generator"].engine
     if config.growth and not config.growth.reset_optimizers and not engine.regroups_moments:
         raise UserError(
-            f"growth.reset_optimizers = false: the optimizers of {engine.name} cannot keep moments of parameters that "
-            "join at different times; set it to true, or launch with --multi_gpu or --use_fsdp",
+            f"growth.reset_optimizers = false: {engine.name} cannot keep the moments of parameters that join at "
+            "different times; set growth.reset_optimizers=true, or launch with --multi_gpu or --use_fsdp",
             everywhere=True,
         )
     state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
@@ -84,7 +86,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
 
 
 def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
-    """A block in which a lack of memory is a user error that names the batch and how to make it smaller."""
+    """Context manager that turns an out-of-memory error into a UserError that names the batch-size keys."""
     training, grown = config.training, config.growth.batch_sizes if config.growth is not None else {}
     keys = [
         f"training.batch_size = {training.batch_size}",
@@ -99,13 +101,13 @@ def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None
 
 
 def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:
-    """Where this run's latents and labels come from."""
+    """Return the source of this run's latents and labels."""
     counts = class_counts(index) if config.data.labels else None
     return LatentSource(config.generator, config.seed, class_counts=counts, device=device)
 
 
 def uses_channels_last(config: Config, device: torch.device) -> bool:
-    """Whether convolutions run in channels_last: as configured; `auto` is where it was measured to be faster."""
+    """Return True if convolutions run in channels_last. `auto` enables it where it was measured to be faster."""
     if config.data.kind != "images":
         return False
     if config.training.channels_last != "auto":
@@ -116,7 +118,7 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 
 
 def validate_run(config: Config, index: Index, world_size: int) -> None:
-    """Refuse combinations of config, data and processes that cannot train. Raises UserError."""
+    """Raise UserError if config, data and number of processes cannot train together."""
     sample_format(config.data, index)
     accumulation = config.training.gradient_accumulation_steps
     batches = {"training.batch_size": config.training.batch_size}
@@ -126,16 +128,16 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
         if batch // accumulation % world_size:
             raise UserError(
                 f"{key} = {batch} with training.gradient_accumulation_steps = {accumulation} does not divide among "
-                f"{world_size} processes; choose a batch size that is a multiple of {world_size * accumulation}"
+                f"{world_size} processes; set a multiple of {world_size * accumulation}"
             )
     if config.data.labels and not index.num_classes:
         raise UserError(
-            "data.labels = true, but the shards hold no labels; pack from class folders, or set data.labels=false"
+            "data.labels = true: the shards have no labels; pack them from class folders, or set data.labels=false"
         )
 
 
 def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:
-    """The reference batches of virtual batch norm: addressed latents, and the first real samples of the stream."""
+    """Fill the reference batches of virtual batch norm: addressed latents, and the first reals of the stream."""
     if uses_reference(generator):
         count = len(generator.get_buffer("reference"))
         source = latent_source(config, index, generator.get_buffer("reference").device)
@@ -148,8 +150,8 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
 
 
 def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
-    """Refuse ranks that differ in config, code, data or JPEG decoder. Collective: call on every rank."""
-    runtime.check_equal("the config", dump_config(config), "launch every rank with the same recipe and overrides")
+    """Raise UserError if ranks differ in config, code, data or JPEG decoder. Collective: call on every rank."""
+    runtime.check_equal("the config", dump_config(config), "launch every rank with the same config and overrides")
     runtime.check_equal("the code", code_digest(), "install the same version on every node")
     if index.has_jpegs:
         runtime.check_equal("the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node")
@@ -157,7 +159,7 @@ def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
 
 
 def log_warnings(config: Config, index: Index, runtime: Runtime) -> None:
-    """Log, on rank 0, what the run will do as told though its user may not want it."""
+    """Log on rank 0 each setting that is valid but may be unintended."""
     if not runtime.is_main:
         return
     for warning in (*config.config_warnings, *growth_warnings(config), *unlisted(config.data.path, index)):
@@ -166,12 +168,12 @@ def log_warnings(config: Config, index: Index, runtime: Runtime) -> None:
         logger.warning("%s is not installed: %s; pip install %s", package.name, package.without, package.name)
     if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
         logger.warning(
-            "training.mixed_precision = tf32: %s has no TF32, so float32 is used; it needs an NVIDIA GPU",
+            "training.mixed_precision = tf32: device %s has no TF32, float32 is used; run on an NVIDIA GPU to use TF32",
             runtime.device,
         )
     if index.num_classes and "labels" not in config.data.model_fields_set:
         logger.info(
-            "the shards have labels of %d classes, which are not used: training is unconditional; set "
-            "data.labels=true to condition both networks on them, or data.labels=false to hide this line",
+            "data.labels: not set, training is unconditional, and the labels of %d classes are not used; set "
+            "data.labels=true to condition both networks, or data.labels=false to hide this message",
             index.num_classes,
         )

@@ -1,4 +1,4 @@
-"""All that a run is at one moment: what a checkpoint holds, and how it is taken and given back."""
+"""Training state of a run: what a checkpoint holds, and how to save and load it."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from distgan.version import __version__
 
 @dataclass
 class Progress:
-    """The counters of a run. `position` is the whole state of the data, and the number of real images seen."""
+    """Counters of a run. `position` is the number of real images seen, and the only state of the data stream."""
 
     step: int = 0
     position: int = 0
     best: dict[str, Any] | None = None
     accepted: frozenset[str] = frozenset()
-    """The changes of `description.ACCEPTABLE` that resumes of this course were allowed."""
+    """Differences, from `contents.ACCEPTABLE`, that `--accept` has allowed in this run so far."""
     substitutions: Substitutions = field(default_factory=Substitutions)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
 
 @dataclass
 class TrainingState:
-    """The players, the average, and the counters."""
+    """Both players, the EMA generator and the counters of a run."""
 
     config: Config
     index: Index
@@ -61,7 +61,7 @@ class TrainingState:
     average: EMAGenerator
     progress: Progress
     growth: schedule.Growth | None
-    """Level and fade of the networks, where they grow."""
+    """Level and fade of growing networks; None if the networks do not grow."""
 
     @property
     def players(self) -> tuple[Player, Player]:
@@ -70,14 +70,14 @@ class TrainingState:
 
     @property
     def shape(self) -> SampleShape:
-        """What samples are to the networks."""
+        """Shape and kind of the samples, as networks see them."""
         return run_shape(self.config, self.index)
 
     def grow(self) -> None:
-        """Bring the networks to the level and fade of the stream position. Collective: call on every rank.
+        """Set the networks to the growth level and fade of the stream position. Collective: call on every rank.
 
-        Where other parameters take part than before, players follow, and their optimizers forget their moments if the
-        run says so: that is at the start and at the end of each fade.
+        The set of active parameters changes at the start and at the end of each fade. The players then update their
+        parameter groups. Their optimizers reset their moments if `growth.reset_optimizers` is true.
         """
         before, now = self.growth, schedule.growth(self.config, self.progress.position)
         if self.config.growth is None or before is None or now is None or before == now:
@@ -87,24 +87,24 @@ class TrainingState:
         if (before.level, before.fading) == (now.level, now.fading):
             return
         if self.config.training.compile:
-            torch.compiler.reset()  # it would give up compiling after the eighth variant of a network
+            torch.compiler.reset()  # torch.compile stops recompiling after the eighth variant of a network
         for player in self.players:
             player.follow_growth(keep_moments=not self.config.growth.reset_optimizers)
         self.warm_up_buckets()
 
     def warm_up_buckets(self) -> None:
-        """Let the wrappers of both players arrange themselves (see `Player.warm_up_buckets`). Every rank calls it."""
+        """Fix the order of gradient buckets (see `Player.warm_up_buckets`). Collective: call on every rank."""
         config, runtime, position = self.config, self.generator.runtime, self.progress.position
         if runtime.world_size > 1:
             shape = replace(self.shape, resolution=schedule.resolution(config, position))
             share = schedule.micro_batch(config, position) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
-            # Discriminator updates that no lazy penalty is due in have the number 1.
+            # Update 1: no lazy penalty is due in it.
             self.discriminator.warm_up_buckets((blank, 0, 1))
             self.generator.warm_up_buckets((blank, 0))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """File name -> tensors, as a checkpoint stores them: whole on rank 0. Every rank calls it."""
+        """Return file name -> tensors of a checkpoint, unsharded on rank 0. Collective: call on every rank."""
         return {
             "generator": self.generator.engine.weights(),
             "discriminator": self.discriminator.engine.weights(),
@@ -123,7 +123,7 @@ class TrainingState:
         }
 
     def description(self, runtime: Runtime) -> dict[str, Any]:
-        """The rest of a checkpoint, as JSON (see `Description`). Every rank calls it."""
+        """Return the JSON part of a checkpoint (see `Description`). Collective: call on every rank."""
         return {
             "step": self.progress.step,
             "position": self.progress.position,
@@ -142,10 +142,10 @@ class TrainingState:
         }
 
     def load(self, path: Path, accept: frozenset[str]) -> Description:
-        """Become what a checkpoint holds. Returns its description.
+        """Load a checkpoint into this state. Return its description.
 
         Raises:
-            UserError: the checkpoint is of another data set, seed, statistics batch or architecture, or damaged.
+            UserError: the checkpoint has another data set, seed, statistics batch or architecture, or is damaged.
         """
         description = load_description(path)
         validate_resume(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
@@ -155,7 +155,7 @@ class TrainingState:
         }
         average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
         files = reading.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
-        # All of it is checked before ranks act together on any.
+        # All checks come before the first collective, so that a failing rank leaves no other rank waiting.
         check_numbers(path, files)
         for player in self.players:
             check_optimizer(path, player, files[f"{player.role}_optimizer"])
@@ -163,7 +163,7 @@ class TrainingState:
             check_counters(path, player, files["counters"])
         self.progress.step = description.step
         self.progress.position = description.position
-        self.grow()  # before the moments, which are those of the parameters that take part there
+        self.grow()  # before the moments, which belong to the parameters that are active at that level
         self.average.network.load_state_dict(average)
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
@@ -182,25 +182,25 @@ class TrainingState:
 
 
 def run_shape(config: Config, index: Index) -> SampleShape:
-    """What the samples of a run are to its networks."""
+    """Return the shape and kind of a run's samples, as networks see them."""
     return sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
 
 
 def class_description(config: Config, index: Index) -> dict[str, Any] | None:
-    """Names and counts of the classes a conditional run uses, None for an unconditional one."""
+    """Return names and counts of the classes of a conditional run; None for an unconditional run."""
     if not config.data.labels:
         return None
     return {"names": list(index.class_names) if index.class_names else None, "counts": class_counts(index)}
 
 
 def class_counts(index: Index) -> list[int]:
-    """Samples of each class."""
+    """Return the number of samples per class."""
     counts: list[int] = np.bincount(index.labels, minlength=index.num_classes).tolist()
     return counts
 
 
 def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
-    """Take a saved average over time, or begin one at the weights now if none was kept then."""
+    """Load a saved historical average, or restart it at the current weights if none was saved."""
     own = own_tensors(player, saved)
     if player.history is None:
         return

@@ -1,8 +1,8 @@
-"""Which rank is slow: how long a step is on each rank when its waits for the others are left out.
+"""Straggler detection: the step time of each rank without its waits for other ranks.
 
-All ranks take equally long for a step, because they wait for the slowest. So one step of each logging interval is
-watched: the time in reductions of batch statistics, and from a player's last gradient to its optimizer's step, is
-waiting. What is left, with the wait for data, is the rank's own. Nothing waits for the device meanwhile.
+All ranks need the same time per step, because they wait for the slowest rank. So one step per logging interval is
+timed. Two parts of it count as waiting: reductions of batch statistics, and the time from a player's last gradient to
+its optimizer step. The rest, including the wait for data, is the rank's own time. Timing does not wait for the device.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from distgan.distributed.runtime import Runtime
 logger = logging.getLogger("distgan")
 
 _SLOW, _IN_A_ROW = 1.5, 3
-"""How many times the median rank's step one takes, and how often in a row, before it is complained of."""
+"""Warn if a rank's own step time exceeds this multiple of the median, this many intervals in a row."""
 
 Span = tuple[Any, Any]
 
 
 class StragglerMonitor:
-    """Watches single steps. Every rank calls it alike; with one rank it does nothing."""
+    """Times single steps. With one rank it does nothing. Collective: call on every rank."""
 
     def __init__(self, runtime: Runtime, players: Sequence[nn.Module]) -> None:
         self._runtime, self._players = runtime, players
@@ -44,7 +44,7 @@ class StragglerMonitor:
         self._suspicions = 0
 
     def begin(self) -> None:
-        """The next step is watched."""
+        """Start timing the next step."""
         if self._runtime.world_size == 1:
             return
         self._watching.close()
@@ -68,15 +68,16 @@ class StragglerMonitor:
         self._began = self._now()
 
     def end(self) -> None:
-        """That step is over."""
+        """Stop timing the step."""
         if self._began is not None:
             self._whole, self._began = (self._began, self._now()), None
         self._watching.close()
 
     def measure(self) -> dict[str, float]:
-        """Of the step watched last: own seconds of the slowest and the fastest rank, and the slowest one's number.
+        """Return the own seconds of the slowest and fastest rank in the last timed step, and the slowest rank.
 
-        Call it when the device has done that step. A rank that is far slower than most for a while is named in the log.
+        Call it after the device has finished that step. It logs a warning that names a rank which stays slow.
+        Collective: call on every rank.
         """
         if self._whole is None:
             return {}
@@ -100,8 +101,8 @@ class StragglerMonitor:
         self._suspect = rank
         if self._suspicions == _IN_A_ROW and self._runtime.is_main:
             logger.warning(
-                "rank %d on %s is slow: a step takes it %.3g s without waiting for others, which is %.1f times the "
-                "median rank's, and all wait for it; look at that node, or leave it out",
+                "rank %d on %s is slow: its own step time is %.3g s, %.1f times the median, and all other ranks wait "
+                "for it; check that node, or exclude it",
                 rank, host, seconds, seconds / median,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Which sample each rank gets at each step, computed without training."""
+"""Samples of each rank at each step, computed without training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_STEPS = 2**40
 
 
 def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterator[dict[str, Any]]:
-    """For steps `first` to `last` - 1: one record a sample, by update, micro-batch and rank.
+    """Yield one record per sample for steps `first` to `last` - 1, by update, micro-batch and rank.
 
-    Samples that were found unreadable during training and replaced are traced as the order has them.
+    The trace ignores replacements: a sample that training found unreadable appears under its original index.
 
     Raises:
         UserError: the steps or the world size are out of range, or the batch does not divide among the ranks.
@@ -28,7 +28,7 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
     if not 0 <= first < last < MAX_STEPS:
         raise UserError(f"--steps {first}:{last}: expected A:B with 0 <= A < B < 2**40, such as 0:10")
     if world_size < 1:
-        raise UserError(f"--world-size {world_size}: expected a number of ranks, 1 or more")
+        raise UserError(f"--world-size {world_size}: expected a number of ranks from 1")
     index = load_index(config.data.path, config.data.cache_dir)
     validate_run(config, index, world_size)
     order = orders.make_order(config.data, config.seed, index)

@@ -123,7 +123,7 @@ def test_warned_during_an_evaluation(tmp_path: Path, digits: Path, cluster: Slur
     cluster.warn(job)
     wait_until(lambda: cluster.restarts(job) == 1, "not requeued")
     cluster.wait_for(job, "COMPLETED")
-    assert "evaluation left for after the resume" in cluster.log(job)
+    assert "stop requested during the evaluation" in cluster.log(job)
     assert status(tmp_path / "run")["outcome"] == "finished"
 
 

@@ -36,7 +36,7 @@ def test_training_goes_on_and_so_do_checkpoints_when_the_disk_is_well_again(
         make_ill, make_well = {"full": (Disk.fill, Disk.empty), "read-only": (Disk.forbid, Disk.allow)}[fault]
         make_ill(disk)
         wait_for_words(log, said, job)
-        assert "training goes on, the last good checkpoint is " in log.read_text()
+        assert f"training goes on, last good checkpoint: {run}" in log.read_text()
         good = newest_valid(run / "checkpoints")
         assert good is not None
         make_well(disk)

@@ -336,5 +336,5 @@ def test_a_checkpoint_cannot_run_code(run: Path, tmp_path: Path, capsys: pytest.
     for step in (copy / "checkpoints").glob("step-*"):
         if step.name != "step-00000004":
             shutil.rmtree(step)
-    assert "holds no valid checkpoint" in mistake(capsys, "sample", str(copy), "--out", str(tmp_path / "x.png"))
+    assert "no valid checkpoint" in mistake(capsys, "sample", str(copy), "--out", str(tmp_path / "x.png"))
     assert not (tmp_path / "exploded").exists()

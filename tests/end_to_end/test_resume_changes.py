@@ -91,8 +91,8 @@ def test_a_launcher_that_restarts_does_not_start_over_each_time(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resume": ""}, "--resume is empty; give auto, never, or the path"),
-        ({"accept": ["seed", "seeds"]}, "--accept seeds: accepted are data, seed, batch, statistics"),
+        ({"resume": ""}, "--resume: empty; expected auto, never, or the path"),
+        ({"accept": ["seed", "seeds"]}, "--accept seeds: expected one of data, seed, batch, statistics"),
     ],
 )
 def test_what_is_no_way_to_resume(tmp_path: Path, train: Train, options: dict[str, Any], message: str) -> None:

@@ -229,7 +229,7 @@ def stderr_of_mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> st
 @pytest.mark.parametrize("command", ["evaluate", "probe", "sample", "export"])
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     more = {"sample": ["--out", "x.png"], "export": [str(tmp_path / "x")]}.get(command, [])
-    assert "does not exist; give the folder of a run, or" in mistake(capsys, command, str(tmp_path / "none"), *more)
+    assert "does not exist; pass a run folder or" in mistake(capsys, command, str(tmp_path / "none"), *more)
     recipe = tmp_path / "recipe.yaml"
     recipe.touch()
-    assert "give its run_dir" in mistake(capsys, command, str(recipe), *more)
+    assert "pass the run_dir" in mistake(capsys, command, str(recipe), *more)

@@ -59,7 +59,7 @@ def damage_symlink(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (damage_truncate, "bytes instead of"),
+        (damage_truncate, " bytes, expected "),
         (damage_flip, "generator.safetensors: damaged"),
         (damage_missing, "counters.safetensors: cannot be read"),
         (damage_no_manifest, "manifest.json: cannot be read"),
