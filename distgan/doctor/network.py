@@ -1,4 +1,4 @@
-"""What the ranks are to each other: how fast they sum, and whether their clocks agree."""
+"""Checks between the ranks: all-reduce speed and clock differences."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 
 _LARGE = 1 << 22
-"""Numbers of a large sum: 16 MiB, about the gradient of a small generator."""
+"""Float32 numbers in the large all-reduce: 16 MiB, about the gradient of a small generator."""
 _SLOW = 5e8
-"""Bytes a second of a rank's link below which a cluster is probably not on its fast network."""
+"""Bytes/s per rank below which a cluster probably does not use its fast network."""
 _SKEW_WARNING, _SKEW_LIMIT = 2.0, 60.0
 
 
 def sums(runtime: Runtime) -> list[Finding]:
-    """All-reduces between the devices, and between the hosts unless that is the same."""
+    """Time all-reduces between devices, and between hosts if those use another backend. Collective."""
     if runtime.world_size == 1:
-        return [Finding("ok", "all-reduce", "one process, so nothing to sum")]
+        return [Finding("ok", "all-reduce", "not needed with one process")]
     devices = [torch.device("cpu")] if runtime.device.type == "cpu" else [runtime.device, torch.device("cpu")]
     return [_sum(runtime, device) for device in devices]
 
@@ -38,7 +38,7 @@ def _sum(runtime: Runtime, device: torch.device) -> Finding:
     said = f"{backend}: {rate / 1e9:.2f} GB/s a rank, {latency * 1e3:.2f} ms for a single number"
     if rate < _SLOW:
         variable = "NCCL_SOCKET_IFNAME" if backend == "NCCL" else "GLOO_SOCKET_IFNAME"
-        return Finding("warning", "all-reduce", f"{said}; slow: name the fast network interface with {variable}")
+        return Finding("warning", "all-reduce", f"{said}; this is slow; set {variable} to the fast network interface")
     return Finding("ok", "all-reduce", said)
 
 
@@ -58,7 +58,7 @@ def _time(runtime: Runtime, device: torch.device, count: int, *, repetitions: in
 
 
 def clocks(runtime: Runtime) -> Finding:
-    """How far the clocks of the ranks are apart, as far as an exchange takes time."""
+    """Check how far the ranks' clocks differ, to within the time of an exchange. Collective: call on every rank."""
     differences = []
     for _ in range(5):
         runtime.barrier()
@@ -67,12 +67,10 @@ def clocks(runtime: Runtime) -> Finding:
     offsets = [statistics.median(column) for column in zip(*differences, strict=True)]
     skew = max(offsets) - min(offsets)
     furthest = max(range(len(offsets)), key=lambda rank: abs(offsets[rank]))
-    fix = "let ntp or chrony set them"
+    fix = "synchronize the clocks with ntp or chrony"
     if skew > _SKEW_LIMIT:
-        text = (
-            f"rank {furthest}'s is {offsets[furthest]:+.0f} s off rank 0's; object stores and Slurm refuse that; {fix}"
-        )
+        text = f"rank {furthest} is {offsets[furthest]:+.0f} s off rank 0; object stores and Slurm reject this; {fix}"
         return Finding("FAILED", "clocks", text)
     if skew > _SKEW_WARNING:
-        return Finding("warning", "clocks", f"rank {furthest}'s is {offsets[furthest]:+.1f} s off rank 0's; {fix}")
+        return Finding("warning", "clocks", f"rank {furthest} is {offsets[furthest]:+.1f} s off rank 0; {fix}")
     return Finding("ok", "clocks", f"within {skew * 1e3:.0f} ms")

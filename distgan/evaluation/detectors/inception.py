@@ -37,10 +37,10 @@ class Inception(nn.Module):
     """uint8 images (n, 1 or 3, H, W) -> features (n, 2048) and logits without bias (n, 1008), float32."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
-        """Raises RuntimeError when the weights are another network's."""
+        """Load the weights. Raises RuntimeError if they belong to another network."""
         super().__init__()
-        # The extractor unpickles the file it is given without limits, so it gets one of this program's own making;
-        # and it draws initial weights, which must not move the generator that training draws from.
+        # The extractor unpickles its file without limits, so it only gets a file that was written here from tensors.
+        # It also draws initial weights, which must not advance the random generator of the training.
         safe = io.BytesIO()
         torch.save(weights, safe)
         safe.seek(0)
