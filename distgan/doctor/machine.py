@@ -116,5 +116,6 @@ def shared_memory() -> Finding:
         return Finding("ok", "shared memory", "no /dev/shm on this system, so no limit")
     if free < _SHARED_MEMORY_LEAST:
         fix = "start the container with more, for example docker run --shm-size=8g"
-        return Finding("warning", "shared memory", f"{free / 1e6:.0f} MB free in /dev/shm, expected 1 GB; {fix}")
+        expected = f"expected {_SHARED_MEMORY_LEAST / 1e9:g} GB"
+        return Finding("warning", "shared memory", f"{free / 1e6:.0f} MB free in /dev/shm, {expected}; {fix}")
     return Finding("ok", "shared memory", f"{free / 1e9:.1f} GB free in /dev/shm")

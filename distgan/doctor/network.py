@@ -30,12 +30,13 @@ def _sum(runtime: Runtime, device: torch.device) -> Finding:
     correct = runtime.all_reduce_sum(torch.full((3,), float(runtime.rank + 1), device=device))
     expected = runtime.world_size * (runtime.world_size + 1) / 2
     if not bool((correct == expected).all()):
-        return Finding("FAILED", "all-reduce", f"{backend} sums wrongly; look at the driver and at NCCL_DEBUG=INFO")
+        fix = "check the driver, and run again with NCCL_DEBUG=INFO"
+        return Finding("FAILED", "all-reduce", f"{backend} returns a wrong sum; {fix}")
     latency = _time(runtime, device, 1, repetitions=20)
     seconds = _time(runtime, device, _LARGE, repetitions=3)
-    # What passes each rank's link in the best way to sum, whatever way was taken.
+    # The traffic per link of the optimal algorithm, whichever algorithm ran.
     rate = 2 * (runtime.world_size - 1) / runtime.world_size * 4 * _LARGE / seconds
-    said = f"{backend}: {rate / 1e9:.2f} GB/s a rank, {latency * 1e3:.2f} ms for a single number"
+    said = f"{backend}: {rate / 1e9:.2f} GB/s per rank, {latency * 1e3:.2f} ms for a single number"
     if rate < _SLOW:
         variable = "NCCL_SOCKET_IFNAME" if backend == "NCCL" else "GLOO_SOCKET_IFNAME"
         return Finding("warning", "all-reduce", f"{said}; this is slow; set {variable} to the fast network interface")
@@ -43,7 +44,7 @@ def _sum(runtime: Runtime, device: torch.device) -> Finding:
 
 
 def _time(runtime: Runtime, device: torch.device, count: int, *, repetitions: int) -> float:
-    """Median seconds of a sum of so many float32 numbers, on the slowest rank."""
+    """Return the median seconds of an all-reduce of `count` float32 numbers, on the slowest rank."""
     numbers = torch.ones(count, device=device)
     seconds = []
     for _ in range(repetitions + 1):
@@ -53,7 +54,7 @@ def _time(runtime: Runtime, device: torch.device, count: int, *, repetitions: in
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    # The first one sets up connections.
+    # The first all-reduce sets up connections.
     return float(max(runtime.gather_objects(statistics.median(seconds[1:]))))
 
 

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a progress bar on one rank, messages above it, plain lines where there is none."""
+"""Terminal output of a run: a progress bar on one rank with messages above it, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _SHOWN = ("loss/", "fid", "inception_score[", "kid[", "classes[", "modes", "ngra
 _REFRESH_SECONDS = 0.25
 
 
-# One for bar and messages, because rich prints above a bar only what goes through the bar's own console. None without
-# rich: plain lines do as well.
+# Bar and messages share one console, because rich prints above a bar only through the bar's own console. None without
+# rich, where plain lines are printed.
 terminal = Terminal() if RICH else None
 
 
@@ -65,7 +65,7 @@ class Console:
             self._bar.show(step)
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a row of numbers: losses, metrics and speed of those there are."""
+        """Show those losses, metrics and speeds that the row has."""
         if not self._main:
             return
         shown = _summary(values)
