@@ -34,7 +34,7 @@ class Collector(Protocol):
     """Indices of the samples it needs: int64, increasing."""
 
     def update(self, seen: FeatureBatch) -> None:
-        """Take a batch on this rank, of samples that it needs or does not."""
+        """Add a batch on this rank; ignore samples that the metric does not need."""
 
     def entry(self) -> statistics_cache.Entry:
         """Return the statistics over all ranks, for the cache. Collective: call on every rank; rank 0's is used.

@@ -108,8 +108,8 @@ def _fid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteM
     samples, generated = int(reals.facts["samples"]), setting.config.evaluation.num_samples
     if min(generated, samples) <= setting.detector.dimension and setting.runtime.is_main:
         log.warning(
-            "%s: found %d generated and %d real images, expected more than %d, the number of features; the value is far "
-            "too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
+            "%s: found %d generated and %d real images, expected more than %d, the number of features; the value is "
+            "far too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
             "evaluation.detector",
             value_name("fid", setting.config), generated, samples, setting.detector.dimension,
         )  # fmt: skip

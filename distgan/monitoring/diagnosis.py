@@ -50,11 +50,11 @@ class Diagnosis(BaseModel):
     under_way: tuple[Episode, ...] = ()
     """Episodes with a warning that have not ended."""
     estimate: Finite | None = None
-    """The smoothed estimate of the Wasserstein distance, where a run can stop on it."""
+    """Smoothed estimate of the Wasserstein distance, for runs with early stopping."""
     level: Finite | None = None
-    """The value near which that has stayed ..."""
+    """Value that the smoothed estimate has stayed near."""
     since: Step = 0
-    """... since this step."""
+    """Step since which it has stayed near `level`."""
 
 
 def observe(past: Diagnosis, step: int, row: Row, stop: EarlyStoppingConfig | None) -> tuple[Diagnosis, list[str]]:

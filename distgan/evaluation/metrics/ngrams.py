@@ -113,7 +113,7 @@ def held_out_index(config: Config, index: Index) -> Index:
             )
     held_out = load_index(where, config.data.cache_dir)
     if held_out.kind != "text":
-        raise UserError(f"evaluation.held_out = {where}: holds {held_out.kind}; name a folder of shards of text")
+        raise UserError(f"evaluation.held_out = {where}: holds {held_out.kind}; set it to a folder of text shards")
     if {shard.url for shard in held_out.shards} & {shard.url for shard in index.shards}:
         raise UserError(f"evaluation.held_out = {where}: these are the training shards; set it to other shards")
     assert index.vocabulary is not None
