@@ -1,4 +1,4 @@
-"""What a user runs first on a new cluster: everything that training will need, looked at and measured."""
+"""`distgan doctor`: check and measure everything that training needs on a machine or cluster."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TIMEOUT_MINUTES = 3.0
 
 
 def examine(config: Config | None, say: Callable[[str], None]) -> bool:
-    """Look at machine, processes, network and folders, and with a config at its data, detector and some steps.
+    """Check machine, processes, network and folders; with a config also its data, its detector and some steps.
 
-    Every rank calls it; `say` gets the lines, on rank 0.
+    Collective: call on every rank. Rank 0 passes each line of the report to `say`.
 
     Returns:
-        Whether nothing FAILED, as far as this rank knows.
+        True if no check FAILED, as far as this rank knows.
     """
     try:
         runtime = Runtime(timeout_minutes=_TIMEOUT_MINUTES)
@@ -33,15 +33,15 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
     except (dist.DistError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         text = (
-            f"the processes do not find each other: {reason}; let every node reach MASTER_ADDR at MASTER_PORT, and "
-            "name the interface between them with GLOO_SOCKET_IFNAME"
+            f"the processes cannot connect to each other: {reason}; make MASTER_ADDR:MASTER_PORT reachable from every "
+            "node, and set GLOO_SOCKET_IFNAME to the network interface between the nodes"
         )
         say(str(Finding("FAILED", "network", text)))
         return False
     findings: list[Finding] = []
 
     def note(*found: Finding) -> None:
-        """Every rank calls it alike."""
+        """Collective: call on every rank."""
         tell(*merge(runtime.gather_objects(found)))
 
     def tell(*found: Finding) -> None:
@@ -68,7 +68,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
         else:
             rate = _look_at_data(config, runtime, note)
             if not _failed(findings):
-                # Not `note`: after a failure that rank 0 tells of, other ranks may not be there to be asked.
+                # Not `note`, which is collective: after a failure on rank 0, other ranks may have exited.
                 tell(*dry_run.training(config, runtime, folder / probe / "run", rate))
     finally:
         if runtime.is_main:
@@ -79,7 +79,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
 
 
 def _look_at_data(config: Config, runtime: Runtime, note: Callable[..., None]) -> float:
-    """Returns the samples a second that can be read."""
+    """Check the data and return its reading rate in samples/s. Collective: call on every rank."""
     note(dry_run.detector(config))
     index, found = dry_run.index(config, runtime)
     note(found)

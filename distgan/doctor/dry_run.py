@@ -1,4 +1,4 @@
-"""A recipe tried out: its data read, its detector found, and some steps of it trained in a folder of their own."""
+"""Dry run of a recipe: read its data, find its detector, and train some steps in a temporary folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from distgan.training.setup import validate_run
 _READ_SECONDS = 2.0
 _STEPS = 20
 _AMPLE = 1.2
-"""How much faster than training reading should be, so that training never waits."""
+"""Smallest ratio of reading rate to training rate without a warning."""
 
 
 def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
-    """The index that this rank finds, and whether all find the same. Every rank calls it."""
+    """Load the index and check that all ranks load the same one. Collective: call on every rank."""
     found, mistake = None, None
     try:
         found = load_index(config.data.path, config.data.cache_dir)
@@ -39,15 +39,15 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
         return None, Finding("FAILED", "data", f"{where}{answers[wrong[0]][0]}")
     others = [rank for rank, answer in enumerate(answers) if answer != answers[0]]
     if others:
-        text = f"rank {', '.join(map(str, others))} has other shards than rank 0"
-        return None, Finding("FAILED", "data", f"{text}; give every node the same, with their index")
+        text = f"rank {', '.join(map(str, others))}: shards differ from those of rank 0"
+        return None, Finding("FAILED", "data", f"{text}; copy the same shards and index to every node")
     assert found is not None
     shards = f"{len(found)} samples in {len(found.shards)} shards, fingerprint {found.fingerprint[:12]}"
     return found, Finding("ok", "data", shards)
 
 
 def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Finding]:
-    """Samples a second that all ranks together read and decode, as training would. Every rank calls it."""
+    """Measure the samples/s that all ranks together read and decode. Collective: call on every rank."""
     failures, count, mistake = [], 0, None
     seconds = 1.0
     try:
@@ -72,36 +72,43 @@ def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Find
     rate = sum(runtime.gather_objects(count / seconds))
     unreadable = [failure for some in runtime.gather_objects(failures) for failure in some]
     if unreadable:
-        fix = "`distgan index --verify` tells which shards are damaged"
-        text = f"{len(unreadable)} samples cannot be read, such as {unreadable[0].reason}; {fix}"
+        fix = "find the damaged shards with `distgan index --verify`"
+        text = f"{len(unreadable)} samples cannot be read; the first one: {unreadable[0].reason}; {fix}"
         return rate, Finding("FAILED", "reading", text)
-    return rate, Finding("ok", "reading", f"{rate:,.0f} samples/s by all ranks, {config.data.num_workers} loaders each")
+    workers = f"data.num_workers = {config.data.num_workers}"
+    return rate, Finding("ok", "reading", f"{rate:,.0f} samples/s over all ranks with {workers}")
 
 
 def detector(config: Config) -> Finding:
-    """Whether what an evaluation compares features of is there."""
+    """Check that the evaluation's detector is available."""
     settings = config.evaluation
     if not settings.every:
         return Finding("ok", "detector", "not needed while training: evaluation.every is 0")
     if settings.detector == "classifier":
-        return Finding("ok", "detector", "a classifier, trained on the shards by the first evaluation")
+        return Finding("ok", "detector", "classifier; the first evaluation trains it on the shards")
     if not is_installed("torch_fidelity"):
-        return Finding("FAILED", "detector", "evaluation.detector = inception needs torch-fidelity; pip install it")
+        text = "evaluation.detector = inception: torch-fidelity is not installed; pip install torch-fidelity"
+        return Finding("FAILED", "detector", text)
     from distgan.evaluation.detectors.features import evaluation_folder
     from distgan.evaluation.detectors.inception import weights_file
 
     file = weights_file(settings.inception_weights, evaluation_folder(settings))
     if file.is_file():
-        return Finding("ok", "detector", f"Inception's weights are in {file}")
+        return Finding("ok", "detector", f"found the Inception weights {file}")
     if settings.inception_weights:
-        return Finding("FAILED", "detector", f"evaluation.inception_weights = {file}: not there; name the file")
-    text = f"Inception's weights are not in {file} yet, so the first evaluation downloads them"
-    fix = "if the nodes cannot, run `distgan evaluate` where there is internet, with the same cache"
+        text = f"evaluation.inception_weights = {file}: no such file; correct the path"
+        return Finding("FAILED", "detector", text)
+    text = f"the Inception weights {file} do not exist yet; the first evaluation downloads them"
+    fix = "on nodes without internet, first run `distgan evaluate` on a machine with internet and the same cache"
     return Finding("warning", "detector", f"{text}; {fix}")
 
 
 def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -> list[Finding]:
-    """Some steps in a folder of their own: what rank 0 finds, or what went wrong. Every rank calls it."""
+    """Train some steps in a temporary folder. Collective: call on every rank.
+
+    Returns:
+        Rank 0's findings, or the failure of this rank.
+    """
     from distgan.training.loop import train
 
     short = parse_config(config.model_dump(mode="json"), [
@@ -114,7 +121,7 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
         train(short)
     except (UserError, LostRankError) as error:
         return [Finding("FAILED", "training", str(error))]
-    except Exception as error:  # whatever it is, the user asked for a verdict
+    except Exception as error:  # the report must include any failure
         return [Finding("FAILED", "training", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
     finally:
         logging.disable(logging.NOTSET)
@@ -123,10 +130,11 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     rate = row["speed/images_per_second"]
     waiting = row["speed/data_wait_seconds"] / row["speed/step_seconds"]
-    said = f"{rate:,.0f} samples/s, of which a rank waits {waiting:.0%} for data"
+    said = f"{rate:,.0f} samples/s; each rank waits for data {waiting:.0%} of the time"
     size = sum(file.stat().st_size for file in folder.glob("checkpoints/step-*/*"))
     findings = [room(folder.parent.parent, checkpoint=size, keep=config.checkpoint.keep)]
     if read_rate < _AMPLE * rate:
-        fix = "raise data.num_workers, or bring the shards nearer"
-        return [Finding("warning", "training", f"{said}; reading alone makes {read_rate:,.0f}; {fix}"), *findings]
+        fix = "raise data.num_workers, or move the shards to faster storage"
+        text = f"{said}; reading alone reaches {read_rate:,.0f} samples/s; {fix}"
+        return [Finding("warning", "training", text), *findings]
     return [Finding("ok", "training", said), *findings]

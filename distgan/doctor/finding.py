@@ -1,4 +1,4 @@
-"""What the doctor says: one line a subject, with a verdict."""
+"""Findings of `distgan doctor`: one line per check, with a verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Verdict = Literal["ok", "warning", "FAILED"]
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at. Of `warning` and `FAILED` the text ends with what to do."""
+    """Result of one check. The text of a `warning` or `FAILED` ends with the fix."""
 
     verdict: Verdict
     subject: str
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
 
 def merge(by_rank: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """The findings of all ranks, in order; one that only some of them have says which."""
+    """Merge the findings of all ranks, in order; prefix those that only some ranks have with these ranks."""
     everywhere = len(by_rank)
     ranks: dict[Finding, list[int]] = {}
     for rank, findings in enumerate(by_rank):
@@ -33,14 +33,14 @@ def merge(by_rank: Sequence[Sequence[Finding]]) -> list[Finding]:
 
 
 def summary(findings: Iterable[Finding]) -> str:
-    """The last line: whether a run can start."""
+    """Return the last line of the report: whether a run can start."""
     verdicts = [finding.verdict for finding in findings]
     failed, warnings = verdicts.count("FAILED"), verdicts.count("warning")
     if failed:
-        return f"{failed} of {len(verdicts)} checks FAILED: mend these first"
+        return f"{failed} of {len(verdicts)} checks FAILED; fix these first"
     if warnings:
-        return f"fit to train, with {warnings} warning{'s' * (warnings > 1)}"
-    return "fit to train"
+        return f"ready to train, with {warnings} warning{'s' * (warnings > 1)}"
+    return "ready to train"
 
 
 def _name(ranks: Sequence[int]) -> str:

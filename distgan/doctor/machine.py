@@ -1,4 +1,4 @@
-"""What each process finds on its own machine: versions, devices, cores, shared memory."""
+"""Checks of each process's machine: versions, devices, cores, shared memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHARED_MEMORY_LEAST = 1e9
 
 
 def versions(runtime: Runtime) -> Finding:
-    """The versions of all that computes, which must be the same on all ranks."""
+    """Check that all ranks have the same versions. Collective: call on every rank."""
     packages = {"Python": platform.python_version(), "torch": torch.__version__}
     for name in ("accelerate", "deepspeed"):
         try:
@@ -40,22 +40,22 @@ def versions(runtime: Runtime) -> Finding:
     return Finding(
         "FAILED",
         "versions",
-        f"rank 0 has {everywhere[0]}, but rank {', '.join(map(str, others))} {everywhere[others[0]]}; "
-        "give every node the same environment",
+        f"versions differ: rank 0 has {everywhere[0]}, rank {', '.join(map(str, others))} has "
+        f"{everywhere[others[0]]}; install the same environment on every node",
     )
 
 
 def packages() -> Finding:
-    """Which of the packages that are not needed by every run are installed."""
+    """Check which optional packages are installed."""
     missing = missing_packages()
     if not missing:
-        return Finding("ok", "packages", f"all optional ones are installed; JPEGs are decoded by {JPEG_DECODER}")
+        return Finding("ok", "packages", f"all optional packages are installed; JPEG decoder: {JPEG_DECODER}")
     said = "; ".join(f"{package.name} is not installed: {package.without}" for package in missing)
     return Finding("warning", "packages", f"{said}; pip install {' '.join(package.name for package in missing)}")
 
 
 def processes(runtime: Runtime) -> Finding:
-    """Who takes part, and whether they get in each other's way on their devices."""
+    """Check that each process has its own device. Collective: call on every rank."""
     here = (socket.gethostname(), str(runtime.device))
     seats = runtime.gather_objects(here)
     hosts = {host for host, _ in seats}
@@ -65,55 +65,57 @@ def processes(runtime: Runtime) -> Finding:
     doubled = next((seat for seat in seats if seats.count(seat) > 1), None)
     if doubled is not None:
         host, device = doubled
-        return Finding("FAILED", "processes", f"{said}, but several share {device} of {host}; start one a GPU")
+        text = f"{said}; several processes share {device} of {host}; start one process per GPU"
+        return Finding("FAILED", "processes", text)
     idle = torch.cuda.device_count() - sum(host == here[0] for host, _ in seats)
     if idle > 0:
-        fix = "start one a GPU: accelerate launch --multi_gpu --num_processes N, or hide the others"
+        fix = "start one process per GPU: accelerate launch --multi_gpu --num_processes N, or set CUDA_VISIBLE_DEVICES"
         return Finding("warning", "processes", f"{said}; {idle} GPUs have no process; {fix}")
-    return Finding("ok", "processes", f"{said}, one a GPU")
+    return Finding("ok", "processes", f"{said}, one per GPU")
 
 
 def device(runtime: Runtime) -> Finding:
-    """The device that this rank trains on."""
+    """Check the device of this rank."""
     if runtime.device.type == "cuda":
         properties = torch.cuda.get_device_properties(runtime.device)
         free, total = torch.cuda.mem_get_info(runtime.device)
         said = f"{properties.name}, {total / 1e9:.0f} GB"
         if free < 0.9 * total:
             return Finding(
-                "warning", "device", f"{said}, of which only {free / 1e9:.0f} GB are free; end what else runs there"
+                "warning", "device", f"{said}, only {free / 1e9:.0f} GB free; stop the other programs on this GPU"
             )
         return Finding("ok", "device", said)
     if Path("/dev/nvidiactl").exists():
         return Finding(
             "FAILED",
             "device",
-            "there is an NVIDIA driver, but torch finds no GPU; install a torch for that driver's CUDA (nvidia-smi "
-            "says which), and look at CUDA_VISIBLE_DEVICES",
+            "an NVIDIA driver is installed, but torch finds no GPU; install a torch for the driver's CUDA version "
+            "(shown by nvidia-smi), and check CUDA_VISIBLE_DEVICES",
         )
-    return Finding("ok", "device", f"CPU, {torch.get_num_threads()} threads a process")
+    return Finding("ok", "device", f"CPU, {torch.get_num_threads()} threads per process")
 
 
 def cores(runtime: Runtime, workers: int) -> Finding:
-    """Whether this host has the cores for its processes and their loaders."""
+    """Check that this host has a core per process and data loader worker. Collective: call on every rank."""
     hosts = runtime.gather_objects(socket.gethostname())
     here = hosts.count(socket.gethostname())
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = here * (1 + workers)
-    said = f"{available} for {here} process{'es' * (here > 1)} with {workers} loaders each"
+    said = f"{available} for {here} process{'es' * (here > 1)} with {workers} data loader workers each"
     if available < wanted:
-        fix = "ask for more (--cpus-per-task in Slurm), or lower data.num_workers"
-        return Finding("warning", "cores", f"{said}; {wanted} would not wait for each other; {fix}")
+        fix = "request more (--cpus-per-task in Slurm), or lower data.num_workers"
+        return Finding("warning", "cores", f"{said}, expected at least {wanted}; {fix}")
     return Finding("ok", "cores", said)
 
 
 def shared_memory() -> Finding:
-    """Where loaders put their batches; containers often have 64 MB of it."""
+    """Check the shared memory that data loader workers pass batches in; containers often have only 64 MB."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
-        return Finding("ok", "shared memory", "no /dev/shm, so no limit of it")
+        return Finding("ok", "shared memory", "no /dev/shm on this system, so no limit")
     if free < _SHARED_MEMORY_LEAST:
-        fix = "start the container with more, such as docker run --shm-size=8g"
-        return Finding("warning", "shared memory", f"{free / 1e6:.0f} MB are free in /dev/shm; {fix}")
-    return Finding("ok", "shared memory", f"{free / 1e9:.1f} GB are free in /dev/shm")
+        fix = "start the container with more, for example docker run --shm-size=8g"
+        expected = f"expected {_SHARED_MEMORY_LEAST / 1e9:g} GB"
+        return Finding("warning", "shared memory", f"{free / 1e6:.0f} MB free in /dev/shm, {expected}; {fix}")
+    return Finding("ok", "shared memory", f"{free / 1e9:.1f} GB free in /dev/shm")

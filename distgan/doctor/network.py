@@ -1,4 +1,4 @@
-"""What the ranks are to each other: how fast they sum, and whether their clocks agree."""
+"""Checks between the ranks: all-reduce speed and clock differences."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 
 _LARGE = 1 << 22
-"""Numbers of a large sum: 16 MiB, about the gradient of a small generator."""
+"""Float32 numbers in the large all-reduce: 16 MiB, about the gradient of a small generator."""
 _SLOW = 5e8
-"""Bytes a second of a rank's link below which a cluster is probably not on its fast network."""
+"""Bytes/s per rank below which a cluster probably does not use its fast network."""
 _SKEW_WARNING, _SKEW_LIMIT = 2.0, 60.0
 
 
 def sums(runtime: Runtime) -> list[Finding]:
-    """All-reduces between the devices, and between the hosts unless that is the same."""
+    """Time all-reduces between devices, and between hosts if those use another backend. Collective."""
     if runtime.world_size == 1:
-        return [Finding("ok", "all-reduce", "one process, so nothing to sum")]
+        return [Finding("ok", "all-reduce", "not needed with one process")]
     devices = [torch.device("cpu")] if runtime.device.type == "cpu" else [runtime.device, torch.device("cpu")]
     return [_sum(runtime, device) for device in devices]
 
@@ -30,20 +30,21 @@ def _sum(runtime: Runtime, device: torch.device) -> Finding:
     correct = runtime.all_reduce_sum(torch.full((3,), float(runtime.rank + 1), device=device))
     expected = runtime.world_size * (runtime.world_size + 1) / 2
     if not bool((correct == expected).all()):
-        return Finding("FAILED", "all-reduce", f"{backend} sums wrongly; look at the driver and at NCCL_DEBUG=INFO")
+        fix = "check the driver, and run again with NCCL_DEBUG=INFO"
+        return Finding("FAILED", "all-reduce", f"{backend} returns a wrong sum; {fix}")
     latency = _time(runtime, device, 1, repetitions=20)
     seconds = _time(runtime, device, _LARGE, repetitions=3)
-    # What passes each rank's link in the best way to sum, whatever way was taken.
+    # The traffic per link of the optimal algorithm, whichever algorithm ran.
     rate = 2 * (runtime.world_size - 1) / runtime.world_size * 4 * _LARGE / seconds
-    said = f"{backend}: {rate / 1e9:.2f} GB/s a rank, {latency * 1e3:.2f} ms for a single number"
+    said = f"{backend}: {rate / 1e9:.2f} GB/s per rank, {latency * 1e3:.2f} ms for a single number"
     if rate < _SLOW:
         variable = "NCCL_SOCKET_IFNAME" if backend == "NCCL" else "GLOO_SOCKET_IFNAME"
-        return Finding("warning", "all-reduce", f"{said}; slow: name the fast network interface with {variable}")
+        return Finding("warning", "all-reduce", f"{said}; this is slow; set {variable} to the fast network interface")
     return Finding("ok", "all-reduce", said)
 
 
 def _time(runtime: Runtime, device: torch.device, count: int, *, repetitions: int) -> float:
-    """Median seconds of a sum of so many float32 numbers, on the slowest rank."""
+    """Return the median seconds of an all-reduce of `count` float32 numbers, on the slowest rank."""
     numbers = torch.ones(count, device=device)
     seconds = []
     for _ in range(repetitions + 1):
@@ -53,12 +54,12 @@ def _time(runtime: Runtime, device: torch.device, count: int, *, repetitions: in
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    # The first one sets up connections.
+    # The first all-reduce sets up connections.
     return float(max(runtime.gather_objects(statistics.median(seconds[1:]))))
 
 
 def clocks(runtime: Runtime) -> Finding:
-    """How far the clocks of the ranks are apart, as far as an exchange takes time."""
+    """Check how far the ranks' clocks differ, to within the time of an exchange. Collective: call on every rank."""
     differences = []
     for _ in range(5):
         runtime.barrier()
@@ -67,12 +68,10 @@ def clocks(runtime: Runtime) -> Finding:
     offsets = [statistics.median(column) for column in zip(*differences, strict=True)]
     skew = max(offsets) - min(offsets)
     furthest = max(range(len(offsets)), key=lambda rank: abs(offsets[rank]))
-    fix = "let ntp or chrony set them"
+    fix = "synchronize the clocks with ntp or chrony"
     if skew > _SKEW_LIMIT:
-        text = (
-            f"rank {furthest}'s is {offsets[furthest]:+.0f} s off rank 0's; object stores and Slurm refuse that; {fix}"
-        )
+        text = f"rank {furthest} is {offsets[furthest]:+.0f} s off rank 0; object stores and Slurm reject this; {fix}"
         return Finding("FAILED", "clocks", text)
     if skew > _SKEW_WARNING:
-        return Finding("warning", "clocks", f"rank {furthest}'s is {offsets[furthest]:+.1f} s off rank 0's; {fix}")
+        return Finding("warning", "clocks", f"rank {furthest} is {offsets[furthest]:+.1f} s off rank 0; {fix}")
     return Finding("ok", "clocks", f"within {skew * 1e3:.0f} ms")

@@ -1,1 +1,1 @@
-"""Metrics of generators: detectors, moments of their features, and distances between these."""
+"""Generator metrics: detectors, moments of their features, and distances between distributions of features."""

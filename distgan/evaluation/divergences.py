@@ -1,7 +1,7 @@
-"""Divergences between distributions that are known: as histograms, as samples on a line, or as normal distributions.
+"""Divergences between known distributions: histograms, samples on a line, or normal distributions.
 
-What a GAN's losses estimate, and what its metrics are made of. Logarithms are natural. Functions of tensors in
-float64, whatever they are given, and differentiable where the divergence is.
+GAN losses estimate these divergences, and GAN metrics are built from them. Logarithms are natural. All functions
+compute in float64 for any input dtype, and are differentiable wherever the divergence is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) = sum p log(p / q): infinite where q is 0 and p is not (Kullback and Leibler 1951).
+    """KL(p || q) = sum p log(p / q), infinite if q is 0 where p is not (Kullback and Leibler 1951).
 
     Args:
-        p, q: masses >= 0 of the same k events, shape (k,); they need not sum to 1, but are divided by their sums.
+        p, q: masses >= 0 of the same k events, shape (k,). Each is divided by its sum.
     """
     p, q = _normalized(p), _normalized(q)
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum()
@@ -34,24 +34,24 @@ def js_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def wasserstein(p: Tensor, q: Tensor) -> Tensor:
-    """Earth mover's distance of two histograms with bins a unit apart: sum |P - Q| over their cumulative masses.
+    """Earth mover's distance of two histograms with unit bin spacing: sum |P - Q| over their cumulative masses.
 
-    The least mass times distance that turns one into the other, in units of mass times bins: it is not normalized.
+    This is the least mass times distance that turns one into the other. Unit: mass times bins, not normalized.
 
     Args:
         p, q: masses >= 0, shape (k,), with equal sums.
 
     Raises:
-        ValueError: one has more mass than the other.
+        ValueError: the sums differ.
     """
     p, q = _masses(p), _masses(q)
     if not torch.isclose(p.sum(), q.sum(), rtol=1e-6):
-        raise ValueError(f"masses of {p.sum():g} and {q.sum():g}: none of it may be lost; normalize both")
+        raise ValueError(f"p, q: found sums {p.sum():g} and {q.sum():g}, expected equal sums; normalize both")
     return (p - q).cumsum(0)[:-1].abs().sum()
 
 
 def wasserstein_of_samples(x: Tensor, y: Tensor) -> Tensor:
-    """W1 of two sets of points on a line, each point of equal weight: the area between their distribution functions.
+    """W1 of two sets of equally weighted points on a line: the area between their distribution functions.
 
     Args:
         x, y: shapes (n,) and (m,), not empty.
@@ -67,7 +67,7 @@ def wasserstein_of_samples(x: Tensor, y: Tensor) -> Tensor:
 def squared_wasserstein_of_normals(mean: Tensor, covariance: Tensor, mean2: Tensor, covariance2: Tensor) -> Tensor:
     """Squared W2, also called Fréchet distance, of two normal distributions (Dowson and Landau 1982).
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)). `evaluation.frechet` has it for thousands of
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)). Use `evaluation.metrics.frechet` for thousands of
     dimensions.
 
     Args:
@@ -89,7 +89,7 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]
 
     Args:
         x, y: samples, shapes (n, d) and (m, d), at least two each.
-        kernel: from shapes (a, d) and (b, d) to the matrix of its values, (a, b).
+        kernel: maps points of shapes (a, d) and (b, d) to kernel values, shape (a, b).
     """
 
     def mean_off_diagonal(samples: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]
 
 
 def _masses(histogram: Tensor) -> Tensor:
-    assert histogram.dim() == 1, "a histogram has one dimension"
+    assert histogram.dim() == 1, "histogram: expected one dimension"
     return histogram.double()
 
 

@@ -13,11 +13,11 @@ from distgan.errors import UserError
 
 _BLOCK = 128
 _ALIGNED = 8
-"""Numbers in a cache line: rows that begin at one are a quarter faster to add to."""
+"""Float64 numbers per cache line; adding to rows aligned to cache lines is a quarter faster."""
 
 
 class Gaussian(NamedTuple):
-    """The normal distribution with the moments of so many samples, float64."""
+    """Normal distribution with the moments of `samples` samples, float64."""
 
     samples: int
     mean: Tensor
@@ -29,11 +29,11 @@ class Gaussian(NamedTuple):
 class Moments(Metric):
     """First two moments of features in float64: update with (n, d) batches, compute a `Gaussian`.
 
-    The state is one matrix, the sum over samples of [x, 1]^T [x, 1], with d + 1 rounded up to a multiple of 8; it holds
-    the count, the sum and the sum of outer products. So ranks synchronize with a single all-reduce of 8 (d + 1)^2
-    bytes, where the states' usual all-gather would bring the matrices of all ranks to each. The relative error of the
-    covariance is about 1e-16 (1 + (m / s)^2) for features of mean m and standard deviation s: subtract a constant from
-    features with m > 1e4 s.
+    The state is one matrix, the sum over samples of [x, 1]^T [x, 1], with d + 1 rounded up to a multiple of 8. It holds
+    the count, the sum and the sum of outer products. Ranks synchronize with a single all-reduce of 8 (d + 1)^2 bytes;
+    torchmetrics' usual all-gather would copy the matrices of all ranks to each. The relative error of the covariance
+    is about 1e-16 (1 + (m / s)^2) for features of mean m and standard deviation s. Subtract a constant from features
+    with m > 1e4 s.
     """
 
     is_differentiable = False
@@ -41,7 +41,7 @@ class Moments(Metric):
     gram: Tensor
 
     def __init__(self, dimension: int, **settings: Any) -> None:
-        """dimension: d, at least 2. settings: those of `torchmetrics.Metric`, such as `sync_on_compute`."""
+        """dimension: d, at least 2. settings: keyword arguments of `torchmetrics.Metric`."""
         assert dimension >= 2, "torchmetrics turns results of one number into scalars"
         super().__init__(**{"dist_sync_fn": all_reduce, **settings})
         self.dimension = dimension
@@ -53,24 +53,24 @@ class Moments(Metric):
         width = len(self.gram)
         rows = torch.nn.functional.pad(features.detach().double(), (0, width - self.dimension))
         rows[:, self.dimension] = 1.0
-        # Only the blocks on and above the diagonal are kept: the product is symmetric.
+        # The product is symmetric, so only the blocks on and above the diagonal are computed.
         for start in range(0, width, _BLOCK):
             stop = start + _BLOCK
             self.gram[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
     def compute(self) -> Gaussian:
-        """The moments of all samples of all ranks. Raises UserError for fewer than two."""
+        """Compute the moments of all samples of all ranks. Raises UserError for fewer than two."""
         size = self.dimension
         count = round(float(self.gram[size, size]))
         if count < 2:
-            raise UserError(f"moments of {count} samples: a covariance needs at least 2; evaluate more samples")
+            raise UserError(f"covariance: found {count} samples, expected at least 2; evaluate more samples")
         mean = self.gram[:size, size] / count
         upper = torch.addr(self.gram[:size, :size], mean, mean, beta=1 / (count - 1), alpha=-count / (count - 1))
         return Gaussian(count, mean, _mirror(upper))
 
 
 def _mirror(upper: Tensor) -> Tensor:
-    """Make a square matrix symmetric, in place, from what is on and above its diagonal."""
+    """Copy the entries above the diagonal of a square matrix to those below it, in place."""
     for start in range(0, len(upper), _BLOCK):
         stop = start + _BLOCK
         block = upper[start:stop, start:stop]
@@ -80,7 +80,7 @@ def _mirror(upper: Tensor) -> Tensor:
 
 
 def all_reduce(state: Tensor, group: Any = None) -> list[Tensor]:
-    """Sum of a state over ranks, as the list of one part that torchmetrics then reduces."""
+    """Return the sum of a state over ranks, as the one-element list that torchmetrics reduces."""
     total = state.clone()
     dist.all_reduce(total, group=group)
     return [total]

@@ -1,4 +1,4 @@
-"""The arithmetic of evaluation, whatever the training around it has set."""
+"""Arithmetic of evaluation, independent of the training's settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Matrix products and convolutions on CUDA in full float32 inside, whatever `training.mixed_precision` has set.
+    """Compute CUDA matrix products and convolutions in full float32 inside, for any `training.mixed_precision`.
 
-    cuDNN would otherwise compute convolutions in TF32 (10 bits of mantissa) by default.
+    By default cuDNN computes convolutions in TF32 (10 bits of mantissa).
     """
-    # By the names of torch's newer interface, which can be read whichever of the two others have used.
+    # Torch's newer interface is readable even if other code used the older one.
     cudnn: Any = torch.backends.cudnn
     with _changed(*((part, "fp32_precision", "ieee") for part in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn))):
         yield
@@ -23,9 +23,9 @@ def ieee_float32() -> Iterator[None]:
 
 @contextmanager
 def plain_float32(device: torch.device) -> Iterator[None]:
-    """Full float32 by deterministic kernels, without autocast; all settings are put back.
+    """Compute in full float32 with deterministic kernels and without autocast inside; restore all settings after.
 
-    cuDNN would otherwise choose kernels by racing them.
+    With its benchmark mode cuDNN chooses kernels by timing them.
     """
     cudnn = torch.backends.cudnn
     with (
@@ -50,7 +50,7 @@ def _changed(*settings: tuple[Any, str, Any]) -> Iterator[None]:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """A fixed number of threads: sums that are cut among threads then round alike however a process was started."""
+    """Fix the number of CPU threads inside, so that sums split among threads round the same in every process."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""The side of the real samples: what metrics keep of them, from the cache folder or from one pass over the shards."""
+"""Statistics of the real samples that metrics need, from the cache folder or one pass over the shards."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("distgan")
 
-_PREPROCESSING = 1  # Raised by any change of how shards become samples, so that no cached statistics outlive it.
+_PREPROCESSING = 1  # Raise it with every change of the decoding, so that no stale cached statistics are used.
 
 
 class Collector(Protocol):
-    """What one metric keeps of the real samples."""
+    """Collects the statistics of the real samples that one metric needs."""
 
     name: str
-    """What the cached file's name begins with."""
+    """Prefix of the cached file's name."""
     numbers: Tensor
-    """Those it needs, by their place in the index: int64, rising."""
+    """Indices of the samples it needs: int64, increasing."""
 
     def update(self, seen: FeatureBatch) -> None:
-        """Take a batch on this rank, of samples that it needs or does not."""
+        """Add a batch on this rank; ignore samples that the metric does not need."""
 
     def entry(self) -> statistics_cache.Entry:
-        """What all ranks took together, as it is cached. Every rank calls it; rank 0's counts.
+        """Return the statistics over all ranks, for the cache. Collective: call on every rank; rank 0's is used.
 
-        Its fact `samples` is the number of samples taken.
+        The fact `samples` is the number of samples taken.
         """
 
 
@@ -51,14 +51,14 @@ def real_statistics(
     runtime: Runtime,
     asked: Asked = never,
 ) -> dict[str, statistics_cache.Entry]:
-    """What the collectors make of the real samples, by the same keys, on every rank. Call it on all of them.
+    """Return the collectors' entries, by the same keys, on every rank. Collective: call on every rank.
 
-    Entries are cached under the collector's name, the data's fingerprint, the samples' shape, the detector's hash and
-    the preprocessing. Samples that cannot be read are left out, and counted in a warning.
+    The cache key is the collector's name, the data's fingerprint, the samples' shape, the detector's hash and the
+    preprocessing version. Unreadable samples are left out, and a warning counts them.
 
     Raises:
-        UserError: more than `data.max_failure_rate` of them cannot be read.
-        Interrupted: a rank was asked to stop; nothing is cached then.
+        UserError: more than `data.max_failure_rate` of the samples cannot be read.
+        Interrupted: a rank was asked to stop; nothing is cached.
     """
     folder = evaluation_folder(config.evaluation)
     key = statistics_cache.key(index.fingerprint, *_shape(config), detector.hash if detector else "", _PREPROCESSING)
@@ -97,13 +97,13 @@ def _collect(
     runtime: Runtime,
     asked: Asked,
 ) -> None:
-    """One pass over the samples that any of the collectors needs, on each rank over its share."""
+    """Make one pass over the samples that any collector needs; each rank reads a contiguous part."""
     numbers = torch.cat([collector.numbers for collector in collectors]).unique()
     if runtime.is_main:
-        by = f" as {detector.name} sees them" if detector else ""
+        by = f" with detector {detector.name}" if detector else ""
         log.info("computing the statistics of %d real samples%s", len(numbers), by)
     size = config.evaluation.batch_size
-    # A range of its own for each rank, so that a remote shard is fetched by one of them.
+    # Contiguous ranges, so that only one rank fetches a given remote shard.
     mine = numbers.tensor_split(runtime.world_size)[runtime.rank]
     rounds = -(-(len(numbers) // runtime.world_size) // size)
     with runtime.raise_on_all_ranks(), runtime.interruptible(asked, rounds) as check:
@@ -118,7 +118,7 @@ def _collect(
 
 
 def extract_features(detector: Detector | None, numbers: Tensor, samples: Tensor, labels: Tensor) -> FeatureBatch:
-    """The first samples, as many as there are numbers and labels, with what the detector sees in them."""
+    """Return the first len(numbers) samples with their features and logits."""
     count = len(numbers)
     if detector is None:
         features = logits = torch.empty(len(samples), 0, device=samples.device)
@@ -136,4 +136,4 @@ def _check_readable(found: int, expected: int, config: Config, runtime: Runtime)
             everywhere=True,
         )
     if unreadable and runtime.is_main:
-        log.warning("the real statistics leave out %d of %d samples that cannot be read", unreadable, expected)
+        log.warning("real statistics: %d of %d samples cannot be read and are left out", unreadable, expected)

@@ -1,4 +1,4 @@
-"""Which samples each rank evaluates, in batches of one shape, and what metrics are told of a batch."""
+"""Split of the samples over ranks and batches of one shape, and the input of metrics."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distgan.data.reader import Reader
 
 
 class FeatureBatch(NamedTuple):
-    """A batch of samples, real or generated, and what the detector sees in them. All but the numbers on the device."""
+    """Batch of real or generated samples with detector outputs. All but the numbers are on the device."""
 
     numbers: Tensor
-    """Shape (n,), int64, on the CPU: of real samples their places in the index, of generated ones their addresses."""
+    """Shape (n,), int64, on the CPU: indices of real samples, or addresses of generated ones."""
     samples: Tensor
     """Images (n, C, R, R), uint8; characters (n, length), int64; or points (n, d), float."""
     labels: Tensor
-    """Shape (n,), int64, of real samples; -1 where there are none, and for generated ones."""
+    """Shape (n,), int64; -1 for generated samples and real samples without labels."""
     features: Tensor
     """Shape (n, d), float32; (n, 0) where no metric wants a detector."""
     logits: Tensor
@@ -30,7 +30,7 @@ class FeatureBatch(NamedTuple):
 
 
 class Reals(NamedTuple):
-    """Real samples with their numbers (n,) int64, and their labels (n,) int64, -1 where there are none."""
+    """Real samples with their numbers (n,) int64, and their labels (n,) int64, -1 without labels."""
 
     numbers: Tensor
     samples: Tensor
@@ -38,9 +38,9 @@ class Reals(NamedTuple):
 
 
 def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Iterator[Reals]:
-    """For each batch of sample numbers (n,), those of its samples that can be read, in order and not mirrored.
+    """Yield the readable samples of each batch of sample numbers (n,), in order and not mirrored.
 
-    Raises UserError when next to nothing can be read.
+    Raises UserError if almost no sample can be read.
     """
     with closing(Reader(data, index, seed=0)) as reader:
         for samples in batches:
@@ -50,16 +50,16 @@ def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Ite
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world_size: int) -> Iterator[Tensor]:
-    """The numbers i in [0, total) with i mod world_size = rank, in order, in batches of at most batch_size."""
+    """Yield the i in [0, total) with i mod world_size = rank, in order, in batches of at most batch_size."""
     mine = torch.arange(rank, max(rank, total), world_size)
     for start in range(0, len(mine), batch_size):
         yield mine[start : start + batch_size]
 
 
 def fill(batch: Tensor, size: int) -> Tensor:
-    """A batch of 1 to `size` rows, its rows repeated until there are `size`.
+    """Repeat the rows of a batch of 1 to `size` rows until there are `size`.
 
-    Kernels choose how they add up by the shape of the batch; with one shape for all, an image has the same features
-    whichever rank and batch it falls into.
+    Kernels choose their order of summation by the batch shape. With one shape, an image has the same features in any
+    batch and on any rank.
     """
     return batch if len(batch) == size else batch[torch.arange(size, device=batch.device) % len(batch)]

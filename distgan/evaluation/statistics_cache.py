@@ -1,4 +1,4 @@
-"""Files that evaluation keeps between runs: safetensors with a checksum, written whole or not at all."""
+"""Cache files of evaluation: safetensors with a checksum, written atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 def read(path: Path) -> Entry | None:
-    """What `write` wrote there; None if there is nothing, or, with a warning, if it is damaged."""
+    """Read the entry that `write` wrote; None if the file is missing, or, with a warning, damaged."""
     try:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -38,14 +38,14 @@ def read(path: Path) -> Entry | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        log.warning("%s: the cached file is damaged (%s); it is made again", path, error)
+        log.warning("%s: the cached file is damaged: %s; computing it again", path, error)
         return None
 
 
 def write(path: Path, entry: Entry) -> None:
-    """Put an entry there in one step; readers and other writers see the old file or the new one, never a part.
+    """Write an entry atomically: readers and other writers see the old file or the new one, never a part.
 
-    A cache is a convenience: a folder that cannot be written to is a warning.
+    A folder that cannot be written to only causes a warning.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
     content = save(tensors, {"facts": json.dumps(entry.facts), "sha256": digest(tensors)})
@@ -54,11 +54,11 @@ def write(path: Path, entry: Entry) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
-        log.warning("%s: cannot keep this for later: %s; or set evaluation.cache_dir", path, reason(error))
+        log.warning("%s: cannot write the cached file: %s; or set evaluation.cache_dir", path, reason(error))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 hex of CPU tensors: names, types, shapes and contents."""
+    """Return the SHA-256, in hex, of the names, dtypes, shapes and contents of CPU tensors."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -68,5 +68,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def key(*parts: object) -> str:
-    """A short file-name part that stands for these values."""
+    """Return a short file-name part that identifies these values."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:24]

@@ -1,7 +1,7 @@
-"""All metrics of a generator: one pass over its samples, compared with statistics of the real ones.
+"""Evaluate all metrics of a generator in one pass over its samples, against statistics of the real samples.
 
 Rank r of W evaluates the generated samples i = r mod W. Latents and labels are the caller's function of i, so the set
-of samples does not depend on W; nor do the metrics, beyond the rounding of sums in float64.
+of samples does not depend on W. Neither do the metrics, up to the rounding of sums in float64.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
 
 Generate = Callable[[Tensor], Tensor]
-"""Maps sample numbers (n,), int64 on the CPU, to samples as `FeatureBatch` holds them."""
+"""Maps sample numbers (n,), int64 on the CPU, to samples in the format of `FeatureBatch`."""
 
 
 class Evaluator:
-    """The detector and the real statistics, loaded once for any number of evaluations of one run."""
+    """Evaluates a run any number of times; loads the detector and the real statistics once."""
 
     def __init__(self, config: Config, index: Index, runtime: Runtime, asked: Asked = never) -> None:
-        """Call it on all ranks; the first time it trains or downloads the detector and reads all real samples.
+        """Load the detector and the real statistics. Collective: call on every rank.
+
+        Without cached files this trains or downloads the detector and reads all real samples.
 
         Args:
-            asked: whether this rank was asked to stop; then this and later evaluations are left undone.
+            asked: returns True if this rank was asked to stop; this and later evaluations then raise Interrupted.
 
         Raises:
-            UserError: see `load_detector`; too many real samples cannot be read, or they are too few for a metric.
+            UserError: see `load_detector`; too many real samples are unreadable, or they are too few for a metric.
             Interrupted: some rank was asked to stop.
         """
         self.config, self.runtime, self._asked = config, runtime, asked
@@ -54,16 +56,16 @@ class Evaluator:
             self._measures = {name: make_measure(name, setting, self.reals.get(name)) for name in config.metrics}
 
     def __call__(self, generate: Generate) -> dict[str, float]:
-        """Values of metrics by name, the same on every rank, such as `{"fid[classifier]": 12.3}`.
+        """Return the metric values by name, the same on every rank, such as `{"fid[classifier]": 12.3}`.
 
-        Call it on all ranks.
+        Collective: call on every rank.
 
         Raises:
             UserError: the samples are too few for a metric.
             Interrupted: some rank was asked to stop.
         """
         runtime, settings = self.runtime, self.config.evaluation
-        self._forget()  # what an interrupted evaluation has left
+        self._forget()  # the state of an interrupted evaluation
         rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
         memory = within_memory(f"evaluation.batch_size = {settings.batch_size}", "lower it")
         with torch.no_grad(), ieee_float32(), runtime.interruptible(self._asked, rounds) as check, memory:
@@ -77,7 +79,7 @@ class Evaluator:
         with ExitStack() as synchronized:
             for measure in self._measures.values():
                 synchronized.enter_context(measure.metric.sync_context(dist_sync_fn=measure.metric.dist_sync_fn))
-            # On one rank, because another machine's rounding could make them disagree on which checkpoint is best.
+            # On one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
             with runtime.raise_on_all_ranks():
                 if runtime.is_main:
                     for name, measure in self._measures.items():
@@ -93,5 +95,5 @@ class Evaluator:
 
 
 def evaluate(generate: Generate, config: Config, index: Index, runtime: Runtime) -> dict[str, float]:
-    """Metrics of a generator, once; see `Evaluator`."""
+    """Evaluate a generator once; see `Evaluator`. Collective: call on every rank."""
     return Evaluator(config, index, runtime)(generate)

@@ -1,4 +1,4 @@
-"""The metrics of `evaluation.metrics` as the suite runs them: what each needs of the reals, and its values' names."""
+"""Metrics of `evaluation.metrics`: their statistics of the real samples, their inputs and the names of their values."""
 
 from __future__ import annotations
 
@@ -43,39 +43,39 @@ if TYPE_CHECKING:
 log = logging.getLogger("distgan")
 
 POOL = 10_000
-"""How many real samples kernel distances and n-grams are of: all, or of more an addressed choice."""
+"""Most real samples that kernel distances and n-grams use; an addressed choice if there are more."""
 
 
 @dataclass(frozen=True)
 class MetricContext:
-    """What there is to measure."""
+    """Config, data and detector that metrics are built from."""
 
     config: Config
     index: Index
     runtime: Runtime
     detector: Detector | None
-    """None where no metric wants one."""
+    """None if no metric needs one."""
 
 
 class SuiteMetric(NamedTuple):
-    """A metric of the generated samples, as part of a suite. Its ranks are synchronized when told to."""
+    """Metric of the generated samples, as part of a suite. The suite synchronizes its state over ranks."""
 
     metric: Metric
     take: Callable[[FeatureBatch], tuple[Tensor, ...]]
-    """What it is updated with."""
+    """Maps a batch to the arguments of `metric.update`."""
     values: Callable[[Any], dict[str, float]]
-    """What it has computed, by the suffix of each value's name (see `names.value_name`)."""
+    """Maps the result of `metric.compute` to values by name suffix (see `names.value_name`)."""
 
 
 def make_collectors(setting: MetricContext) -> dict[str, Collector]:
-    """By metric, for those that compare with statistics of the real samples."""
+    """Make the collectors, by metric, of the metrics that need statistics of the real samples."""
     return {name: COLLECTORS[name](setting) for name in setting.config.metrics if name in COLLECTORS}
 
 
 def make_measure(name: str, setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
-    """The metric of that name, given what its collector made of the real samples.
+    """Make the metric of that name from its collector's entry.
 
-    Raises UserError when the samples are too few for it.
+    Raises UserError if there are too few samples.
     """
     measure = MEASURES[name](setting, reals)
     measure.metric.to(setting.runtime.device)
@@ -83,7 +83,7 @@ def make_measure(name: str, setting: MetricContext, reals: statistics_cache.Entr
 
 
 class _Moments:
-    """Mean and factorised covariance of what the detector sees in all real samples."""
+    """Mean and factorized covariance of the features of all real samples."""
 
     name = "real"
 
@@ -108,8 +108,9 @@ def _fid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteM
     samples, generated = int(reals.facts["samples"]), setting.config.evaluation.num_samples
     if min(generated, samples) <= setting.detector.dimension and setting.runtime.is_main:
         log.warning(
-            "%s of %d generated and %d real images: with no more images than features (%d) it is far too "
-            "large and compares only between equal numbers; raise evaluation.num_samples or use another detector",
+            "%s: found %d generated and %d real images, expected more than %d, the number of features; the value is "
+            "far too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
+            "evaluation.detector",
             value_name("fid", setting.config), generated, samples, setting.detector.dimension,
         )  # fmt: skip
     reference = Reference(samples, reals.tensors["mean"], reals.tensors["factor"])
@@ -124,7 +125,7 @@ def _inception_score(setting: MetricContext, _: statistics_cache.Entry | None) -
 
 
 class _Pool:
-    """Something of some of the real samples, a row each, on rank 0."""
+    """One row per chosen real sample, gathered on rank 0."""
 
     def __init__(self, setting: MetricContext, name: str, take: Callable[[FeatureBatch], Tensor]) -> None:
         self.name, self._take = name, take
@@ -158,12 +159,13 @@ def _kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteM
     size = subset_size(generated, len(features))
     if size < 2:
         raise UserError(
-            f"{value_name('kid', setting.config)} of {generated} generated and {len(features)} real images: it needs "
-            "at least 4 of each; evaluate more samples, or leave kid out of evaluation.metrics"
+            f"{value_name('kid', setting.config)}: found {generated} generated and {len(features)} real images, "
+            "expected at least 4 of each; raise evaluation.num_samples, or remove kid from evaluation.metrics"
         )
     if size < SUBSET_SIZE and setting.runtime.is_main:
         log.warning(
-            "%s of %d generated and %d real images is of subsets of %d, where the protocol has %d: its noise is larger",
+            "%s: %d generated and %d real images allow subsets of %d, the protocol uses %d; the value is noisier; "
+            "raise evaluation.num_samples",
             value_name("kid", setting.config), generated, len(features), size, SUBSET_SIZE,
         )  # fmt: skip
     metric = KernelDistance(
@@ -184,7 +186,7 @@ def _classes(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteM
 
 
 class _Mixture:
-    """Centres and width of the modes that the real points were drawn from."""
+    """Centers and width of the modes that the real points were drawn from."""
 
     name = "real-modes"
 
@@ -192,8 +194,8 @@ class _Mixture:
         data, index = setting.config.data, setting.index
         if not index.num_classes:
             raise UserError(
-                f"modes: the points of data.path = {data.path} have no labels, which say the mode that each was drawn "
-                "from; give a mixture such as builtin:ring, or set evaluation.every=0",
+                f"evaluation.metrics: modes needs labels that name each point's mode, found none in data.path = "
+                f"{data.path}; use a mixture such as builtin:ring, or set evaluation.every=0",
                 everywhere=True,
             )
         self.numbers = torch.arange(len(index))
@@ -226,7 +228,7 @@ def _ngram_js(setting: MetricContext, reals: statistics_cache.Entry | None) -> S
     if setting.runtime.is_main:
         held_out = read_lines(setting.config, index, min(POOL, setting.config.evaluation.num_samples))
         baseline = ngram_divergences(held_out, shuffled(reals.tensors["rows"]))
-        log.info("ngram_js compares %d generated lines with as many that are not trained on", len(held_out))
+        log.info("ngram_js: comparing %d generated lines with as many held-out lines", len(held_out))
     metric = NgramDivergence(
         held_out, POOL, sync_on_compute=False,
         dist_sync_fn=lambda rows, group=None: [setting.runtime.gather_rows(rows)],

@@ -19,29 +19,28 @@ from distgan.inference.latents import LatentSource
 from distgan.monitoring.console import setup_logging
 
 _MADE_FOR = {f"data.{name}" for name in ("kind", "resolution", "channels", "labels", "length", "dimensions")}
-"""What the networks were made for."""
+"""Keys that the shape of the networks depends on."""
 
 
 def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, best: bool = False) -> dict[str, float]:
-    """All metrics of the averaged generator of a run (its newest checkpoint, or its best) or of a checkpoint.
+    """Compute all metrics of the EMA generator of a run (its newest or best checkpoint) or of a checkpoint.
 
-    Call it on every rank; the result does not depend on how many there are.
+    Collective: call on every rank. The result does not depend on the number of ranks.
 
     Args:
         overrides: `key=value` changes to the run's config, such as `evaluation.num_samples=50000`.
 
     Raises:
-        UserError: nothing to evaluate there, data and checkpoint do not belong together, or an override is of something
-            else than an evaluation.
+        UserError: there is no checkpoint, the data differ from the run's, or an override does not apply to evaluation.
     """
     overrides = list(overrides)
     runtime = Runtime()
     setup_logging(runtime.rank)
     with runtime.raise_on_all_ranks():
         if not os.fspath(path):
-            raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
+            raise UserError("RUN_OR_CHECKPOINT: found an empty path; pass a run folder, or a checkpoint in it")
         newest = find_checkpoint(Path(path), best=best) if runtime.is_main else None
-    # Of a run that is training, others may find a newer one.
+    # If the run is still training, other ranks may find a newer checkpoint.
     found = runtime.broadcast_object(newest)
     with runtime.raise_on_all_ranks():
         state = load_description(found)
@@ -51,32 +50,33 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
         index = load_index(config.data.path, config.data.cache_dir)
         if index.fingerprint != state.data.fingerprint and not any(o.startswith("data.path=") for o in overrides):
             raise UserError(
-                f"data.path = {config.data.path}: its fingerprint is {index.fingerprint[:12]}, but the run was trained "
-                f"on {state.data.fingerprint[:12]}; restore the data, or name other data with data.path=..."
+                f"data.path = {config.data.path}: found data fingerprint {index.fingerprint[:12]}, expected "
+                f"{state.data.fingerprint[:12]} as in training; restore the data, or choose other data with "
+                "data.path=..."
             )
         sample_format(config.data, index)
         if tuple(state.vocabulary or ()) != (index.vocabulary or ()):
             raise UserError(
-                f"data.path = {config.data.path}: its text has other characters than the run was trained on, or they "
-                "are numbered otherwise; name other data"
+                f"data.path = {config.data.path}: the vocabulary differs from that of the run; set data.path to text "
+                "with the same characters"
             )
         generator = load_generator(found, device=runtime.device)
     counts = generator.description["class_counts"]
     source = LatentSource(config.generator, config.seed, class_counts=counts, device=runtime.device)
 
-    from distgan.evaluation import suite  # late, because it takes seconds, and a mistake should be told before
+    from distgan.evaluation import suite  # late, because it takes seconds and errors should come before
 
     with generation.generating(generator.network, generator.shape, source, "evaluation") as generate:
         return suite.evaluate(generate, config, index, runtime)
 
 
 def _check_changes(trained: Config, config: Config) -> None:
-    """Refuse changes that no evaluation heeds, or of what the networks were made for. Raises UserError."""
+    """Raise UserError for an override that does not apply to evaluation or would change the networks."""
     before, after = flatten(trained), flatten(config)
     for key in [*before, *(after.keys() - before.keys())]:
         heeded = key == "seed" or (key.startswith(("evaluation.", "data.")) and key not in _MADE_FOR)
         if before.get(key) != after.get(key) and not heeded:
             raise UserError(
-                f"{key} = {after.get(key)}: the run was trained with {before.get(key)}, and an evaluation takes it as "
-                "it is; only seed, evaluation.* and how and where data are read can be changed here"
+                f"{key} = {after.get(key)}: cannot change in an evaluation, the run was trained with "
+                f"{before.get(key)}; change only seed, evaluation.* and the location and reading of the data"
             )

@@ -1,4 +1,4 @@
-"""A trained generator as files, `config.json` and `model.safetensors`, and a module of them or of a checkpoint."""
+"""Export a trained generator as `config.json` and `model.safetensors`; load it from an export or a checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SIZES = {"images": ("resolution", "channels"), "text": ("length", "vocabulary")
 
 
 class _Growth(BaseModel):
-    """How far a generator of architecture progressive had grown."""
+    """Growth state of a generator of architecture progressive."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class _Growth(BaseModel):
 
 
 class _Description(BaseModel):
-    """What config.json says; it may come from a stranger."""
+    """Schema of config.json, which is untrusted input."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -73,17 +73,19 @@ class _Description(BaseModel):
     def _check(self) -> _Description:
         for name in itertools.chain(*_SIZES.values()):
             if bool(getattr(self, name)) != (name in _SIZES[self.kind]):
-                raise ValueError(f"kind: a generator of {self.kind} has {' and '.join(_SIZES[self.kind])}, and no more")
+                raise ValueError(f"kind: {self.kind} needs {' and '.join(_SIZES[self.kind])}, and no other size")
         if self.generator.architecture not in ARCHITECTURES[self.kind]:
             raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
         if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
             raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
         if self.generator.normalization == "virtual" and self.generator.reference_size is None:
-            raise ValueError("generator.reference_size: virtual batch norm has a reference batch; give its size")
+            raise ValueError(
+                "generator.reference_size: found null, expected the size of virtual batch norm's reference"
+            )
         if self.class_counts is not None and not 0 < sum(self.class_counts) < 2**62:
             raise ValueError("class_counts: their sum is not in [1, 2**62)")
         if self.class_names is not None and len(self.class_names) != len(self.class_counts or []):
-            raise ValueError("class_names: not as many as class_counts")
+            raise ValueError("class_names: expected as many as class_counts")
         if self.growth is not None:
             if self.generator.architecture != "progressive":
                 raise ValueError(f"growth: a generator of architecture {self.generator.architecture} does not grow")
@@ -95,48 +97,48 @@ class _Description(BaseModel):
 def load_generator(
     path: str | os.PathLike[str], *, best: bool = False, device: torch.device | str = "cpu"
 ) -> Generator:
-    """The averaged generator of an export, a checkpoint, or a run (its newest checkpoint, or its best).
+    """Load the EMA generator of an export, a checkpoint, or a run (its newest or best checkpoint).
 
-    From a checkpoint or a run, batch-norm statistics are recomputed from addressed latents on the way. This process
-    does so by itself, so that any rank of a job may load a generator without the others.
+    From a checkpoint or a run, batch-norm statistics are recomputed from addressed latents. This is not collective:
+    any rank may load a generator by itself.
 
     Args:
-        device: where the generator is to be, and its statistics are computed.
+        device: device of the generator, where its statistics are also computed.
 
     Raises:
-        UserError: naming the file that is missing, damaged or of another kind.
+        UserError: a file is missing, damaged or of another kind; the message names it.
     """
     if not os.fspath(path):
-        raise UserError("the path of the generator is empty; name a run, a checkpoint or an export")
+        raise UserError("SOURCE: found an empty path; pass a run, a checkpoint or an export")
     folder = Path(path)
     if (folder / "config.json").is_file():
         if best:
-            raise UserError(f"{folder}: an export holds one generator; name the run, or leave --best out")
+            raise UserError(f"{folder}: --best needs a run folder, found an export; pass the run, or remove --best")
         return _load_export(folder).to(device)
     return _load_checkpoint(find_checkpoint(folder, best=best), device)
 
 
 def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], *, best: bool = False) -> Path:
-    """Write the averaged generator of a run or checkpoint as `config.json` and `model.safetensors`.
+    """Write the EMA generator of a run or checkpoint as `config.json` and `model.safetensors`.
 
-    An earlier export at `destination` is replaced; anything else there is refused. A crash leaves the new export, the
-    earlier one, or the earlier one beside it under a hidden name.
+    An earlier export at `destination` is replaced. A crash leaves the new export, the earlier one, or the earlier one
+    beside it under a hidden name.
 
     Raises:
-        UserError: nothing to export, or `destination` is taken or cannot be written.
+        UserError: there is no generator to export, or `destination` holds anything else or cannot be written.
     """
     if not os.fspath(destination):
-        raise UserError("the destination of the export is empty; name a folder")
+        raise UserError("DESTINATION: found an empty path; pass a folder")
     target = Path(os.path.realpath(destination))
     if os.path.lexists(target) and not _is_free(target):
-        raise UserError(f"{destination}: exists and is not an export; choose an empty or new folder")
+        raise UserError(f"{destination}: exists and is not an export; pass a new or empty folder")
     generator = load_generator(source, best=best)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with writing(target, "the export", name=destination):
             temporary.mkdir(parents=True)
             tensors = {name: value.contiguous() for name, value in generator.network.state_dict().items()}
-            # Not `save_file`, which reports a full disk by an error of its own.
+            # Not `save_file`, which does not report a full disk as an OSError.
             write_atomically(temporary / "model.safetensors", safetensors.torch.save(tensors))
             write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
             sync_folder(temporary)
@@ -147,7 +149,7 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
 
 
 def _is_free(target: Path) -> bool:
-    """Whether what is there may be replaced: an empty folder or an earlier export, not somebody else's model."""
+    """Return True if the folder may be replaced: it is empty or an earlier export, not another model."""
     try:
         names = {path.name for path in target.iterdir()}
         if names and names <= _FILES:
@@ -173,27 +175,27 @@ def _load_export(folder: Path) -> Generator:
     try:
         if not weights.is_file():
             raise OSError("no such file" if not os.path.lexists(weights) else "not a regular file")
-        # Copied, because what is loaded is a mapping of the file, which may be replaced while the generator is in use.
+        # Copied, because the loaded tensors map the file, which may be replaced while the generator is in use.
         tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load_file(weights).items()}
         problem = _take_weights(generator, tensors)
     except (OSError, safetensors.SafetensorError, RuntimeError, MemoryError) as error:
         problem = _reason(error)
     if problem:
-        raise UserError(f"{weights}: does not hold this generator's weights: {problem}; export it again")
+        raise UserError(f"{weights}: not the weights of this generator: {problem}; export it again")
     return generator
 
 
 def _build(file: Path, description: dict[str, Any], config: GeneratorConfig) -> Generator:
-    """The generator that a file describes, on no device: no memory is spent on sizes that the weights may not have."""
+    """Build the described generator on the meta device, so that false sizes take no memory."""
     try:
         with torch.device("meta"), blaming(file):
             return Generator(description, config)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        raise UserError(f"{file}: describes no network that can be built: {_reason(error)}") from None
+        raise UserError(f"{file}: cannot build the network: {_reason(error)}; export it again") from None
 
 
 def _take_weights(generator: Generator, tensors: dict[str, Tensor]) -> str | None:
-    """Give a generator on no device its weights, which may be in another precision, or say why these are not they."""
+    """Assign weights of any precision to a generator on the meta device; return what is wrong with them, or None."""
     expected = generator.network.state_dict()
     for name, value in tensors.items():
         if name in expected and value.is_floating_point() and expected[name].is_floating_point():
@@ -213,7 +215,10 @@ def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
     config: Config = parse_config(state.config, source=f"{path}/state.json")
     classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
     if (vocabulary is not None) != (config.data.kind == "text"):
-        raise UserError(f"{path}/state.json: text has a vocabulary, and nothing else has; take another checkpoint")
+        raise UserError(
+            f"{path}/state.json: vocabulary: expected for data.kind = text only, found data.kind = {config.data.kind}; "
+            "use an older checkpoint"
+        )
     shape = sample_shape(config.data, vocabulary=len(vocabulary or ()))
     description = {
         "format": _FORMAT,
@@ -236,7 +241,7 @@ def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
     generator = _build(path / "state.json", description, config.generator)
     tensors = reading.load_files(path, ["generator_ema"])["generator_ema"]
     if problem := _take_weights(generator, tensors):
-        raise UserError(f"{path}/generator_ema.safetensors: {problem}; take another checkpoint")
+        raise UserError(f"{path}/generator_ema.safetensors: {problem}; use an older checkpoint")
     generator.to(device)
     counts = classes.counts if classes else None
     source = LatentSource(config.generator, config.seed, class_counts=counts, device=device)

@@ -1,4 +1,4 @@
-"""Between samples as data hold them and as networks see them, and the batch-norm statistics a generator needs first."""
+"""Conversion between samples of the data and of the networks, and the batches for batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distgan.networks.shape import SampleShape
 
 
 def to_network(shape: SampleShape, values: Tensor) -> Tensor:
-    """Samples as a batch of the stream holds them (see `reader.Batch`) to what networks see, float32 (n, *shape.sizes).
+    """Convert a batch of the stream (see `reader.Batch`) to network inputs, float32 (n, *shape.sizes).
 
     Images are scaled to [-1, 1], characters become one-hot vectors, points stay as they are.
     """
@@ -29,7 +29,7 @@ def to_network(shape: SampleShape, values: Tensor) -> Tensor:
 
 
 def from_network(shape: SampleShape, samples: Tensor) -> Tensor:
-    """What a generator makes, float (n, *shape.sizes), to samples as metrics and files have them.
+    """Convert generator outputs, float (n, *shape.sizes), to samples for metrics and files.
 
     Images become uint8 (n, C, R, R), text the most probable characters, int64 (n, length), points float32 (n, d).
     """
@@ -41,19 +41,19 @@ def from_network(shape: SampleShape, samples: Tensor) -> Tensor:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8 by rounding to the nearest level, as metrics and pictures expect."""
+    """Convert images in [-1, 1] to uint8, rounded to the nearest level."""
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_bytes(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]."""
+    """Convert uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1.0
 
 
 def dequantize(images: Tensor, noise: Tensor) -> Tensor:
-    """uint8 images to 2 (x/256 - 1/2) + u, given noise in [0, 1) that becomes u from U[0, 1/128).
+    """Dequantize uint8 images to 2 (x/256 - 1/2) + u, where noise in [0, 1) gives u from U[0, 1/128).
 
-    As the released code of WGAN-GP's CIFAR-10 ResNet has it, and that of SNGAN.
+    As in the released code of WGAN-GP's CIFAR-10 ResNet and of SNGAN.
     """
     return images.float() / 128.0 - 1.0 + noise / 128.0
 
@@ -61,9 +61,9 @@ def dequantize(images: Tensor, noise: Tensor) -> Tensor:
 def statistics_batches(
     source: LatentSource, config: Config, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """This rank's share of the addressed batches from which batch-norm statistics are recomputed.
+    """Yield this rank's part of the addressed batches for recomputing batch-norm statistics.
 
-    They are the same for any number of ranks: whole batches of `config.statistics_batch` samples, each for one rank.
+    The batches do not depend on the number of ranks: each has `config.statistics_batch` samples and goes to one rank.
     """
     batch_size = config.statistics_batch
     for batch in range(rank, max(1, config.ema.statistics_samples // batch_size), world_size):
@@ -74,9 +74,9 @@ def statistics_batches(
 def generating(
     network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A function from positions to samples of a network in evaluation mode, as `from_network` gives them.
+    """Yield a function from positions to samples of a network in evaluation mode, in the format of `from_network`.
 
-    The network does not change meanwhile: virtual batch norm's reference batch passes through it once for all calls.
+    Do not change the network inside: virtual batch norm's reference batch passes through it once for all calls.
     """
 
     def generate(positions: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def generating(
 def generate_paths(
     network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, paths: int, steps: int
 ) -> Tensor:
-    """Samples (paths * steps, ...) along arcs between neighboring latents, path by path."""
+    """Generate samples (paths * steps, ...) along arcs between neighboring latents, path by path."""
     latents, labels = interpolation.latent_paths(*source.draw(purpose, torch.arange(2 * paths)), steps)
     with reference_moments(network):
         return from_network(shape, network(latents, labels))

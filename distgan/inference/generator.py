@@ -1,4 +1,4 @@
-"""A trained generator as a module by itself, which knows its latents and labels."""
+"""Trained generator as a self-contained module that draws its own latents and labels."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from distgan.networks.shape import SampleShape
 
 
 class Generator(nn.Module):
-    """An averaged generator ready for use: `generator(generator.latents(16, seed=0))`.
+    """EMA generator ready for use: `generator(generator.latents(16, seed=0))`.
 
     Attributes:
-        latent_size: numbers in a latent vector.
-        shape: the kind and sizes of its samples.
-        resolution, channels: those of images; 0 for other kinds.
-        vocabulary: the characters of a generator of text, by their numbers; else None.
-        num_classes: 0 for an unconditional generator.
+        latent_size: dimension of a latent vector.
+        shape: kind and sizes of the samples.
+        resolution, channels: sizes of images; 0 for other kinds.
+        vocabulary: characters by index for text; None for other kinds.
+        num_classes: number of classes; 0 for an unconditional generator.
         class_names: names of the classes, or None.
-        step, images: how long it was trained, in steps and in real images seen.
+        step, images: training length in steps and in real images seen.
     """
 
     def __init__(self, description: dict[str, Any], config: GeneratorConfig) -> None:
@@ -55,40 +55,44 @@ class Generator(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents (n, latent_size) float, and labels (n,) int64 if it has classes, to samples.
+        """Generate samples from latents (n, latent_size), float, and labels (n,), int64, if there are classes.
 
-        Images are (n, C, R, R) in [-1, 1]; text is (n, vocabulary, length), at each place the probabilities of the
-        characters (see `decode`); points are (n, dimensions).
+        Images are (n, C, R, R) in [-1, 1]. Text is (n, vocabulary, length), character probabilities at each position
+        (see `decode`). Points are (n, dimensions).
 
         Raises:
             UserError: labels are missing.
         """
         if self.num_classes and labels is None:
-            raise UserError(f"this generator is conditional: give labels, integers in [0, {self.num_classes})")
+            raise UserError(
+                f"labels: missing for a class-conditional generator; pass int64 labels in [0, {self.num_classes})"
+            )
         with reference_moments(self.network):
             samples: Tensor = self.network(latents, labels)
         return samples
 
     def decode(self, samples: Tensor) -> list[str]:
-        """The most probable lines of samples of text, (n, vocabulary, length), without the padding at their ends.
+        """Return the most probable lines of text samples (n, vocabulary, length), without trailing padding.
 
         Raises:
-            UserError: this generator makes no text.
+            UserError: this generator does not make text.
         """
         if self.vocabulary is None:
-            raise UserError(f"this generator makes {self.shape.kind}; only those of text have lines to decode")
+            raise UserError(
+                f"decode: needs a generator of text, found one of {self.shape.kind}; use its samples directly"
+            )
         return decode_lines(from_network(self.shape, samples).cpu().numpy(), self.vocabulary)
 
     def latents(self, number: int, *, seed: int = 0) -> Tensor:
-        """`number` latent vectors, a function of the seed alone."""
+        """Draw `number` latent vectors, a function of the seed."""
         return self.inputs(number, seed=seed)[0]
 
     def labels(self, number: int, *, seed: int = 0) -> Tensor | None:
-        """`number` labels in the proportions of the training data, or None for an unconditional generator."""
+        """Draw `number` labels with the class frequencies of the training data; None for an unconditional generator."""
         return self.inputs(number, seed=seed)[1]
 
     def inputs(self, number: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Latents and labels numbered from `first`, on the generator's device."""
+        """Draw the latents and labels numbered from `first`, on the generator's device."""
         device = next(self.network.parameters()).device
         source = LatentSource(self.config, seed, class_counts=self.description["class_counts"], device=device)
         return source.draw("samples", torch.arange(first, first + number))

@@ -1,8 +1,8 @@
-"""Paths between latent vectors: along which images should change smoothly, if a generator has not learned by heart.
+"""Paths between latent vectors. Images change smoothly along a path unless the generator has memorized the data.
 
 Spherical: White, "Sampling Generative Networks", 2016, section 2.1, after Shoemake, SIGGRAPH 1985. A normal latent of
-many dimensions lies near a sphere, and the straight line between two passes through vectors far shorter than any that
-the generator was trained on.
+many dimensions lies near a sphere. The straight line between two such latents passes through vectors far shorter than
+those of the training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Path = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From starts and ends (n, d), and shares of the way (s,), to latents (n, s, d), of the starts' dtype."""
 
 _PARALLEL = 1e-6
-"""Vectors whose angle has a smaller sine are taken for parallel."""
+"""Vectors whose angle has a smaller sine count as parallel."""
 
 
 def lerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
@@ -27,8 +27,8 @@ def lerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
 def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     """(sin((1 - t) w) a + sin(t w) b) / sin w, w the angle between a and b; shapes as in `Path`.
 
-    Ends are not normalized, so lengths change from one to the other. Parallel vectors, also opposite ones, between
-    which no arc is the shortest, are joined by the straight line.
+    The ends are not normalized, so the length changes from one to the other. Between parallel or opposite vectors,
+    where the shortest arc is not unique, the path is the straight line.
     """
     a, b, t = start[:, None].double(), end[:, None].double(), share.double()[:, None]
     lengths = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)
@@ -41,7 +41,7 @@ def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
 def latent_paths(
     latents: Tensor, labels: Tensor | None, steps: int, path: Path = slerp
 ) -> tuple[Tensor, Tensor | None]:
-    """Latents in `steps` even steps from the first to the second, from the third to the fourth, and so on.
+    """Interpolate in `steps` even steps from the first latent to the second, the third to the fourth, and so on.
 
     Args:
         latents: shape (2 p, d).

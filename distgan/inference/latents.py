@@ -1,4 +1,4 @@
-"""What generators are fed: addressed latents and labels."""
+"""Generator inputs: addressed latents and labels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from distgan.config import GeneratorConfig
 class LatentSource:
     """Latents and labels as a pure function of (seed, purpose, position), on any device.
 
-    Labels follow the data's own class frequencies.
+    Labels have the class frequencies of the data.
     """
 
     def __init__(
         self, config: GeneratorConfig, seed: int, *, class_counts: list[int] | None, device: torch.device | str = "cpu"
     ) -> None:
-        """class_counts: samples of each class, or None for an unconditional generator."""
+        """class_counts: samples per class; None for an unconditional generator."""
         self._config = config
         self._seed = seed
         self.device = torch.device(device)
@@ -28,7 +28,7 @@ class LatentSource:
             self._total = sum(class_counts)
 
     def draw(self, purpose: str, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Latents (n, latent_size) float32 and labels (n,) int64 or None, for int64 positions (n,)."""
+        """Return latents (n, latent_size) float32 and labels (n,) int64 or None, for int64 positions (n,)."""
         positions = positions.to(self.device)
         latents = draw_latents(self._config, self._seed, purpose, positions)
         if self._boundaries is None:
@@ -38,7 +38,7 @@ class LatentSource:
 
 
 def draw_latents(config: GeneratorConfig, seed: int, purpose: str, positions: Tensor) -> Tensor:
-    """Latents (n, latent_size), float32: U(-1, 1) or N(0, 1), one row a position."""
+    """Return latents (n, latent_size), float32: U(-1, 1) or N(0, 1), one row per position."""
     shape = (config.latent_size,)
     if config.latent_distribution == "uniform":
         return 2.0 * randomness.uniform(seed, purpose, positions, shape) - 1.0

@@ -1,9 +1,9 @@
-"""What a discriminator has learned of images without their labels: how well a linear classifier of its features does.
+"""Linear probe: accuracy of a linear classifier on the discriminator's features.
 
 Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional GANs", ICLR 2016, section 5: a
-linear L2-SVM on the features of `networks.representation`, compared here with the same on raw pixels. All numbers are
-standardized by their mean and deviation over the training part, and the strength of regularization is chosen on a
-fifth of it.
+linear L2-SVM on the features of `networks.representation`, compared here with the same SVM on raw pixels. Features are
+standardized by mean and standard deviation of the training part. A fifth of that part is held out to choose the
+regularization strength.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ Classifier = Literal["svm", "logistic"]
 STRENGTHS = 1e-4, 1e-3, 1e-2, 1e-1
 """Inverse strengths of regularization to choose from (C of scikit-learn)."""
 _HELD_OUT = 5
-"""One sample in so many is held out for testing, and of the others for choosing the strength."""
+"""One sample in this many is held out for testing, and one of the rest to choose the regularization strength."""
 _MAX_NUMBERS = 1 << 29
-"""The linear solvers need 16 bytes for each number, beside the 4 that it has."""
+"""Most features times samples. The linear solvers need 16 bytes per number, besides its own 4."""
 
 
 class Part(NamedTuple):
@@ -66,21 +66,21 @@ def probe(
     classifier: Classifier = "svm",
     best: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy of a linear classifier of a discriminator's features, and of pixels, on samples it was not fitted to.
+    """Measure the test accuracy of linear classifiers on a discriminator's features and on pixels.
 
-    A conditional discriminator is given class 0 with every image, so that it cannot pass the label on.
+    A conditional discriminator gets class 0 with every image, so that its features cannot contain the label.
 
     Args:
-        path: a run (its newest checkpoint, or its best) or a checkpoint.
-        data: labeled shards to probe with; None takes those that the run was trained on.
-        test: labeled shards to test on; None holds out an addressed fifth of the others.
-        number: at most so many samples, an addressed choice, of each part.
+        path: a run (its newest or best checkpoint) or a checkpoint.
+        data: labeled shards to fit on; None uses the training data of the run.
+        test: labeled shards to test on; None holds out an addressed fifth of the fitting shards.
+        number: most samples to fit on and to test on, an addressed choice of each.
 
     Raises:
-        UserError: nothing to probe there, shards without labels, or more numbers than fit into memory.
+        UserError: there is no checkpoint, the shards have no labels, or the features do not fit into memory.
     """
     if not os.fspath(path):
-        raise UserError("RUN_OR_CHECKPOINT is empty; name a run folder, or a checkpoint in it")
+        raise UserError("RUN_OR_CHECKPOINT: found an empty path; pass a run folder, or a checkpoint in it")
     if number < 2 * _HELD_OUT:
         raise UserError(f"--num {number}: expected at least {2 * _HELD_OUT} samples")
     if not is_installed("sklearn"):
@@ -89,7 +89,9 @@ def probe(
     state = load_description(found)
     config = parse_config(state.config, source=f"{found}/state.json")
     if config.data.kind != "images":
-        raise UserError(f"{found}: its discriminator sees {config.data.kind}, and only those of images can be probed")
+        raise UserError(
+            f"{found}: a probe needs a discriminator of images, found one of {config.data.kind}; pass a run on images"
+        )
     view = View(found, state, config)
     index = _labeled(config, "data.path" if data is None else "--data", config.data.path if data is None else data)
     order = torch.from_numpy(permute(np.arange(len(index)), len(index), derive_key(0, "probe/split")))
@@ -99,7 +101,7 @@ def probe(
     else:
         others = _labeled(config, "--test", test)
         if (others.class_names, others.num_classes) != (index.class_names, index.num_classes):
-            raise UserError(f"--test = {test}: its classes are not those of the shards to fit to")
+            raise UserError(f"--test {test}: the classes differ from those of the fitting shards; pack both alike")
         places = permute(np.arange(len(others)), len(others), derive_key(0, "probe/test"))
         chosen = torch.from_numpy(places), order
     tested, fitted = (part[:number].sort().values for part in chosen)
@@ -112,7 +114,7 @@ def probe(
     }
     for name, fitting, testing in zip(("features", "pixels"), *sides, strict=True):
         report[name] = fitting.features.shape[1]
-        log.info("fitting %d numbers of each of %d images (%s)", report[name], len(fitting.labels), name)
+        log.info("linear probe on %s: fitting %d images x %d features", name, len(fitting.labels), report[name])
         report[f"accuracy/{name}"] = accuracy(fitting, testing, classifier)
     return report
 
@@ -139,30 +141,30 @@ def accuracy(fitting: Part, testing: Part, classifier: Classifier) -> float:
 
 
 def _fitted(classifier: Classifier, strength: float, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Any:
-    from sklearn.exceptions import ConvergenceWarning  # late, because these take a second
+    from sklearn.exceptions import ConvergenceWarning  # late, because these imports take a second
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
     if classifier == "svm":
-        model = LinearSVC(C=strength, dual="auto", random_state=0)  # with a squared hinge loss, and so an L2-SVM
+        model = LinearSVC(C=strength, dual="auto", random_state=0)  # squared hinge loss, so an L2-SVM
     else:
         model = LogisticRegression(C=strength, max_iter=1000)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the strength is chosen by what comes out
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the strength is chosen by accuracy
         return model.fit(features, labels)
 
 
 class View:
-    """Images as a checkpoint's discriminator sees them."""
+    """Discriminator of a checkpoint, as a feature extractor of images."""
 
     def __init__(self, checkpoint: Path, state: Description, config: Config) -> None:
         self.config = config
         self.growth = schedule.growth(config, state.position)
         self.batch_size = schedule.micro_batch(config, state.position)
-        """As in training, since some networks compare so many samples."""
+        """Batch size of the training, because some networks compare the samples of a batch."""
         classes = len(state.classes.counts) if state.classes else 0
         self.conditional = classes > 0
-        # On no device, so that no memory is spent on sizes that the weights may not have.
+        # On the meta device, so that false sizes take no memory.
         with torch.device("meta"), blaming(checkpoint / "state.json"):
             self.network = build_discriminator(config.discriminator, sample_shape(config.data, num_classes=classes))
         weights = read_network(checkpoint, "discriminator", self.network, num_classes=classes)
@@ -172,14 +174,14 @@ class View:
         self.network.eval().requires_grad_(False).to(self.device)
 
     def fit_statistics(self, index: Index, numbers: Tensor) -> None:
-        """Batch norm knows only moments of a batch in training; from now on, it has those of these samples."""
+        """Set the evaluation statistics of batch norm from these samples."""
         whole = numbers[: len(numbers) // self.batch_size * self.batch_size]
         read = read_reals(self.config.data, index, (whole if len(whole) else numbers).split(self.batch_size))
         with torch.no_grad(), plain_float32(self.device), reference_moments(self.network):
             recompute_statistics(self.network, (self.inputs(reals.samples) for reals in read if len(reals.labels)))
 
     def parts(self, index: Index, numbers: Tensor) -> tuple[Part, ...]:
-        """The samples with these numbers that can be read: by the discriminator's features, and by their pixels."""
+        """Return the readable samples with these numbers, as discriminator features and as pixels."""
         features = pixels = torch.empty(0)
         labels = torch.empty(len(numbers), dtype=torch.int64)
         count = 0
@@ -194,11 +196,14 @@ class View:
                 whole[count : count + len(rows)] = rows
             count += len(seen)
         if count < 2 * _HELD_OUT:
-            raise UserError(f"{count} images to fit or test a probe on can be read; give shards of at least 50")
+            raise UserError(
+                f"probe: found {count} readable images to fit or test on, expected at least {2 * _HELD_OUT}; "
+                "pass shards of at least 50 images"
+            )
         return tuple(Part(rows[:count].numpy(), labels[:count].numpy()) for rows in (features, pixels))
 
     def inputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the network is called with, always a whole batch."""
+        """Return the network's inputs, always a full batch."""
         shown = generation.from_bytes(fill(images, self.batch_size)).to(self.device)
         if self.growth is not None:
             shown = shrink(shown, self.growth.resolution)
@@ -212,8 +217,8 @@ class View:
     def _check_size(self, features: int, samples: int) -> None:
         if features * samples > _MAX_NUMBERS:
             raise UserError(
-                f"--num {samples}: {features} features of each are {features * samples / 1e9:.1f}e9 numbers, which do "
-                f"not fit into memory; use --num {_MAX_NUMBERS // features}"
+                f"--num {samples}: {samples} images x {features} features are {features * samples / 1e9:.1f}e9 "
+                f"numbers, expected at most {_MAX_NUMBERS / 1e9:.1f}e9; use --num {_MAX_NUMBERS // features}"
             )
 
 
@@ -221,5 +226,7 @@ def _labeled(config: Config, key: str, path: str | list[str]) -> Index:
     index = load_index(path, config.data.cache_dir)
     if index.kind != config.data.kind or index.num_classes < 2:
         what = f"{index.kind} of {index.num_classes or 'no'} classes"
-        raise UserError(f"{key} = {path}: a probe tells classes of {config.data.kind} apart, and there are {what}")
+        raise UserError(
+            f"{key} = {path}: found {what}, expected {config.data.kind} of at least 2 classes; pass labeled shards"
+        )
     return index

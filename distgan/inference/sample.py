@@ -1,4 +1,4 @@
-"""Samples from a trained generator: images, lines of text or points, or paths from one image to another."""
+"""Draw samples from a trained generator: images, lines of text, points, or paths from one image to another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from distgan.networks.layers.virtual_batch_norm import reference_moments
 
 GRID_LIMIT = 4096
 FILE_LIMIT = 10_000_000
-"""How many lines or points a file is given at most."""
+"""Most lines or points per file."""
 _ENDINGS = {"text": (".txt",), "points": (".png", ".npy")}
 _ACCEPTED = {
     "images": "a file ending in .png, or a folder",
@@ -45,15 +45,15 @@ def sample(
     batch_size: int = 64,
     best: bool = False,
 ) -> Path:
-    """Draw `number` samples, each a function of (seed, its number).
+    """Draw `number` samples and write them; each is a function of the seed and its number.
 
     Args:
-        out: for images a grid (ending in .png) or a folder; for text a file of lines (.txt); for points a picture
-            (.png) or an array of shape (number, dimensions) in NumPy's format (.npy).
-        labels: classes by number or name, repeated in turn; None draws them as frequent as in the data.
+        out: for images a grid (.png) or a folder; for text a file of lines (.txt); for points a picture (.png) or a
+            NumPy array of shape (number, dimensions) (.npy).
+        labels: classes by number or name, used in turn; None draws them with the class frequencies of the data.
 
     Raises:
-        UserError: nothing to load, unknown classes, or `out` cannot be written.
+        UserError: there is no generator, a class is unknown, or `out` cannot be written.
     """
     target = _checked_target(out, number, batch_size, seed)
     generator, classes = _load(source, best, labels)
@@ -65,24 +65,24 @@ def sample(
 
 
 def _check_out(kind: str, target: Path, number: int) -> None:
-    """Refuse what samples of this kind cannot be written to."""
+    """Raise UserError if samples of this kind cannot be written to `target`."""
     ending = target.suffix.lower()
     if kind == "images":
         fits = ending == ".png" or ending not in {".txt", ".npy", *Image.registered_extensions()}
     else:
         fits = ending in _ENDINGS[kind]
     if not fits:
-        raise UserError(f"--out {target}: this generator makes {kind}; name {_ACCEPTED[kind]}")
+        raise UserError(f"--out {target}: this generator makes {kind}; pass {_ACCEPTED[kind]}")
     if kind == "images" and ending == ".png" and number > GRID_LIMIT:
-        raise UserError(f"--num {number}: a grid holds at most {GRID_LIMIT} images; name a folder in --out")
+        raise UserError(f"--num {number}: a grid holds at most {GRID_LIMIT} images; pass a folder to --out")
     if kind == "images" and ending != ".png" and target.is_dir() and any(target.iterdir()):
-        raise UserError(f"--out {target}: a folder that is not empty; name a new one, so that no older samples mix in")
+        raise UserError(f"--out {target}: the folder is not empty; pass a new one, so that old samples stay apart")
     if kind != "images" and number > FILE_LIMIT:
-        raise UserError(f"--num {number}: a file of {kind} is given at most {FILE_LIMIT}")
+        raise UserError(f"--num {number}: a file of {kind} holds at most {FILE_LIMIT}; lower --num")
 
 
 def _write(generator: Generator, target: Path, batches: Iterator[Tensor], batch_size: int) -> None:
-    """Raises OSError."""
+    """Write the batches to `target`. Raises OSError."""
     kind, ending = generator.shape.kind, target.suffix.lower()
     if kind == "images" and ending != ".png":
         target.mkdir(parents=True, exist_ok=True)
@@ -117,12 +117,11 @@ def sample_paths(
 ) -> Path:
     """Draw `number` paths of `steps` images, path i from the latent of image 2 i of `sample` to that of 2 i + 1.
 
-    A file ending in .png has a path in each row; one ending in .gif or .webp shows them side by side as they change,
-    to and fro.
+    A .png has one path per row. A .gif or .webp animates all paths side by side, forward and back.
 
     Args:
-        linear: straight lines between the latents instead of arcs.
-        labels: classes of the paths, repeated in turn; None takes that of the path's first image.
+        linear: use straight lines between the latents instead of arcs.
+        labels: classes of the paths, used in turn; None uses the class of the path's first image.
 
     Raises:
         UserError: as for `sample`.
@@ -130,14 +129,17 @@ def sample_paths(
     target = _checked_target(out, number, batch_size, seed)
     kind = target.suffix.lower()
     if kind not in (".png", ".gif", ".webp"):
-        raise UserError(f"--out {out}: with --interpolate, name a file ending in .png, .gif or .webp")
+        raise UserError(f"--out {out}: with --interpolate, pass a file ending in .png, .gif or .webp")
     if steps < 2 or number * steps > GRID_LIMIT:
         raise UserError(
             f"--interpolate {steps} --num {number}: expected at least 2 steps, and at most {GRID_LIMIT} images in all"
         )
     generator, classes = _load(source, best, labels)
     if generator.shape.kind != "images":
-        raise UserError(f"--interpolate {steps}: paths are of images, and this generator makes {generator.shape.kind}")
+        raise UserError(
+            f"--interpolate {steps}: needs a generator of images, found one of {generator.shape.kind}; "
+            "remove --interpolate"
+        )
     latents, drawn = generator.inputs(2 * number, seed=seed)
     if classes is not None:
         drawn = classes[torch.arange(2 * number) // 2 % len(classes)].to(latents.device)
@@ -161,13 +163,13 @@ def sample_paths(
 
 
 def _memory(batch_size: int) -> AbstractContextManager[None]:
-    """A block in which a lack of memory is a user error that names the option."""
+    """Turn a lack of memory inside into a UserError that names --batch-size."""
     return within_memory(f"--batch-size {batch_size}", "lower it")
 
 
 def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, seed: int) -> Path:
     if not os.fspath(out):
-        raise UserError("--out is empty; name a file ending in .png, .txt or .npy, or a folder")
+        raise UserError("--out: found an empty path; pass a file ending in .png, .txt or .npy, or a folder")
     if not (1 <= number <= 2**40 and 1 <= batch_size <= 2**17):
         raise UserError(
             f"--num {number} --batch-size {batch_size}: expected at least 1, and at most 2**40 samples, 2**17 at a time"
@@ -178,7 +180,7 @@ def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, s
 
 
 def _load(source: str | os.PathLike[str], best: bool, labels: Sequence[str] | None) -> tuple[Generator, Tensor | None]:
-    """The generator on this machine's device, and the numbers of the classes asked for."""
+    """Load the generator on the GPU, or on the CPU without one; return it and the numbers of the requested classes."""
     generator = load_generator(source, best=best, device="cuda" if torch.cuda.is_available() else "cpu")
     classes = None if labels is None else torch.tensor([_class_number(generator, label) for label in labels])
     return generator, classes
@@ -198,7 +200,7 @@ def _batches(generator: Generator, number: int, seed: int, classes: Tensor | Non
 def _class_number(generator: Generator, label: str) -> int:
     names = generator.class_names or []
     if not generator.num_classes:
-        raise UserError(f"--labels {label}: this generator is unconditional; leave --labels out")
+        raise UserError(f"--labels {label}: this generator is unconditional; remove --labels")
     if label in names:
         return names.index(label)
     if label.isdecimal() and len(label) <= 18 and int(label) < generator.num_classes:

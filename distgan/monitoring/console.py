@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a progress bar on one rank, messages above it, plain lines where there is none."""
+"""Terminal output of a run: a progress bar on one rank with messages above it, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SHOWN = ("loss/", "fid", "inception_score[", "kid[", "classes[", "modes", "ngra
 _REFRESH_SECONDS = 0.25
 
 
-# One for bar and messages, because rich prints above a bar only what goes through the bar's own console. None without
-# rich: plain lines do as well.
+# Bar and messages share one console, because rich prints above a bar only through the bar's own console. None without
+# rich, where plain lines are printed.
 terminal = Terminal() if RICH else None
 
 
 def setup_logging(rank: int) -> None:
-    """Show what distgan logs: everything on rank 0, warnings and errors with the rank's number on the others."""
+    """Show distgan's log: everything on rank 0; warnings and errors, prefixed with the rank, on other ranks."""
     for handler in logger.handlers[:]:
         if isinstance(handler, _Handler):
             logger.removeHandler(handler)
@@ -40,10 +40,10 @@ def setup_logging(rank: int) -> None:
 
 
 class Console:
-    """The progress of training. On ranks that are not `main` it shows nothing.
+    """Show training progress; shows nothing on ranks that are not `main`.
 
     Args:
-        total: steps of the whole run.
+        total: number of steps of the whole run.
         start: the step that this process starts from.
     """
 
@@ -65,7 +65,7 @@ class Console:
             self._bar.show(step)
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a row of numbers: losses, metrics and speed of those there are."""
+        """Show those losses, metrics and speeds that the row has."""
         if not self._main:
             return
         shown = _summary(values)
@@ -77,7 +77,7 @@ class Console:
         logger.info("step %d/%d  eta %s  %s", step, self._total, eta, shown)
 
     def close(self) -> None:
-        """Leave the bar as it is and give the terminal back."""
+        """Stop updating the bar and release the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -85,7 +85,7 @@ class Console:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a command's work on a terminal, nothing elsewhere: yields `progress(done, total)`."""
+    """Show a bar for a command on a terminal, nothing elsewhere. Yields `progress(done, total)`."""
     if terminal is None:
         yield lambda done, total: None
         return
@@ -120,6 +120,6 @@ class _Handler(logging.Handler):
             terminal.print(Text(line, style=_STYLES.get(record.levelno, "")), soft_wrap=True)
             terminal.file.flush()
         except BrokenPipeError:
-            pass  # whoever read the messages is gone, as rich's own printing takes it
+            pass  # the reader of the messages has exited; keep running, as with rich
         except Exception:
             self.handleError(record)

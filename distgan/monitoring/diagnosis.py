@@ -1,8 +1,8 @@
-"""What a run's own curves say of it: that it is stuck, that it has collapsed, or that there is no more to be had.
+"""Diagnosis of a run from its curves: saturation, collapse, or convergence (early stopping).
 
-A diagnosis is made of each row of the curves, and is a function of the rows so far. What it keeps of them is part of
-the checkpoint, so that a resumed run warns and stops where one that was never interrupted would; all ranks have the
-same rows, and come to the same diagnosis without a word.
+The diagnosis is updated with each row of the curves and is a function of the rows so far. Its state is part of the
+checkpoint, so a resumed run warns and stops at the same steps as an uninterrupted one. All ranks have the same rows,
+so they reach the same diagnosis without communication.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from distgan.config import EarlyStoppingConfig
 
 HALF_LIFE = 1000
-"""Steps in which the weight of a row in what a curve was in the past halves."""
+"""Steps after which the weight of a row in a curve's moving average halves."""
 CERTAIN = 0.99
-"""A discriminator is certain when it gives its own side at least this probability, of both kinds of samples."""
+"""The discriminator is certain if it assigns real and generated samples at least this probability of their class."""
 VANISHED = 0.05
-"""A gradient has vanished when its norm is less than this share of what it was."""
+"""A gradient has vanished if its norm is below this fraction of its earlier average."""
 ALIKE = 0.3
-"""Samples are alike when they differ by less than this share of how much they did, or of how much real ones do."""
+"""Samples have collapsed if their diversity is below this fraction of its earlier average or of the real samples'."""
 VARIED = 0.6
-"""They have been varied when they once differed by this share of how much real ones do."""
+"""Samples were diverse if their diversity once reached this fraction of the real samples'."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Step = Annotated[int, Field(ge=0, lt=2**62)]
@@ -35,34 +35,34 @@ _GRADIENT, _DIVERSITY, _ESTIMATE = "gradient_norm/generator", "generator/diversi
 
 
 class Diagnosis(BaseModel):
-    """What is kept of the rows so far."""
+    """State of the diagnosis after the rows so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: Step = 0
-    """That of the last row."""
+    """Step of the last row."""
     gradient: Finite | None = None
-    """What the norm of the generator's gradient was, on average, while it was not saturated."""
+    """Moving average of the generator's gradient norm while it was not saturated."""
     diversity: Finite | None = None
-    """How much generated samples differed, on average, while they were not alike."""
+    """Moving average of the generated samples' diversity while they had not collapsed."""
     varied: bool = False
-    """Whether generated samples have been about as varied as real ones."""
+    """True once generated samples have been about as diverse as real ones."""
     under_way: tuple[Episode, ...] = ()
-    """Episodes that were warned of and are not over."""
+    """Episodes with a warning that have not ended."""
     estimate: Finite | None = None
-    """The smoothed estimate of the Wasserstein distance, where a run can stop on it."""
+    """Smoothed estimate of the Wasserstein distance, for runs with early stopping."""
     level: Finite | None = None
-    """The value near which that has stayed ..."""
+    """Value that the smoothed estimate has stayed near."""
     since: Step = 0
-    """... since this step."""
+    """Step since which it has stayed near `level`."""
 
 
 def observe(past: Diagnosis, step: int, row: Row, stop: EarlyStoppingConfig | None) -> tuple[Diagnosis, list[str]]:
-    """The diagnosis after one more row, and a warning for each episode that begins with it.
+    """Return the diagnosis after one more row, and a warning for each episode that begins with it.
 
     Args:
-        step: that of the row, greater than that of the row before.
-        row: the curves by name; those that are missing or not finite tell nothing.
+        step: step of the row, greater than that of the row before.
+        row: values by curve name; missing and non-finite values are ignored.
     """
     row = {name: value for name, value in row.items() if math.isfinite(value)}
     found: dict[str, object] = {"step": step}
@@ -83,7 +83,7 @@ def observe(past: Diagnosis, step: int, row: Row, stop: EarlyStoppingConfig | No
 
 
 def why_stop(diagnosis: Diagnosis, stop: EarlyStoppingConfig | None) -> str | None:
-    """Why there is nothing more to be had from training; None if there may be."""
+    """Return the reason to stop training early, or None to continue."""
     if stop is None or diagnosis.level is None or diagnosis.step - diagnosis.since < stop.steps:
         return None
     return (
@@ -102,15 +102,16 @@ def _watch_saturation(past: Diagnosis, step: int, row: Row) -> tuple[dict[str, o
     if before is None or gradient >= VANISHED * before or real < CERTAIN or fake > 1 - CERTAIN:
         return {"gradient": _average(before, gradient, step - past.step, HALF_LIFE)}, None
     return {}, (
-        f"saturation: the discriminator is certain ({real:.2g} of real, {fake:.2g} of generated samples) and the "
-        f"generator's gradient is down to {gradient / before:.1%} of what it was; try "
-        "objective.adversarial=non_saturating if that is minimax, objective.instance_noise={}, "
-        "objective.r1={gamma: 1} (without batch norm there), or a lower discriminator.optimizer.learning_rate"
+        f"saturation: the discriminator is certain (probability {real:.2g} for real, {fake:.2g} for generated samples) "
+        f"and the generator's gradient norm is {gradient / before:.1%} of its earlier average; try "
+        "objective.adversarial=non_saturating instead of minimax, objective.instance_noise={}, "
+        "objective.r1={gamma: 1} (without batch norm in the discriminator), or a lower "
+        "discriminator.optimizer.learning_rate"
     )
 
 
 def _watch_collapse(past: Diagnosis, step: int, row: Row) -> tuple[dict[str, object], str | None]:
-    """Whether generated samples, which once were varied, have become alike."""
+    """Detect generated samples that were diverse and have become alike."""
     if _DIVERSITY not in row:
         return {}, None
     diversity, real, before = row[_DIVERSITY], row.get("data/diversity", 0.0), past.diversity
@@ -119,9 +120,9 @@ def _watch_collapse(past: Diagnosis, step: int, row: Row) -> tuple[dict[str, obj
         average = _average(before, diversity, step - past.step, HALF_LIFE)
         return {"diversity": average, "varied": past.varied or 0 < VARIED * real <= diversity}, None
     return {}, (
-        f"collapse: generated samples of a batch differ by {diversity:.3g} on average, after {before:.3g} before and "
-        f"{real:.3g} among real ones; go back to a checkpoint before with --resume, and try objective.r1={{gamma: 1}} "
-        "or lower learning rates; or start over with discriminator.minibatch_discrimination={}"
+        f"collapse: generated samples of a batch differ by {diversity:.3g} on average, {before:.3g} earlier, "
+        f"{real:.3g} for real samples; resume from an earlier checkpoint with --resume and objective.r1={{gamma: 1}} "
+        "or lower learning rates, or start a new run with discriminator.minibatch_discrimination={}"
     )
 
 
@@ -129,16 +130,16 @@ _WATCHES: dict[Episode, Callable[[Diagnosis, int, Row], tuple[dict[str, object],
     "saturation": _watch_saturation,
     "collapse": _watch_collapse,
 }
-"""For each kind of episode, what is kept of a row, and the warning while it is under way."""
+"""Per kind of episode: its moving average, and the function that returns its warning while it lasts."""
 
 
 def _watch_estimate(past: Diagnosis, step: int, value: float, stop: EarlyStoppingConfig) -> dict[str, object]:
-    """It is flat as long as its average stays near the level; once it leaves, a new level begins."""
+    """Update the smoothed estimate; begin a new level when it leaves the tolerance around the old one."""
     estimate = _average(past.estimate, value, step - past.step, stop.steps / 10)
     stays = past.level is not None and abs(estimate - past.level) <= stop.tolerance * abs(past.level)
     return {"estimate": estimate} if stays else {"estimate": estimate, "level": estimate, "since": step}
 
 
 def _average(before: float | None, value: float, steps: int, half_life: float) -> float:
-    """An exponential average that forgets half of itself in so many steps."""
+    """Update an exponential moving average with this half-life in steps."""
     return value if before is None else value + (before - value) * 0.5 ** (steps / half_life)

@@ -1,8 +1,8 @@
-"""TensorBoard's event files: writing them, and removing from them what a resumed run is going to do again.
+"""TensorBoard event files: write them, and remove the events that a resumed run will repeat.
 
-TensorBoard reads the files of a folder in the order of their names and never goes back to an earlier one. A name begins
-with the time in seconds, so that TensorBoard's own writer, on a node whose clock is behind, makes a file that is never
-read. TensorBoard has a marker for what is done again (`purge_step`), but its default loader ignores it.
+TensorBoard reads the files of a folder in the order of their names and never returns to an earlier one. A name begins
+with the time in seconds, so on a node whose clock is behind, TensorBoard's own writer makes a file that is never read.
+TensorBoard has a marker for repeated steps (`purge_step`), but its default loader ignores it.
 
 An event file is a sequence of records (https://www.tensorflow.org/tutorials/load_data/tfrecord, "TFRecords format
 details"): the data's length as 8 bytes little-endian, 4 bytes of checksum, the data, 4 bytes of checksum. The data are
@@ -26,14 +26,14 @@ _RECORD_LIMIT = 1 << 30
 
 
 class EventFile:
-    """A new event file, whose name sorts after those that are there, whatever the clock says.
+    """New event file whose name sorts after the existing ones, even if the clock is behind.
 
     Args:
-        folder: made if it is missing.
-        purge_step: the marker for a server that has read events from this step on, which are to be forgotten.
+        folder: created if missing.
+        purge_step: tells a running server to drop events from this step on; None writes no marker.
 
     Raises:
-        OSError: the file cannot be written, from any method.
+        OSError: the file cannot be written; every method may raise it.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
@@ -52,11 +52,11 @@ class EventFile:
         self._add(summary=summary, step=step)
 
     def flush(self) -> None:
-        """Hand what was added to the operating system."""
+        """Pass the added events to the operating system."""
         self._records.flush()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the file."""
         self._records.close()
 
     def _add(self, **content: Any) -> None:
@@ -66,7 +66,7 @@ class EventFile:
 
 
 def next_name(folder: Path) -> str:
-    """The name of a folder's next event file: TensorBoard's own form, but later than all that are there."""
+    """Return the name of the next event file: in TensorBoard's form, later than all in the folder."""
     last = max((path.name for path in folder.iterdir() if "tfevents" in path.name), default="")
     second = int(time.time())
     if time_of_last := re.match(r"events\.out\.tfevents\.(\d{10})\.", last, re.ASCII):
@@ -76,7 +76,7 @@ def next_name(folder: Path) -> str:
 
 
 def drop_later_events(folder: Path, last_step: int) -> None:
-    """Keep the events up to a step in all event files of a folder; a damaged record goes too.
+    """Keep the events up to a step in all event files of a folder; remove later ones and damaged records.
 
     Raises:
         OSError: a file cannot be read or replaced.
@@ -100,7 +100,7 @@ def _stays(data: bytes, last_step: int) -> bool:
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Each record and the data in it."""
+    """Yield each record with its data."""
     while len(head := file.read(12)) == 12:
         (length,) = struct.unpack("<Q", head[:8])
         if length > _RECORD_LIMIT:

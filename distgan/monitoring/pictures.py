@@ -17,11 +17,11 @@ GAP = 2
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """Images in rows, left to right, with black gaps between them and in what the last row lacks.
+    """Arrange images in rows, left to right, with black gaps between them and black unused cells.
 
     Args:
         images: uint8, (n, C, H, W) with n > 0.
-        columns: images in a row; by default as many as make the number of rows and columns nearly equal.
+        columns: images per row; by default chosen for a nearly square grid.
 
     Returns:
         uint8, (C, rows * (H + GAP) - GAP, columns * (W + GAP) - GAP), on the CPU.
@@ -37,7 +37,7 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def save_png(path: str | Path, image: Tensor) -> None:
-    """Write a PNG, whole or not at all, making its folder.
+    """Write a PNG atomically; create its folder.
 
     Args:
         image: uint8, (3, H, W) or (1, H, W).
@@ -51,11 +51,11 @@ def save_png(path: str | Path, image: Tensor) -> None:
 
 
 def save_animation(path: str | Path, frames: Tensor, *, milliseconds: int = 80) -> None:
-    """Write a GIF or an animated WebP, by the path's suffix, whole or not at all. It is played without end.
+    """Write an endless GIF or animated WebP, by the path's suffix, atomically.
 
     Args:
-        frames: uint8, (n, 3, H, W) or (n, 1, H, W); a GIF has at most 256 colors a frame.
-        milliseconds: each frame is shown.
+        frames: uint8, (n, 3, H, W) or (n, 1, H, W); a GIF has at most 256 colors per frame.
+        milliseconds: duration of each frame.
 
     Raises:
         OSError: it cannot be written there.

@@ -1,4 +1,4 @@
-"""The terminal by rich: messages above a bar that moves."""
+"""Terminal output with rich: messages above a moving bar."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _REFRESH_SECONDS = 0.25
 
 
 class Terminal(rich.console.Console):
-    """Standard error, since standard output is for what a command is asked for."""
+    """Console on standard error; standard output is for the result of a command."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True)
 
     def on_broken_pipe(self) -> None:
-        """Whoever read the messages is gone; that is no reason to end a run, as rich would."""
+        """Stop printing when the reader has exited; rich would end the run."""
         self.quiet = True
 
 
 class TrainingBar(Progress):
-    """A bar of steps with a line of text below it."""
+    """Progress bar of steps with a line of text below it."""
 
     def __init__(self, terminal: rich.console.Console, total: int, start: int) -> None:
         super().__init__(
@@ -55,7 +55,7 @@ class TrainingBar(Progress):
             yield Text(task.fields["values"])
 
     def show(self, step: int, values: str | None = None) -> None:
-        """Move to a step, and show `values` in the line below, if they are given."""
+        """Move the bar to a step, and show `values`, if given, in the line below."""
         if values is None:
             self.update(self._task, completed=step)
         else:
@@ -63,6 +63,6 @@ class TrainingBar(Progress):
 
 
 def command_bar(terminal: rich.console.Console) -> Progress:
-    """The bar of a command's work, gone when that is done; nothing where there is no terminal."""
+    """Return the progress bar of a command, removed when it ends; disabled without a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True)

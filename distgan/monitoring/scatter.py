@@ -1,4 +1,4 @@
-"""Points of two numbers as a picture."""
+"""Scatter plot of points in the plane."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 SIDE = 512
-"""Pixels a side."""
+"""Width and height in pixels."""
 _AXES, _INK = (205, 205, 205), (20, 60, 140)
 _OPACITY = 0.5
 
 
 def scatter(points: Tensor) -> Tensor:
-    """Points as dots of 3x3 pixels, the darker the more lie together, on axes whose scale is written at their ends.
+    """Draw points as dots of 3x3 pixels, darker where several overlap, on axes labeled with their limits.
 
-    The scale is the same along both axes, from -m to m, where m is 1, 2 or 5 times a power of ten.
+    Both axes run from -m to m, where m is 1, 2 or 5 times a power of ten.
 
     Args:
-        points: float, shape (n, d): of more than two coordinates the first two are drawn, of one the height is 0.
-            Points that are not finite are left out.
+        points: float, shape (n, d). The first two coordinates are drawn; for d = 1 the height is 0. Points that are
+            not finite are left out.
 
     Returns:
         uint8, (3, SIDE, SIDE), on the CPU.
@@ -31,7 +31,7 @@ def scatter(points: Tensor) -> Tensor:
     places = places[np.isfinite(places).all(axis=1)]
     limit = _round_up(float(np.abs(places).max(initial=0.0)))
     paper = np.asarray(_axes(limit), np.float64)
-    # Rows count downwards; the outermost pixel keeps room for half a dot.
+    # Rows count downward; the outermost pixel leaves room for half a dot.
     columns, rows = np.rint((places * (1, -1) / limit + 1) / 2 * (SIDE - 3)).astype(np.int64).T + 1
     counts = np.zeros((SIDE, SIDE))
     for down in (-1, 0, 1):
@@ -43,7 +43,7 @@ def scatter(points: Tensor) -> Tensor:
 
 
 def _round_up(value: float) -> float:
-    """The least of 1, 2 and 5 times a power of ten that is not below; 1 for 0."""
+    """Return the least 1, 2 or 5 times a power of ten that is >= value; 1 for 0."""
     if value == 0 or not 1e-300 < value < 1e300:
         return 1.0 if value < 1 else value
     power = 10.0 ** math.floor(math.log10(value))

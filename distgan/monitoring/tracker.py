@@ -1,7 +1,7 @@
-"""The curves of a run: `metrics.jsonl` and TensorBoard, with the same numbers.
+"""Curves of a run: `metrics.jsonl` and TensorBoard, with the same numbers.
 
-A resumed run drops what was logged after the step it resumes from, so that its curves go on without overlap or gap.
-What cannot be written is logged once and counted; it never ends a run.
+A resumed run drops the rows after the step that it resumes from, so its curves have no overlap and no gap. A write
+that fails is logged once per file and counted; it never ends a run.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ logger = logging.getLogger("distgan")
 
 
 class Tracker:
-    """What is written down while training. This one writes nothing: it is the tracker of all ranks but one."""
+    """Interface of trackers. This one writes nothing: it is the tracker of every rank but the main one."""
 
     failures = 0
-    """How often something could not be written."""
+    """Number of writes that failed."""
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
-        """One row of numbers, with the time in seconds since 1970; a process killed after this call does not lose it.
+        """Write one row of numbers, with the time in seconds since 1970. A kill after this call does not lose it.
 
         Args:
-            step: greater than that of the row before, or equal to it, when they are added to that row.
-            images: real images seen so far; TensorBoard has them as `progress/kimg`, in thousands.
+            step: at least the step of the row before; if equal, the numbers are added to that row.
+            images: real images seen so far; in TensorBoard `progress/kimg`, in thousands.
         """
 
     def recorded(self, step: int) -> frozenset[str]:
-        """Names of the numbers that there are of a step, if it is the last that has any."""
+        """Return the names of the numbers in the last row if it is of this step, else nothing."""
         return frozenset()
 
     def image(self, step: int, tag: str, image: Tensor) -> None:
-        """A picture, uint8 (3, H, W) or (1, H, W)."""
+        """Write a picture, uint8 (3, H, W) or (1, H, W)."""
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
-        """A text, shown as it is. step: by default the one that this process started from."""
+        """Write a verbatim text. step: None uses the step that this process started from."""
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
-        """The settings of this run and the names of the scalars that runs are to be compared by."""
+        """Write the settings of this run and the names of the scalars to compare runs by."""
 
     def close(self) -> None:
-        """Finish the files."""
+        """Close the files."""
 
 
 def open_tracker(run_dir: str | Path, *, tensorboard: bool, resume_step: int | None, main: bool) -> Tracker:
-    """The tracker of this rank: only that of the `main` one writes.
+    """Open the tracker of this rank; only the `main` rank's writes.
 
     Args:
-        run_dir: gets `metrics.jsonl` and, with `tensorboard` and its package, event files in the folder `tensorboard`.
-        resume_step: the step that training continues from; whatever was logged later goes. None drops all.
+        run_dir: folder of `metrics.jsonl` and, with `tensorboard` and its package, of `tensorboard/` event files.
+        resume_step: step that training continues from; later rows are dropped. None drops all.
     """
     if not main:
         return Tracker()
@@ -146,11 +146,11 @@ class _RunTracker(Tracker):
             if path not in self._complained:
                 self._complained.add(path)
                 why = reason(explained(error, path))
-                logger.error("%s cannot be written: %s; training goes on, and later rows are tried again", path, why)
+                logger.error("%s: cannot write: %s; training continues and retries with the next row", path, why)
 
 
 class _Rows:
-    """A file of one JSON object a line, in which every line is whole, and steps rise."""
+    """JSON Lines file with complete lines and increasing steps."""
 
     def __init__(self, path: Path) -> None:
         self.last: dict[str, Any] = {}
@@ -160,7 +160,7 @@ class _Rows:
         self._end = 0
 
     def truncate(self, last_step: int) -> None:
-        """Keep the rows up to a step; a line that a killed process left unfinished goes too."""
+        """Keep the rows up to a step; remove later ones and a line that a killed process left incomplete."""
         if not self._path.exists():
             return
         kept, dropped = [], False
@@ -175,7 +175,7 @@ class _Rows:
         self.last = json.loads(kept[-1]) if kept else {}
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add a row, or to the last one, if it is of the same step."""
+        """Add a row, or extend the last one if its step is the same."""
         same = self.last.get("step") == row["step"]
         # JSON has no NaN or infinity.
         finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
@@ -216,16 +216,16 @@ class _Rows:
 
 
 class _Events:
-    """The event files of this process: after an error a new one is begun."""
+    """Event files of this process; each write error starts a new file."""
 
     def __init__(self, folder: Path, last_step: int) -> None:
         self._folder = folder
-        # For a server that has read the later events already; it must be in the first file too, to be heeded in others.
+        # For a server that has already read the later events. It honors the marker only if the first file has it too.
         self._purge_step: int | None = last_step + 1
         self._file: EventFile | None = None
 
     def write(self, write: Callable[[EventFile], object]) -> None:
-        """Flushed each time: what a checkpoint's step has logged must not be lost with a killed process."""
+        """Write and flush, so that a killed process does not lose the events of a checkpoint's step."""
         try:
             if self._file is None:
                 self._file = EventFile(self._folder, purge_step=self._purge_step)
@@ -244,7 +244,7 @@ class _Events:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a row; infinite for what is not a whole row."""
+    """Return the step of a row; infinity for an incomplete row."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):

@@ -74,9 +74,9 @@ def test_the_image_can_do_what_it_is_for(buildah: Buildah, base: str) -> None:
     mounted = [f"--volume={path}:{path}:ro" for path in FROM_THE_HOST if Path(path).exists()]
     said = buildah("build", f"--build-arg=BASE={base}", *mounted, "--tag=distgan", ".")
     # By the Dockerfile itself.
-    assert "fit to train" in said
+    assert "ready to train" in said
     container = buildah("from", "distgan")
-    assert "fit to train" in buildah("run", container, "distgan", "doctor")
+    assert "ready to train" in buildah("run", container, "distgan", "doctor")
     assert buildah("run", container, "id", "-u") == "1000"
     buildah("run", container, "distgan", "pack", "builtin:digits", "datasets/digits", "--resolution", "32")
     recipe = "/opt/distgan/configs/digits-dcgan.yaml"

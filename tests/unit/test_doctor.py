@@ -46,10 +46,10 @@ def test_findings_of_all_ranks_are_one_line() -> None:
 
 def test_the_summary_says_whether_to_start() -> None:
     ok, warning, failed = (Finding(verdict, "x", "y") for verdict in ("ok", "warning", "FAILED"))
-    assert summary([ok, ok]) == "fit to train"
-    assert summary([ok, warning]) == "fit to train, with 1 warning"
-    assert summary([warning, warning, ok]) == "fit to train, with 2 warnings"
-    assert summary([warning, failed, ok]) == "1 of 3 checks FAILED: mend these first"
+    assert summary([ok, ok]) == "ready to train"
+    assert summary([ok, warning]) == "ready to train, with 1 warning"
+    assert summary([warning, warning, ok]) == "ready to train, with 2 warnings"
+    assert summary([warning, failed, ok]) == "1 of 3 checks FAILED; fix these first"
 
 
 def test_other_code_elsewhere_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_alone_and_without_a_recipe(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:3]] == ["versions", "packages", "processes"]
     assert all(line.startswith(("ok ", "warning ")) for line in lines[:-1])
-    assert lines[-1].startswith("fit to train")
+    assert lines[-1].startswith("ready to train")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +140,7 @@ def test_a_recipe_is_rehearsed_on_two_ranks_and_leaves_nothing(tmp_path: Path, d
     subjects = [line.split("  ")[0] + line[9:23].strip() for line in lines[:-1]]
     for subject in ("all-reduce", "clocks", "run folder", "data", "reading", "training", "free disk"):
         assert any(subject in found for found in subjects), lines
-    assert lines[-1].startswith("fit to train")
+    assert lines[-1].startswith("ready to train")
     assert "is the same on all ranks" in (tmp_path / "log").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "recipe.yaml"]
 

@@ -1,11 +1,12 @@
-"""A detector of the data's own domain: a small convolutional classifier, trained once on the labeled shards.
+"""In-domain detector: a small convolutional classifier, trained once on the labeled shards.
 
-Inception-v3 knows photographs; on scans of digits, spectra or drawings its features see little, they need the network
-and its weights at hand, and 2,048 of them need many thousands of samples. These are 64 features in which the classes
-of the data itself are told apart. Values compare only between runs on the same data with the same cached classifier.
+Inception-v3 is trained on photographs and separates digits, spectra or drawings poorly. Its 2,048 features also need
+downloaded weights and many thousands of samples. This classifier has 64 features, trained to separate the classes of
+the data. Compare values only between runs on the same data with the same cached classifier.
 
-Its weights are a function of the data's fingerprint, resolution and channels, on one kind of machine: initial weights,
-held-out samples and the order of batches are addressed, kernels deterministic, the number of CPU threads fixed.
+On one kind of machine the weights are a function of the data's fingerprint, resolution and channels. Initial weights,
+held-out samples and batch order come from fixed seeds. Kernels are deterministic and the number of CPU threads is
+fixed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("distgan")
 
 DIMENSION = 64
-_VERSION = 2  # Raised by any change of what is trained or how, so that no cached classifier outlives it.
+_VERSION = 2  # Raise it with every change to the training, so that no stale cached classifier is used.
 _SEED = 0
 _MAX_RESOLUTION = 64
 _MAX_SAMPLES = 20_000
@@ -51,8 +52,8 @@ _THREADS = 1
 class Classifier(nn.Module):
     """uint8 images (n, C, R, R) -> features (n, 64) and logits (n, num_classes), float32.
 
-    Images beyond 64 pixels are averaged down to 64; convolutions halve them to 4, and one over what is left makes the
-    features, which are linear in the last hidden layer.
+    Images larger than 64 pixels are averaged down to 64. Strided convolutions halve them to 4x4. A 4x4 convolution
+    then computes the features, which are linear in the last hidden layer.
     """
 
     def __init__(self, resolution: int, channels: int, num_classes: int) -> None:
@@ -77,17 +78,19 @@ class Classifier(nn.Module):
 def load_classifier(
     data: DataConfig, index: Index, folder: Path, runtime: Runtime, asked: Asked = never
 ) -> tuple[Classifier, str]:
-    """The classifier of these shards, from the cache folder or trained now by rank 0, and the digest of its weights.
+    """Return the classifier of these shards and the digest of its weights.
+
+    Rank 0 reads it from the cache folder, or trains it and caches it there. Collective: call on every rank.
 
     Raises:
-        UserError: the shards have no labels, or a single class.
-        Interrupted: a rank was asked to stop while it was trained.
+        UserError: the shards have no labels or only one class.
+        Interrupted: a rank was asked to stop during the training.
     """
     if index.num_classes < 2:
         raise UserError(
-            f"evaluation.detector = classifier: the shards of data.path = {data.path} have "
-            f"{'one class' if index.num_classes else 'no labels'}, and it is trained to tell classes apart; "
-            "use evaluation.detector=inception, or pack with class subfolders"
+            f"evaluation.detector = classifier: found {'one class' if index.num_classes else 'no labels'} in "
+            f"data.path = {data.path}, expected labels of at least two classes; "
+            "set evaluation.detector=inception, or pack the images in class subfolders"
         )
 
     def read_or_train(check: Check) -> dict[str, Tensor]:
@@ -95,7 +98,7 @@ def load_classifier(
         path = folder / f"classifier-{name}.safetensors"
         entry = statistics_cache.read(path)
         if entry is None:
-            log.info("training the classifier that evaluation compares by")
+            log.info("evaluation.detector = classifier: training the classifier on %s", data.path)
             entry = train_classifier(data, index, runtime.device, check)
             statistics_cache.write(path, entry)
         log.info("evaluation.detector = classifier: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
@@ -108,7 +111,7 @@ def load_classifier(
 
 
 def build_classifier(data: DataConfig, num_classes: int) -> Classifier:
-    """The untrained network, its weights a function of its shape alone; draws nothing from the global generators."""
+    """Build the untrained network. Its weights depend only on its shape; global random generators stay unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_SEED)
         return Classifier(data.resolution, data.channels, num_classes)
@@ -117,13 +120,14 @@ def build_classifier(data: DataConfig, num_classes: int) -> Classifier:
 def train_classifier(
     data: DataConfig, index: Index, device: torch.device, check: Check = lambda: None
 ) -> statistics_cache.Entry:
-    """Weights, and as facts the `accuracy` on held-out samples (a tenth, at most 2,000) and how many there were.
+    """Train the classifier and return its weights, with the facts `accuracy` and `held_out`.
 
-    Reads at most 20,000 samples or 1 GiB of pixels, and takes 5 epochs, but 400 to 1,200 steps, of AdamW on batches of
-    64, the learning rate falling to 0.
+    `accuracy` is that on the held-out samples (a tenth, at most 2,000); `held_out` is their number. Training reads at
+    most 20,000 samples or 1 GiB of pixels. It runs AdamW for 5 epochs, clamped to 400-1,200 steps, on batches of 64.
+    The learning rate decays linearly to 0.
 
     Args:
-        check: called between pieces of work; what it raises ends the training.
+        check: called before each batch; an exception from it ends the training.
     """
     with plain_float32(device), cpu_threads(_THREADS), torch.enable_grad():
         images, labels = _read_labeled(data, index, device, check)
@@ -152,11 +156,11 @@ def train_classifier(
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> float:
-    """What to multiply logits by, 1/16 to 16, so that the probabilities of n held-out samples fit their labels.
+    """Return the factor for the logits, 1/16 to 16, that fits their probabilities to n held-out labels.
 
-    Guo et al. 2017, section 4.2, temperature scaling. Smoothed labels make a better network, and one that is unsure of
-    everything, of which an inception score would say that nothing is recognized. Without a single error the likelihood
-    would rise for ever; n samples cannot tell an error rate of 1 / (n + 1) from 0, so that is what they are taken for.
+    Temperature scaling (Guo et al. 2017, section 4.2). Label smoothing improves the network but makes all its
+    predictions uncertain, which lowers an Inception score. Without any error the likelihood has no maximum. n samples
+    cannot distinguish an error rate of 1 / (n + 1) from 0, so the fit assumes that rate.
 
     Args:
         logits: shape (n, num_classes).
@@ -170,13 +174,13 @@ def calibrate(logits: Tensor, labels: Tensor) -> float:
 
 
 def _read_labeled(data: DataConfig, index: Index, device: torch.device, check: Check) -> tuple[Tensor, Tensor]:
-    """Images (n, C, R, R) uint8 and labels (n,) int64, in random order; of a large data set a random subset."""
+    """Read images (n, C, R, R) uint8 and labels (n,) int64 in random order; a random subset of a large data set."""
     samples = torch.arange(len(index))
     limit = min(_MAX_SAMPLES, _MAX_BYTES // (data.channels * data.resolution**2))
     if len(index) > limit:
         drawn = randomness.uniform(_SEED, "classifier/samples", torch.arange(limit))
         samples = (drawn.double() * len(index)).long().unique()
-    # In the order of the shards, because remote ones are fetched whole.
+    # Read in shard order, because remote shards are fetched whole.
     parts = []
     for part in read_reals(data, index, samples.split(256)):
         check()
@@ -184,8 +188,8 @@ def _read_labeled(data: DataConfig, index: Index, device: torch.device, check: C
     count = sum(len(part.labels) for part in parts)
     if count < _FEWEST:
         raise UserError(
-            f"evaluation.detector = classifier: {count} images of data.path = {data.path} can be read, "
-            f"and it needs {_FEWEST}; use evaluation.detector=inception"
+            f"evaluation.detector = classifier: found {count} readable images in data.path = {data.path}, "
+            f"expected at least {_FEWEST}; set evaluation.detector=inception"
         )
     order = _shuffled("classifier/order", count)
     images = torch.cat([part.samples for part in parts])[order]
@@ -193,7 +197,7 @@ def _read_labeled(data: DataConfig, index: Index, device: torch.device, check: C
 
 
 def _batches(count: int, steps: int) -> Iterator[Tensor]:
-    """So many batches of places in [0, count), from one addressed shuffle after another."""
+    """Yield `steps` batches of indices in [0, count), with a new addressed shuffle per epoch."""
     size = min(_BATCH, count)
     for step in range(steps):
         epoch, batch = divmod(step, count // size)
@@ -203,5 +207,5 @@ def _batches(count: int, steps: int) -> Iterator[Tensor]:
 
 
 def _shuffled(purpose: str, count: int) -> Tensor:
-    """An addressed permutation of [0, count)."""
+    """Return an addressed permutation of [0, count)."""
     return randomness.uniform(_SEED, purpose, torch.arange(count)).argsort(stable=True)

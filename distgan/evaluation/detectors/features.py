@@ -1,4 +1,4 @@
-"""Detectors: networks whose features of real and generated images are compared."""
+"""Detectors: frozen networks that map images to the features that metrics compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Features(NamedTuple):
-    """What a detector sees in n images: features (n, d) and logits (n, k), float32."""
+    """Detector outputs for n images: features (n, d) and logits (n, k), float32."""
 
     features: Tensor
     logits: Tensor
@@ -30,19 +30,19 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Detector:
-    """A frozen network from uint8 images to features and logits, in full float32 by deterministic kernels."""
+    """Frozen network from uint8 images to features and logits, in full float32 with deterministic kernels."""
 
     name: Literal["classifier", "inception"]
     dimension: int
-    """Features of an image."""
+    """Number of features per image."""
     num_logits: int
-    """Classes that it tells apart."""
+    """Number of classes."""
     hash: str
-    """Stands for its weights and its preprocessing."""
+    """Identifies the weights and the preprocessing."""
     network: nn.Module
 
     def __call__(self, images: Tensor) -> Features:
-        """Of images (n, C, R, R), uint8, on the network's device."""
+        """Compute features and logits of images (n, C, R, R), uint8, on the network's device."""
         with torch.no_grad(), plain_float32(images.device):
             return Features(*self.network(images))
 
@@ -50,11 +50,11 @@ class Detector:
 def load_detector(
     config: EvaluationConfig, data: DataConfig, index: Index, runtime: Runtime, asked: Asked = never
 ) -> Detector:
-    """The detector that the config names, with the same weights on every rank. Call it on all of them.
+    """Load the configured detector, with the same weights on every rank. Collective: call on every rank.
 
     Raises:
-        UserError: no labels to train the classifier on; Inception's package or weights missing, or damaged.
-        Interrupted: a rank was asked to stop while the classifier was trained.
+        UserError: the classifier has no labels to train on, or Inception's package or weights are missing or damaged.
+        Interrupted: a rank was asked to stop during the classifier's training.
     """
     folder = evaluation_folder(config)
     network: nn.Module
@@ -75,5 +75,5 @@ def load_detector(
 
 
 def evaluation_folder(config: EvaluationConfig) -> Path:
-    """Where detectors and real statistics are cached."""
+    """Return the cache folder of detectors and real statistics."""
     return cache_folder(config.cache_dir) / "evaluation"

@@ -1,7 +1,7 @@
-"""The Inception-v3 of 2015 that published FIDs are measured with, by torch-fidelity's port of the TensorFlow graph.
+"""Inception-v3 of 2015, the network behind published FIDs, from torch-fidelity's port of the TensorFlow graph.
 
 Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
-Its resizing to 299 pixels, also part of that graph, is torch-fidelity's as well, so that values match its FID.
+torch-fidelity also ports the graph's resizing to 299 pixels, so values match torch-fidelity's FID.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Inception(nn.Module):
     """uint8 images (n, 1 or 3, H, W) -> features (n, 2048) and logits without bias (n, 1008), float32."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
-        """Raises RuntimeError when the weights are another network's."""
+        """Load the weights. Raises RuntimeError if they belong to another network."""
         super().__init__()
-        # The extractor unpickles the file it is given without limits, so it gets one of this program's own making;
-        # and it draws initial weights, which must not move the generator that training draws from.
+        # The extractor unpickles its file without limits, so it only gets a file that was written here from tensors.
+        # It also draws initial weights, which must not advance the random generator of the training.
         safe = io.BytesIO()
         torch.save(weights, safe)
         safe.seek(0)
@@ -54,13 +54,15 @@ class Inception(nn.Module):
 
 
 def load_inception(path: str | None, cache: Path, runtime: Runtime) -> tuple[Inception, str]:
-    """The network, from rank 0's copy of the weights, and the SHA-256 of their file.
+    """Return the network, with rank 0's weights, and the SHA-256 of the weights file.
+
+    Collective: call on every rank.
 
     Args:
-        path: of the weights; None takes them from the folder `cache`, where they are downloaded to once.
+        path: weights file; None uses the file in `cache`, downloaded on first use.
 
     Raises:
-        UserError: the weights cannot be had, are damaged, hold more than tensors, or are another network's.
+        UserError: the weights cannot be downloaded or read, hold more than tensors, or belong to another network.
     """
     loaded = None
     with runtime.raise_on_all_ranks():
@@ -73,40 +75,44 @@ def load_inception(path: str | None, cache: Path, runtime: Runtime) -> tuple[Inc
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{path}: not the weights of torch-fidelity's Inception-v3 ({reason}); "
-                f"take those of {_URL}, or leave evaluation.inception_weights out"
+                f"{path}: not the weights of torch-fidelity's Inception-v3: {reason}; "
+                f"download {_URL}, or remove evaluation.inception_weights"
             ) from None
 
 
 def weights_file(path: str | None, cache: Path) -> Path:
-    """Where the weights are or would be downloaded to: what `load_inception` does with the same arguments."""
+    """Return the path of the weights file that `load_inception` reads or downloads for the same arguments."""
     return Path(path) if path else cache / _URL.rpartition("/")[2]
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
+            raise ValueError(f"the file is larger than {_MAX_BYTES} bytes")
         content = path.read_bytes()
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-            raise ValueError("it holds more than named tensors")
+            raise ValueError("the file holds more than named tensors")
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(
-            f"evaluation.inception_weights = {path}: cannot be read as PyTorch weights: {reason}; "
-            f"give the path of a copy of {_URL}"
+            f"evaluation.inception_weights = {path}: cannot read PyTorch weights: {reason}; "
+            f"set it to the path of a copy of {_URL}"
         ) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(_PUBLISHED_SHA256):
         log.warning(
-            "%s: not the published weights (SHA-256 %s...); FIDs compare only among themselves", path, sha256[:8]
+            "%s: not the published Inception weights: found SHA-256 %s..., expected %s...; compare FIDs only between "
+            "runs with this file",
+            path,
+            sha256[:8],
+            _PUBLISHED_SHA256,
         )
     return weights, sha256
 
 
 def _download(cache: Path) -> Path:
-    """The published weights in the cache folder, downloaded and checked unless they are there."""
+    """Return the published weights file in the cache folder; download and check it on first use."""
     path = weights_file(None, cache)
     if path.exists():
         return path
@@ -122,7 +128,7 @@ def _download(cache: Path) -> Path:
                 f"{path}: cannot write the weights: {reason(explained(error, path))}; or set evaluation.cache_dir"
             ) from None
         raise UserError(
-            f"evaluation.detector = inception: cannot download {_URL} ({error}); fetch it elsewhere and "
-            "give evaluation.inception_weights its path, or use evaluation.detector=classifier"
+            f"evaluation.detector = inception: cannot download {_URL}: {error}; download it on another machine and "
+            "set evaluation.inception_weights to its path, or set evaluation.detector=classifier"
         ) from None
     return path

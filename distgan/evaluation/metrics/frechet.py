@@ -1,4 +1,4 @@
-"""The Fréchet distance between two Gaussians: FID, when they are those of detector features.
+"""Fréchet distance between two Gaussians; FID if they are fitted to detector features.
 
 Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local
 Nash Equilibrium", NeurIPS 2017, equation 6 (from Dowson and Landau, 1982):
@@ -6,8 +6,8 @@ Nash Equilibrium", NeurIPS 2017, equation 6 (from Dowson and Landau, 1982):
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)).
 
 With S1 = L L^T, the eigenvalues of S1 S2 are those of the symmetric matrix L^T S2 L, so the last trace is the sum of
-their roots. A symmetric eigenproblem is several times faster than a general one or a matrix root, cannot leave the
-real numbers, and L is computed once for all the distances to the same S1.
+their roots. A symmetric eigenproblem is several times faster than a general one or a matrix root, and its eigenvalues
+are real. L is computed once for all distances to the same S1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLOCK = 256
 
 
 class Reference(NamedTuple):
-    """What the distance needs to know of its fixed side (the real images), float64."""
+    """Factorized Gaussian of the fixed side (the real images), float64."""
 
     samples: int
     mean: Tensor
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
 class FrechetDistance(Moments):
     """Squared Fréchet distance of features to a reference: update with (n, d) batches, compute a float64 scalar.
 
-    Take the reference from the other side's moments: `make_reference(moments.compute())`.
+    Make the reference from the moments of the other side: `make_reference(moments.compute())`.
     """
 
     higher_is_better = False
@@ -44,30 +44,30 @@ class FrechetDistance(Moments):
     factor: Tensor
 
     def __init__(self, reference: Reference, **settings: Any) -> None:
-        """settings: those of `torchmetrics.Metric`."""
+        """settings: keyword arguments of `torchmetrics.Metric`."""
         super().__init__(len(reference.mean), **settings)
         self.samples = reference.samples
         self.register_buffer("mean", reference.mean, persistent=False)
         self.register_buffer("factor", reference.factor, persistent=False)
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The distance of all samples of all ranks. Raises UserError for fewer than two."""
+        """Compute the distance of all samples of all ranks. Raises UserError for fewer than two."""
         return frechet_distance(Reference(self.samples, self.mean, self.factor), super().compute())
 
 
 def make_reference(gaussian: Gaussian) -> Reference:
-    """Factorise one side, for any number of distances to it."""
-    # Contiguous, as it is when read from a file: products then sum in the same order, and distances are the same bits.
+    """Factorize one side, for any number of distances to it."""
+    # Contiguous, as if read from a file: products then sum in the same order, and distances are bitwise equal.
     return Reference(gaussian.samples, gaussian.mean, triangular_factor(gaussian.covariance).contiguous())
 
 
 def frechet_distance(reference: Reference, gaussian: Gaussian) -> Tensor:
-    """Squared Fréchet distance, a float64 scalar >= 0.
+    """Return the squared Fréchet distance, a float64 scalar >= 0.
 
-    Rounding moves the eigenvalues by up to sqrt(d) * 2.2e-16 of the largest: nothing to a root, except to the root of
-    0. Of those a covariance of n samples has at least d - n + 1, which are left out by their number; others, of dead
-    features, are taken for 0 when they are below that bound. An eigenvalue just there moves the trace of the root by
-    (sqrt(d) * 2.2e-16)^(1/2) of its largest term, 1e-7 at d = 2048.
+    Rounding moves the eigenvalues by up to sqrt(d) * 2.2e-16 of the largest, which matters only to the roots of zeros.
+    A covariance of n samples has at least d - n + 1 zero eigenvalues; that many of the smallest are dropped. Zeros of
+    constant features are recognized by this bound: eigenvalues below it count as 0. An eigenvalue at the bound moves
+    the trace of the root by (sqrt(d) * 2.2e-16)^(1/2) of its largest term, 1e-7 at d = 2048.
     """
     rank = min(reference.samples, gaussian.samples) - 1
     eigenvalues = torch.linalg.eigvalsh(_congruence(reference.factor, gaussian.covariance))[-rank:]
@@ -80,7 +80,7 @@ def frechet_distance(reference: Reference, gaussian: Gaussian) -> Tensor:
 
 
 def triangular_factor(covariance: Tensor) -> Tensor:
-    """Lower-triangular L with L L^T the covariance, up to rounding, whether or not it is singular: shape (d, d)."""
+    """Return lower-triangular L, shape (d, d), with L L^T the covariance up to rounding, even if it is singular."""
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if failed:
@@ -91,9 +91,10 @@ def triangular_factor(covariance: Tensor) -> Tensor:
 
 
 def _congruence(factor: Tensor, covariance: Tensor) -> Tensor:
-    """The lower triangle of L^T S L for lower-triangular L; what is above it is 0 or of no meaning.
+    """Return the lower triangle of L^T S L for lower-triangular L; ignore the entries above the diagonal.
 
-    Column block j of L is 0 above row j, and row i of L^T before column i: a third of two full products' work.
+    Column block j of L is 0 above row j, and row i of L^T is 0 before column i. Skipping these zeros leaves a third of
+    the work of two full products.
     """
     product = torch.zeros_like(covariance)
     for start in range(0, len(covariance), _BLOCK):

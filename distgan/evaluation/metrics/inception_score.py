@@ -1,11 +1,11 @@
-"""The Inception score: how sure a classifier is of each sample, and how evenly it spreads them over the classes.
+"""Inception score: high if a classifier is certain of each sample and the samples spread evenly over the classes.
 
 Salimans, Goodfellow, Zaremba, Cheung, Radford, Chen, "Improved Techniques for Training GANs", NeurIPS 2016, section 4:
 
     exp(E_x KL(p(y | x) || p(y))),    p(y) = E_x p(y | x),
 
-from 1 (all samples look alike to the classifier) to its number of classes. As in their code, the score is the mean
-over ten splits of consecutive samples, with the standard deviation over these; it grows with the size of a split.
+from 1 (the same prediction for all samples) to the number of classes. As in their code, the score is the mean over ten
+splits of consecutive samples, reported with the standard deviation over the splits. It grows with the split size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPLITS = 10
 
 
 class Score(NamedTuple):
-    """Over the splits, float64 scalars; the standard deviation is the population's."""
+    """Mean and population standard deviation over the splits, float64 scalars."""
 
     mean: Tensor
     deviation: Tensor
@@ -32,8 +32,8 @@ class Score(NamedTuple):
 class InceptionScore(Metric):
     """Update with logits and the numbers of their samples; compute a `Score`.
 
-    A split's score needs of its samples only the sums of p and of sum p log p, so these are the state: ranks reduce
-    them once, and whose samples they were does not matter.
+    The score of a split needs only the sums of p and of sum p log p over its samples. These sums are the state. Ranks
+    reduce them once, whichever rank held which samples.
     """
 
     is_differentiable = False
@@ -44,14 +44,19 @@ class InceptionScore(Metric):
     counts: Tensor
 
     def __init__(self, num_classes: int, num_samples: int, splits: int = SPLITS, **settings: Any) -> None:
-        """num_samples: how many there will be, of all ranks. settings: those of `torchmetrics.Metric`.
+        """Prepare the sums of all splits.
 
-        Raises UserError for fewer samples than splits.
+        Args:
+            num_samples: total number of samples over all ranks.
+            settings: keyword arguments of `torchmetrics.Metric`.
+
+        Raises:
+            UserError: there are fewer samples than splits.
         """
         if num_samples < splits:
             raise UserError(
-                f"evaluation.num_samples = {num_samples}: an inception score is over {splits} splits of the samples; "
-                f"take at least {splits}, or leave inception_score out of evaluation.metrics"
+                f"evaluation.num_samples = {num_samples}: inception_score needs at least {splits} samples, one per "
+                f"split; set evaluation.num_samples={splits} or more, or remove inception_score from evaluation.metrics"
             )
         super().__init__(**{"dist_sync_fn": all_reduce, **settings})
         self.num_samples, self.splits = num_samples, splits
@@ -65,8 +70,8 @@ class InceptionScore(Metric):
 
         Args:
             logits: shape (n, num_classes), any real dtype.
-            numbers: which of the `num_samples` these are, int64, shape (n,). Split s of S holds those from
-                s * num_samples // S on.
+            numbers: their numbers in [0, num_samples), int64, shape (n,). Split s of S begins at
+                s * num_samples // S.
         """
         logarithms = logits.detach().double().log_softmax(1)
         probabilities = logarithms.exp()
@@ -77,7 +82,7 @@ class InceptionScore(Metric):
         self.counts.index_add_(0, split, torch.ones_like(split, dtype=torch.float64))
 
     def compute(self) -> Score:
-        """The score of all samples of all ranks."""
+        """Compute the score of all samples of all ranks."""
         mean = self.probabilities / self.counts[:, None]
         divergences = self.negative_entropies / self.counts - torch.xlogy(mean, mean).sum(1)
         scores = divergences.exp()

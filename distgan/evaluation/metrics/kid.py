@@ -1,8 +1,8 @@
-"""The kernel (Inception) distance: squared MMD of detector features under a cubic kernel.
+"""Kernel (Inception) distance, KID: squared MMD of detector features under a cubic kernel.
 
 Binkowski, Sutherland, Arbel, Gretton, "Demystifying MMD GANs", ICLR 2018, section 4: k(x, y) = (x.y / d + 1)^3, the
-unbiased estimate, averaged over 100 random subsets of 1,000 real and 1,000 generated samples. Unlike FID it does not
-depend on the number of samples but for its noise, and may come out slightly negative.
+unbiased estimate, averaged over 100 random subsets of 1,000 real and 1,000 generated samples. Unlike FID its expected
+value does not depend on the number of samples, and an estimate may be slightly negative.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ SUBSET_SIZE = 1000
 
 
 class Distance(NamedTuple):
-    """Over the subsets, float64 scalars; the standard deviation is the population's."""
+    """Mean and population standard deviation over the subsets, float64 scalars."""
 
     mean: Tensor
     deviation: Tensor
 
 
 class KernelDistance(Metric):
-    """Update with features of generated samples and their numbers; compute a `Distance` to those of real ones.
+    """Update with features and numbers of generated samples; compute a `Distance` to the real features.
 
-    Which samples form a subset is a function of their numbers, so the value does not depend on the batches or ranks
-    that they came in; features that are in no subset are not kept.
+    Subsets are chosen by sample number, so the value does not depend on the split into batches and ranks. Only the
+    features of chosen samples are kept.
     """
 
     is_differentiable = False
@@ -44,9 +44,12 @@ class KernelDistance(Metric):
     numbers: list[Tensor] | Tensor
 
     def __init__(self, reals: Tensor, num_samples: int, **settings: Any) -> None:
-        """reals: features, shape (m, d). num_samples: how many there will be, of all ranks.
+        """Choose the subsets.
 
-        settings: those of `torchmetrics.Metric`.
+        Args:
+            reals: real features, shape (m, d).
+            num_samples: total number of generated samples over all ranks.
+            settings: keyword arguments of `torchmetrics.Metric`.
         """
         super().__init__(**settings)
         self.register_buffer("reals", reals, persistent=False)
@@ -58,7 +61,7 @@ class KernelDistance(Metric):
         self.add_state("numbers", [], dist_reduce_fx="cat")
 
     def update(self, features: Tensor, numbers: Tensor) -> None:
-        """Add features, shape (n, d), of samples with these numbers, int64 of shape (n,), each below `num_samples`."""
+        """Add features, shape (n, d), and the samples' numbers in [0, num_samples), int64, shape (n,)."""
         kept = torch.isin(numbers.cpu(), self._kept)
         assert isinstance(self.features, list)
         assert isinstance(self.numbers, list)
@@ -66,11 +69,12 @@ class KernelDistance(Metric):
         self.numbers.append(numbers.cpu()[kept].to(features.device))
 
     def compute(self) -> Distance:
-        """The distance of all samples of all ranks. Raises ValueError when some of them were never given."""
+        """Compute the distance of all samples of all ranks. Raises ValueError if samples are missing or repeated."""
         numbers = _joined(self.numbers).long().cpu()
         if not torch.equal(numbers.sort().values, self._kept):
             raise ValueError(
-                f"{len(numbers)} of the samples to compare were given, expected {len(self._kept)}, once each"
+                f"kid: found features of {len(numbers)} chosen samples, expected {len(self._kept)}, each once; "
+                "update with every sample number once"
             )
         place = torch.empty(int(self._kept[-1]) + 1, dtype=torch.int64)
         place[numbers] = torch.arange(len(numbers))
@@ -78,13 +82,13 @@ class KernelDistance(Metric):
 
 
 def subset_size(generated: int, real: int) -> int:
-    """1,000, or where there are fewer samples half of them, so that subsets differ."""
+    """Return 1,000, or half of the smaller side if that is less, so that subsets differ."""
     fewer = min(generated, real)
     return SUBSET_SIZE if fewer >= SUBSET_SIZE else fewer // 2
 
 
 def subset_distance(features: Tensor, reals: Tensor, subsets: Tensor, real_subsets: Tensor) -> Distance:
-    """KID of features, shapes (n, d) and (m, d), from pairs of subsets: int64 indices, shape (subsets, size) each."""
+    """Compute KID of features (n, d) and (m, d) from pairs of subsets: int64 indices, shape (subsets, size) each."""
     values = torch.stack(
         [
             squared_mmd(features[chosen.to(features.device)], reals[real.to(reals.device)], cubic_kernel)
@@ -95,17 +99,17 @@ def subset_distance(features: Tensor, reals: Tensor, subsets: Tensor, real_subse
 
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / d + 1)^3 for all pairs: shapes (a, d) and (b, d) to (a, b)."""
+    """(x.y / d + 1)^3 for all pairs: (a, d) and (b, d) to (a, b)."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def draw_subsets(population: int, size: int, purpose: str) -> Tensor:
-    """`SUBSETS` addressed draws of `size` of the numbers below `population`, without replacement: (SUBSETS, size)."""
+    """Draw `SUBSETS` addressed subsets of `size` indices in [0, population), without replacement: (SUBSETS, size)."""
     keys = np.array([derive_key(0, f"{purpose}/{number}") for number in range(SUBSETS)], np.uint64)
     places = np.tile(np.arange(size), SUBSETS)
     return torch.from_numpy(permute(places, population, keys.repeat(size)).reshape(SUBSETS, size))
 
 
 def _joined(rows: list[Tensor] | Tensor) -> Tensor:
-    """A torchmetrics list state, which is one tensor once it has been synchronized."""
+    """Concatenate a torchmetrics list state, which is a single tensor after synchronization."""
     return torch.cat(rows or [torch.empty(0)]) if isinstance(rows, list) else rows

@@ -1,9 +1,9 @@
-"""How many modes of a mixture the generated points cover, and how many of the points lie in one.
+"""Mode coverage: the number of modes of a mixture that generated points cover, and the share of points in a mode.
 
 Lin, Khetan, Fanti, Oh, "PacGAN: The power of two samples in generative adversarial networks", NeurIPS 2018, section
-4.1 (after Srivastava et al., VEEGAN, 2017): a point belongs to the mode it is nearest to, and is of high quality within
-three standard deviations of that; a mode is covered when it has at least one point of high quality. Where the modes
-are, and how wide, is taken from the real points, whose labels say which mode each was drawn from.
+4.1 (after Srivastava et al., VEEGAN, 2017): a point belongs to its nearest mode, and is of high quality within three
+standard deviations of it. A mode is covered if it has at least one point of high quality. The modes' centers and width
+are estimated from the real points, whose labels name the mode that each was drawn from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distgan.errors import UserError
 from distgan.evaluation.moments import all_reduce
 
 DEVIATIONS = 3.0
-"""How many standard deviations from its mode a point of high quality is at most."""
+"""Largest distance of a high-quality point from its mode, in standard deviations."""
 
 
 class Modes(NamedTuple):
@@ -31,10 +31,10 @@ class Modes(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """Scalars: int64, float64."""
+    """Mode coverage of points, as scalars: int64, float64."""
 
     covered: Tensor
-    """Modes with at least one point of high quality."""
+    """Number of modes with at least one point of high quality."""
     high_quality: Tensor
     """The share of points of high quality."""
 
@@ -59,19 +59,19 @@ class ModeCoverage(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, points: Tensor) -> None:
-        """Add points: shape (n, d), any real dtype. One that is not finite is of no mode."""
+        """Add points, shape (n, d), any real dtype. A point that is not finite belongs to no mode."""
         distances = (points.detach().double()[:, None] - self.centres).square().sum(2).sqrt()
         nearest, mode = distances.min(1)
         self.hits += torch.bincount(mode[nearest <= DEVIATIONS * self.deviation], minlength=len(self.hits))
         self.total += len(points)
 
     def compute(self) -> Coverage:
-        """The coverage by all points of all ranks."""
+        """Compute the coverage by all points of all ranks."""
         return Coverage((self.hits > 0).sum(), self.hits.sum() / self.total.double())
 
 
 class MixtureMoments(Metric):
-    """Update with real points and the modes they were drawn from; compute the `Modes`."""
+    """Update with real points and the modes that they were drawn from; compute the `Modes`."""
 
     is_differentiable = False
     full_state_update = False
@@ -93,15 +93,17 @@ class MixtureMoments(Metric):
         self.squares.index_add_(0, labels, points.square().sum(1))
 
     def compute(self) -> Modes:
-        """Means of the modes that have points, and the standard deviation pooled over modes and axes.
+        """Compute the means of the modes with points, and the standard deviation pooled over modes and axes.
 
-        Raises UserError when no mode has two points.
+        Raises UserError if no mode has two points.
         """
         present = self.counts > 0
         counts, sums = self.counts[present], self.sums[present]
         freedom = sums.shape[1] * (counts.sum() - len(counts))
         if freedom <= 0:
-            raise UserError("modes of the data: no mode has two points; give points labels that say their modes")
+            raise UserError(
+                "modes: found no mode with two real points, expected at least one; label the points with their modes"
+            )
         centres = sums / counts[:, None]
         scatter = (self.squares[present] - (centres * sums).sum(1)).sum()
         return Modes(centres, (scatter.clamp(min=0) / freedom).sqrt())

@@ -1,9 +1,9 @@
-"""How far generated text is from real text in its n-grams of characters, n = 1 to 4.
+"""Divergence of generated text from real text in character n-grams, n = 1 to 4.
 
 Gulrajani et al. 2017 (released code, `gan_language.py`): the Jensen-Shannon divergence, in bits, of the distributions
-of n characters in a row, within a line, padding included and without smoothing. Finite sets of lines are apart even if
-they are alike, the more so the fewer they are; so both sides have equally many, and the value is to be read beside a
-baseline, that of held-out lines and as many training ones. Unlike the code's, held-out lines are not trained on.
+of n characters in a row, within a line, padding included and without smoothing. Finite samples of one distribution
+already diverge, and more so the smaller they are. Both sides therefore have equally many lines. Compare the value with
+the baseline: held-out lines against as many training lines. Unlike in that code, held-out lines are not trained on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BATCH = 1024
 
 
 def ngram_divergence(lines: Tensor, others: Tensor, order: int) -> Tensor:
-    """Jensen-Shannon divergence of the distributions of `order` characters in a row, in bits: 0 equal, 1 disjoint.
+    """Return the Jensen-Shannon divergence of the `order`-gram distributions, in bits: 0 equal, 1 disjoint.
 
     Args:
         lines, others: numbers of characters below `MAX_VOCABULARY`, integers of shapes (n, length) and (m, length),
@@ -48,7 +48,7 @@ def ngram_divergence(lines: Tensor, others: Tensor, order: int) -> Tensor:
 
 
 def ngram_divergences(lines: Tensor, others: Tensor) -> Tensor:
-    """`ngram_divergence` of each of `ORDERS` between the first lines, equally many of both: float64, shape (4,)."""
+    """Return `ngram_divergence` for each of `ORDERS` on equally many first lines of both: float64, shape (4,)."""
     count = min(len(lines), len(others))
     return torch.stack([ngram_divergence(lines[:count], others[:count], order) for order in ORDERS])
 
@@ -56,8 +56,7 @@ def ngram_divergences(lines: Tensor, others: Tensor) -> Tensor:
 class NgramDivergence(Metric):
     """Update with generated lines and their numbers; compute `ngram_divergences` to real ones.
 
-    Which lines are compared is a function of their numbers, so the value does not depend on the batches or ranks that
-    they came in.
+    Lines are chosen by number, so the value does not depend on the split into batches and ranks.
     """
 
     is_differentiable = False
@@ -68,9 +67,12 @@ class NgramDivergence(Metric):
     numbers: list[Tensor] | Tensor
 
     def __init__(self, reals: Tensor, most: int, **settings: Any) -> None:
-        """reals: int32, shape (m, length). most: how many generated lines are kept, those with the lowest numbers.
+        """Set the real lines.
 
-        settings: those of `torchmetrics.Metric`.
+        Args:
+            reals: int32, shape (m, length).
+            most: number of generated lines to keep, those with the lowest numbers.
+            settings: keyword arguments of `torchmetrics.Metric`.
         """
         super().__init__(**settings)
         self.register_buffer("reals", reals, persistent=False)
@@ -87,52 +89,52 @@ class NgramDivergence(Metric):
         self.numbers.append(numbers.to(lines.device)[kept])
 
     def compute(self) -> Tensor:
-        """The divergences of the lines of all ranks: float64, shape (4,)."""
+        """Compute the divergences of the lines of all ranks: float64, shape (4,)."""
         lines, numbers = (torch.cat(s) if isinstance(s, list) else s for s in (self.lines, self.numbers))
         return ngram_divergences(lines[numbers.argsort()].cpu(), self.reals.cpu())
 
 
 def held_out_index(config: Config, index: Index) -> Index:
-    """The held-out lines of a run, their characters numbered as in its training lines.
+    """Return the index of a run's held-out lines, with the characters numbered as in its training lines.
 
-    They are in `evaluation.held_out`, or in the folder `held-out` beside the training shards.
+    The lines are in `evaluation.held_out`, or in the folder `held-out` beside the training shards.
 
     Raises:
-        UserError: there are none, or they are trained on.
+        UserError: there are none, or they are part of the training data.
     """
     where = config.evaluation.held_out
     if where is None:
         where = locations.join(index.folder, HELD_OUT)
         if not index.folder or not filesystem.exists(locations.join(where, INDEX_NAME)):
             raise UserError(
-                f"evaluation.metrics: ngram_js compares with text that is not trained on, and there is none in "
+                f"evaluation.metrics: ngram_js needs held-out text, found none in "
                 f"{locations.public_name(where)}; pack the text with --held-out 0.1, or name a folder in "
                 "evaluation.held_out"
             )
     held_out = load_index(where, config.data.cache_dir)
     if held_out.kind != "text":
-        raise UserError(f"evaluation.held_out = {where}: holds {held_out.kind}; name a folder of shards of text")
+        raise UserError(f"evaluation.held_out = {where}: holds {held_out.kind}; set it to a folder of text shards")
     if {shard.url for shard in held_out.shards} & {shard.url for shard in index.shards}:
-        raise UserError(f"evaluation.held_out = {where}: these shards are trained on; name others")
+        raise UserError(f"evaluation.held_out = {where}: these are the training shards; set it to other shards")
     assert index.vocabulary is not None
     return held_out.with_vocabulary(index.vocabulary)
 
 
 def read_lines(config: Config, index: Index, most: int) -> Tensor:
-    """Lines of an index in a random order, at most so many: int32, shape (n, length).
+    """Read at most this many lines of an index in random order: int32, shape (n, length).
 
-    Lines that cannot be read are left out.
+    Unreadable lines are left out.
 
     Raises:
-        UserError: next to none can be read.
+        UserError: almost no line can be read.
     """
     chosen = permute(np.arange(min(most, len(index))), len(index), derive_key(0, "ngram_js/held out"))
-    # In the order of the shards, because remote ones are fetched whole.
+    # Read in shard order, because remote shards are fetched whole.
     batches = torch.from_numpy(chosen).sort().values.split(_BATCH)
     return shuffled(torch.cat([part.samples for part in read_reals(config.data, index, batches)]).int())
 
 
 def shuffled(lines: Tensor) -> Tensor:
-    """Lines in an addressed random order."""
+    """Return the lines in an addressed random order."""
     places = permute(np.arange(len(lines)), len(lines), derive_key(0, "ngram_js/order"))
     return lines[torch.from_numpy(places)]
