@@ -114,12 +114,16 @@ def ignore(what: str, name: bytes) -> None:
 
 
 def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = ignore) -> Iterator[Member]:
-    """The regular files of a tar in order; every header byte is fed to `digest`.
+    """Yield the regular files of a tar in order, and feed every header byte to `digest`.
 
-    A hard link to an earlier file of the tar is a file with the same data. Symbolic links, devices and hard links to
-    anything else are told to `passed`: nothing is ever followed. What comes after an end mark is read on, as in tars
-    that were concatenated. Raises UserError, naming `shard` and the member or byte, for a file that is no tar, is
-    compressed, is cut short, goes on with something else, or names a path outside itself; OSError as the reader does.
+    A hard link to an earlier file of the tar yields a member with the same data. `passed` receives symbolic links,
+    devices and all other hard links; no link is followed on disk. Reading continues after an end mark, because tars
+    may be concatenated.
+
+    Raises:
+        UserError: the file is not a tar, is compressed, truncated or damaged, or names a path outside itself. The
+            message names `shard` and the member or byte.
+        OSError: a read failed.
     """
     offset, ended, name = 0, False, b""
     override: dict[bytes, bytes] = {}
