@@ -50,7 +50,7 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     for shard in shards:
         if not relative_name(shard, folder).isprintable():
             raise UserError(
-                f"{public_name(shard)!a}: the shard name is not printable, and an index cannot store it; rename the file"
+                f"{public_name(shard)!a}: the shard name is not printable, and an index cannot hold it; rename the file"
             )
     return shards
 
