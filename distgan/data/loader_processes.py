@@ -1,9 +1,9 @@
-"""Loader processes: started quickly, deaf to the signals that ask a trainer to save and leave, gone when it is gone.
+"""Start data loader workers that ignore the trainer's stop signals and end when the trainer ends.
 
-They come from Python's fork server, which has imported torch once: a new worker takes milliseconds instead of
-seconds, and shares that memory. Forking the trainer itself would copy its threads' locks and fsspec's event loops.
+Workers come from Python's fork server, which has imported torch once. A new worker therefore starts in milliseconds
+and shares that memory. Forking the trainer itself would copy its threads' locks and fsspec's event loops.
 
-This module imports little, so that the server can be started first thing and import torch while the trainer does.
+This module imports little, so that the server can start early and import torch at the same time as the trainer.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from multiprocessing.context import ForkServerContext
 
 _PRELOAD = "distgan.data.stream"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""What asks a trainer to save and leave."""
+"""Signals that make a trainer save and stop."""
 
 
 def start_worker_server() -> ForkServerContext:
-    """Start the fork server unless it runs; the context that makes processes from it.
+    """Start the fork server if it is not running, and return the context that starts processes from it.
 
-    Slurm signals every process of a job, and so does a terminal, also when it is closed. The server and its children
-    inherit a mask that blocks what is meant for the trainer, which must still be fed while it decides when to stop.
+    Slurm and terminals signal every process of a job. The server and its children inherit a mask that blocks these
+    signals, because the trainer still needs samples until it stops.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD])
-    resource_tracker.ensure_running()  # first, as it resets the mask when it starts
+    resource_tracker.ensure_running()  # start it first: it resets the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         forkserver.ensure_running()
@@ -38,9 +38,9 @@ def start_worker_server() -> ForkServerContext:
 
 
 def start_worker(_worker: int, *, environment: dict[str, str]) -> None:
-    """What a loader process does first (`worker_init_fn`).
+    """Initialize a data loader worker (`worker_init_fn`).
 
-    `environment` is the trainer's, whose credentials and folders may have been set after the server started.
+    `environment` holds the trainer's environment variables, which may have been set after the server started.
     """
     os.environ.update(environment)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -1,12 +1,13 @@
-"""Which sample lies at which position of the stream: pure functions of (seed, epoch, place), for any world size.
+"""Map stream positions to samples by pure functions of (seed, epoch, place), for any world size.
 
-Position `P` is place `P % N` of epoch `P // N`; an epoch holds each of the N samples exactly once. Two orders:
+Position `P` is place `P % N` of epoch `P // N`. An epoch holds each of the N samples exactly once. Two orders:
 
-- `Permutation`: uniform over all samples. For local data, or remote data that the cache holds whole.
-- `Lanes`: the shards are permuted and laid end to end, and cut into V contiguous lanes that are read in parallel, each
-  from front to back with a shuffle inside blocks. Few shards are needed at a time, and neighboring ranks, so one node,
-  share lanes. A batch of B mixes V places of the laid-out data, not all of it: over shards sorted by class, the
-  class counts of batches vary B / V times as much as in a uniform shuffle (variance). Shuffle when packing.
+- `Permutation` is uniform over all samples. Use it for local data, or for remote data that fits into the cache.
+- `Lanes` permutes the shards, concatenates them and cuts the result into V contiguous lanes that are read in parallel.
+  Each lane is read from front to back, with a shuffle inside blocks. Few shards are needed at a time, and neighboring
+  ranks, and so the ranks of one node, share lanes. A batch of B samples mixes V places of the concatenated data. Over
+  shards sorted by class, the variance of class counts per batch is B / V times that of a uniform shuffle. Shuffle when
+  packing.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class Order(Protocol):
-    """A sequence of samples without end, addressed by position."""
+    """An endless sequence of samples, addressed by position."""
 
     def samples(self, positions: Integers) -> Integers:
-        """The sample at each position, vectorized; positions may span epochs."""
+        """Return the sample at each position, int64 (n,). Positions may span epochs."""
         ...
 
     def assign(self, positions: Integers, world_size: int) -> Integers:
-        """Which of a micro-batch's positions each rank reads: shape (world_size, len(positions) // world_size)."""
+        """Assign a micro-batch's positions to ranks: shape (world_size, len(positions) // world_size)."""
         ...
 
 
 def make_order(config: DataConfig, seed: int, index: Index) -> Order:
-    """The order that `data.order` names."""
+    """Create the order that `data.order` names."""
     if config.order == "permutation":
         return Permutation(seed, len(index))
     return Lanes(seed, index.shard_starts, lanes=config.lanes, block=config.shuffle_block)
 
 
 def trace(index: Index, order: Order, positions: Integers) -> list[dict[str, Any]]:
-    """What lies at the given positions, one JSON-able object each: shard, key, position, epoch, sample."""
+    """Return one JSON-serializable object per position: shard, key, position, epoch, sample."""
     samples = order.samples(positions)
     return [
         {
@@ -64,14 +65,14 @@ def trace(index: Index, order: Order, positions: Integers) -> list[dict[str, Any
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64-bit words that scatters them (the finalizer of SplitMix64, Steele et al., OOPSLA 2014)."""
+    """Hash 64-bit words bijectively (finalizer of SplitMix64, Steele et al., OOPSLA 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
 def permute(places: Integers, sizes: Integers | int, keys: NDArray[np.uint64] | int) -> Integers:
-    """A keyed pseudo-random permutation of range(size) at each place, computed without a table.
+    """Evaluate a keyed pseudo-random permutation of range(size) at each place, without a table.
 
     An alternating Feistel network on Z_a x Z_b with a * b >= size, walked along its cycles until it is back inside
     (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002); as a and b are near the root of the
@@ -113,7 +114,7 @@ def _words(keys: NDArray[np.uint64] | int) -> NDArray[np.uint64]:
 
 
 class Permutation:
-    """One keyed permutation of all samples an epoch."""
+    """One keyed permutation of all samples per epoch."""
 
     def __init__(self, seed: int, length: int) -> None:
         self._seed, self._length = seed, length
@@ -131,19 +132,19 @@ class Permutation:
 @dataclass(frozen=True)
 class _Epoch:
     shards: Integers
-    """Shard numbers in the order they are laid end to end."""
+    """Shard numbers in the order of concatenation."""
     starts: Integers
-    """Where each of them starts among the laid-out samples."""
+    """Offset of each shard's first sample in the concatenated samples."""
     lanes: Integers
-    """The lane that each residue reads."""
+    """Lane that each residue reads."""
     key: int
 
 
 class Lanes:
-    """V contiguous lanes over permuted shards; place p is row p // V of the lane that residue p % V reads.
+    """V contiguous lanes over permuted shards. Place p is row p // V of the lane that residue p % V reads.
 
-    With N = q V + r, the first r lanes have q + 1 samples. Lanes are permuted among residues of the same length every
-    epoch, so the r long ones always stay with the first r residues, which have q + 1 rows.
+    With N = q V + r, the first r lanes have q + 1 samples. Every epoch permutes the lanes among residues of equal
+    length. The r long lanes therefore stay with the first r residues, which have q + 1 rows.
     """
 
     def __init__(self, seed: int, shard_starts: Integers, *, lanes: int, block: int) -> None:
@@ -180,7 +181,7 @@ class Lanes:
         found = self._epochs.get(epoch)
         if found is None:
             found = self._lay_out(derive_key(self._seed, f"data/lanes/{epoch}"))
-            # A new dictionary, since another thread may be looking ahead in this order.
+            # Create a new dictionary because the prefetch thread may be reading the old one.
             self._epochs = dict(list(self._epochs.items())[-3:]) | {epoch: found}
         return found
 

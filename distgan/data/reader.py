@@ -1,4 +1,4 @@
-"""Reading samples by number: one `pread` of tar header and data each, checked, decoded straight into the batch."""
+"""Read samples by index: one `pread` of tar header and data per sample, checked and decoded into the batch."""
 
 from __future__ import annotations
 
@@ -34,52 +34,52 @@ _OUTAGE_SECONDS = 60.0
 
 
 class Batch(NamedTuple):
-    """Samples of a micro-batch, or one rank's share of it."""
+    """Samples of a micro-batch, or of one rank's part of it."""
 
     data: Tensor
-    """Images: uint8, (n, channels, resolution, resolution), dense; in memory channels come last, as decoders write
-    them. Text: numbers of characters in the index's vocabulary, uint16, (n, length). Points: float32, (n, dimensions).
+    """Images: uint8, (n, channels, resolution, resolution), dense, channels-last in memory. Text: indices into the
+    index's vocabulary, uint16, (n, length). Points: float32, (n, dimensions).
     """
     labels: Tensor
-    """int64, (n,): class labels, -1 where there are none."""
+    """int64, (n,): class labels, -1 for unlabeled samples."""
     positions: Tensor
     """int64, (n,): positions in the stream."""
     indices: Tensor
-    """int64, (n,): the samples' numbers in the index."""
+    """int64, (n,): positions of the samples in the index."""
     failures: list[Failure]
     """Samples that could not be read and were replaced."""
 
 
 class Decoded(NamedTuple):
-    """Whose data were decoded."""
+    """Indices of the samples that were decoded, and the failed reads."""
 
     indices: NDArray[np.int64]
     failures: list[Failure]
 
 
 def as_batch(index: Index, decoded: Decoded, values: Tensor, positions: NDArray[np.int64]) -> Batch:
-    """A batch of these values, whose shape is a batch's."""
+    """Build a batch from `values` in the shape of `Batch.data`."""
     labels = torch.from_numpy(index.labels[decoded.indices].astype(np.int64))
     samples, places = torch.from_numpy(decoded.indices), torch.from_numpy(positions)
     return Batch(values, labels, places, samples, decoded.failures)
 
 
 def read_samples(config: DataConfig, index: Index, samples: Sequence[int] | NDArray[np.int64] | Tensor) -> Batch:
-    """Samples by number, for evaluation: decoded as for training, never mirrored. `positions` are the numbers."""
+    """Read samples by index for evaluation, decoded as for training but not mirrored. `positions` are the indices."""
     with contextlib.closing(Reader(config, index, seed=0)) as reader:
         return reader.read_batch(np.array(samples, np.int64))
 
 
 class Reader:
-    """Reads and decodes samples, with a bounded number of files open. Each process has its own.
+    """Read and decode samples with a bounded number of open files. Each process needs its own reader.
 
-    A read that fails with an OSError is tried again `data.retries` times, after 0.5 s, 1 s, 2 s and so on. What
-    cannot be decoded, or is not what the index says, is not tried again. Either way another sample then takes its
-    place, chosen by a hash of seed, sample and attempt: the first that can be read.
+    Retries an OSError `data.retries` times, after 0.5 s, 1 s, 2 s and so on. Does not retry a sample that cannot be
+    decoded or differs from the index. If the sample stays unreadable, the first readable replacement takes its place.
+    A hash of seed, sample and attempt chooses the candidates.
     """
 
     def __init__(self, config: DataConfig, index: Index, seed: int) -> None:
-        """Raises UserError when the shards hold samples of another kind than the config says."""
+        """Create a reader. Raises UserError if the kind of the shards differs from the config."""
         self.format = sample_format(config, index)
         self._config, self._index, self._seed = config, index, seed
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -88,18 +88,20 @@ class Reader:
         self._failed_at: dict[int, float] = {}
 
     def close(self) -> None:
-        """Close all files; the reader can still be used."""
+        """Close all files. The reader stays usable."""
         while self._files:
             os.close(self._files.popitem()[1])
 
     def read(self, samples: NDArray[np.int64], out: Values, mirrored: NDArray[np.bool_] | None = None) -> Decoded:
-        """Read samples by number into `out`, flipping the images `mirrored` left-right.
+        """Read samples by index into `out`, and flip the images left-right where `mirrored` is True.
 
         Args:
-            samples: int64 (n,); out: (n, *format.shape) of format.dtype; mirrored: bool (n,).
+            samples: int64 (n,).
+            out: format.dtype, (n, *format.shape).
+            mirrored: bool (n,).
 
         Raises:
-            UserError: not even replacements can be read, or the cache's disk cannot hold a shard.
+            UserError: replacements cannot be read either, or the cache's disk cannot hold a shard.
         """
         index = self._index
         read = samples.copy()
@@ -115,18 +117,18 @@ class Reader:
                     read[slot] = failure.replacement
                     failures.append(failure)
         if index.any_remote:
-            self.close()  # an evicted shard takes up room for as long as it is open
+            self.close()  # an evicted shard occupies the disk while it is open
         if mirrored is not None and mirrored.any():
             out[mirrored] = out[mirrored, :, ::-1]
         return Decoded(read, failures)
 
     def read_batch(self, samples: NDArray[np.int64]) -> Batch:
-        """Read samples by number, int64 (n,), into a new batch whose `positions` are the numbers."""
+        """Read samples by index, int64 (n,), into a new batch. Its `positions` are the indices."""
         values = self.format.empty(len(samples))
         return as_batch(self._index, self.read(samples, values.numpy()), self.format.as_values(values), samples)
 
     def _avoid_known(self, read: NDArray[np.int64]) -> list[Failure]:
-        """Replace what failed before, in place, so that a bad file is waited for only once."""
+        """Replace samples that failed before, in place, so that each bad file costs its retries only once."""
         if not self._failures:
             return []
         known = [
@@ -137,12 +139,14 @@ class Reader:
         return [failure for _, failure in known]
 
     def _decode(self, out: Values, shard: int, offset: int, size: int, crc: int, extension: str) -> None:
-        """Raises OSError where reading fails, UnreadableSampleError where what was read is not the right sample."""
+        """Decode one sample. Raises OSError if reading fails, UnreadableSampleError if the data are invalid."""
         if size > self._config.max_bytes:
-            raise UnreadableSampleError(f"{size:,} bytes, more than data.max_bytes={self._config.max_bytes:,}")
+            raise UnreadableSampleError(
+                f"sample too large: found {size:,} bytes, expected at most data.max_bytes={self._config.max_bytes:,}"
+            )
         data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
         if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
-            raise UnreadableSampleError("the shard is not what was indexed; run `distgan index` again")
+            raise UnreadableSampleError("the shard differs from its index; run `distgan index` again")
         self.format.decode_into(out, data[BLOCK:], extension)
 
     def _decode_sample(self, out: Values, sample: int) -> None:
@@ -164,7 +168,7 @@ class Reader:
         return descriptor
 
     def _recover(self, sample: int, out: Values, error: Exception) -> Failure | None:
-        """Try again where that may help, else read another sample. None if the sample was read after all."""
+        """Retry a failed read, then read a replacement. Return None if a retry succeeds."""
         shard = int(self._index.shard_of(np.array([sample]))[0])
         for attempt in range(self._retries(shard)):
             if isinstance(error, UnreadableSampleError):
@@ -176,7 +180,7 @@ class Reader:
             except (OSError, UnreadableSampleError) as again:
                 error = again
         if isinstance(error, DiskError):
-            raise UserError(f"{self._index.name(sample)}: cannot be kept in the cache: {error}; or set data.cache_dir")
+            raise UserError(f"{self._index.name(sample)}: cannot cache this shard: {error}; or set data.cache_dir")
         if isinstance(error, OSError):
             self._failed_at[shard] = time.monotonic()
         reason = f"{self._index.name(sample)}: {_describe(error)}"
@@ -189,12 +193,10 @@ class Reader:
                 continue
             self._failures[sample] = Failure(sample, candidate, reason)
             return self._failures[sample]
-        raise UserError(
-            f"{reason}; nor can any of {_MAX_CANDIDATES} other samples be read: check that the data are there"
-        )
+        raise UserError(f"{reason}; {_MAX_CANDIDATES} other samples cannot be read either; check that the shards exist")
 
     def _retries(self, shard: int) -> int:
-        """0 for a shard that has just used them all up: else a lost shard would cost seconds for each sample."""
+        """Return the number of retries: 0 for a shard that failed recently, so that a lost shard costs seconds once."""
         failed_at = self._failed_at.get(shard)
         if failed_at is not None and time.monotonic() - failed_at < _OUTAGE_SECONDS:
             return 0
@@ -202,7 +204,7 @@ class Reader:
 
 
 def replacements(seed: int, sample: int, length: int) -> list[int]:
-    """Which samples to try in place of one that cannot be read, in this order; never itself."""
+    """Return the samples to try in place of an unreadable one, in order, without itself."""
     key = derive_key(seed, f"data/replacement/{sample}")
     attempts = np.arange(_MAX_CANDIDATES, dtype=np.uint64) + np.uint64(key >> 1)
     candidates = (mix(attempts) % np.uint64(length)).astype(np.int64).tolist()

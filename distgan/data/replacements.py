@@ -1,8 +1,7 @@
-"""Samples that cannot be read, and the samples that stand in for them.
+"""Record which samples could not be read, and which samples replace them.
 
-A failed read must neither stop a run of days nor shift a position. So the data of another sample take its place; which
-one is recorded in the checkpoint, and from then on every rank and every resumed process uses the replacement, even
-where a read would now succeed.
+A failed read must neither stop a long run nor shift stream positions. Another sample therefore takes its place. The
+checkpoint records the replacement. Every rank and every resumed run then uses it, even if the sample becomes readable.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _MAX_REASON = 500
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample could not be read and another was, in its place. `reason` is one line: shard, key and cause."""
+    """A sample that could not be read, and its replacement. `reason` is one line: shard, key and cause."""
 
     sample: int
     replacement: int
@@ -30,7 +29,7 @@ class Failure:
 
 
 class Substitution(NamedTuple):
-    """`replacement` stands in at all positions >= `from_position`."""
+    """A `replacement` that applies at all stream positions >= `from_position`."""
 
     replacement: int
     from_position: int
@@ -38,7 +37,7 @@ class Substitution(NamedTuple):
 
 
 class Substitutions:
-    """The record of a run: sample -> what replaces it, from which position on."""
+    """The replacements of a run, by sample."""
 
     def __init__(self, entries: dict[int, Substitution] | None = None) -> None:
         self._entries = dict(entries or {})
@@ -55,9 +54,10 @@ class Substitutions:
     __hash__ = None  # type: ignore[assignment]
 
     def add(self, failure: Failure, from_position: int) -> bool:
-        """Record a failure for all positions from `from_position` on. False, and no change, if the sample has one.
+        """Record a failure for all positions >= `from_position`; return True if it is new.
 
-        All ranks must add the same failures in the same order.
+        Returns False without a change if the sample already has a replacement, or would replace itself. All ranks must
+        add the same failures in the same order.
         """
         if failure.sample in self._entries or self._leads_to(failure.replacement, failure.sample):
             return False
@@ -65,7 +65,7 @@ class Substitutions:
         return True
 
     def apply(self, samples: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The samples whose data belong at the given positions; a replacement may itself be replaced."""
+        """Return the samples to read at these positions, int64 (n,). A replacement may itself be replaced."""
         if not self._entries:
             return samples
         return np.array(
@@ -73,26 +73,30 @@ class Substitutions:
         )
 
     def reasons(self) -> Iterable[str]:
-        """Why each sample was replaced, in the order found."""
+        """Return the reason of each replacement, in the order of recording."""
         return (entry.reason for entry in self._entries.values())
 
     def to_json(self) -> list[list[Any]]:
-        """[[sample, replacement, from_position, reason], ...]"""
+        """Return [[sample, replacement, from_position, reason], ...]."""
         return [[sample, *entry] for sample, entry in self._entries.items()]
 
     @classmethod
     def from_json(cls, value: Any, dataset_len: int | None = None) -> Substitutions:
-        """What `to_json` gave. Raises UserError for anything else, or samples not below `dataset_len`."""
+        """Parse the output of `to_json`. Raises UserError for other input, or for samples >= `dataset_len`."""
         record = cls()
         for row in value if isinstance(value, list) else [None]:
             if not isinstance(row, list) or [type(item) for item in row] != [int, int, int, str] or min(row[:3]) < 0:
-                raise UserError(f"replaced samples: {str(row)[:80]!r} is not [sample, replacement, from, reason]")
+                raise UserError(
+                    f"replaced samples: invalid entry: found {str(row)[:80]!r}, "
+                    "expected [sample, replacement, from, reason]"
+                )
             if dataset_len is not None and max(row[:2]) >= dataset_len:
                 raise UserError(
-                    f"replaced samples: {max(row[:2])} is not one of the {dataset_len:,} samples of the data"
+                    f"replaced samples: found sample {max(row[:2])}, expected a number below {dataset_len:,}, "
+                    "the number of samples in the data; use the data of this run"
                 )
             if not record.add(Failure(row[0], row[1], row[3]), row[2]):
-                raise UserError(f"replaced samples: sample {row[0]} is replaced twice, or by itself in the end")
+                raise UserError(f"replaced samples: sample {row[0]} is replaced twice, or replaced by itself")
         return record
 
     def _resolve(self, sample: int, position: int) -> int:
@@ -107,15 +111,16 @@ class Substitutions:
 
 
 def check_failure_rate(substitutions: Substitutions, position: int, dataset_len: int, max_failure_rate: float) -> None:
-    """Raise UserError, naming some, when too many of the samples read so far could not be read.
+    """Raise UserError if the run has replaced too many of the samples read so far.
 
-    Of the samples seen up to stream position `position` (at least 10,000, so that one early failure stops no run; at
-    most all of them), no more than `max_failure_rate` may have been replaced.
+    The limit is `max_failure_rate` times the number of samples read up to `position`. This number counts as at least
+    10,000, so that one early failure does not stop a run, and as at most `dataset_len`. The message names up to five
+    samples.
     """
     allowed = max_failure_rate * min(dataset_len, max(position, _FEW))
     if len(substitutions) > allowed:
         shown = "; ".join(reason for reason, _ in zip(substitutions.reasons(), range(5), strict=False))
         raise UserError(
-            f"{len(substitutions)} samples could not be read, more than data.max_failure_rate={max_failure_rate:g} "
-            f"allows: {shown}; mend the data or raise the rate"
+            f"data.max_failure_rate={max_failure_rate:g}: too many unreadable samples: found {len(substitutions)}, "
+            f"expected at most {int(allowed)}: {shown}; repair the data or raise the rate"
         )

@@ -1,7 +1,7 @@
-"""Decoded samples between processes: loaders decode straight into memory that the trainer has mapped too.
+"""Share decoded samples between processes: data loader workers decode into memory that the trainer also maps.
 
-Sending each batch as shared memory of its own would cost its page faults anew every time, which at 512 pixels take
-longer than decoding. Here a ring of slots is mapped once; only the slot's number travels.
+A new shared memory block per batch would cost page faults per batch, which take longer than decoding at 512 pixels.
+Here a ring of slots is mapped once, and workers send only the slot number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class SampleBuffers:
-    """`slots` arrays of one type and shape; may be passed to processes when they are started, and only then."""
+    """`slots` arrays of one dtype and shape. Pass them to a process only when you start it."""
 
     def __init__(self, context: ForkServerContext, slots: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self.slots, self._dtype, self._shape = slots, dtype, shape

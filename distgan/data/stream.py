@@ -1,4 +1,4 @@
-"""The stream of real samples: endless batches for one rank, the same for any number of loader processes."""
+"""Stream real samples: endless batches for one rank, equal for any number of data loader workers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _STOP_SECONDS = 2.0
 
 
 class Request(NamedTuple):
-    """What a batch is to hold, each of shape (n,), and the slot of the shared buffers that its samples go to."""
+    """Samples to read and mirror flags, each of shape (n,), and the slot of the shared buffers to decode into."""
 
     samples: Integers
     mirrored: NDArray[np.bool_]
@@ -53,10 +53,10 @@ class Request(NamedTuple):
 
 
 class SampleDataset(Dataset[Decoded]):
-    """Map-style over requests; samples are written to `buffers`, the rest is returned.
+    """A map-style dataset over requests. Writes decoded samples to `buffers` and returns the rest.
 
-    What the user must mend comes back as a UserError, since the loader would wrap an exception in its worker's
-    traceback. So a worker also opens the index only when it reads.
+    Returns a UserError instead of raising it, because the DataLoader would wrap it in the worker's traceback. For the
+    same reason, a worker opens the index only when it reads.
     """
 
     def __init__(self, config: DataConfig, index: Index, seed: int, buffers: SampleBuffers) -> None:
@@ -79,7 +79,7 @@ class SampleDataset(Dataset[Decoded]):
             return error
 
     def read(self, samples: Integers, out: Values, mirrored: NDArray[np.bool_]) -> Decoded:
-        """As `Reader.read`, with this process's reader."""
+        """Read samples with this process's reader; see `Reader.read`."""
         if self._reader is None:
             self._reader = Reader(self._config, self._open_index(), self._seed)
         return self._reader.read(samples, out, mirrored)
@@ -102,15 +102,17 @@ def open_stream(
     substitutions: Substitutions | None = None,
     pin_memory: bool = False,
 ) -> Stream:
-    """This rank's share of the positions [start, start + micro_batch), then of the next ones, without end.
+    """Open an endless stream of this rank's part of the micro-batches from position `start`.
 
     Args:
-        micro_batch: positions of a micro-batch over all ranks; divisible by `world_size`.
-        substitutions: the run's record, which may grow while the stream is open: a batch taken from it after that
-            obeys it, whatever its loader process knew when it read.
+        micro_batch: positions per micro-batch over all ranks; divisible by `world_size`.
+        substitutions: the run's replacements. They may grow while the stream is open, and every later batch follows
+            them, even if a worker read it before.
+        pin_memory: return batches in pinned memory.
 
     Raises:
-        UserError: the cache cannot hold what the order needs at once; the shards are of another kind than the config.
+        UserError: the cache cannot hold the shards that the order reads at once, or the kind of the shards differs
+            from the config.
     """
     check_capacity(config, index, world_size)
     return Stream(
@@ -124,17 +126,17 @@ def open_stream(
 
 
 class _Chunk(NamedTuple):
-    """A rank's share of many micro-batches in a row; each array is (micro-batches, n)."""
+    """One rank's part of many consecutive micro-batches; each array has shape (micro-batches, n)."""
 
     end: int
-    """First position after it."""
+    """First position after the chunk."""
     positions: Integers
     samples: Integers
     mirrored: NDArray[np.bool_]
 
 
 class _Share:
-    """What one rank reads, computed for many micro-batches at a time."""
+    """The samples that one rank reads, computed for many micro-batches at a time."""
 
     def __init__(
         self, order: Order, start: int, micro_batch: int, rank: int, world_size: int, mirror_seed: int | None
@@ -145,7 +147,7 @@ class _Share:
         self.batch_size = micro_batch // world_size
 
     def chunks(self) -> Iterator[_Chunk]:
-        """The share from the start on, without end."""
+        """Yield this rank's chunks from the start position, without end."""
         step = max(1, _POSITIONS_AT_ONCE // self._micro_batch) * self._micro_batch
         for start in itertools.count(self._start, step):
             whole = np.arange(start, start + step).reshape(-1, self._micro_batch)
@@ -159,7 +161,7 @@ class _Share:
 
 
 class _Requested(NamedTuple):
-    """A batch on its way: what lies at its positions, and how many substitutions were known when it was asked for."""
+    """A pending batch: the samples at its positions, and the number of substitutions known when it was requested."""
 
     positions: Integers
     samples: Integers
@@ -169,7 +171,7 @@ class _Requested(NamedTuple):
 
 
 class Stream(Iterator[Batch]):
-    """An open stream; close it to end its loader processes. Made by `open_stream`."""
+    """An open stream of batches, created by `open_stream`. Close it to end its data loader workers."""
 
     def __init__(
         self,
@@ -182,7 +184,7 @@ class Stream(Iterator[Batch]):
     ) -> None:
         self._share, self._index, self._substitutions, self._pin_memory = share, index, substitutions, pin_memory
         context = start_worker_server() if config.num_workers else multiprocessing.get_context("forkserver")
-        # Requests on their way, and the batch being taken while the next request is already made.
+        # One slot per pending request, and one for the batch that is copied out while the next request is pending.
         slots = config.num_workers * config.prefetch + 1
         self._format = sample_format(config, index)
         shape = (share.batch_size, *self._format.shape)
@@ -203,7 +205,7 @@ class Stream(Iterator[Batch]):
             prefetch_factor=config.prefetch if config.num_workers else None,
             multiprocessing_context=context if config.num_workers else None,
             worker_init_fn=partial(start_worker, environment=dict(os.environ)),
-            generator=torch.Generator(),  # else it would draw from torch's default generator
+            generator=torch.Generator(),  # without it, the loader draws from torch's default generator
         )
         self._batches: Iterator[Any] | None = iter(loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
@@ -218,7 +220,7 @@ class Stream(Iterator[Batch]):
             raise decoded
         written = self._buffers[request.slot]
         values = self._format.empty(len(written), pin_memory=self._pin_memory)
-        # Not Tensor.copy_, whose threads spin when the cores are busy: 25 us a 32-pixel image against 0.25.
+        # Tensor.copy_ threads spin when cores are busy: 25 us per 32-pixel image instead of 0.25.
         np.copyto(values.numpy(), written)
         if request.known != len(self._substitutions):
             decoded = self._bring_up_to_date(decoded, values.numpy(), request)
@@ -229,11 +231,11 @@ class Stream(Iterator[Batch]):
         return as_batch(self._index, decoded._replace(failures=failures), values, request.positions)
 
     def close(self) -> None:
-        """End the loader processes and close all files."""
+        """End the data loader workers and close all files."""
         atexit.unregister(self.close)
         if self._prefetcher is not None:
             self._prefetcher.close()
-        self._batches = None  # the loader's iterator asks its workers to leave
+        self._batches = None  # deleting the iterator asks its workers to stop
         for worker in self._workers:
             worker.join(_STOP_SECONDS)
             if worker.is_alive():
@@ -250,7 +252,7 @@ class Stream(Iterator[Batch]):
                 yield Request(self._substitutions.apply(samples, positions), mirrored, slot)
 
     def _bring_up_to_date(self, decoded: Decoded, values: Values, request: _Requested) -> Decoded:
-        """Read again, in place, what has been given a replacement since this batch was requested."""
+        """Read samples again, in place, that were replaced after this batch was requested."""
         wanted = self._substitutions.apply(request.samples, request.positions)
         stale = np.flatnonzero((wanted != request.samples) & (wanted != decoded.indices))
         if not len(stale):

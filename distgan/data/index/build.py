@@ -1,4 +1,4 @@
-"""Building an index: the headers of all shards are walked, in parallel; of images nothing else is read."""
+"""Build an index by reading the tar headers of all shards in parallel. Image data is not read."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from distgan.errors import UnreadableSampleError, UserError, printable
 _HASH_CHUNK = 16 << 20
 _SORTS_SHOWN = 6
 ReportProgress = Callable[[int, int], None]
-"""Called with the number of shards done and of all shards."""
+"""Callback: receives the number of finished shards and the total number of shards."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """An index, and a line about each thing in the shards that it does not hold."""
+    """An index, and one note per sort of content in the shards that it leaves out."""
 
     index: Index
     notes: tuple[str, ...]
@@ -52,7 +52,7 @@ def build_index(
     progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Index:
-    """The index alone; see `index_shards`."""
+    """Return the index of the shards, without notes; see `index_shards`."""
     return index_shards(
         shards, verify=verify, strict=strict, last_dot=last_dot, progress=progress, class_names=class_names
     ).index
@@ -67,18 +67,20 @@ def index_shards(
     progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Built:
-    """Index tars by walking their headers, and reading labels, text and points (and everything with `verify`).
+    """Index tars from their headers, labels, text and points; return the index and notes.
 
-    The characters of text are numbered by how frequent they are in these shards.
+    Text characters are numbered by their frequency in these shards.
 
     Args:
         shards: folder, glob, brace expansion, path or URL of tars, or a list of these.
-        verify: also store the SHA-256 of each whole shard, against which downloads are then checked.
-        strict: refuse shards without a sample, which are otherwise left out.
-        last_dot: the extension of a member begins at the last dot of its name rather than at the first.
+        verify: read each shard in full and store its SHA-256, so that downloads can be checked against it.
+        strict: raise an error for a shard without samples. By default such shards are left out with a note.
+        last_dot: start the extension at the last dot of a member's name instead of the first.
+        progress: called after each shard.
+        class_names: one name per label.
 
     Raises:
-        UserError: naming the shard and member that is wrong.
+        UserError: a shard or member is invalid; the message names it.
     """
     urls = patterns.expand(shards)
     scans: list[_Scan] = []
@@ -99,11 +101,14 @@ def index_shards(
     labeled = [scan for scan in used if scan.arrays["labels"][0] >= 0]
     if labeled and len(labeled) < len(used):
         without = next(scan for scan in used if scan.arrays["labels"][0] < 0)
-        raise UserError(f"{without.name}: has no .cls labels, but {labeled[0].name} has; label all samples or none")
+        raise UserError(
+            f"{without.name}: found no .cls labels, but {labeled[0].name} has labels; label all samples or none"
+        )
     arrays = concatenate([scan.arrays for scan in used])
     if class_names is not None and labeled and len(class_names) <= int(arrays["labels"].max()):
         raise UserError(
-            f"{len(class_names)} class names for labels up to {int(arrays['labels'].max())}; name each class"
+            f"class names: found {len(class_names)} names, expected at least {int(arrays['labels'].max()) + 1} "
+            f"because labels go up to {int(arrays['labels'].max())}; name each class"
         )
     vocabulary = None
     if kind == "text":
@@ -114,24 +119,24 @@ def index_shards(
 
 
 Passed = dict[str, tuple[int, bytes]]
-"""What is passed over: how many of each sort, with the name of one."""
+"""Skipped members: their number and one example name, per sort."""
 
 
 @dataclass(frozen=True)
 class _Scan:
     name: str
-    """Of the shard, for messages."""
+    """Shard name as shown in messages."""
     shard: Shard
     kind: str
-    """Of its samples; empty if it has none."""
+    """Kind of its samples; empty if it has no samples."""
     arrays: dict[str, NDArray[Any]]
     passed: Passed
     characters: Counter[str] = field(default_factory=Counter)
-    """How often each occurs, in a shard of text."""
+    """Number of occurrences of each character in a text shard."""
 
 
 class _Found(NamedTuple):
-    """A member that may be a sample: its data's place, size and header's CRC-32, and its extension's number."""
+    """A possible sample: byte offset and size of its data, CRC-32 of its header, index into `EXTENSIONS`."""
 
     offset: int
     size: int
@@ -140,7 +145,7 @@ class _Found(NamedTuple):
 
 
 def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
-    """Walk one shard. Raises UserError."""
+    """Read the headers of one shard and return its contents. Raises UserError."""
     name = locations.public_name(url)
     digest = hashlib.sha256()
     found: dict[str, dict[bytes, _Found]] = {kind: {} for kind in KINDS}
@@ -160,7 +165,8 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
                 if extension == "cls":
                     if key in labels:
                         raise UserError(
-                            f"{name}: two labels for the key {_text(key)!r}; keys within a shard are unique"
+                            f"{name}: found two labels for the key {_text(key)!r}, expected one; "
+                            "write the shard again with unique keys"
                         )
                     content = reader.read(member.offset, min(member.size, 32))
                     digest.update(content)
@@ -174,27 +180,32 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
                 else:
                     pass_over(_sort(member.name, extension), member.name)
             kind = next((kind for kind in KINDS if found[kind]), "")
-            # By their places, since a hard link's data is that of an earlier member.
+            # Sort by offset because a hard link shares the data of an earlier member.
             samples = dict(sorted(found.get(kind, {}).items(), key=lambda item: item[1].offset))
             characters = _read_contents(reader, samples.values(), kind, digest, name)
             sha256 = _sha256(reader) if verify else None
     except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{name}: cannot read the shard: {error.strerror or error}") from None
     if kind in twice:
-        raise UserError(f"{name}: two {kind} for the key {_text(twice[kind])!r}; keys within a shard are unique")
+        raise UserError(
+            f"{name}: found two {kind} for the key {_text(twice[kind])!r}, expected one; "
+            "write the shard again with unique keys"
+        )
     for other, members in found.items():
         for key, beside in members.items() if other != kind else ():
             extension = EXTENSIONS[beside.extension]
             pass_over(f".{extension}", key + f".{extension}".encode())
     for key in labels.keys() - samples.keys():
-        pass_over(".cls labels of no sample", key + b".cls")
+        pass_over(".cls labels without a sample", key + b".cls")
     shard = Shard(url, size, len(samples), digest.hexdigest(), sha256)
     if not samples:
         return _Scan(name, shard, kind, {}, passed)
     of_samples = [labels.get(key, -1) for key in samples]
     if min(of_samples) < 0 <= max(of_samples):
         without = next(key for key in samples if key not in labels)
-        raise UserError(f"{name}: {_text(without)!r} has no .cls label, but others have; label all samples or none")
+        raise UserError(
+            f"{name}: {_text(without)!r} has no .cls label, but other samples have one; label all samples or none"
+        )
     offsets, sizes, crcs, extensions = zip(*samples.values(), strict=True)
     arrays = {
         "offsets": offsets,
@@ -219,28 +230,28 @@ def _merged(scans: Iterable[_Scan]) -> Passed:
 
 
 def _without_sample(scan: _Scan, kind: str, last_dot: bool) -> str:
-    """Why a shard is not used, with what it holds instead."""
+    """Explain why a shard is left out and list its contents."""
     if scan.kind:
-        return f"holds {scan.kind} alone, and other shards hold {kind}; index shards of each kind apart"
+        return f"found only {scan.kind}, but other shards hold {kind}; index the shards of each kind separately"
     described = _describe(scan.passed, last_dot)
-    said = f"; {'; '.join(described)}" if described else "; it has no members"
-    return f"no sample in this tar; a sample is a member named KEY.{', .'.join(EXTENSIONS)}{said}"
+    said = "; ".join(described) if described else "the tar has no members"
+    return f"found no sample, expected members named KEY.{', .'.join(EXTENSIONS)}; {said}"
 
 
 def _describe(passed: Passed, last_dot: bool) -> tuple[str, ...]:
-    """A line that counts what was passed over, and one about names with more than one dot that look like samples."""
+    """Return a line that counts skipped members, and a hint if --last-dot would make some of them samples."""
     if not passed:
         return ()
     common = sorted(passed.items(), key=lambda item: -item[1][0])
     listed = [f"{count:,} {what} (such as {_text(example)!r})" for what, (count, example) in common[:_SORTS_SHOWN]]
-    more = f", and {len(common) - _SORTS_SHOWN} more sorts" if len(common) > _SORTS_SHOWN else ""
+    more = f", and {len(common) - _SORTS_SHOWN} other sorts" if len(common) > _SORTS_SHOWN else ""
     total = sum(count for count, _ in passed.values())
-    lines = [f"passed over {total:,} members: {', '.join(listed)}{more}"]
+    lines = [f"skipped {total:,} members: {', '.join(listed)}{more}"]
     dotted = [example for what, (_, example) in common if what.startswith(".") and _by_last_dot(example)]
     if dotted and not last_dot:
         lines.append(
-            f"{_text(dotted[0])!r} is a sample if extensions begin at the last dot of a name, not at the first as in "
-            "WebDataset; --last-dot reads all names so"
+            f"{_text(dotted[0])!r} was skipped because WebDataset extensions begin at the first dot of a name; "
+            "add --last-dot to begin them at the last dot"
         )
     return tuple(lines)
 
@@ -259,26 +270,27 @@ def _by_last_dot(name: bytes) -> bool:
 def _read_contents(
     reader: WindowReader, samples: Iterable[_Found], kind: str, digest: Digest, shard: str
 ) -> Counter[str]:
-    """The characters of a shard's text. What text and points hold is hashed too, as their headers tell little of it."""
+    """Count the characters of a shard's text. Hash text and points too: their headers do not identify their data."""
     characters: Counter[str] = Counter()
     for sample in samples if kind != "images" else ():
         if sample.size > text.MAX_LINE_BYTES:
             raise UserError(
-                f"{shard}: a sample of {sample.size:,} bytes; a line of text or a point has at most "
-                f"{text.MAX_LINE_BYTES:,}"
+                f"{shard}: sample too large: found {sample.size:,} bytes, expected at most {text.MAX_LINE_BYTES:,} "
+                "per line of text or point; split or remove the sample"
             )
         content = reader.read(sample.offset, sample.size)
         digest.update(content)
         if kind == "text":
-            with contextlib.suppress(UnreadableSampleError):  # training tells of it, and takes another
+            with contextlib.suppress(UnreadableSampleError):  # training reports and replaces it
                 characters.update(text.read_line(content))
     return characters
 
 
 def split_name(name: bytes, last_dot: bool = False) -> tuple[bytes, str]:
-    """WebDataset's key and extension of a member: cut at the first dot of the last part, or at the last dot.
+    """Split a member's name into its WebDataset key and extension.
 
-    Both are empty for hidden files and for names without a dot.
+    Splits at the first dot of the last path component, or at its last dot with `last_dot`. Returns two empty strings
+    for hidden files and for names without a dot.
     """
     folder, slash, base = name.rpartition(b"/")
     stem, dot, extension = base.rpartition(b".") if last_dot else base.partition(b".")
@@ -290,8 +302,8 @@ def split_name(name: bytes, last_dot: bool = False) -> tuple[bytes, str]:
 def _parse_label(content: bytes, shard: str, member: bytes) -> int:
     text = content.strip()
     if not text.isdigit() or len(text) > 9 or int(text) >= MAX_CLASSES:
-        shown = f"{shard}: the label {_text(member)!r} holds {_text(text)!r}"
-        raise UserError(f"{shown}; a label is a decimal number below {MAX_CLASSES:,}")
+        shown = f"{shard}: invalid label in {_text(member)!r}: found {_text(text)!r}"
+        raise UserError(f"{shown}, expected a whole number from 0 to {MAX_CLASSES - 1:,}; correct the label")
     return int(text)
 
 

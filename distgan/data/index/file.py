@@ -1,4 +1,4 @@
-"""The file of an index, `index.safetensors`: arrays are its tensors, the shard table is JSON in its metadata."""
+"""The index file, `index.safetensors`: arrays are stored as tensors, the shard table as JSON metadata."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
 
 
 def index_path(where: str | os.PathLike[str]) -> str:
-    """The file of an index in a folder, or the one that a path ending in .safetensors names; normalized."""
+    """Return the normalized path of the index file: `where` if it ends in .safetensors, else a file inside `where`."""
     path = locations.normalize(os.fspath(where))
     return path if locations.without_query(path).endswith(SUFFIX) else locations.join(path, INDEX_NAME)
 
 
 class Table(BaseModel):
-    """The shard table as the file holds it: (name, bytes, samples, header digest, SHA-256 of the whole) each."""
+    """The stored shard table. Each shard is (name, bytes, samples, header digest, SHA-256 of the whole file)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     version: Literal[1]
@@ -39,17 +39,17 @@ class Table(BaseModel):
     class_names: list[str] | None
     vocabulary: list[str] | None = None
     left_out: list[str] = []
-    """Names of shards that hold no sample."""
+    """Names of shards without samples."""
 
 
 def pack_file(table: Table, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """What such a file holds."""
+    """Serialize the shard table and the arrays to the bytes of an index file."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return safetensors.numpy.save(contiguous, metadata={_METADATA_KEY: table.model_dump_json()})
 
 
 def read_file(file: str, name: str) -> tuple[Table, dict[str, NDArray[Any]]]:
-    """The shard table and the arrays of a file, which messages call `name`, memory-mapped.
+    """Return the shard table and the memory-mapped arrays of an index file. Messages call the file `name`.
 
     A safetensors file is 8 bytes of header length, a JSON header, then the tensors' bytes. Raises UserError.
     """
@@ -64,13 +64,13 @@ def read_file(file: str, name: str) -> tuple[Table, dict[str, NDArray[Any]]]:
     length = int.from_bytes(mapped[:8], "little")
     try:
         if not 0 < length <= min(len(mapped) - 8, _MAX_HEADER_BYTES):
-            raise ValueError("it has no safetensors header")
+            raise ValueError("found no safetensors header")
         header = json.loads(mapped[8 : 8 + length])
         arrays = {array: _array(mapped, 8 + length, header[array], ARRAYS[array]) for array in ARRAYS}
         table = Table.model_validate_json(header["__metadata__"][_METADATA_KEY])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: not an index of shards ({type(error).__name__}: {reason}); {wrong}") from None
+        raise UserError(f"{name}: not an index file: {type(error).__name__}: {reason}; {wrong}") from None
     return table, arrays
 
 

@@ -1,7 +1,7 @@
-"""The index of a set of shards, kept beside them: found again, checked, and joined with others.
+"""Find, check and join the indexes of shards.
 
-It may come from a stranger, so loading checks every bound before anything is read through it, and an index names only
-what lies beside it.
+An index is untrusted input. Loading checks every bound before reading through it. An index may name only files in its
+own folder, or URLs.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ _MAX_FILE_BYTES = 64 << 30
 
 
 def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
-    """The index of what `data.path` names, checked.
+    """Load and check the index of the shards that `data.path` names.
 
     Args:
         path: a folder with an index, an index file, or shards beside an index (path, glob, brace expansion), local or
             URLs; or a list of these, which are joined in order.
-        cache: the folder that a remote index is kept in, `data.cache_dir`; by default the node's cache.
+        cache: folder for copies of remote indexes (`data.cache_dir`). None uses the node's default cache.
 
     Raises:
-        UserError: there is no index, it is damaged, or it does not fit the shards.
+        UserError: the index is missing or damaged, or does not match the shards.
     """
     given = [path] if isinstance(path, str) else list(path)
     if not given:
-        raise UserError("data.path is an empty list; name a folder of shards")
+        raise UserError("data.path: the list is empty; name a folder of shards")
     kept = cache_folder(cache) / "indexes"
     return _open(tuple(_locate(item, kept) for item in given), check=True)
 
 
 class Listed(NamedTuple):
-    """What an index file names, whether or not it is there."""
+    """Shard locations and class names that an index file lists. The shards need not exist."""
 
     urls: list[str]
     class_names: list[str] | None
 
 
 def read_listed(path: str) -> Listed | None:
-    """What is named by an index file (see `index_path`); None where there is none, or a damaged one."""
+    """Return what an index file (see `index_path`) lists, or None if it is missing or damaged."""
     if not filesystem.exists(path):
         return None
     part = _part(path, locations.folder_of(path), cache_folder(None) / "indexes")
@@ -65,7 +65,7 @@ def read_listed(path: str) -> Listed | None:
 
 @dataclass(frozen=True)
 class _Part:
-    """Shards of one index file: all of them, or those named. `name` is the file as messages show it."""
+    """Shards of one index file: those in `urls`, or all if it is None. Messages show the file as `name`."""
 
     file: str
     name: str
@@ -74,7 +74,7 @@ class _Part:
 
 
 class _Opened(NamedTuple):
-    """What a part holds."""
+    """The contents of a part."""
 
     shards: list[Shard]
     arrays: dict[str, NDArray[Any]]
@@ -102,10 +102,10 @@ def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = Non
     name, build = locations.public_name(file), "build the index of the shards with `distgan index`"
     if not locations.is_remote(file):
         if not os.path.isfile(file):
-            raise UserError(f"{name}: not found, {_tars_beside(folder, build)}")
+            raise UserError(f"{name}: index not found: {_tars_beside(folder, build)}")
         return _Part(file, name, folder, urls)
     try:
-        # On the node, so that processes can map it.
+        # Download it to the node because processes map it into memory.
         return _Part(filesystem.fetch(file, kept, _MAX_FILE_BYTES), name, folder, urls)
     except OSError as error:
         fix = f"; {build}" if getattr(error, "status", None) == 404 else ""
@@ -113,13 +113,13 @@ def _part(file: str, folder: str, kept: Path, urls: tuple[str, ...] | None = Non
 
 
 def _tars_beside(folder: str, build: str) -> str:
-    """What there is instead of an index, and what to do about it."""
+    """Return what the folder of a missing index holds, with the fix."""
     if not os.path.isdir(folder):
-        return f"nor its folder; {build}"
+        return f"its folder does not exist either; {build}"
     try:
-        return f"though there are {len(patterns.expand(folder))} tars; {build}"
+        return f"found {len(patterns.expand(folder))} tars in its folder; {build}"
     except UserError:
-        return f"nor any tar beside it; {patterns.what_is_there(folder)}"
+        return f"found no tar in its folder either; {patterns.what_is_there(folder)}"
 
 
 def _open(parts: tuple[_Part, ...], check: bool) -> Index:
@@ -130,26 +130,29 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
     shards = [shard for part in opened for shard in part.shards]
     urls = {shard.url for shard in shards}
     if len(urls) < len(shards):
-        raise UserError("data.path names a shard twice; a shard counts once")
+        raise UserError("data.path: a shard is named twice; name each shard once")
     first = opened[0]
     for part, other in zip(parts, opened, strict=True):
         if (other.arrays["labels"][0] < 0) != (first.arrays["labels"][0] < 0) or other.class_names != first.class_names:
-            raise UserError(f"{part.name}: its labels or class names differ from those of {parts[0].name}; use one set")
+            raise UserError(
+                f"{part.name}: labels or class names differ from those of {parts[0].name}; "
+                "label both alike, or train on one of them"
+            )
         if other.kind != first.kind or other.vocabulary != first.vocabulary:
             raise UserError(
-                f"{part.name}: its kind of samples ({other.kind}) or its characters differ from those of "
-                f"{parts[0].name} ({first.kind}); index shards of text together with `distgan index`"
+                f"{part.name}: the kind of samples ({other.kind}) or the vocabulary differs from that of "
+                f"{parts[0].name} ({first.kind}); index text shards together with `distgan index`"
             )
     arrays, left_out = concatenate([part.arrays for part in opened]), [url for part in opened for url in part.left_out]
     return Index(shards, arrays, first.class_names, first.vocabulary, left_out, origin)
 
 
 def _reopen(parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None) -> Index:
-    """The index as another process opened it. Raises UserError if it is not that any more."""
+    """Open an index that another process opened before. Raises UserError if it has changed since."""
     index = _open(parts, check=False)
     if (index.fingerprint, index.vocabulary) != (fingerprint, vocabulary):
         names = " or ".join(part.name for part in parts)
-        raise UserError(f"{names}: the index changed while it was in use; bring the old one back, or start again")
+        raise UserError(f"{names}: the index changed while it was in use; restore the old index, or start a new run")
     return index
 
 
@@ -174,15 +177,20 @@ def _open_part(part: _Part, check: bool) -> _Opened:
 def _select(
     part: _Part, shards: list[Shard], arrays: dict[str, NDArray[Any]], left_out: Sequence[str]
 ) -> tuple[list[Shard], dict[str, NDArray[Any]]]:
-    """The shards that were named, in the order named."""
+    """Return the shards that were named, in that order, and their arrays."""
     number = {shard.url: i for i, shard in enumerate(shards)}
     missing = [url for url in part.urls or () if url not in number and url not in left_out]
     if missing:
-        raise UserError(f"{locations.public_name(missing[0])}: not in {part.name}; run `distgan index` on all shards")
+        raise UserError(
+            f"{locations.public_name(missing[0])}: not listed in {part.name}; run `distgan index` on all shards"
+        )
     starts = np.cumsum([0, *(shard.count for shard in shards)])
     chosen = [number[url] for url in part.urls or () if url in number]
     if not chosen:
-        raise UserError(f"{locations.public_name(next(iter(part.urls or ())))}: holds no sample, says {part.name}")
+        raise UserError(
+            f"{locations.public_name(next(iter(part.urls or ())))}: {part.name} lists this shard without samples; "
+            "name another shard"
+        )
     pieces = []
     for i in chosen:
         rows = slice(starts[i], starts[i + 1])
@@ -202,7 +210,7 @@ def _check_shard(shard: Shard, file: str) -> None:
         raise UserError(f"{shard.url}: listed in {file}, but {error.strerror}; run `distgan index` again") from None
     if size != shard.size:
         raise UserError(
-            f"{shard.url}: has {size:,} bytes, its index says {shard.size:,}: it changed after indexing; "
+            f"{shard.url}: the shard changed after indexing: found {size:,} bytes, expected {shard.size:,}; "
             "run `distgan index` again"
         )
 
@@ -212,9 +220,12 @@ def _resolve(name: str, part: _Part) -> str:
         try:
             url = locations.normalize(name)
         except UserError as error:
-            raise UserError(f"{part.name}: this index names {error}") from None
+            raise UserError(f"{part.name}: invalid shard in the index: {error}") from None
         if locations.is_remote(url) and locations.is_printable(name):
             return url
     elif not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and name.isprintable():
         return locations.join(part.folder, name)
-    raise UserError(f"{part.name}: the shard name {name!r} is not a plain path inside its folder and is refused")
+    raise UserError(
+        f"{part.name}: invalid shard name: found {name!r}, expected a relative path inside the index's folder; "
+        "run `distgan index` on the shards"
+    )

@@ -1,4 +1,4 @@
-"""Indexing shards for good: what stands in the way of it is said before they are read, and no earlier index is lost."""
+"""Index shards and write the index. Problems are reported before the shards are read; no other index is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distgan.errors import UserError
 
 @dataclass(frozen=True)
 class Written:
-    """An index, the path that it was written to, and lines about what was done on the way."""
+    """A written index, its path, and notes for the user."""
 
     index: Index
     path: str
@@ -33,23 +33,22 @@ def write_index(
     last_dot: bool = False,
     progress: ReportProgress | None = None,
 ) -> Written:
-    """Index shards (see `index_shards`) and write their index, in place of an earlier one of the same shards.
+    """Index shards (see `index_shards`), write the index and return it.
 
-    Class names are kept from the earlier one.
+    Replaces an earlier index of the same shards and keeps its class names.
 
     Args:
         where: a folder, or a path ending in .safetensors; None is the folder that all shards share.
 
     Raises:
-        UserError: an index cannot be written there, or one that is there lists other shards too; or as `index_shards`
-            says.
+        UserError: the index cannot be written, or the earlier index also lists other shards that exist; or as in
+            `index_shards`.
     """
     urls = patterns.expand(shards)
     destination = os.fspath(where) if where is not None else locations.common_folder(urls)
     if not destination or locations.is_http(destination):
         raise UserError(
-            f"{locations.public_name(urls[0])}: an index cannot be written beside these shards; "
-            "name a folder with --out"
+            f"{locations.public_name(urls[0])}: cannot write an index beside these shards; name a folder with --out"
         )
     path = index_path(destination)
     check_place(urls, path)
@@ -58,26 +57,26 @@ def write_index(
     index, notes = built.index, list(built.notes)
     if class_names and 0 < index.num_classes <= len(class_names):
         index = index.with_class_names(class_names)
-        notes.append(f"the names of {len(class_names)} classes are kept from the index that was there")
+        notes.append(f"kept the names of {len(class_names)} classes from the earlier index")
     elif class_names:
         notes.append(
-            f"the names of {len(class_names)} classes in the index that was there are dropped: "
+            f"dropped the names of {len(class_names)} classes in the earlier index: "
             f"the shards now have {index.num_classes} classes"
         )
     return Written(index, save_index(index, path), tuple(notes))
 
 
 def _inherit(urls: Sequence[str], path: str) -> list[str] | None:
-    """The class names of the earlier index. Raises UserError if it lists more that is there than these shards."""
+    """Return the earlier index's class names. Raises UserError if it lists other shards that still exist."""
     earlier = read_listed(path)
     if earlier is None:
         return None
-    indexed = {locations.without_query(url) for url in urls}  # the same shard may be named with another token
+    indexed = {locations.without_query(url) for url in urls}  # a query may hold a token, which can change
     others = [url for url in earlier.urls if locations.without_query(url) not in indexed]
     lost = next((url for url in others if filesystem.exists(url)), None)
     if lost is not None:
         raise UserError(
-            f"{locations.public_name(path)}: lists {len(others):,} more shards than are being indexed, such as "
-            f"{locations.public_name(lost)}; index all of them, or name another file with --out"
+            f"{locations.public_name(path)}: the earlier index lists {len(others):,} other shards, such as "
+            f"{locations.public_name(lost)}; index all shards, or name another file with --out"
         )
     return earlier.class_names if len(others) < len(earlier.urls) else None

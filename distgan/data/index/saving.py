@@ -1,4 +1,4 @@
-"""Writing the file of an index, which names only what lies beside it."""
+"""Write index files. An index may name local shards only inside its own folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from distgan.data.storage import filesystem, locations
 from distgan.errors import UserError
 from distgan.files import reason
 
-_LINKS = "where you may not write, index a folder of symlinks to the shards"
+_LINKS = "if you cannot write there, index a folder of symlinks to the shards"
 
 
 def check_place(urls: Sequence[str], path: str) -> None:
-    """Raise UserError unless an index of these shards can be written there, as far as that shows without writing it."""
+    """Raise UserError if an index of these shards cannot be written there. Writes no index."""
     for url in urls:
         _stored_name(url, path)
     if not locations.is_remote(path):
@@ -26,9 +26,9 @@ def check_place(urls: Sequence[str], path: str) -> None:
 
 
 def save_index(index: Index, where: str | os.PathLike[str]) -> str:
-    """Write the index into a folder (or to a path ending in .safetensors), atomically; the path written.
+    """Write the index atomically into a folder (or to a path ending in .safetensors) and return its path.
 
-    Raises UserError for local shards outside that folder, since an index may only name what lies beside it.
+    Raises UserError for local shards outside that folder, because an index may name only files in its own folder.
     """
     path = index_path(where)
     table = Table(
@@ -61,5 +61,5 @@ def _stored_name(url: str, path: str) -> str:
     if locations.is_inside(url, folder):
         return locations.relative_name(url, folder)
     if not locations.is_remote(url):
-        raise UserError(f"{path}: the shard {url} is not in this folder; save the index beside its shards; {_LINKS}")
+        raise UserError(f"{path}: the shard {url} is outside this folder; save the index beside its shards; {_LINKS}")
     return url

@@ -1,4 +1,4 @@
-"""What a sample of each kind is once it is decoded: the reader, the shared buffers and the stream ask here."""
+"""Shape, dtype and decoder of the samples of each kind, for the reader, the shared buffers and the stream."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class SampleFormat:
-    """How samples of a run lie in memory, and how a member of a shard becomes one."""
+    """Memory layout of a run's samples, and the function that decodes one."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    """Of one sample: images (resolution, resolution, channels), text (length,), points (dimensions,)."""
+    """Shape of one sample: images (resolution, resolution, channels), text (length,), points (dimensions,)."""
     decode_into: Callable[[Values, memoryview, str], None]
-    """Of one sample: where it goes, contiguous; the member's data and extension. Raises UnreadableSampleError."""
+    """Decode one sample. Arguments: contiguous output array, member data, extension. Raises UnreadableSampleError."""
 
     def empty(self, count: int, *, pin_memory: bool = False) -> Tensor:
-        """Room for so many samples, shape (count, *shape); its `numpy()` is what is decoded into."""
+        """Return an uninitialized tensor for `count` samples, shape (count, *shape). Decode into its `numpy()`."""
         dtype = torch.from_numpy(np.empty(0, self.dtype)).dtype
         return torch.empty((count, *self.shape), dtype=dtype, pin_memory=pin_memory)
 
     def as_values(self, decoded: Tensor) -> Tensor:
-        """Decoded samples as batches hold them: the channels of images come first, but in memory they stay last."""
+        """Return decoded samples in the shape of a batch: images as (n, channels, height, width), channels-last."""
         return decoded.permute(0, 3, 1, 2) if decoded.dim() == 4 else decoded
 
 
 def sample_format(config: DataConfig, index: Index) -> SampleFormat:
-    """What this run's samples are. Raises UserError when the shards hold samples of another kind than `data.kind`."""
+    """Return the format of this run's samples. Raises UserError if the kind of the shards differs from `data.kind`."""
     if index.kind != config.kind:
         raise UserError(
-            f"data.kind = {config.kind}, but the shards of data.path = {config.path} hold {index.kind}; "
-            f"set data.kind={index.kind}, or name other shards"
+            f"data.kind={config.kind}: the shards of data.path={config.path} hold {index.kind}; "
+            f"set data.kind={index.kind}, or set data.path to other shards"
         )
     if config.kind == "images":
         background = rgb(config.background)

@@ -1,4 +1,4 @@
-"""Points, each a file in NumPy's format: one vector of little-endian float32 or float64."""
+"""Decode and encode points. Each point is an .npy file of one little-endian float32 or float64 vector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distgan.errors import UnreadableSampleError
 
 _HEADER_BYTES = 128
-"""Where NumPy lets the data of a vector begin."""
+"""Size of the header that NumPy writes before the data of a vector."""
 _READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _DTYPES = ("<f4", "<f8")
 
@@ -22,19 +22,22 @@ def decode_into(out: NDArray[np.float32], data: bytes | memoryview, extension: s
     """Decode a vector in NumPy's format into `out`, float32 (dimensions,).
 
     Raises:
-        UnreadableSampleError: of another type or size, damaged, or not finite in float32.
+        UnreadableSampleError: the vector has another dtype or size, is damaged, or is not finite in float32.
     """
     try:
         dtype, shape, start = _read_header(bytes(data[:_HEADER_BYTES]))
-    except Exception as error:  # NumPy parses a Python literal, which fails in many ways
+    except Exception as error:  # NumPy parses a Python literal, which raises many exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableSampleError(f"is not in NumPy's format: {reason[:200]}") from None
     if dtype.str not in _DTYPES or shape != out.shape:
         raise UnreadableSampleError(
-            f"an array of {dtype.str} and shape {shape}; a point is {len(out)} numbers (data.dimensions), <f4 or <f8"
+            f"wrong array: found {dtype.str} of shape {shape}, expected <f4 or <f8 of shape ({len(out)},) "
+            "(data.dimensions)"
         )
     if len(data) != start + dtype.itemsize * len(out):
-        raise UnreadableSampleError("is not as long as its header says")
+        raise UnreadableSampleError(
+            f"wrong size: found {len(data)} bytes, expected {start + dtype.itemsize * len(out)} from its header"
+        )
     with np.errstate(over="ignore"):
         out[...] = np.frombuffer(data, dtype, len(out), start)
     if not np.isfinite(out).all():
@@ -42,15 +45,15 @@ def decode_into(out: NDArray[np.float32], data: bytes | memoryview, extension: s
 
 
 def encode(point: NDArray[np.float32]) -> bytes:
-    """A vector in NumPy's format."""
+    """Encode a vector in NumPy's format, as little-endian float32."""
     file = io.BytesIO()
     npy.write_array(file, point.astype("<f4"), version=(1, 0), allow_pickle=False)
     return file.getvalue()
 
 
-@lru_cache(maxsize=64)  # parsing takes longer than all the rest, and a set's headers are all the same
+@lru_cache(maxsize=64)  # parsing is the slowest step, and the headers of a data set are equal
 def _read_header(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """Type and shape of an array, and where its data begin."""
+    """Return dtype and shape of an array, and the byte offset of its data."""
     file = io.BytesIO(head)
     version = npy.read_magic(file)
     if version not in _READ_HEADER:

@@ -1,4 +1,4 @@
-"""Files where they are, on local disks and in object stores: reads of byte ranges, downloads, and atomic writes."""
+"""Access files on local disks and in object stores: byte-range reads, downloads and atomic writes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _Result = TypeVar("_Result")
 def _filesystem(protocol: str, pid: int) -> Any:
     options: dict[str, Any] = {}
     if protocol in ("http", "https"):
-        import aiohttp  # only where HTTP is read: fsspec's default gives up on a shard after five minutes in all
+        import aiohttp  # imported only for HTTP; fsspec's default timeout ends every download after five minutes
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
         options["client_kwargs"] = {"timeout": timeout}
@@ -50,9 +50,9 @@ def _filesystem(protocol: str, pid: int) -> Any:
 
 
 def filesystem(url: str) -> Any:
-    """The fsspec filesystem of a URL, made anew in each process because they do not survive a fork.
+    """Return the fsspec filesystem of a URL. Each process has its own, because filesystems do not survive a fork.
 
-    Raises UserError naming the package that is missing, and StoreError.
+    Raises UserError naming a missing package, and StoreError.
     """
     handled = sys.exception()
     try:
@@ -64,10 +64,10 @@ def filesystem(url: str) -> Any:
 
 
 def _ask(url: str, request: Callable[[Any], _Result]) -> _Result:
-    """The result of a request to the filesystem of a URL. Raises StoreError, DiskError, and UserError as `filesystem`.
+    """Run a request on the filesystem of a URL and return its result.
 
-    What an HTTP server fails at for now (see `StoreError`) is tried again 3 times, after 0.5, 1 and 2 seconds. The
-    clients of object stores do so by themselves.
+    Retries transient HTTP errors (see `StoreError`) 3 times, after 0.5, 1 and 2 seconds. The clients of object stores
+    retry by themselves. Raises StoreError, DiskError, and UserError as in `filesystem`.
     """
     handled = sys.exception()
     for attempt in itertools.count():
@@ -84,17 +84,17 @@ def _ask(url: str, request: Callable[[Any], _Result]) -> _Result:
 
 
 class RemoteFile:
-    """A remote file read by ranges: `size` in bytes, and bounded reads. All raise StoreError."""
+    """A remote file with its `size` in bytes, read by byte ranges. All methods raise StoreError."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._file = _ask(url, lambda store: store.open(url, "rb", cache_type="none", block_size=1 << 20))
         if not isinstance(self._file.size, int) or not self._file.seekable():
-            raise StoreError("the server does not offer byte ranges; copy the shards to another one, or to a disk")
+            raise StoreError("the server does not support byte ranges; copy the shards to another server, or to a disk")
         self.size: int = self._file.size
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), fewer at the end."""
+        """Return the bytes [start, stop), fewer at the end of the file."""
 
         def request(_: Any) -> bytes:
             self._file.seek(start)
@@ -107,7 +107,7 @@ class RemoteFile:
 
 
 def kind_of(url: str) -> Literal["file", "directory"] | None:
-    """What there is by that name; None if there is nothing. Raises OSError when a store does not tell."""
+    """Return the kind of the object at a location, or None if it does not exist. Raises OSError if a request fails."""
     if not is_remote(url):
         return "file" if os.path.isfile(url) else "directory" if os.path.isdir(url) else None
     try:
@@ -119,18 +119,18 @@ def kind_of(url: str) -> Literal["file", "directory"] | None:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file. Raises UserError when a store does not tell."""
+    """Return True if the file exists. Raises UserError if a request fails."""
     try:
         return kind_of(url) == "file"
     except OSError as error:
-        raise UserError(f"{public_name(url)}: cannot tell whether this file exists: {reason(error)}") from None
+        raise UserError(f"{public_name(url)}: cannot check whether this file exists: {reason(error)}") from None
 
 
 def matching(folder: str, pattern: str) -> list[str]:
-    """The files of a remote folder whose names match, sorted: `*` stands for any part of a name, `**/` for any folders.
+    """Return the files of a remote folder whose names match a pattern, sorted.
 
-    Everything else stands for itself, other than in fsspec's own globs. A leading `*` does not match a leading dot.
-    Raises StoreError, also when there is no such folder.
+    `*` matches any part of a name, but not a leading dot. `**/` matches any number of folders. All other characters
+    are literal, unlike in fsspec's own globs. Raises StoreError, also if the folder does not exist.
     """
 
     def names(store: Any) -> list[str]:
@@ -146,7 +146,7 @@ def matching(folder: str, pattern: str) -> list[str]:
 
 
 def _expression(pattern: str) -> str:
-    """A regular expression for what a pattern of names and folders matches."""
+    """Translate a pattern of names and folders into a regular expression."""
     *folders, last = pattern.split("/")
     if last == "**":
         folders, last = [*folders, "**"], "*"
@@ -160,7 +160,7 @@ def _part(pattern: str) -> str:
 
 
 def write(path: str, data: bytes) -> None:
-    """Put a whole file in place, folder included: locally by a rename. Raises OSError."""
+    """Write a whole file and create its folder. Local files appear by a rename. Raises OSError."""
     if is_remote(path):
         _ask(path, lambda store: store.pipe_file(path, data))
         return
@@ -170,7 +170,7 @@ def write(path: str, data: bytes) -> None:
 
 
 def check_writable(path: str) -> None:
-    """Raise OSError unless `write` could put a local file there; its folder is made."""
+    """Raise OSError if `write` cannot write a local file at this path. Creates its folder."""
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     with disk_errors(path):
@@ -179,9 +179,9 @@ def check_writable(path: str) -> None:
 
 
 def download(url: str, path: str, most: int) -> None:
-    """Copy a remote file of at most `most` bytes to a local path, in one request where the store allows it.
+    """Copy a remote file of at most `most` bytes to a local path, in one request if the store supports it.
 
-    Raises StoreError, also when there is more to it than that, and DiskError.
+    Raises StoreError, also if the file is larger, and DiskError.
     """
     handled = sys.exception()
     try:
@@ -204,7 +204,7 @@ def _get(store: Any, url: str, path: str, most: int) -> None:
 
 
 class _Bound(fsspec.callbacks.Callback):  # type: ignore[misc]
-    """Stops a download that is longer than it should be."""
+    """Stop a download that exceeds its size limit."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -213,27 +213,28 @@ class _Bound(fsspec.callbacks.Callback):  # type: ignore[misc]
     def relative_update(self, inc: int = 1) -> None:
         super().relative_update(inc)
         if self.value > self._most:
-            raise OSError(f"more than the {self._most:,} bytes expected")
+            raise OSError(f"wrong size: found more than the expected {self._most:,} bytes")
 
 
 def open_cache(folder: Path) -> None:
-    """Make a cache's folder. Raises UserError unless this process can write files and lock them there."""
+    """Create a cache folder. Raises UserError if this process cannot write and lock files in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder) as file:
             try_lock(file.fileno())
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be used as a cache: {reason(explained(error, folder))}; name a folder on a disk of this "
-            "node, which you may write to and whose file system has locks, with data.cache_dir or $DISTGAN_CACHE"
+            f"{folder}: cannot use this folder as a cache: {reason(explained(error, folder))}; set data.cache_dir or "
+            "$DISTGAN_CACHE to a writable folder on a local disk that supports file locks"
         ) from None
 
 
 def fetch(url: str, folder: Path, most: int) -> str:
-    """A local copy of a remote file in a cache's `folder`; its path. Raises OSError, and UserError as `open_cache`.
+    """Copy a remote file into a cache's `folder` and return the local path.
 
-    Where the store names revisions (ETag), a node downloads each once, whichever of its processes asks first; elsewhere
-    each download goes under the hash of what came. So no path ever has another content.
+    If the store reports a revision (ETag), a node downloads each revision once. Otherwise each call downloads the file
+    and names it by the hash of its content. The content of a path therefore never changes. Raises OSError, and
+    UserError as in `open_cache`.
     """
     open_cache(folder)
     name, suffix = _revision(url), os.path.splitext(without_query(url))[1]
@@ -245,7 +246,7 @@ def fetch(url: str, folder: Path, most: int) -> str:
 
 
 def _revision(url: str) -> str | None:
-    """A name for what is there now, if the store tells it apart from what was there before."""
+    """Return a name for the file's current revision, or None if the store reports no ETag."""
     said = _ask(url, lambda store: store.info(url))
     tag = said.get("ETag") or said.get("etag")
     return hashlib.sha256(f"{url}\n{tag}\n{said.get('size')}".encode()).hexdigest() if tag else None
@@ -266,7 +267,10 @@ def _download_into(folder: Path, url: str, most: int, name: str | None, suffix: 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Try for, or wait for, an exclusive lock on a file; yields whether it is held. A claim is removed afterwards."""
+    """Try to lock a file exclusively, or wait for the lock; yield True if it is held.
+
+    Without `wait`, the lock file is removed afterwards.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     held = False
     try:

@@ -1,10 +1,10 @@
-"""Names of places where shards are: local paths and URLs.
+"""Normalize, join and compare locations of shards: local paths and URLs.
 
-Only ever whole files are named: a shell (`pipe:`) or a chain of filesystems (`a::b`) is refused, because data and
-their indexes come from strangers.
+A location names one file. Shell commands (`pipe:`) and chained filesystems (`a::b`) raise an error, because data and
+indexes are untrusted.
 
-In an `http(s)` URL, `?` begins a query, which may hold a token and names no other file, and other special characters
-are percent-encoded. In all other URLs a key may hold any character: `?`, `#` and `%` stand for themselves.
+In an `http(s)` URL, `?` begins a query. The query may hold a token and does not change which file is named. Other
+special characters are percent-encoded. In all other URLs, `?`, `#` and `%` are literal characters of a key.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ PROTOCOLS = frozenset(
 )
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _PATH_CHARACTERS = "/:@!$&'()*+,;=~"
-"""Characters that the path of an HTTP URL may hold as they are (RFC 3986, 3.3), besides letters, digits and `-._`."""
+"""Characters that need no percent-encoding in an HTTP path (RFC 3986, 3.3), besides letters, digits and `-._`."""
 
 
 def is_remote(url: str) -> bool:
-    """Whether a normalized location is a URL rather than an absolute local path."""
+    """Return True if a normalized location is a URL, False if it is an absolute local path."""
     return _SCHEME.match(url) is not None
 
 
 def protocol_of(url: str) -> str:
-    """The protocol of a URL in lower case; empty for a local path."""
+    """Return the protocol of a URL in lower case, or an empty string for a local path."""
     scheme = _SCHEME.match(url)
     return scheme[1].lower() if scheme else ""
 
 
 def is_http(url: str) -> bool:
-    """Whether a location is an HTTP or HTTPS URL."""
+    """Return True if a location is an HTTP or HTTPS URL."""
     return protocol_of(url) in ("http", "https")
 
 
 def bucket_of(url: str) -> str:
-    """What follows the protocol of a URL: a bucket, or a host."""
+    """Return the bucket or host of a URL."""
     return url.partition("://")[2].partition("/")[0]
 
 
 def normalize(url: str) -> str:
-    """An absolute local path, or a URL of an accepted protocol. Raises UserError for anything else."""
+    """Return an absolute local path, or a URL with an accepted protocol. Raises UserError for other input."""
     if not url.strip():
-        raise UserError("the path of the shards is empty; name a folder of *.tar, a glob, a brace expansion or a URL")
+        raise UserError("shards: the path is empty; name a folder of *.tar, a glob, a brace expansion or a URL")
     if url.strip().lower().startswith("pipe:"):
-        raise UserError(f"{url}: `pipe:` would run a shell command and is never followed; give a path or URL of a tar")
+        raise UserError(f"{url}: found `pipe:`, which would run a shell command; give the path or URL of a tar")
     scheme = _SCHEME.match(url)
     if scheme is None and "://" not in url:
         return os.path.abspath(os.path.expanduser(url))
@@ -59,36 +59,39 @@ def normalize(url: str) -> str:
     if scheme and protocol == "file":
         return os.path.abspath(url[len(scheme[0]) :])
     if scheme is None or protocol not in PROTOCOLS or "::" in url:
-        raise UserError(f"{public_name(url)}: this kind of URL is not read; accepted: {', '.join(sorted(PROTOCOLS))}")
+        raise UserError(
+            f"{public_name(url)}: unsupported kind of URL, expected one of {', '.join(sorted(PROTOCOLS))}; "
+            "copy the shards to such a store, or to a local disk"
+        )
     url = f"{protocol}://{url[len(scheme[0]) :]}"
     if is_http(url):
         return _normalise_http(url)
     if not bucket_of(url) or "*" in bucket_of(url):
-        raise UserError(f"{url}: names no bucket or host; give one after ://, without a `*`")
+        raise UserError(f"{url}: found no bucket or host after ://; add one, without a `*`")
     if "?versionId=" in url:
-        raise UserError(f"{url}: reads of one version of an object are not supported; copy that version to its own key")
+        raise UserError(f"{url}: ?versionId= is not supported; copy that version to a key of its own")
     return url.rstrip("/")
 
 
 def _normalise_http(url: str) -> str:
-    """Percent-encode what a path may not hold, so that equal files have equal names."""
+    """Percent-encode special characters in the path, so that each file has one name."""
     name, query = _split(url)
     if query.startswith("#"):
         raise UserError(
-            f"{public_name(url)}: `#` in an HTTP URL begins a fragment, which no server gets; write %23 for a `#` in "
-            "the name of a file"
+            f"{public_name(url)}: found `#`, which begins a fragment and is not sent to the server; write %23 for a "
+            "`#` in a file name"
         )
     try:
-        urlsplit(name).port  # noqa: B018 - raises for a host or port that cannot be
+        urlsplit(name).port  # noqa: B018 - raises for an invalid host or port
     except ValueError as error:
-        raise UserError(f"{public_name(url)}: not a valid URL: {error}") from None
+        raise UserError(f"{public_name(url)}: invalid URL: {error}; correct its host or port") from None
     scheme, _, rest = name.partition("://")
     host, slash, path = rest.rstrip("/").partition("/")
     return f"{scheme}://{host}{slash}{quote(path, safe=_PATH_CHARACTERS + '%{}')}{query}"
 
 
 def _split(url: str) -> tuple[str, str]:
-    """The part of a location that names a file, and the query (or fragment) of an HTTP URL with its `?`."""
+    """Split a location into the file name and, for an HTTP URL, the query or fragment with its `?` or `#`."""
     if not is_http(url):
         return url, ""
     name = re.split("[?#]", url, maxsplit=1)[0]
@@ -96,14 +99,14 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def without_query(url: str) -> str:
-    """The part of a location that names a file: all of it but the query of an HTTP URL."""
+    """Return the location without the query of an HTTP URL."""
     return _split(url)[0]
 
 
 def public_name(url: str) -> str:
-    """The location as messages show it, without what may be a secret: an HTTP URL's query, a user's password.
+    """Return the location for messages, without possible secrets: an HTTP URL's query, a user and password.
 
-    For printing only: it says neither where a file is nor whether two files are the same.
+    Use it only for printing. It does not locate a file, and different files may share it.
     """
     scheme = _SCHEME.match(url)
     if scheme is None:
@@ -112,19 +115,19 @@ def public_name(url: str) -> str:
     name = url if keeps_keys else re.split("[?#]", url, maxsplit=1)[0]
     host, slash, path = name[len(scheme[0]) :].partition("/")
     user, at, bare = host.rpartition("@")
-    # In `abfs://container@account` what comes before the `@` is no secret.
+    # In `abfs://container@account`, the part before the `@` is not a secret.
     shown = bare if at and not (keeps_keys and ":" not in user) else host
     return f"{scheme[0]}{shown}{slash}{path}"
 
 
 def folder_of(url: str) -> str:
-    """The parent folder of a normalized location; the query of an HTTP URL stays."""
+    """Return the parent folder of a normalized location, with the query of an HTTP URL."""
     name, query = _split(url)
     return (name.rpartition("/")[0] or "/") + query
 
 
 def join(folder: str, name: str) -> str:
-    """`name` inside `folder`, both normalized or relative; percent-encoded in an HTTP URL."""
+    """Join a relative `name` to `folder`. Percent-encode the name in an HTTP URL."""
     place, query = _split(folder)
     if is_http(folder):
         name = quote(name, safe=_PATH_CHARACTERS, errors="surrogateescape")
@@ -132,7 +135,7 @@ def join(folder: str, name: str) -> str:
 
 
 def common_folder(urls: Sequence[str]) -> str:
-    """The deepest folder that holds all of the given normalized locations ('' when they share none)."""
+    """Return the deepest folder that holds all of these normalized locations, or '' if they share none."""
     names, queries = zip(*(_split(folder_of(url)) for url in urls), strict=True)
     split = [name.split("/") for name in names]
     shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))]
@@ -142,7 +145,7 @@ def common_folder(urls: Sequence[str]) -> str:
 
 
 def relative_name(url: str, folder: str) -> str:
-    """A location's name within a folder that holds it, not percent-encoded; else the whole name without a query."""
+    """Return a location relative to a folder, not percent-encoded; outside the folder, return its public name."""
     name, prefix = without_query(url), without_query(folder).rstrip("/") + "/"
     if not folder or not name.startswith(prefix):
         return public_name(url)
@@ -151,11 +154,11 @@ def relative_name(url: str, folder: str) -> str:
 
 
 def is_printable(url: str) -> bool:
-    """Return True if neither a URL nor the name that it encodes has control characters."""
+    """Return True if neither a URL nor its decoded name has control characters."""
     return url.isprintable() and (not is_http(url) or unquote(url, errors="surrogateescape").isprintable())
 
 
 def is_inside(url: str, folder: str) -> bool:
-    """Whether the location's relative name leads to it from that folder."""
+    """Return True if joining the folder and the location's relative name gives the location again."""
     name = relative_name(url, folder)
     return name != public_name(url) and without_query(join(folder, name)) == without_query(url)

@@ -1,8 +1,8 @@
-"""Patterns that name many shards: folders, globs, and brace expansions of local paths and URLs.
+"""Expand patterns of shards: folders, globs, and brace expansions of local paths and URLs.
 
-Braces expand everywhere. On local paths `*`, `?` and `[...]` are wildcards as in a shell; in a URL `*` alone is one,
-and the other characters stand for themselves. A file or folder that exists by a name, as it stands, wins over what the
-name means as a pattern; HTTP servers are not asked, because `{` and `*` in their URLs can be percent-encoded.
+Braces expand everywhere. In a local path, `*`, `?` and `[...]` are shell wildcards. In a URL, only `*` is a wildcard.
+An existing file or folder with the literal name takes precedence over the pattern. HTTP servers are not checked for
+literal names, because `{` and `*` in their URLs can be percent-encoded.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
-    """All shards that folders, globs, brace expansions, paths and URLs name: normalized, in order, none twice.
+    """Return the normalized locations of all shards that the patterns name, in the order given.
 
-    Globs and folders are sorted by name. Raises UserError when one names nothing or a shard is named twice.
+    The shards of a glob or folder are sorted by name. Raises UserError if a pattern matches nothing, or if a shard is
+    named twice.
     """
     shards = [shard for pattern, literal in _each(patterns) for shard in _expand_one(pattern, literal)]
     seen: set[str] = set()
     for shard in shards:
         if shard in seen:
-            raise UserError(f"{public_name(shard)}: named twice; a shard counts once")
+            raise UserError(f"{public_name(shard)}: the shard is named twice; name each shard once")
         seen.add(shard)
     folder = common_folder(shards)
     for shard in shards:
         if not relative_name(shard, folder).isprintable():
             raise UserError(
-                f"{public_name(shard)!a}: a name that cannot be printed, which an index does not hold; rename it"
+                f"{public_name(shard)!a}: the shard name is not printable, and an index cannot hold it; rename the file"
             )
     return shards
 
 
 def is_folder(item: str) -> bool:
-    """Return True if this is the name of a folder, rather than of a shard or a pattern of shards.
+    """Return True if this names a folder, rather than a shard or a pattern of shards.
 
-    Raises UserError as `locations.normalize`, and when a store does not tell.
+    Raises UserError as in `locations.normalize`, and if a store does not answer.
     """
     url = normalize(item)
     if not is_remote(url):
@@ -72,37 +73,40 @@ def _is_pattern(url: str) -> bool:
 
 
 def _kind_of_literal(pattern: str) -> str | None:
-    """What a remote pattern names as it stands: a file, a directory or nothing."""
+    """Return "file" or "directory" if a remote object has the pattern as its literal name, else None."""
     url = normalize(pattern)
     if is_http(url) or not _is_pattern(url) or "{" in bucket_of(url):
         return None
     try:
         return filesystem.kind_of(url)
     except OSError as error:
-        # With a right to read but not to list, this is a store's answer for what is not there.
+        # Without the right to list, stores answer 403 for a missing object.
         if getattr(error, "status", None) == 403:
             return None
         raise UserError(f"{public_name(url)}: cannot be listed: {reason(error)}") from None
 
 
 def _each(patterns: str | Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Each path or URL, with its kind where it has the form of a pattern but exists as it stands."""
+    """Yield each path or URL, with its kind if it looks like a pattern but exists under its literal name."""
     given = [patterns] if isinstance(patterns, str) else list(patterns)
     if not given:
-        raise UserError("no shards: the list is empty; name a folder, a glob, a brace expansion, a path or a URL")
+        raise UserError("shards: the list is empty; name a folder, a glob, a brace expansion, a path or a URL")
     for pattern in given:
         literal = _kind_of_literal(pattern) if is_remote(pattern) else None
         if literal or (not is_remote(pattern) and os.path.exists(pattern)):
             yield pattern, literal
             continue
         try:
-            # A range is a list in full before its first name comes out.
+            # Check lengths first: braceexpand builds the whole list of a range before it yields a name.
             fits = all(_range_length(*match.groups()) <= _MAX_SHARDS for match in _RANGE.finditer(pattern))
             expanded = list(itertools.islice(_braces(pattern), _MAX_SHARDS + 1)) if fits else []
         except ValueError as error:
-            raise UserError(f"{public_name(pattern)}: not a valid brace expansion: {error}") from None
+            raise UserError(f"{public_name(pattern)}: invalid brace expansion: {error}; write {{000..015}}") from None
         if not fits or len(expanded) > _MAX_SHARDS:
-            raise UserError(f"{public_name(pattern)}: names more than {_MAX_SHARDS:,} shards")
+            raise UserError(
+                f"{public_name(pattern)}: the pattern names too many shards, expected at most {_MAX_SHARDS:,}; "
+                "shorten the range"
+            )
         for name in expanded:
             yield name, None
 
@@ -122,12 +126,12 @@ def _expand_one(pattern: str, literal: str | None) -> list[str]:
     except OSError as error:
         raise UserError(f"{public_name(url)}: cannot be listed: {reason(error)}") from None
     if not found:
-        raise UserError(f"{public_name(url)}: no tar found; {what_is_there(url)}")
+        raise UserError(f"{public_name(url)}: found no tar; {what_is_there(url)}")
     return found
 
 
 def tars_in(folder: str) -> list[str]:
-    """The tars of a local folder but for hidden ones, sorted by name. Raises OSError."""
+    """Return the tars of a local folder, except hidden files, sorted by name. Raises OSError."""
     return sorted(
         entry.path
         for entry in os.scandir(folder)
@@ -136,7 +140,7 @@ def tars_in(folder: str) -> list[str]:
 
 
 def what_is_there(path: str) -> str:
-    """What a place without tars holds instead, as far as a look at its first files shows, and what to do about it."""
+    """Return what a path without tars holds instead, judged by its first files, with the fix."""
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     if is_remote(path) or not os.path.isdir(folder):
         return "name a folder of *.tar, a glob, a brace expansion or a URL"
@@ -176,7 +180,8 @@ def _list_remote(url: str, literal: str | None) -> list[str]:
     if is_http(url):
         if "*" in without_query(url):
             raise UserError(
-                f"{public_name(url)}: HTTP servers cannot be listed; name the shards, for example with {{000..015}}"
+                f"{public_name(url)}: found `*`, but HTTP servers cannot be listed; name the shards, for example "
+                "with {000..015}"
             )
         return [url]
     if literal == "file" or (literal is None and url.endswith(".tar") and "*" not in url):

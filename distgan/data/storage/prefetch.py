@@ -1,4 +1,4 @@
-"""Fetching remote shards ahead of the stream, and whether the cache can hold what an order needs at once."""
+"""Download remote shards ahead of the stream, and check that the cache can hold the shards that are read at once."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _TOUCH_SECONDS = 5.0
 
 
 def processes_on_node() -> int:
-    """How many ranks share this node's cache, as torchrun and accelerate tell it."""
+    """Return the number of ranks that share this node's cache, from the launcher's LOCAL_WORLD_SIZE."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def check_capacity(config: DataConfig, index: Index, world_size: int) -> None:
     """Raise UserError if the cache cannot hold the remote shards that one node reads at the same time.
 
-    Permutation: all of them. Lanes: for each lane that the node reads, the shards that one shuffle block may span, and
-    the one that is fetched next.
+    Permutation needs all shards. Lanes need, per lane that the node reads, the shards that one shuffle block may span
+    and the next one.
     """
     sizes = np.array([shard.size for shard in index.shards if is_remote(shard.url)], np.int64)
     if not len(sizes):
@@ -48,17 +48,17 @@ def check_capacity(config: DataConfig, index: Index, world_size: int) -> None:
             else "or lower data.shuffle_block or data.lanes, or make the shards smaller"
         )
         raise UserError(
-            f"data.cache_gigabytes={config.cache_gigabytes:g}: data.order={config.order} needs "
-            f"{needed / 1e9:.3g} GB of remote shards on each node at once; raise it to {1.05 * needed / 1e9:.3g}, {fix}"
+            f"data.cache_gigabytes={config.cache_gigabytes:g}: the cache is too small: data.order={config.order} needs "
+            f"{needed / 1e9:.3g} GB of remote shards per node at once; raise it to {1.05 * needed / 1e9:.3g}, {fix}"
         )
 
 
 class Prefetcher:
-    """Downloads the shards of this rank's next positions, in their order, as far ahead as the cache allows.
+    """Download the shards of this rank's next positions, in stream order, as far ahead as the cache allows.
 
     Args:
-        chunks: endless (first position after the chunk, samples of the chunk), in stream order.
-        budget: bytes that the distinct shards between the stream's position and the look-ahead may have together.
+        chunks: endless iterator of (first position after the chunk, samples of the chunk), in stream order.
+        budget: maximum total bytes of the distinct shards between the stream's position and the look-ahead.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class Prefetcher:
         self._upcoming = self._fresh_shards()
         self._turn = threading.Lock()
         for _ in range(_PARALLEL_DOWNLOADS):
-            # Daemons, so that no download holds up a process that wants to leave.
+            # Daemon threads, so that a download does not delay the end of the process.
             threading.Thread(target=self._run, name="shard-prefetch", daemon=True).start()
 
     def advance(self, position: int) -> None:
-        """Tell that the stream has come to this position."""
+        """Set the stream's current position."""
         with self._changed:
             self._position = position
             if self._window and self._window[0][0] <= position:
                 self._changed.notify()
 
     def close(self) -> None:
-        """Begin no more downloads."""
+        """Start no more downloads."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -98,10 +98,10 @@ class Prefetcher:
             try:
                 os.close(self._cache.open(self._index.shards[shard]))
             except (OSError, UserError):
-                continue  # the reader meets the same and reports it with the sample's name
+                continue  # the reader meets the same error and reports it with the sample's name
 
     def _fresh_shards(self) -> Iterator[int]:
-        """Remote shards in the order of first use, each when it comes into the window; ends when closed."""
+        """Yield remote shards in the order of first use, each when it enters the window; end when closed."""
         while self._wait_for_room():
             end, samples = next(self._chunks)
             used = dict.fromkeys(self._index.shard_of(samples.ravel()).tolist())
@@ -113,7 +113,7 @@ class Prefetcher:
             yield from fresh
 
     def _wait_for_room(self) -> bool:
-        """Until another chunk may be looked at; False once closed."""
+        """Wait until the window may take another chunk; return False once closed."""
         with self._changed:
             while not self._closed:
                 while self._window and self._window[0][0] <= self._position:
@@ -122,7 +122,7 @@ class Prefetcher:
                 if time.monotonic() - self._touched > _TOUCH_SECONDS:
                     self._touched = time.monotonic()
                     self._cache.touch(ahead)
-                # Beyond an epoch there is nothing new, however much room there is.
+                # An epoch covers all shards, so looking further ahead finds none to download.
                 within_epoch = not self._window or self._window[-1][0] - self._window[0][0] < len(self._index)
                 if within_epoch and (not self._window or sum(shard.size for shard in ahead) < self._budget):
                     return True

@@ -1,15 +1,15 @@
-"""Remote shards in a node-local folder of bounded size, shared by all processes of the node.
+"""Cache remote shards in a node-local folder of bounded size that all processes of the node share.
 
-A shard's file is named by a hash of its whole URL and of what the index knows about it, so that two shards of one
-name, or two versions of one shard, never meet. Files appear whole, by a rename. All coordination is by `flock`,
-which the kernel undoes when a process dies:
+A shard's file name is a hash of its whole URL and its index entry, so that different shards or versions never share a
+file. A rename publishes each file whole. Processes coordinate by `flock`, which the kernel releases when a process
+dies:
 
-- `KEY.claim` is locked by the process that downloads KEY; the others wait for it;
-- `lock` is held briefly while a download gets its final name, and while room is made: finished shards go, least
-  recently used first, as do the remains of downloads whose process died. A `KEY-SIZE.part` counts with its full size
-  from the moment it exists.
+- The process that downloads KEY locks `KEY.claim`; the other processes wait.
+- A process holds `lock` briefly while it renames a download, and while it makes room. Making room removes finished
+  shards, least recently used first, and partial downloads of dead processes. A `KEY-SIZE.part` counts with its full
+  size as soon as it exists.
 
-A reader that has a shard open keeps it readable when it is evicted, and fetches it again the next time.
+An evicted shard stays readable for a process that has it open. Its next use downloads it again.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _WAIT_SECONDS = 300.0
 
 
 class ShardCache:
-    """The cache as one process sees it; safe to use from several threads and processes."""
+    """One process's handle to the cache; safe to use from several threads and processes."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes = folder, max_bytes
 
     @classmethod
     def of(cls, config: DataConfig) -> ShardCache:
-        """The cache that a run's config names. Raises UserError if its folder cannot be used."""
+        """Open the cache that a run's config names. Raises UserError if its folder cannot be used."""
         folder = cache_folder(config.cache_dir) / "shards"
         filesystem.open_cache(folder)
         return cls(folder, int(config.cache_gigabytes * 1e9))
 
     def open(self, shard: Shard) -> int:
-        """A read-only descriptor of the whole shard, downloaded first if need be; the caller closes it.
+        """Return a read-only file descriptor of the whole shard, downloaded if necessary. The caller closes it.
 
-        Raises OSError when the shard cannot be had, is not of the size (and hash) its index says, or finds no room.
+        Raises OSError if the download fails, the size or hash differs from the index, or the cache has no room.
         """
         deadline = time.monotonic() + _WAIT_SECONDS
         path = self._path(shard)
@@ -58,11 +58,11 @@ class ShardCache:
             if descriptor is not None:
                 return descriptor
             if time.monotonic() > deadline:
-                raise OSError(errno.ETIMEDOUT, f"another process still downloads it after {_WAIT_SECONDS:g} s")
+                raise OSError(errno.ETIMEDOUT, f"another process is still downloading it after {_WAIT_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
 
     def touch(self, shards: Iterable[Shard]) -> None:
-        """Note that these will be needed soon, so that others are evicted first."""
+        """Mark shards as recently used, so that other shards are evicted first."""
         for shard in shards:
             with contextlib.suppress(OSError):
                 os.utime(self._path(shard))
@@ -77,7 +77,7 @@ class ShardCache:
         except FileNotFoundError:
             return None
         if os.fstat(descriptor).st_size == shard.size:
-            with contextlib.suppress(OSError):  # a disk that turned read-only can still be read
+            with contextlib.suppress(OSError):  # a read-only disk can still be read
                 os.utime(descriptor)
             return descriptor
         os.close(descriptor)
@@ -85,7 +85,7 @@ class ShardCache:
         return None
 
     def _download(self, path: Path, shard: Shard) -> int | None:
-        """None when another process has it in hand."""
+        """Download a shard and return its file descriptor, or None if another process is downloading it."""
         with disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with filesystem.locked(path.with_suffix(".claim")) as claimed:
@@ -100,7 +100,7 @@ class ShardCache:
                 _check(part, shard)
                 descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
                 os.fsync(descriptor)
-                # Who makes room lists the folder, and could miss a file that changes its name meanwhile.
+                # A process that makes room lists the folder, and could miss a file that is renamed meanwhile.
                 with filesystem.locked(self._folder / "lock", wait=True):
                     os.rename(part, path)
                 return descriptor
@@ -109,7 +109,7 @@ class ShardCache:
                 part.unlink()
 
     def _reserve(self, part: Path, shard: Shard) -> None:
-        """Create the empty part once its full size fits under the bound, evicting what was used longest ago."""
+        """Evict least recently used shards until the full size fits, then create the empty part."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             with filesystem.locked(self._folder / "lock", wait=True):
@@ -153,8 +153,10 @@ class ShardCache:
 def _check(part: Path, shard: Shard) -> None:
     size = part.stat().st_size
     if size != shard.size:
-        raise OSError(f"{size:,} bytes came, its index says {shard.size:,}; run `distgan index` again if it changed")
+        raise OSError(
+            f"wrong size: found {size:,} bytes, expected {shard.size:,}; run `distgan index` again if the shard changed"
+        )
     if shard.sha256 is not None:
         with part.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise OSError("its SHA-256 is not the one in its index; run `distgan index` again if it changed")
+                raise OSError("SHA-256 differs from the index; run `distgan index` again if the shard changed")

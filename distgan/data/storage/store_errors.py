@@ -1,8 +1,8 @@
-"""The cause of a failed request to a remote store, in one line with its fix, whichever client library raised it.
+"""Explain a failed request to a remote store in one line with its fix, for every client library.
 
 fsspec and the clients below it (aiohttp, botocore, google-auth, azure-core, huggingface_hub) share no base class, and
-fsspec's HTTP client raises FileNotFoundError for whatever goes wrong. The cause is therefore looked for along the
-chain of exceptions: an HTTP status first, then the names of exception classes, so that no client needs to be installed.
+fsspec's HTTP client raises FileNotFoundError for most failures. The code therefore searches the chain of exceptions,
+first for an HTTP status, then for names of exception classes. Matching by name needs no client to be installed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _CREDENTIALS = {
     "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
     "hf": "run `hf auth login`, or set HF_TOKEN",
-    "http": "put them into the URL, as https://USER:PASSWORD@HOST/..., or a token into its query",
+    "http": "put them into the URL as https://USER:PASSWORD@HOST/..., or put a token into its query",
 }
 _ENDPOINTS = {
     "s3": "check the network and AWS_ENDPOINT_URL",
@@ -79,9 +79,9 @@ class StoreError(OSError):
     """A failed request to a remote store. The message is the cause and the fix, without the URL.
 
     Args:
-        status: the HTTP status of the answer; 404 for whatever a client says is not there, None if there was none.
-        transient: the same request may succeed in a few seconds: too many requests, a failing server, a broken
-            connection. A server that was waited for in vain is not asked again.
+        status: HTTP status of the response; 404 for every missing object, None without a status.
+        transient: True if the same request may succeed in a few seconds: too many requests, a failing server or a
+            broken connection. A timeout is not transient.
     """
 
     def __init__(self, message: str, *, status: int | None = None, transient: bool = False) -> None:
@@ -106,7 +106,7 @@ def explain(url: str, error: Exception, handled: BaseException | None = None) ->
     status = next(filter(None, map(_status, chain)), None)
     if status is None and isinstance(error, PermissionError):
         status = 403
-    # The cause of an HTTP client's FileNotFoundError tells more than its name does.
+    # The cause of an HTTP client's FileNotFoundError says more than its class.
     if status is None and isinstance(error, FileNotFoundError) and len(chain) == 1:
         return StoreError("not found; check the name", status=404)
     if status is not None and status >= 300:
@@ -118,25 +118,25 @@ def explain(url: str, error: Exception, handled: BaseException | None = None) ->
     if names & _TLS:
         return StoreError(f"no secure connection: {text}; check the server's certificate and the URL's protocol")
     if names & _TIMEOUTS:
-        return StoreError("no answer in time; try again later")
+        return StoreError("the server did not answer in time; try again later")
     if names & _UNREACHABLE:
         fix = _ENDPOINTS.get(family, "check the network and the endpoint in the store's settings")
         return StoreError(f"no connection: {text}; {fix}")
     if names & _BROKEN:
-        return StoreError(f"the connection broke off ({text}); try again later", transient=True)
+        return StoreError(f"the connection broke ({text}); try again later", transient=True)
     kind = type(cause).__name__
     return StoreError(text if text == kind or type(cause) is OSError else f"{kind}: {text}")
 
 
 def missing_package(url: str, error: ImportError) -> str:
-    """What to install for the protocol of a URL."""
+    """Return the message for a missing client package of a URL's protocol."""
     package = _PACKAGES.get(family_of(url))
-    install = f"run `pip install {package}`" if package else "install the package it names"
-    return f"{public_name(url)}: {protocol_of(url)}:// needs a package that cannot be imported: {error}; {install}"
+    install = f"run `pip install {package}`" if package else "install the package that it names"
+    return f"{public_name(url)}: cannot import the package for {protocol_of(url)}://: {error}; {install}"
 
 
 def family_of(url: str) -> str:
-    """One name for all protocols of the same kind of store."""
+    """Return one name for all protocols of the same kind of store."""
     protocol = protocol_of(url)
     return _FAMILIES.get(protocol, protocol)
 
@@ -149,17 +149,17 @@ def _of_status(url: str, status: int, chain: list[BaseException], family: str) -
     code = next(filter(None, map(_code, chain)), None)
     answer = f"HTTP {status}" if code in (None, str(status)) else f"HTTP {status}, {code}"
     if status == 401:
-        return StoreError(f"the server wants credentials ({answer}); {_credentials(family)}", status=status)
+        return StoreError(f"the server requires credentials ({answer}); {_credentials(family)}", status=status)
     if status == 403:
-        fix = "check that your credentials or token allow this, have not expired, and that the file exists"
+        fix = "check that the file exists, and that your credentials or token are valid and allow access"
         return StoreError(f"access refused ({answer}); {fix}", status=status)
     if status in (404, 410):
         return StoreError(f"not found ({answer}); check the name", status=404)
     if status == 429:
-        fix = "try again later, or with fewer processes"
+        fix = "try again later, or use fewer processes"
         return StoreError(f"too many requests ({answer}); {fix}", status=status, transient=True)
     if status >= 500 or status == 408:
-        fix = "try again later, or ask who runs it"
+        fix = "try again later, or ask the server's operator"
         return StoreError(f"the server failed ({answer}); {fix}", status=status, transient=True)
     return StoreError(f"the server answered {answer}: {_text(url, chain[-1])}; check the URL", status=status)
 
@@ -175,7 +175,7 @@ def _chain(error: BaseException, handled: BaseException | None) -> Iterator[Base
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that a client's exception holds."""
+    """Return the HTTP status of a client's exception, or None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -187,14 +187,14 @@ def _status(error: BaseException) -> int | None:
 
 
 def _code(error: BaseException) -> str | None:
-    """The store's own name for what went wrong, such as `NoSuchBucket`."""
+    """Return the store's error code, such as `NoSuchBucket`, or None."""
     response = getattr(error, "response", None)
     code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
     return str(code) if code else None
 
 
 def _text(url: str, error: BaseException) -> str:
-    """What an exception says, in one line, without what may be a secret in a URL."""
+    """Return an exception's message in one line, without possible secrets in URLs."""
     text = " ".join(str(error).split()).replace(url, public_name(url))
     text = re.sub(r"https?://[^\s'\">]+", lambda match: public_name(match[0]), text)
     shown = printable(text)[:_MOST_CHARACTERS]

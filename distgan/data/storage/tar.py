@@ -1,8 +1,8 @@
-"""Walking the headers of a tar without reading its contents: ustar, GNU long names and PAX extended headers.
+"""Read the headers of a tar without its contents: ustar, GNU long names and PAX extended headers.
 
 Layout (POSIX.1-2017, pax "ustar Interchange Format"): 512-byte header blocks, each followed by the member's data
 padded to 512 bytes; a block of zeros ends the archive. The last header block of a member stands directly before its
-data, so `offset - 512` is always that header. Tars that were concatenated have end marks in between.
+data, so `offset - 512` is always that header. Concatenated tars have end marks between them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MAX_EXTENDED_HEADER = 1 << 20
 _SMALL_WINDOW, _LARGE_WINDOW = 4 << 10, 1 << 20
 _WORTH_READING_OVER = 64 << 10
 _ZEROS_AT_ONCE, _MAX_ZEROS = 16 << 10, 64 << 20
-"""The first holds the padding that most programs write after the end mark."""
+"""Zeros are read in pieces large enough for the padding that most programs write after the end mark."""
 _REGULAR = (b"0", b"\0", b"7")
 _LONG_NAMES = {b"L": b"path", b"K": b"linkpath"}
-_REFUSED = {b"S": "is sparse", b"M": "goes on from another volume of its tar"}
+_REFUSED = {b"S": "is sparse", b"M": "continues from another volume"}
 _WITHOUT_SAMPLE = (b"D", b"V")
-"""A folder's listing and a volume's name, as GNU tar writes them."""
+"""GNU tar's folder listing and volume name."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -38,7 +38,7 @@ _COMPRESSED = {
 }
 
 PassedOver = Callable[[str, bytes], None]
-"""Told what a member is that no sample can be, and its name."""
+"""Callback for a member that cannot be a sample: receives its sort and its name."""
 
 
 class Member(NamedTuple):
@@ -54,16 +54,16 @@ class Member(NamedTuple):
 
 
 class Digest(Protocol):
-    """What hashlib's objects offer."""
+    """The part of hashlib's interface that is used here."""
 
     def update(self, data: bytes, /) -> None: ...
 
 
 class WindowReader:
-    """Reads small pieces at rising offsets of a local or remote file in few requests and little traffic.
+    """Read small pieces at increasing offsets of a local or remote file with few requests and little traffic.
 
-    Between large members only a few kB around each header are fetched; over small members it reads on in windows of
-    up to 1 MiB, since the bytes cost less than the round trips.
+    Between large members, fetch only a few kB around each header. Over small members, read windows of up to 1 MiB,
+    because these bytes cost less than more round trips.
     """
 
     def __init__(self, url: str) -> None:
@@ -72,7 +72,7 @@ class WindowReader:
             self._remote = filesystem.RemoteFile(url)
             self.size = self._remote.size
         else:
-            self._descriptor = os.open(url, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would be waited for
+            self._descriptor = os.open(url, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a FIFO would block
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
                 os.close(self._descriptor)
@@ -92,7 +92,7 @@ class WindowReader:
             os.close(self._descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes at `offset`; fewer at the end of the file. Raises OSError."""
+        """Return up to `length` bytes at `offset`, fewer at the end of the file. Raises OSError."""
         end = self._start + len(self._data)
         if offset < self._start or offset + length > end:
             near = 0 <= offset - end < _WORTH_READING_OVER
@@ -110,16 +110,20 @@ class WindowReader:
 
 
 def ignore(what: str, name: bytes) -> None:
-    """Take no note of what is passed over."""
+    """Ignore skipped members."""
 
 
 def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = ignore) -> Iterator[Member]:
-    """The regular files of a tar in order; every header byte is fed to `digest`.
+    """Yield the regular files of a tar in order, and feed every header byte to `digest`.
 
-    A hard link to an earlier file of the tar is a file with the same data. Symbolic links, devices and hard links to
-    anything else are told to `passed`: nothing is ever followed. What comes after an end mark is read on, as in tars
-    that were concatenated. Raises UserError, naming `shard` and the member or byte, for a file that is no tar, is
-    compressed, is cut short, goes on with something else, or names a path outside itself; OSError as the reader does.
+    A hard link to an earlier file of the tar yields a member with the same data. `passed` receives symbolic links,
+    devices and all other hard links; no link is followed on disk. Reading continues after an end mark, because tars
+    may be concatenated.
+
+    Raises:
+        UserError: the file is not a tar, is compressed, truncated or damaged, or names a path outside itself. The
+            message names `shard` and the member or byte.
+        OSError: a read failed.
     """
     offset, ended, name = 0, False, b""
     override: dict[bytes, bytes] = {}
@@ -153,10 +157,10 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
                 size = _pax_size(override, size, shard, name)
                 if data + size > reader.size:
                     raise UserError(
-                        f"{shard}: truncated tar: member {_show(name)} ends at byte {data + size:,}, the file at "
-                        f"{reader.size:,}; copy or write it again"
+                        f"{shard}: truncated tar: member {_show(name)} ends at byte {data + size:,}, but the file "
+                        f"ends at byte {reader.size:,}; copy or write it again"
                     )
-                if kind != b"0" and name.endswith(b"/"):  # how tars older than POSIX mark a folder
+                if kind != b"0" and name.endswith(b"/"):  # pre-POSIX tars mark a folder this way
                     size = 0
                 else:
                     _check_member(name, override, shard)
@@ -167,13 +171,13 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
                 _check_member(name, override, shard)
                 linked = files.get(_target(override.get(b"linkpath", header[157:257].partition(b"\0")[0])))
                 if linked is None:
-                    passed("hard links to no file before them in the tar", name)
+                    passed("hard links without an earlier target in the tar", name)
                 else:
                     member = files[_target(name)] = linked._replace(name=name)
                     yield member
             elif kind in _REFUSED:
                 raise UserError(
-                    f"{shard}: member {_show(name)} {_REFUSED[kind]}, which is not read; write the tar again"
+                    f"{shard}: member {_show(name)} {_REFUSED[kind]}, expected a regular file; write the tar again"
                 )
             elif kind in b"23456":
                 size = 0
@@ -186,7 +190,7 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
 
 
 def _skip_zeros(reader: WindowReader, offset: int, shard: str) -> int:
-    """The first block from `offset` on that is not all zeros, or the end of the file."""
+    """Return the offset of the next block that is not all zeros, or the end of the file."""
     start = offset
     while offset < reader.size:
         chunk = reader.read(offset, _ZEROS_AT_ONCE)
@@ -196,7 +200,7 @@ def _skip_zeros(reader: WindowReader, offset: int, shard: str) -> int:
             break
         if offset - start > _MAX_ZEROS:
             raise UserError(
-                f"{shard}: damaged tar: nothing but zeros from byte {start:,} to {offset:,}; copy or write it again"
+                f"{shard}: damaged tar: found only zeros from byte {start:,} to {offset:,}; copy or write it again"
             )
     return offset
 
@@ -209,32 +213,38 @@ def _check_header(header: bytes, offset: int, ended: bool, shard: str, last: byt
     if len(header) == BLOCK and stored == sum(header) - sum(header[148:156]) + 8 * ord(" "):
         return
     if not offset:
-        raise _not_a_tar(header, shard) or UserError(f"{shard}: not a tar (its first block is no tar header)")
+        raise _not_a_tar(header, shard) or UserError(
+            f"{shard}: not a tar: found no tar header in its first {BLOCK} bytes; name a tar"
+        )
     if ended:
         raise UserError(
-            f"{shard}: damaged tar: what follows its end mark, from byte {offset:,} on, is no tar; cut the file off "
-            "there, or write it again"
+            f"{shard}: damaged tar: found other data after its end mark, from byte {offset:,}; "
+            "truncate the file there, or write it again"
         )
-    raise UserError(f"{shard}: damaged tar: no valid header at byte {offset:,}, after {_show(last)}")
+    raise UserError(
+        f"{shard}: damaged tar: found no valid header at byte {offset:,}, after {_show(last)}; copy or write it again"
+    )
 
 
 def _not_a_tar(start: bytes, shard: str) -> UserError | None:
-    """The error of a file that begins as something else is known to."""
+    """Return the error for a file whose first bytes identify another format, or None."""
     if start.startswith(_LFS_POINTER):
-        return UserError(f"{shard}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")
+        return UserError(f"{shard}: found a Git LFS pointer, expected a tar; run `git lfs pull` in its repository")
     if start.startswith(b"PK\x03\x04"):
-        return UserError(f"{shard}: a zip, not a tar; run `distgan pack ZIP DEST` to make shards of its images")
+        return UserError(
+            f"{shard}: found a zip, expected a tar; run `distgan pack ZIP DEST` to make shards of its images"
+        )
     for magic, program in _COMPRESSED.items():
         if start.startswith(magic):
             return UserError(
-                f"{shard}: a compressed tar cannot be read by offset; decompress it with {program} (images are "
-                "compressed anyway)"
+                f"{shard}: found a compressed file, expected an uncompressed tar; decompress it with {program} "
+                "(images are already compressed)"
             )
     return None
 
 
 def _number(field: bytes, shard: str) -> int:
-    """Octal digits, or GNU's base-256 with the top bit set."""
+    """Parse a size: octal digits, or GNU's base-256 with the top bit set."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     try:
@@ -242,7 +252,7 @@ def _number(field: bytes, shard: str) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise UserError(f"{shard}: damaged tar: {field!r} is not a size")
+        raise UserError(f"{shard}: damaged tar: found {field!r}, expected a size; copy or write it again")
     return value
 
 
@@ -254,22 +264,27 @@ def _header_name(header: bytes) -> bytes:
 
 def _extended(reader: WindowReader, data: int, size: int, shard: str) -> bytes:
     if size > _MAX_EXTENDED_HEADER:
-        raise UserError(f"{shard}: an extended header of {size:,} bytes is refused; at most {_MAX_EXTENDED_HEADER:,}")
+        raise UserError(
+            f"{shard}: extended header too large: found {size:,} bytes, expected at most {_MAX_EXTENDED_HEADER:,}; "
+            "write the tar again"
+        )
     payload = reader.read(data, size)
     if len(payload) < size:
-        raise UserError(f"{shard}: truncated tar: it ends inside an extended header; copy or write it again")
+        raise UserError(f"{shard}: truncated tar: the file ends inside an extended header; copy or write it again")
     return payload
 
 
 def _pax_records(payload: bytes, shard: str) -> dict[bytes, bytes]:
-    """Records `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole record in decimal."""
+    """Parse records `LENGTH KEY=VALUE\\n`; LENGTH is the decimal byte count of the whole record."""
     records = {}
     start, end = 0, len(payload.rstrip(b"\0"))
     while start < end:
         space = payload.find(b" ", start, start + 9)
         length = payload[start:space] if space >= 0 else payload[start : start + 9]
         if not length.isdigit() or not len(length) + 2 < int(length) <= end - start:
-            raise UserError(f"{shard}: damaged tar: a PAX header has a record of length {length!r}")
+            raise UserError(
+                f"{shard}: damaged tar: a PAX header has a record of invalid length {length!r}; copy or write it again"
+            )
         key, _, value = payload[space + 1 : start + int(length) - 1].partition(b"=")
         records[key] = value
         start += int(length)
@@ -281,22 +296,26 @@ def _pax_size(override: dict[bytes, bytes], size: int, shard: str, name: bytes) 
         return size
     text = override[b"size"]
     if not text.isdigit() or len(text) > 20:
-        raise UserError(f"{shard}: damaged tar: member {_show(name)} has the PAX size {text[:20]!r}")
+        raise UserError(
+            f"{shard}: damaged tar: member {_show(name)} has the invalid PAX size {text[:20]!r}; copy or write it again"
+        )
     return int(text)
 
 
 def _target(name: bytes) -> bytes:
-    """A member's name as links say it: `./a` is `a`."""
+    """Return a member's name in the form used to resolve links: `./a` becomes `a`."""
     return name.removeprefix(b"./")
 
 
 def _check_member(name: bytes, override: dict[bytes, bytes], shard: str) -> None:
     if name.startswith(b"/") or b".." in name.split(b"/"):
-        raise UserError(f"{shard}: member {_show(name)} is a path outside the tar, which is refused; write it again")
+        raise UserError(f"{shard}: member {_show(name)} has a path outside the tar; write the tar with relative paths")
     if b"\n" in name or b"\0" in name:
-        raise UserError(f"{shard}: member {_show(name)} has a line break or NUL in its name, which is refused")
+        raise UserError(
+            f"{shard}: member {_show(name)} has a line break or NUL in its name; rename it and write the tar again"
+        )
     if any(key.startswith(b"GNU.sparse") for key in override):
-        raise UserError(f"{shard}: member {_show(name)} is sparse, which is not read; write the tar again")
+        raise UserError(f"{shard}: member {_show(name)} is sparse, expected a regular file; write the tar again")
 
 
 def _show(name: bytes) -> str:
