@@ -74,12 +74,14 @@ def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def permute(places: Integers, sizes: Integers | int, keys: NDArray[np.uint64] | int) -> Integers:
     """Evaluate a keyed pseudo-random permutation of range(size) at each place, without a table.
 
-    An alternating Feistel network on Z_a x Z_b with a * b >= size, walked along its cycles until it is back inside
-    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002); as a and b are near the root of the
-    size, nearly every place takes one pass.
+    Uses an alternating Feistel network on Z_a x Z_b with a * b >= size, and walks its cycles until the result lies in
+    the range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). As a and b are close to the
+    square root of the size, nearly every place takes one pass.
 
     Args:
-        places: each in [0, size); sizes (below 2^52) and keys are scalars or one for each place.
+        places: int64, each in [0, size).
+        sizes: below 2^52; a scalar, or one per place.
+        keys: a scalar, or one per place.
     """
     sizes, keys = (
         np.broadcast_to(np.asarray(sizes, np.int64), places.shape),

@@ -1,4 +1,4 @@
-"""One image on its way into a shard: checked, and cropped, resized or re-encoded where asked."""
+"""Convert one image for a shard: check it, and crop, resize or re-encode it on request."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is done to each image; called in worker processes.
+    """Settings of the conversion of each image; called in worker processes.
 
-    An image that needs no change keeps its bytes, after they were decoded once to see that they can be. The extension
-    follows the content, whatever the file was called. Pictures that are not upright are turned, since other readers of
-    shards do not.
+    An image that needs no change keeps its bytes. It is still decoded once to check that it is readable. The extension
+    follows the content, not the file name. Images that are not upright are rotated, because other readers of shards do
+    not rotate them.
     """
 
     resolution: int | None = None
-    """Crop the central square and resize it to this many pixels a side; None keeps size and shape."""
+    """Pixels per side of the central square after cropping and resizing; None keeps the size."""
     image_format: ImageFormat = "keep"
     quality: int = 95
-    """Of newly encoded jpg and lossy webp images, 1 to 100; jpg without chroma subsampling. Lossless webp stays so."""
+    """Quality of newly encoded jpg and lossy webp images, 1 to 100. Jpg uses no chroma subsampling. Lossless webp stays
+    lossless."""
     background: tuple[int, int, int] | None = None
-    """What transparent images are composited on. None is white, and only where an image is changed anyway."""
+    """RGB color behind transparent images, 0 to 255. None composites on white only the images that change anyway."""
 
     def __call__(self, image: bytes | Pixels) -> Encoded:
-        """Raises InvalidSampleError with the reason."""
+        """Convert one image. Raises InvalidSampleError with the reason."""
         if not isinstance(image, bytes):
             return self._encode(self._fit(Image.fromarray(image)), "png", Facts())
         if self.resolution is None and self.image_format in ("keep", "jpg") and _is_plain_jpeg(image):
@@ -90,7 +91,7 @@ class Conversion:
 
     def _encode(self, picture: Image.Image, own_format: str, facts: Facts, *, lossless: bool = False) -> Encoded:
         extension = own_format if self.image_format == "keep" else self.image_format
-        picture.info = {}  # Pillow would write the source's color profile and comments into each PNG
+        picture.info = {}  # otherwise Pillow writes the source's color profile and comments into each PNG
         buffer = io.BytesIO()
         if extension == "jpg":
             picture.save(buffer, "JPEG", quality=self.quality, subsampling=0)
@@ -102,7 +103,7 @@ class Conversion:
 
 
 def is_lossless_webp(data: bytes) -> bool:
-    """Whether a WebP's image, or the first frame of an animation, is lossless (RFC 9649, sections 2.6, 2.7)."""
+    """Return True if a WebP image, or its first frame, is lossless (RFC 9649, sections 2.6, 2.7)."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return False
     place = 12
@@ -110,7 +111,7 @@ def is_lossless_webp(data: bytes) -> bool:
         kind, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
         if kind in (b"VP8L", b"VP8 "):
             return kind == b"VP8L"
-        # A frame's chunks come after 16 bytes of its own.
+        # A frame's chunks follow its 16-byte header.
         place += 8 + 16 if kind == b"ANMF" else 8 + size + size % 2
     return False
 
@@ -120,9 +121,9 @@ def _deepest(picture: Image.Image) -> int | None:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether this is a sound JPEG without EXIF or XMP data; the quick way for what most sets consist of.
+    """Return True for a valid JPEG without EXIF or XMP data: a fast check for the most common case.
 
-    Decoding at an eighth of the size in gray reads all of the compressed data, so truncation shows.
+    Decoding in gray at an eighth of the size reads all compressed data and therefore detects truncation.
     """
     if simplejpeg is None or not data.startswith(b"\xff\xd8") or has_metadata(data):
         return False
@@ -131,13 +132,15 @@ def _is_plain_jpeg(data: bytes) -> bool:
         _check_size(width, height)
         simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=1, min_width=1, min_factor=8)
     except ValueError:
-        return False  # Pillow has the last word, and the better message
+        return False  # Pillow decides, and has the better message
     return True
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise InvalidSampleError(f"is {width} x {height}; at most {MAX_PIXELS} pixels are read")
+        raise InvalidSampleError(
+            f"image too large: found {width} x {height} pixels, expected at most {MAX_PIXELS} pixels"
+        )
 
 
 def _as_grey_or_rgb(picture: Image.Image) -> Image.Image:

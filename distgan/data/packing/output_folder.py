@@ -1,4 +1,4 @@
-"""The folder of shards that a pack makes: it appears whole, by one rename, and only what pack wrote is ever removed."""
+"""Create the output folder of a pack: it appears by one rename, and only files that pack wrote are removed."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from distgan.errors import UserError, printable
 from distgan.files import DiskError, disk_errors, explained, publish_folder, reason, try_lock
 
 HELD_OUT = "held-out"
-"""The folder inside it that holds, as a folder of shards of its own, what is not to be trained on."""
+"""Name of the subfolder with the shards of held-out samples."""
 _OWN_NAME = re.compile(rf"shard-[0-9]{{6,}}\.tar|{re.escape(INDEX_NAME)}(\.[0-9]+-[0-9a-f]+\.tmp)?")
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """An empty folder to write to, which becomes `folder` at the end of the block, or goes if that raises.
+    """Yield an empty folder that becomes `folder` at the end of the block, or is removed if the block raises.
 
-    It is `folder` with the ending `.partial`, held by this process alone; one that a killed pack has left is cleared.
-    It also stays, finished, where `folder` cannot be had at the end of the block.
+    The yielded folder is `folder` with the suffix `.partial`, locked by this process. Files of a killed pack in it are
+    removed. If `folder` is not free at the end of the block, the finished `.partial` folder stays.
 
     Args:
-        folder: absolute.
-        overwrite: shards that pack wrote there are replaced.
+        folder: absolute path.
+        overwrite: replace shards that pack wrote there.
 
     Raises:
-        UserError: another pack is at work there, `folder` is not free (see `check_free`) at the start or at the end,
-            or the disk cannot be written to.
+        UserError: another pack is writing there, `folder` is not free (see `check_free`) at the start or at the end,
+            or the disk is not writable.
     """
     with _disk_errors(folder), _partial(folder) as partial:
         try:
@@ -46,35 +46,37 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise UserError unless shards may be put there: into a new or empty folder, or over what pack wrote."""
+    """Raise UserError unless `folder` is new or empty, or `overwrite` is set and it holds only files of pack."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder for the shards")
+        raise UserError(f"{folder}: found a file, expected a folder; name a folder for the shards")
     if folder.is_mount():
-        raise UserError(f"{folder}: is a mount point, which cannot appear by a rename; name a folder inside it")
+        raise UserError(f"{folder}: found a mount point, which a rename cannot replace; name a folder inside it")
     if any(folder.iterdir()):
         if not overwrite:
-            raise UserError(f"{folder}: is not empty; name another folder, or replace its shards with --overwrite")
+            raise UserError(f"{folder}: the folder is not empty; name another folder, or add --overwrite")
         _check_only_shards(folder)
         if not (folder / INDEX_NAME).is_file():
-            raise UserError(f"{folder}: has no {INDEX_NAME}, so it is not replaced; remove it, or name another folder")
+            raise UserError(
+                f"{folder}: cannot overwrite a folder without {INDEX_NAME}; remove it, or name another folder"
+            )
 
 
 def _check_only_shards(folder: Path) -> None:
-    """Only folders that hold nothing but what `pack` writes are ever removed."""
+    """Raise UserError if a folder holds files that pack did not write. Such a folder is never removed."""
     for path in sorted(folder.iterdir()):
         if path.name == HELD_OUT and path.is_dir() and not path.is_symlink():
             _check_only_shards(path)
         elif path.is_symlink() or not path.is_file() or not _OWN_NAME.fullmatch(path.name):
             raise UserError(
-                f"{folder}: holds {printable(path.name)}, which pack did not write, and is not removed; move it away"
+                f"{folder}: found {printable(path.name)}, which pack did not write; move it out of this folder"
             )
 
 
 @contextlib.contextmanager
 def _partial(folder: Path) -> Iterator[Path]:
-    """An empty folder `DEST.partial`, held by this process alone."""
+    """Yield an empty folder `DEST.partial`, locked by this process."""
     partial = folder.with_name(folder.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir(exist_ok=True)
@@ -96,22 +98,24 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _publish(partial: Path, folder: Path, overwrite: bool) -> None:
-    """Let the finished folder appear; what is there may have changed in the hours since it was found free."""
+    """Rename the finished folder to `folder`, after checking again that it is free: a pack can take hours."""
     try:
         check_free(folder, overwrite=overwrite)
         publish_folder(partial, folder, replaced_as=_aside(folder) if overwrite else None)
     except (OSError, UserError) as error:
         why = error if isinstance(error, UserError) else f"{folder}: {reason(explained(error, folder))}"
-        raise UserError(f"{why}; the shards are finished: rename {partial}, or the next pack clears it") from None
+        raise UserError(
+            f"{why}; the shards are complete in {partial}: rename it before the next pack clears it"
+        ) from None
 
 
 def _aside(folder: Path) -> Path:
-    """Where old shards are while new ones take their place."""
+    """Return the folder that holds the old shards during the replacement."""
     return folder.with_name(f".{folder.name}.replaced")
 
 
 def _settle(folder: Path) -> None:
-    """Remove old shards, or put them back, if a pack was killed while new ones took their place."""
+    """Remove or restore old shards if a pack was killed during their replacement."""
     aside = _aside(folder)
     if not aside.exists():
         return
@@ -123,7 +127,7 @@ def _settle(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a killed pack wrote."""
+    """Remove the files of a killed pack."""
     for path in folder.iterdir():
         if path.name == HELD_OUT:
             _clear(path)

@@ -1,8 +1,8 @@
-"""Samples into WebDataset shards: ``KEY.jpg|png|webp|txt|npy`` and ``KEY.cls`` in tars, with an index beside them.
+"""Pack samples into WebDataset shards: tars of ``KEY.jpg|png|webp|txt|npy`` and ``KEY.cls``, and their index.
 
-The bytes of every shard are a function of the samples and the options, whatever the number of workers. A shard folder
-appears whole, by one rename: all is first written to ``DEST.partial``, which a killed pack leaves behind and the next
-one clears.
+The bytes of the shards depend on the samples and the options, but not on the number of workers. Shards are first
+written to ``DEST.partial``; one rename then publishes the whole folder. A killed pack leaves ``DEST.partial`` behind,
+and the next pack clears it.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ ReportProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was packed."""
+    """Result of a pack."""
 
     dest: Path
     samples: int
-    """Without those that were held out."""
+    """Number of samples in the training shards, without held-out samples."""
     shards: int
     size: int
-    """Bytes of all shards."""
+    """Total bytes of the shards."""
     num_classes: int
-    """0 without labels."""
+    """Number of classes; 0 without labels."""
     class_names: tuple[str, ...] | None
     skipped: tuple[str, ...]
-    """Samples left out as unreadable, as "NAME: reason", in the order of packing."""
+    """Unreadable samples that were left out, as "NAME: reason", in the order of packing."""
     notes: tuple[str, ...]
-    """Remarks on the source, one line each: files that are not images, links not followed, missing labels."""
+    """Notes on the source, one line each: ignored files, links that were not followed, missing labels."""
     held_out: int = 0
-    """Samples in the folder `held-out`."""
+    """Number of samples in the folder `held-out`."""
 
 
 def pack(
@@ -78,38 +78,38 @@ def pack(
     overwrite: bool = False,
     progress: ReportProgress | None = None,
 ) -> PackReport:
-    """Pack a source of samples (see `open_source`) into shards and their index in the folder `dest`.
+    """Pack a source of samples (see `open_source`) into shards with an index in the folder `dest`; return a report.
 
-    A sample's key is its place in the source, images being sorted by name, so that it can be traced back. Where there
-    is more than one worker the calling script must be importable (``if __name__ == "__main__":``), as for all of
-    Python's multiprocessing.
+    A sample's key is its position in the source, so that you can trace it back. Images are sorted by name. With more
+    than one worker, the calling script must be importable (``if __name__ == "__main__":``), as for Python's
+    multiprocessing.
 
     Args:
-        shard_size: samples of a shard (500), or bytes ("64MB").
-        resolution: crop the central square and resize it to this many pixels a side; None keeps each image's size.
-        image_format: what images are re-encoded to unless they are that already; "keep" changes only images that were
-            resized or lay on their side, and makes raw pixels png.
-        quality: of newly encoded jpg and webp, 1 to 100.
-        shuffle: pack in a random order that depends on `seed` alone; else in the source's order.
-        held_out: the share of the lines of text that goes into shards of its own in `dest`/held-out, with an index of
-            their own. Which ones is a function of `seed` and the line, so that equal lines stay together.
-        points: how many to draw of builtin:ring or builtin:grid, as a function of `seed`; None is 100,000.
-        background: the color (see `data.background`) that all transparent images are composited on. None composites
-            those that are changed anyway, on white, and leaves the others to whoever reads the shards.
-        follow_links: follow links in a folder of images that lead out of it, or to folders.
-        on_error: "fail" stops at a sample that cannot be read, "skip" leaves it out and reports it.
-        workers: processes; None is one per available core, 1 is this process.
-        overwrite: replace a folder of shards and their index that `pack` wrote; any other folder that is not
-            empty is left alone.
-        progress: called with (samples done, samples in total).
+        shard_size: samples per shard (500), or bytes per shard ("64MB").
+        resolution: pixels per side, 1 to 4096: crop the central square and resize it. None keeps each image's size.
+        image_format: format of the images. "keep" re-encodes only images that were resized, rotated or composited, and
+            encodes raw pixels as png.
+        quality: quality of newly encoded jpg and webp images, 1 to 100.
+        shuffle: pack in a random order that depends only on `seed`; False keeps the source's order.
+        seed: random seed for shuffling, the held-out split and built-in points, 0 to 2^63 - 1.
+        held_out: fraction of the text lines to write to shards in `dest`/held-out, with an index of their own, from 0
+            to below 1. The split depends on `seed` and the line, so that equal lines stay together.
+        points: number of points to draw for builtin:ring or builtin:grid; None draws 100,000.
+        background: color (see `data.background`) behind all transparent images. None composites on white only the
+            images that change anyway, and keeps the transparency of the others.
+        follow_links: in a folder of images, follow links to folders and to targets outside the folder.
+        on_error: "fail" stops at an unreadable sample, "skip" leaves it out and reports it.
+        workers: number of worker processes; None uses one per available core, 1 uses only this process.
+        overwrite: replace shards and an index that `pack` wrote. Other non-empty folders stay unchanged.
+        progress: called with (finished samples, total samples).
 
     Raises:
-        UserError: one line; `dest` is then as it was.
+        UserError: the message is one line. `dest` stays unchanged.
     """
     limit = ShardSize.parse(shard_size)
     _check_options(resolution, image_format, quality, seed, held_out, on_error, workers)
     if "://" in os.fspath(dest):
-        raise UserError(f"{os.fspath(dest)}: a URL; pack into a local folder and copy that")
+        raise UserError(f"{os.fspath(dest)}: found a URL, expected a local folder; pack into one and copy it")
     folder = Path(dest).resolve()
     check_free(folder, overwrite=overwrite)
     try:
@@ -125,7 +125,9 @@ def pack(
     order = shuffled(len(samples.names), seed) if shuffle else np.arange(len(samples.names))
     aside = _drawn_aside(samples, held_out, seed)[order]
     if held_out and not 0 < aside.sum() < len(aside):
-        raise UserError(f"held-out {held_out:g} of {len(aside)} lines leaves one side empty; take another share")
+        raise UserError(
+            f"held-out {held_out:g}: the split holds out {aside.sum()} of {len(aside)} lines; choose another fraction"
+        )
     with new_folder(folder, overwrite=overwrite) as partial:
         written = packing.write(partial, order[~aside])
         held = packing.write(partial / HELD_OUT, order[aside], done=int((~aside).sum())) if held_out else None
@@ -143,9 +145,9 @@ def pack(
 
 
 def shuffled(count: int, seed: int) -> NDArray[np.int64]:
-    """A permutation of `count` that is the same everywhere and always: the ranks of raw 64-bit Philox4x64-10 words.
+    """Return a reproducible permutation of range(count), int64: the ranks of raw 64-bit Philox4x64-10 words.
 
-    NumPy promises the words of its bit generators to stay as they are, but not the methods built upon them.
+    NumPy keeps the output of its bit generators stable across versions, but not of the methods built on them.
     """
     return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable").astype(np.int64)
 
@@ -161,7 +163,7 @@ class _Written:
 
 @dataclass
 class _Seen:
-    """What was noticed of all images."""
+    """Facts about all images, for notes."""
 
     kept_transparent: int = 0
     composited: int = 0
@@ -177,16 +179,16 @@ class _Seen:
 
     def notes(self, background: str) -> Iterator[str]:
         if self.composited:
-            yield f"{self.composited:,} transparent images were composited on {background} (--background)"
+            yield f"composited {self.composited:,} transparent images on {background} (--background)"
         if self.kept_transparent:
             yield (
-                f"{self.kept_transparent:,} images are transparent and were kept so; training composites them on "
-                "data.background, which is white by default; other readers may not"
+                f"kept the transparency of {self.kept_transparent:,} images: training composites them on "
+                "data.background (default: white), but other readers may not; set --background to composite them now"
             )
         if self.deep and self.deepest < 1 << 15:
             yield (
-                f"the largest value in {self.deep:,} images of 16 bits is {self.deepest:,} of 65,535, so that they "
-                "come out dark: values of fewer bits have to be scaled up before they are packed"
+                f"the largest value in {self.deep:,} images of 16 bits is {self.deepest:,} of 65,535, so they "
+                "appear dark; scale their values to 16 bits before packing"
             )
 
 
@@ -195,7 +197,7 @@ _ENCODERS: dict[str, Callable[[Any], Encoded]] = {"text": encode_line, "points":
 
 @dataclass(frozen=True)
 class _Packing:
-    """What is the same for all shards of a pack."""
+    """Settings that all shards of a pack share."""
 
     source: str
     samples: Source[Any]
@@ -206,9 +208,9 @@ class _Packing:
     progress: ReportProgress | None
 
     def write(self, folder: Path, order: NDArray[np.int64], *, done: int = 0) -> _Written:
-        """Shards of these samples, in this order, and their index; `done` were written elsewhere before.
+        """Write shards of these samples in this order, and their index. `done` samples were written elsewhere before.
 
-        Raises UserError for a sample that cannot be read, or when none can.
+        Raises UserError for an unreadable sample if `on_error` is "fail", and if no sample is readable.
         """
         folder.mkdir(exist_ok=True)
         with (
@@ -218,7 +220,9 @@ class _Packing:
             seen = _Seen()
             skipped = self._write_all(order, converted, writer, done, seen)
         if len(skipped) == len(order):
-            raise UserError(f"{self.source}: none of its {len(order)} samples can be read; the first: {skipped[0]}")
+            raise UserError(
+                f"{self.source}: none of the {len(order)} samples are readable; fix the first: {skipped[0]}"
+            )
         index = build_index(str(folder), class_names=self.samples.class_names)
         save_index(index, folder)
         return _Written(index, skipped, seen)
@@ -231,7 +235,7 @@ class _Packing:
         done: int,
         seen: _Seen,
     ) -> list[str]:
-        """The lines of those left out."""
+        """Write all samples and return one line per sample that was left out."""
         skipped: list[str] = []
         numbers = iter(order.tolist())
         for chunk in converted:
@@ -239,7 +243,7 @@ class _Packing:
                 if isinstance(sample, InvalidSampleError):
                     line = f"{printable(self.samples.names[number])}: {sample}"
                     if self.on_error == "fail":
-                        raise UserError(f"{line}; repair or remove it, or leave such samples out with --on-error skip")
+                        raise UserError(f"{line}; repair or remove it, or skip such samples with --on-error skip")
                     skipped.append(line)
                     continue
                 seen.add(sample.facts)
@@ -254,7 +258,7 @@ class _Packing:
 
 
 def _drawn_aside(samples: Source[Any], share: float, seed: int) -> NDArray[np.bool_]:
-    """Which lines are held out: those whose hash with the seed falls into the share, so that equal ones go together."""
+    """Return a mask of held-out lines, bool (n,). A keyed hash decides, so that equal lines go together."""
     if not share:
         return np.zeros(len(samples.names), np.bool_)
     key = b"held-out/%d" % seed
@@ -273,7 +277,7 @@ def _check_options(
     workers: int | None,
 ) -> None:
     if resolution is not None and not 1 <= resolution <= MAX_RESOLUTION:
-        raise UserError(f"resolution {resolution}: expected pixels a side, 1 to {MAX_RESOLUTION}")
+        raise UserError(f"resolution {resolution}: expected pixels per side, 1 to {MAX_RESOLUTION}")
     if image_format not in get_args(ImageFormat):
         raise UserError(f"image format {image_format!r}: expected one of {', '.join(get_args(ImageFormat))}")
     if not 1 <= quality <= 100:
@@ -281,7 +285,7 @@ def _check_options(
     if not 0 <= seed < 2**63:
         raise UserError(f"seed {seed}: expected a whole number from 0 to 2^63 - 1")
     if not 0 <= held_out < 1:
-        raise UserError(f"held-out {held_out:g}: expected a share of the lines, from 0 to below 1, such as 0.1")
+        raise UserError(f"held-out {held_out:g}: expected a fraction of the lines from 0 to below 1, such as 0.1")
     if on_error not in ("fail", "skip"):
         raise UserError(f"on-error {on_error!r}: expected fail or skip")
     if workers is not None and workers < 1:
@@ -289,8 +293,8 @@ def _check_options(
 
 
 def _check_fits(samples: Source[Any], resolution: int | None, image_format: str, held_out: float) -> None:
-    """Refuse options that mean nothing for these samples."""
+    """Raise UserError for options that do not apply to this kind of samples."""
     if samples.kind != "images" and (resolution is not None or image_format != "keep"):
-        raise UserError(f"resolution and format are of images, but the source holds {samples.kind}; leave them out")
+        raise UserError(f"resolution, format: these options need images, found {samples.kind}; remove them")
     if samples.kind != "text" and held_out:
-        raise UserError(f"held-out is for lines of text, but the source holds {samples.kind}; leave it out")
+        raise UserError(f"held-out: this option needs lines of text, found {samples.kind}; remove it")

@@ -1,4 +1,4 @@
-"""WebDataset shards: plain ustar files whose bytes depend on nothing but their members."""
+"""Write WebDataset shards: plain ustar files whose bytes depend only on their members."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True)
 class ShardSize:
-    """When a shard is full: at so many samples, or so many bytes, whichever comes first."""
+    """Limit of a shard: a number of samples, or a number of bytes."""
 
     samples: int | None = None
     size: int | None = None
 
     @classmethod
     def parse(cls, text: int | str) -> Self:
-        """``500`` is samples; ``64MB`` is bytes (KB, MB, GB in powers of 1000). Raises UserError."""
+        """Parse samples (``500``) or bytes (``64MB``; KB, MB and GB are powers of 1000). Raises UserError."""
         match = re.fullmatch(r"([1-9][0-9]{0,14})\s*([KMG]B)?", str(text).strip(), re.IGNORECASE)
         if match is None:
             raise UserError(f"shard size {str(text)!r}: expected samples such as 1000, or bytes such as 256MB or 1GB")
@@ -37,9 +37,9 @@ class ShardSize:
 
 
 class ShardWriter:
-    """Writes samples into ``shard-000000.tar``, ``shard-000001.tar``, ... of a folder; use as a context manager.
+    """Write samples into ``shard-000000.tar``, ``shard-000001.tar``, ... of a folder; use as a context manager.
 
-    Each shard is flushed to the disk before the next one begins.
+    Each shard is flushed to disk before the next one begins.
     """
 
     def __init__(self, folder: Path, limit: ShardSize) -> None:
@@ -47,7 +47,7 @@ class ShardWriter:
         self.limit = limit
         self.paths: list[Path] = []
         self.size = 0
-        """Bytes of all shards so far."""
+        """Total bytes of all shards so far."""
         self._file: BinaryIO | None = None
         self._samples = 0
         self._shard_size = 0
@@ -59,7 +59,7 @@ class ShardWriter:
         self.close()
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
-        """Append a sample: one member ``KEY.EXTENSION`` for each extension, in the order given."""
+        """Append a sample: one member ``KEY.EXTENSION`` per extension, in the order given."""
         parts = []
         for extension, data in members.items():
             parts += [ustar_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK)]
@@ -73,7 +73,7 @@ class ShardWriter:
         self.size += size
 
     def close(self) -> None:
-        """End the shard being written, on the disk."""
+        """Finish the open shard and flush it to disk."""
         if self._file is None:
             return
         with self._file as file:
@@ -97,15 +97,15 @@ class ShardWriter:
 
 
 def ustar_header(name: str, size: int) -> bytes:
-    """The 512-byte header of a regular file: POSIX.1-1988 ustar, mode 644, owner 0, modified at the epoch.
+    """Return the 512-byte ustar header (POSIX.1-1988) of a regular file: mode 644, owner 0, modification time 0.
 
     Args:
-        name: at most 100 bytes of ASCII.
+        name: 1 to 100 ASCII characters.
         size: bytes, below 8 GiB.
     """
     encoded = name.encode("ascii")
     assert 0 < len(encoded) <= 100, name
     assert 0 <= size < 8**11, size
     before = encoded.ljust(100, b"\0") + _MODE_AND_OWNER + b"%011o\0" % size + _MODIFIED
-    # The checksum is the sum of all bytes with its own field read as eight spaces.
+    # The checksum is the sum of all bytes, with its own field read as eight spaces.
     return before + b"%06o\0 " % (sum(before) + 8 * ord(" ") + _SUM_OF_REST) + _REST

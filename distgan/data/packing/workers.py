@@ -1,4 +1,4 @@
-"""Reading and converting samples on all cores, with results in order and memory bounded."""
+"""Read and convert samples on all cores, with results in order and bounded memory."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _CHUNKS_IN_FLIGHT = 3
 
 Converted = Encoded | InvalidSampleError
 Conversion = Callable[[Any], Encoded]
-"""From what a source reads to a file in a shard; raises InvalidSampleError. It is pickled to worker processes."""
+"""Convert what a source reads to a file in a shard. Raises InvalidSampleError. Pickled to worker processes."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker process needs to know once."""
+    """Settings that a worker process receives once."""
 
     read: Callable[[Any], Any]
     conversion: Conversion
@@ -49,11 +49,12 @@ class _Job:
 def convert_all(
     source: Source[Any], order: NDArray[np.int64], conversion: Conversion, workers: int
 ) -> Generator[list[Converted], None, None]:
-    """The source's samples, converted, in the given order, in lists of varying length (some MB each).
+    """Yield the source's converted samples in the given order, in lists of varying length (a few MB each).
 
     Args:
-        order: numbers of samples of the source.
-        workers: processes; 1 converts in this one. The results do not depend on it.
+        order: sample indices of the source, int64.
+        conversion: converts each sample.
+        workers: number of worker processes; 1 converts in this process. The results do not depend on it.
 
     Raises:
         UserError: a worker process was killed.
@@ -68,13 +69,15 @@ def convert_all(
     try:
         yield from _in_order(pool, source, order, workers * _CHUNKS_IN_FLIGHT)
     except BrokenProcessPool:
-        raise UserError("a worker process was killed, most likely for lack of memory; use fewer workers") from None
+        raise UserError(
+            f"workers {workers}: a worker process was killed, most likely because memory ran out; use fewer workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def available_cores() -> int:
-    """Cores this process may use: what a batch system gave it, not what the machine has."""
+    """Return the number of cores that this process may use, which a batch system may limit."""
     return len(os.sched_getaffinity(0))
 
 
@@ -85,7 +88,7 @@ def _in_order(
     submitted, samples, size = 0, 0, 0
     while submitted < len(order) or pending:
         while submitted < len(order) and len(pending) < in_flight:
-            # Lists of equal bytes, not equal length: thumbnails should not cost a message each, nor scans fill memory.
+            # Lists of similar bytes: thumbnails then share messages, and large scans do not fill memory.
             length = max(1, min(_CHUNK_SAMPLES, _CHUNK_BYTES * samples // size)) if size else 1
             numbers = order[submitted : submitted + length].tolist()
             pending.append(pool.submit(_work, [source.slots[number] for number in numbers]))
@@ -102,7 +105,7 @@ _job: _Job | None = None
 def _start_worker(job: _Job) -> None:
     global _job
     _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not say so too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not report it
     # A worker of a parent that was killed would wait for work forever: it holds the other end of its own queue.
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
