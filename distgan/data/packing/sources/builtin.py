@@ -1,4 +1,4 @@
-"""Samples that come with an installed package or are drawn, so that a first run needs no download."""
+"""Built-in sources: samples from installed packages or random draws, so that a first run needs no download."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ MIXTURES = tuple(PREFIX + name for name in _MIXTURES)
 
 
 def open_builtin(name: str, points: int | None, seed: int) -> Source[Any]:
-    """The source that ``builtin:NAME`` names; of a mixture, so many points. Raises UserError with the valid names."""
+    """Open the source ``builtin:NAME``. `points` and `seed` apply to mixtures. Raises UserError for unknown names."""
     if name == "digits":
         return open_digits()
     if name == "text":
         return text_source(name, python_prose())
     if name in _MIXTURES:
         return arrays.draw(name, _MIXTURES[name](), arrays.POINTS if points is None else points, seed)
-    raise UserError(f"{PREFIX}{name}: unknown; built-in sources are {', '.join(PREFIX + known for known in BUILTIN)}")
+    raise UserError(
+        f"{PREFIX}{name}: unknown built-in source; use one of {', '.join(PREFIX + known for known in BUILTIN)}"
+    )
 
 
 def open_digits() -> Source[Pixels]:
-    """scikit-learn's bundled digits: 1,797 scans of 8x8 pixels with 17 gray levels, as uint8 from 0 to 255.
+    """Open scikit-learn's bundled digits: 1,797 scans of 8x8 pixels with 17 gray levels, as uint8 from 0 to 255.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
     try:
-        from sklearn.datasets import load_digits  # a second of imports that no other source needs
+        from sklearn.datasets import load_digits  # the import takes a second, and other sources do not need it
     except ImportError:
         raise missing_package(f"{PREFIX}digits", "scikit-learn", "pack images of your own") from None
 

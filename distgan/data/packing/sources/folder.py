@@ -1,4 +1,4 @@
-"""Images in a folder of the local disk."""
+"""A source of images in a local folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distgan.errors import UserError, printable
 
 
 class FolderReader:
-    """Reads a file by its path relative to a folder; at most `max_bytes` of it are ever held."""
+    """Read a file of at most `max_bytes` bytes by its path relative to a folder."""
 
     def __init__(self, root: str, max_bytes: int = MAX_BYTES) -> None:
         self.root = root
@@ -30,20 +30,20 @@ class FolderReader:
             with open(f"{self.root}/{name}", "rb") as file:
                 data = file.read(self.max_bytes + 1)
         except OSError as error:
-            raise InvalidSampleError(f"cannot be read: {error.strerror}") from None
+            raise InvalidSampleError(f"cannot read the file: {error.strerror}") from None
         if len(data) > self.max_bytes:
-            raise InvalidSampleError(f"is larger than {self.max_bytes} bytes, the most that is read")
+            raise InvalidSampleError(f"file too large: expected at most {self.max_bytes} bytes")
         return data
 
 
 def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
-    """The images below `path`, labeled by their first-level folder or by a dataset.json at the top.
+    """Open the images below `path`, labeled by a dataset.json at the top or by their first-level folder.
 
-    Links are followed only to files inside the folder, so that nothing else of the machine ends in the shards; with
-    `follow_links` all are but those to a folder that they are in.
+    By default, follows only links to files inside the folder, so that no other files get into the shards. With
+    `follow_links`, follows all links except those to a folder that contains them.
 
     Raises:
-        UserError: one line naming the folder.
+        UserError: the folder cannot be read or labeled; the message names it.
     """
     root = os.path.realpath(path)
     names: list[str] = []
@@ -75,12 +75,12 @@ def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
     notes = describe_ignored(strays)
     if links:
         notes += (
-            f"did not follow {links} links that lead out of the folder, to a folder or nowhere"
-            + ("" if follow_links else "; --follow-links follows those that lead somewhere"),
+            f"did not follow {links} links that are broken or point to a folder or outside"
+            + ("" if follow_links else "; add --follow-links to follow links that are not broken"),
         )
     without = sorted(folder for folder in empty if "/" not in folder)
     if without and any("/" in name for name in names):
-        notes += (f"{len(without)} folders hold no image and are no classes: {', '.join(map(printable, without[:8]))}",)
+        notes += (f"ignored {len(without)} folders without images: {', '.join(map(printable, without[:8]))}",)
     labels, class_names = assign_labels(names, _dataset_json(root, path), str(path), notes)
     return Source(names, names, FolderReader(root), labels, class_names, notes)
 

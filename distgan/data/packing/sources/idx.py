@@ -1,4 +1,4 @@
-"""Images in an idx file, the format of MNIST: big-endian magic and sizes, then uint8 pixels.
+"""A source of images in an idx file, the format of MNIST: big-endian magic and sizes, then uint8 pixels.
 
 Format: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits". The magic number is two zero bytes,
 the element type (8 for uint8) and the number of dimensions: 3 for images (count, rows, columns), 1 for labels.
@@ -30,33 +30,35 @@ _FIX = "name an images file such as train-images-idx3-ubyte or train-images-idx3
 
 
 def open_idx(path: Path) -> Source[Pixels]:
-    """The images of an idx file, gzipped or not, and the labels of the labels file beside it, if there is one.
+    """Open the images of an idx file, gzipped or not, with the labels of the labels file beside it, if any.
 
     Raises:
-        UserError: one line naming the file.
+        UserError: a file is damaged or has the wrong format; the message names it.
     """
     images = _read_array(path, dimensions=3)
     if 0 in images.shape:
         raise UserError(f"{path}: contains no images ({' x '.join(map(str, images.shape))}); {_FIX}")
     if images.shape[1] * images.shape[2] > MAX_PIXELS:
         raise UserError(
-            f"{path}: images of {images.shape[1]} x {images.shape[2]}; at most {MAX_PIXELS} pixels are read"
+            f"{path}: images too large: found {images.shape[1]} x {images.shape[2]}, expected at most "
+            f"{MAX_PIXELS} pixels"
         )
     names = [f"{path.name}[{number}]" for number in range(len(images))]
     labels_path = _labels_beside(path)
     if labels_path is None:
-        note = f"no labels file ({_labels_name(path.name)}) beside {path.name}: the images have no labels"
+        note = f"found no labels file ({_labels_name(path.name)}) beside {path.name}: the images have no labels"
         return pixel_source(names, images, notes=(note,))
     labels = _read_array(labels_path, dimensions=1)
     if len(labels) != len(images):
         raise UserError(
-            f"{labels_path}: {len(labels)} labels for the {len(images)} images of {path.name}; take the pair"
+            f"{labels_path}: wrong number of labels: found {len(labels)}, expected {len(images)}, the number of images "
+            f"in {path.name}; use matching files"
         )
     return pixel_source(names, images, labels.astype(np.int64))
 
 
 def is_idx(head: bytes) -> bool:
-    """Whether a file that begins with these bytes may be an idx file, gzipped or not."""
+    """Return True if a file that begins with these bytes may be an idx file, gzipped or not."""
     return head[:2] in (b"\x1f\x8b", b"\0\0")
 
 
@@ -73,7 +75,7 @@ def _labels_beside(path: Path) -> Path | None:
 
 
 def _read_array(path: Path, dimensions: int) -> Pixels:
-    """The file's array, memory-mapped: a gzipped file is unpacked into an unnamed temporary file first."""
+    """Return the file's array, memory-mapped. A gzipped file is first unpacked into an unnamed temporary file."""
     try:
         with open(path, "rb") as plain:
             if plain.read(2) != b"\x1f\x8b":
@@ -85,30 +87,32 @@ def _read_array(path: Path, dimensions: int) -> Pixels:
                 return _map_array(unpacked, path, dimensions)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read: {reason}; download it again") from None
+        raise UserError(f"{path}: cannot read the file: {reason}; download it again") from None
 
 
 @contextlib.contextmanager
 def _temporary_file(path: Path) -> Iterator[IO[bytes]]:
-    """An unnamed file in the folder for temporary files. Raises UserError naming that folder where it cannot be."""
+    """Yield an unnamed file in the folder for temporary files. Raises UserError naming that folder if this fails."""
     folder = os.environ.get("TMPDIR", "/tmp")
     try:
         folder = tempfile.gettempdir()
         with tempfile.TemporaryFile() as file:
             yield file
     except OSError as error:
-        if not is_disk_error(error) and not isinstance(error, FileNotFoundError):  # the last: no folder can be used
+        if not is_disk_error(error) and not isinstance(
+            error, FileNotFoundError
+        ):  # FileNotFoundError: no folder is usable
             raise
         why = reason(explained(error, folder))
         raise UserError(
-            f"{path}: cannot be unpacked in {folder}: {why}; set TMPDIR to another folder, or unpack the file yourself"
+            f"{path}: cannot unpack into {folder}: {why}; set TMPDIR to another folder, or unpack the file yourself"
         ) from None
 
 
 def _unpack(packed: gzip.GzipFile, unpacked: IO[bytes], path: Path, dimensions: int) -> None:
     shape, header = _read_header(packed, path, dimensions)
     unpacked.write(header)
-    remaining = math.prod(shape) + 1  # one byte more than declared shows that there is more
+    remaining = math.prod(shape) + 1  # reading one extra byte detects excess data
     while remaining > 0 and (block := packed.read(min(_BLOCK, remaining))):
         unpacked.write(block)
         remaining -= len(block)
@@ -122,8 +126,8 @@ def _map_array(file: IO[bytes], path: Path, dimensions: int) -> Pixels:
     if found != expected:
         kind = "truncated" if found < expected else "longer than its header says"
         raise UserError(
-            f"{path}: {kind}: {' x '.join(map(str, shape))} uint8 are {expected} bytes, "
-            f"{'at least ' if found > expected else ''}{found} found; download it again"
+            f"{path}: {kind}: found {'at least ' if found > expected else ''}{found} bytes, expected {expected} for "
+            f"{' x '.join(map(str, shape))} uint8; download it again"
         )
     if expected == 0:
         return np.zeros(shape, np.uint8)
@@ -133,14 +137,16 @@ def _map_array(file: IO[bytes], path: Path, dimensions: int) -> Pixels:
 def _read_header(file: IO[bytes] | gzip.GzipFile, path: Path, dimensions: int) -> tuple[tuple[int, ...], bytes]:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _UNSIGNED_BYTE:
-        raise UserError(f"{path}: not an idx file of uint8 (it begins with {magic.hex(' ') or 'nothing'}); {_FIX}")
+        raise UserError(f"{path}: not an idx file of uint8: found {magic.hex(' ') or 'no'} bytes at its start; {_FIX}")
     if magic[3] != dimensions:
         hint = " (a labels file)" if magic[3] == 1 else ""
-        raise UserError(f"{path}: an idx file of {magic[3]} dimensions{hint}, {dimensions} expected; {_FIX}")
+        raise UserError(f"{path}: wrong idx file: found {magic[3]} dimensions{hint}, expected {dimensions}; {_FIX}")
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
-        raise UserError(f"{path}: truncated inside its header; download it again")
+        raise UserError(f"{path}: the file is truncated inside its header; download it again")
     shape = struct.unpack(f">{dimensions}I", sizes)
     if math.prod(shape) > _MAX_BYTES:
-        raise UserError(f"{path}: its header declares {math.prod(shape)} bytes; at most {_MAX_BYTES} are read")
+        raise UserError(
+            f"{path}: array too large: found {math.prod(shape)} bytes in its header, expected at most {_MAX_BYTES}"
+        )
     return shape, magic + sizes

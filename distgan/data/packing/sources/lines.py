@@ -1,4 +1,4 @@
-"""The lines of a text file, each a sample, read by offset without holding the file in memory."""
+"""A source of text lines, one sample per line, read by offset without loading the file into memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LINE_END = re.compile(LINE_END.pattern.encode())
 
 
 class Line(NamedTuple):
-    """Where a line lies in its file, in bytes."""
+    """Byte range of a line in its file."""
 
     start: int
     stop: int
 
 
 class LineReader:
-    """Reads lines of one file."""
+    """Read lines of one file by their byte range."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -39,16 +39,16 @@ class LineReader:
 
 
 def open_lines(path: Path) -> Source[Line]:
-    """The lines of a file in UTF-8, ended by LF, CRLF or CR; blank ones are left out.
+    """Open the lines of a UTF-8 file, ended by LF, CRLF or CR, without blank lines.
 
     Raises:
-        UserError: one line naming the file.
+        UserError: the file is unreadable or has only blank lines; the message names it.
     """
     try:
         reader = LineReader(str(path))
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         reason = getattr(error, "strerror", None) or "it is empty"
-        raise UserError(f"{path}: cannot be read: {reason}; name a text file with a sample a line") from None
+        raise UserError(f"{path}: cannot read the file: {reason}; name a text file with one sample per line") from None
     starts, stops, numbers = array("q"), array("q"), array("q")
     blank = padded = 0
     for number, (start, stop) in enumerate(_walk(reader.content), 1):
@@ -61,7 +61,7 @@ def open_lines(path: Path) -> Source[Line]:
         stops.append(stop)
         numbers.append(number)
     if not numbers:
-        raise UserError(f"{path}: only blank lines; name a text file with a sample a line")
+        raise UserError(f"{path}: found only blank lines; name a text file with one sample per line")
     return Source(
         LazySequence(len(numbers), lambda place: f"{path.name}:{numbers[place]}"),
         LazySequence(len(numbers), lambda place: Line(starts[place], stops[place])),
@@ -85,21 +85,21 @@ def _notes(blank: int, padded: int) -> Iterator[str]:
     if blank:
         yield f"left out {blank} blank lines"
     if padded:
-        yield f"{padded} lines hold a {PAD}, which is what short lines are filled up with"
+        yield f"{padded} lines hold a {PAD}, the padding character: at the end of a line it is read as padding"
 
 
 def text_source(name: str, lines: list[str]) -> Source[bytes]:
-    """A source of lines in memory."""
+    """Create a source of lines in memory."""
     names = LazySequence(len(lines), lambda place: f"{name}[{place}]")
     return Source(names, [line.encode() for line in lines], bytes, kind="text")
 
 
 def encode_line(line: bytes) -> Encoded:
-    """A line as a file in a shard. Raises InvalidSampleError."""
+    """Encode a line as a file in a shard. Raises InvalidSampleError if it is too long or not UTF-8."""
     if len(line) > MAX_LINE_BYTES:
-        raise InvalidSampleError(f"is longer than {MAX_LINE_BYTES} bytes, the most that is read")
+        raise InvalidSampleError(f"line too long: found {len(line)} bytes, expected at most {MAX_LINE_BYTES}")
     try:
         line.decode()
     except UnicodeDecodeError as error:
-        raise InvalidSampleError(f"is not UTF-8 text at its byte {error.start}; convert the file to UTF-8") from None
+        raise InvalidSampleError(f"is not UTF-8 text at byte {error.start}; convert the file to UTF-8") from None
     return Encoded(line, "txt")

@@ -1,4 +1,4 @@
-"""Where samples to be packed come from: images, lines of text and points, in files or built in."""
+"""Open sources of samples to pack: images, lines of text and points, in files or built in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distgan.data.packing.sources.zip_archive import open_zip
 from distgan.errors import UserError
 
 _ACCEPTED = (
-    "accepted: a folder of images, a zip of one, an idx images file (MNIST's format), a .txt file of lines, an .npy "
+    "expected a folder or zip of images, an idx images file (MNIST's format), a .txt file of lines, an .npy "
     f"file of points, or {', '.join(PREFIX + name for name in BUILTIN)}"
 )
 
@@ -24,26 +24,27 @@ _ACCEPTED = (
 def open_source(
     source: str | os.PathLike[str], *, points: int | None = None, seed: int = 0, follow_links: bool = False
 ) -> Source[Any]:
-    """The samples that `source` names. Files are told apart by their first bytes, text alone by its name.
+    """Open the samples that `source` names. The first bytes identify a file's format; a .txt suffix identifies text.
 
     Args:
-        points: how many to draw of a built-in mixture, with this seed; None is `arrays.POINTS`. Nothing else has it.
-        follow_links: in a folder, follow links that lead out of it, or to folders.
+        points: number of points to draw from a built-in mixture; None draws `arrays.POINTS`. Other sources need None.
+        seed: random seed of these points.
+        follow_links: in a folder, follow links to folders and to targets outside the folder.
 
     Raises:
-        UserError: one line naming the source, what was found and what is accepted.
+        UserError: `source` is not a valid source. The message names what was found and what is expected.
     """
     text = os.fspath(source)
     if points is not None and text not in MIXTURES:
-        raise UserError(f"points {points}: a number to draw, which only {' and '.join(MIXTURES)} have; leave it out")
+        raise UserError(f"points {points}: this option needs {' or '.join(MIXTURES)}, found {text}; remove it")
     if text.startswith(PREFIX):
         return open_builtin(text.removeprefix(PREFIX), points, seed)
     path = Path(text)
     if path.is_dir():
         return open_folder(path, follow_links=follow_links)
     if "://" in text:
-        raise UserError(f"{text}: a URL; copy it to a local disk first. {_ACCEPTED}")
-    if path.exists() and not path.is_file():  # opening a FIFO would wait for its writer
+        raise UserError(f"{text}: found a URL, {_ACCEPTED}; copy it to a local disk first")
+    if path.exists() and not path.is_file():  # opening a FIFO would block
         raise UserError(f"{text}: neither a file nor a folder; {_ACCEPTED}")
     try:
         with path.open("rb") as file:
@@ -53,10 +54,10 @@ def open_source(
     if path.suffix.lower() == ".txt":
         return open_lines(path)
     if text.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")):
-        first = "" if text.lower().endswith(".tar") else "decompress it, and "
-        raise UserError(f"{text}: a tar; tars need no packing: {first}run `distgan index` on its folder")
+        first = "" if text.lower().endswith(".tar") else "decompress it and "
+        raise UserError(f"{text}: found a tar, which needs no packing; {first}run `distgan index` on its folder")
     if is_image(text):
-        raise UserError(f"{text}: one image; name the folder that it is in: distgan pack {path.parent} DEST")
+        raise UserError(f"{text}: found one image, expected a folder; run `distgan pack {path.parent} DEST`")
     if head.startswith(b"PK") or path.suffix.lower() == ".zip":
         return open_zip(path)
     if head == b"\x93NUMPY":

@@ -1,7 +1,7 @@
-"""Images in a zip archive, read by offset without unpacking it.
+"""A source of images in a zip archive, read by offset without unpacking it.
 
-The central directory is read once, with the standard library. Members are then read with `pread` at their offset, so
-that each worker process opens the archive without parsing the directory of a million members again.
+The standard library reads the central directory once. Members are then read with `pread` at their offset, so that no
+worker process needs to parse the directory of a million members again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name,
 
 
 class ZipMember(NamedTuple):
-    """Where one file lies in an archive, as its central directory says."""
+    """Location and size of one file in an archive, from its central directory."""
 
     offset: int
     compressed_size: int
@@ -43,7 +43,7 @@ class ZipMember(NamedTuple):
 
 
 class ZipReader:
-    """Reads members of one archive; sizes and checksums are those of the directory, or the member is refused."""
+    """Read members of one archive. Raises InvalidSampleError if size or checksum differ from the directory."""
 
     def __init__(self, path: str, max_bytes: int = MAX_BYTES) -> None:
         self.path = path
@@ -55,17 +55,20 @@ class ZipReader:
 
     def __call__(self, member: ZipMember) -> bytes:
         if max(member.size, member.compressed_size) > self.max_bytes:
-            raise InvalidSampleError(f"is larger than {self.max_bytes} bytes, the most that is read")
+            raise InvalidSampleError(
+                f"file too large: found {max(member.size, member.compressed_size)} bytes, expected at most "
+                f"{self.max_bytes} bytes"
+            )
         header = self._read(member.offset, _LOCAL_HEADER.size)
         signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         if signature != b"PK\3\4":
-            raise InvalidSampleError("the archive is damaged: no file header where its directory says")
+            raise InvalidSampleError(f"the archive is damaged: found no file header at byte {member.offset}")
         data = self._read(member.offset + len(header) + name_length + extra_length, member.compressed_size)
         if member.method == zipfile.ZIP_DEFLATED:
             data = _inflate(data, member.size)
         elif member.method != zipfile.ZIP_STORED:
             raise InvalidSampleError(
-                f"is compressed by method {member.method}; only stored and deflated files are read"
+                f"unsupported compression: found method {member.method}, expected stored (0) or deflated (8)"
             )
         if len(data) != member.size or zlib.crc32(data) != member.checksum:
             raise InvalidSampleError("the archive is damaged: size or checksum differs from its directory")
@@ -75,17 +78,17 @@ class ZipReader:
         try:
             data = os.pread(self._file.fileno(), size, offset)
         except (OSError, OverflowError) as error:
-            raise InvalidSampleError(f"cannot be read: {error}") from None
+            raise InvalidSampleError(f"cannot read the archive: {error}") from None
         if len(data) != size:
             raise InvalidSampleError("the archive is damaged: it ends inside this file")
         return data
 
 
 def open_zip(path: Path) -> Source[ZipMember]:
-    """The images in an archive, labeled as in a folder; when all lies in one folder, that one is the top.
+    """Open the images in an archive, labeled as in a folder. A single top folder that holds all files is skipped.
 
     Raises:
-        UserError: one line naming the archive and, where there is one, the member.
+        UserError: the archive is damaged, unsafe or wrongly labeled; the message names it and the member.
     """
     infos = [info for info in _directory(path) if not info.filename.endswith("/")]
     _check_overlap(infos, path)
@@ -95,7 +98,7 @@ def open_zip(path: Path) -> Source[ZipMember]:
         if is_hidden(name) or stat.S_ISLNK(info.external_attr >> 16):
             continue
         if name in members:
-            raise UserError(f"{path}: contains {printable(name)} twice; make the archive anew")
+            raise UserError(f"{path}: found {printable(name)} twice, expected unique names; create the archive again")
         members[name] = ZipMember(info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
     top = _common_folder([name for name in members if is_image(name) or name.rpartition("/")[2] == DATASET_JSON])
     members = {name.removeprefix(top): member for name, member in members.items()}
@@ -113,39 +116,41 @@ def _directory(path: Path) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable zip archive: {reason}; download or make it again") from None
+        raise UserError(f"{path}: not a readable zip archive: {reason}; download or create it again") from None
 
 
 def _checked_name(info: zipfile.ZipInfo, path: Path) -> str:
     name = info.filename.replace("\\", "/")
     if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
-        raise UserError(f"{path}: the name {printable(name)} leads out of the archive; make it anew with plain names")
+        raise UserError(
+            f"{path}: the name {printable(name)} points outside the archive; create it again with relative names"
+        )
     if info.flag_bits & 1:
         raise UserError(f"{path}: {printable(name)} is encrypted; unpack the archive and pack the folder")
     return name
 
 
 def _check_overlap(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """Refuse members that share bytes: a small archive could otherwise hold terabytes (Fifield, WOOT 2019)."""
+    """Raise UserError if members share bytes: a small archive could then hold terabytes (Fifield, WOOT 2019)."""
     ordered = sorted(infos, key=lambda info: info.header_offset)
     for info, following in itertools.pairwise(ordered):
         if info.header_offset + _LOCAL_HEADER.size + info.compress_size > following.header_offset:
             name = printable(following.filename)
-            raise UserError(f"{path}: {name} overlaps another member, as in a zip bomb; make the archive anew")
+            raise UserError(f"{path}: {name} overlaps another member, as in a zip bomb; create the archive again")
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    """`folder/` when all names lie below one top folder, else nothing."""
+    """Return `folder/` if all names lie below one top folder, else an empty string."""
     tops = {name.partition("/")[0] + "/" if "/" in name else "" for name in names}
     return tops.pop() if len(tops) == 1 else ""
 
 
 def _inflate(data: bytes, size: int) -> bytes:
     try:
-        # One byte more than declared shows that there is more, without ever inflating a bomb.
+        # Inflating one extra byte detects excess data without inflating a zip bomb.
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except zlib.error:
-        raise InvalidSampleError("the archive is damaged: its compressed data cannot be read") from None
+        raise InvalidSampleError("the archive is damaged: cannot decompress this file") from None
 
 
 def _dataset_json(path: Path, member: ZipMember | None) -> bytes | None:
