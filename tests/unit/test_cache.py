@@ -280,5 +280,5 @@ def test_a_cache_that_cannot_be_used_is_told_as_that(
         refusal(Reader, config, index, 0),
     ):
         assert said.startswith(f"{folder}/")
-        assert "cannot be used as a cache: No " in said
+        assert "cannot use this folder as a cache: No " in said
         assert "data.cache_dir or $DISTGAN_CACHE" in said

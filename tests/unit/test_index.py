@@ -72,7 +72,7 @@ def test_some_shards_of_an_index_and_several_indexes(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_or_changed(tmp_path: Path) -> None:
-    assert "nor any tar" in refusal(load_index, str(tmp_path))
+    assert "no tar" in refusal(load_index, str(tmp_path))
     assert "no tar found" in refusal(load_index, str(tmp_path / "nowhere"))
     write_numbered(tmp_path, [2, 2])
     for path in (tmp_path, tmp_path / INDEX_NAME, tmp_path / "*.tar"):
@@ -210,7 +210,7 @@ def test_a_shard_outside_the_folder_is_refused_even_if_it_fits(tmp_path: Path) -
         f"FILE://{tmp_path}/000.tar",
     ):
         rewrite(tmp_path / "sub" / INDEX_NAME, set_shard(0, name))
-        assert "is not a plain path inside its folder" in refusal(load_index, str(tmp_path / "sub"))
+        assert "invalid shard name" in refusal(load_index, str(tmp_path / "sub"))
 
 
 def test_a_shard_listed_twice_is_refused_even_if_it_fits(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_shard_whose_name_cannot_be_printed(tmp_path: Path, name: bytes) -> No
     os.rename(write_tar(tmp_path / "a.tar", {"a.png": PNG}), path)
     for shards in (str(tmp_path), os.fsdecode(path)):
         message = refusal(build_index, shards)
-        assert "a name that cannot be printed" in message
+        assert "not printable" in message
         assert message.isprintable()
 
 
@@ -181,7 +181,7 @@ def test_wrong_tars(tmp_path: Path) -> None:
     assert "two labels" in said_of([("a.png", PNG), ("a.cls", b"1"), ("a.cls", b"1")])
     assert "'b' has no .cls label" in said_of({"a.png": PNG, "a.cls": b"1", "b.png": PNG})
     for label in (b"-1", b"one", b"", b"1.5", b"9" * 20, b"1000000", "٣".encode()):
-        assert "'a.cls' holds" in said_of({"a.png": PNG, "a.cls": label})
+        assert "'a.cls'" in said_of({"a.png": PNG, "a.cls": label})
     for name in ("/etc/a.png", "../a.png", "b/../../a.png"):
         assert "outside the tar" in said_of({name: PNG}, tarfile.PAX_FORMAT)
     assert "line break" in said_of({"a\nb.png": PNG})
@@ -197,7 +197,7 @@ def test_labels_must_be_everywhere_or_nowhere(tmp_path: Path) -> None:
     write_numbered(tmp_path / "a", [2], classes=2)
     write_numbered(tmp_path / "b", [2])
     said = refusal(build_index, [str(tmp_path / "a"), str(tmp_path / "b")])
-    assert "b/000.tar: has no .cls labels" in said
+    assert "b/000.tar: found no .cls labels" in said
     assert "class names" in refusal(lambda: build_index(str(tmp_path / "a"), class_names=["only one"]))
 
 

@@ -172,9 +172,9 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 def test_decompression_bombs_are_refused_by_their_header(make: Callable[[int, int], bytes]) -> None:
     extension = "png" if make is png_that_claims else "jpg"
     for width, height in ((2000, 501), (10_000, 8_000)):
-        with pytest.raises(UnreadableSampleError, match="at most 1,000,000 are decoded"):
+        with pytest.raises(UnreadableSampleError, match=r"at most 1,000,000 \(data\.max_pixels\)"):
             decode(make(width, height), extension, 8)
-    said = r"at most [\d,]+ are decoded" if extension == "jpg" else "decompression bomb"
+    said = r"at most [\d,]+ \(data\.max_pixels\)" if extension == "jpg" else "decompression bomb"
     for most in (10**6, 2**40):  # simplejpeg counts in 32 bits; Pillow has a guard of its own
         with pytest.raises(UnreadableSampleError, match=said):
             decode(make(65500, 65500), extension, 8, max_pixels=most)
@@ -276,7 +276,7 @@ def test_a_lost_shard_is_waited_for_once(index: Index, slept: list[float]) -> No
 def test_nothing_readable_at_all(index: Index, slept: list[float]) -> None:
     for shard in index.shards:
         os.unlink(shard.url)
-    with pytest.raises(UserError, match="nor can any"):
+    with pytest.raises(UserError, match="32 other samples"):
         read(index, [10], retries=1)
 
 
@@ -286,11 +286,11 @@ def test_a_tar_that_changed_after_indexing(index: Index) -> None:
         file.seek(offset - 512)
         file.write(b"renamed.png\0")
     found = read(index, [3, 4])
-    assert "not what was indexed" in found.failures[0].reason
+    assert "differs from its index" in found.failures[0].reason
     assert found.samples[1] == 4
     with open(index.shards[0].url, "r+b") as file:
         file.truncate(offset)
-    assert "not what was indexed" in read(index, [4]).failures[0].reason
+    assert "differs from its index" in read(index, [4]).failures[0].reason
 
 
 def test_caps_on_bytes_and_pixels(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_caps_on_bytes_and_pixels(tmp_path: Path) -> None:
     members["5.png"] = encode(Image.fromarray(flat), "PNG", compress_level=0)
     index = build_index(str(write_tar(tmp_path / "a.tar", members)))
     assert "data.max_bytes=1,000" in read(index, [5], max_bytes=1000).failures[0].reason
-    assert "at most 4,095 are decoded" in read(index, [5], max_pixels=4095).failures[0].reason
+    assert "at most 4,095 (data.max_pixels)" in read(index, [5], max_pixels=4095).failures[0].reason
     assert read(index, [5], max_pixels=4096) == ([0], [5], [])
 
 

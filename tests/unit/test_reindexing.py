@@ -36,7 +36,7 @@ def test_an_index_of_more_shards_is_not_replaced(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(build, "_scan", None)
         said = refusal(write_index, str(tmp_path / "00[01].tar"))
-    assert f"{INDEX_NAME}: lists 2 more shards" in said
+    assert f"{INDEX_NAME}: the earlier index lists 2 other shards" in said
     assert "002.tar; index all of them, or name another file with --out" in said
     assert (tmp_path / INDEX_NAME).read_bytes() == before
     part = tmp_path / "part.safetensors"
@@ -64,7 +64,7 @@ def test_class_names_are_kept_where_they_fit(tmp_path: Path) -> None:
     write_numbered(tmp_path, [4, 4, 4], classes=2)
     written = write_index(str(tmp_path))
     assert load_index(str(tmp_path)).class_names == written.index.class_names == ("even", "odd")
-    assert "2 classes are kept" in written.notes[0]
+    assert "kept the names of 2 classes" in written.notes[0]
     write_numbered(tmp_path, [4, 4, 4], classes=3)
     written = write_index(str(tmp_path))
     assert load_index(str(tmp_path)).class_names is None
@@ -83,7 +83,7 @@ def test_a_place_that_cannot_be_written_is_told_before_reading(tmp_path: Path) -
     write_numbered(tmp_path / "shards", [2])
     for place in (tmp_path / "elsewhere", tmp_path / "elsewhere" / "x.safetensors"):
         said = refusal(write_index, str(tmp_path / "shards"), place)
-        assert "000.tar is not in this folder" in said
+        assert "000.tar is outside this folder" in said
         assert "symlinks to the shards" in said
     assert not (tmp_path / "elsewhere").exists()
     (tmp_path / "shards" / "x.safetensors").mkdir()
@@ -112,7 +112,7 @@ def test_tars_that_the_index_does_not_list(tmp_path: Path) -> None:
     write_numbered(tmp_path, [2, 2, 2, 2])
     index = load_index(str(tmp_path))
     (said,) = unlisted([str(tmp_path), str(tmp_path / "000.tar"), str(tmp_path / INDEX_NAME)], index)
-    assert said.startswith(f"{tmp_path}: its index does not list 2 of the tars there, such as '002.tar'")
+    assert said.startswith(f"{tmp_path}: the index does not list 2 tars in this folder, such as '002.tar'")
     assert unlisted(str(tmp_path / "*.tar"), index) == ()
     write_index(str(tmp_path))
     assert unlisted(str(tmp_path), load_index(str(tmp_path))) == ()

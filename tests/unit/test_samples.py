@@ -167,10 +167,10 @@ def header(text: str, version: bytes = b"\x01\x00") -> bytes:
         (header("__import__('os').system('true')"), "not in NumPy's format"),
         (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-2,)}"), "shape"),
         (header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), " + " " * 9000 + "}"), "not in NumPy's"),
-        (saved(np.zeros(2, ">f4")), "an array of >f4"),
-        (saved(np.zeros(2, "<f2")), "an array of <f2"),
-        (saved(np.zeros(2, int)), "an array of <i8"),
-        (saved(np.array([{}, {}]), allow_pickle=True), r"an array of \|O"),
+        (saved(np.zeros(2, ">f4")), "found >f4"),
+        (saved(np.zeros(2, "<f2")), "found <f2"),
+        (saved(np.zeros(2, int)), "found <i8"),
+        (saved(np.array([{}, {}]), allow_pickle=True), r"found \|O"),
         (saved(np.zeros(3)), r"shape \(3,\); a point is 2 numbers \(data\.dimensions\)"),
         (saved(np.zeros((1, 2))), r"shape \(1, 2\)"),
         (saved(np.float64(1)), r"shape \(\)"),
@@ -212,8 +212,8 @@ def test_shards_of_another_kind_are_left_out_or_refused(tmp_path: Path) -> None:
     assert [shard.url for shard in built.index.shards] == [str(tmp_path / "p" / "a.tar")]
     (note,) = built.notes
     assert "left out" in note
-    assert "t/a.tar: holds text" in note
-    assert "t/a.tar: holds text" in refusal(partial(index_shards, strict=True), both)
+    assert "t/a.tar: found only text" in note
+    assert "t/a.tar: found only text" in refusal(partial(index_shards, strict=True), both)
     assert "its kind of samples (text) or its characters differ" in refusal(load_index, both)
     text_index(tmp_path / "u", ["other words"])
     assert "its characters differ" in refusal(load_index, [str(tmp_path / "t"), str(tmp_path / "u")])
@@ -245,7 +245,7 @@ def test_the_config_must_say_the_kind_of_the_shards(tmp_path: Path) -> None:
     index = text_index(tmp_path)
     for settings in (config("points"), config("images", resolution=8)):
         said = refusal(lambda settings=settings: open_stream(settings, 0, index, start=0, micro_batch=4))
-        assert said.endswith("hold text; set data.kind=text, or name other shards")
+        assert said.endswith("hold text; set data.kind=text, or set data.path to other shards")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -211,7 +211,7 @@ def test_what_follows_the_end_mark_and_is_no_tar_is_refused_with_its_place(tmp_p
 def test_a_file_of_zeros_is_no_empty_tar_for_ever(tmp_path: Path) -> None:
     with (tmp_path / "a.tar").open("wb") as file:
         file.truncate(1 << 40)
-    assert "nothing but zeros" in refusal(build_index, str(tmp_path / "a.tar"))
+    assert "only zeros" in refusal(build_index, str(tmp_path / "a.tar"))
 
 
 def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:
     assert sorted(held(built.index)) == ["0", "1", "5"]
     counted, hint = built.notes
     for part in (
-        "2 .txt (such as '0.txt')", "1 members without an extension", "1 hidden members", "1 .cls labels of no sample",
+        "2 .txt (such as '0.txt')", "1 members without an extension", "1 hidden members", "1 .cls labels without a sample",
         "1 .0.png (such as 'Track 2.0.png')", "1 symbolic links (such as '2.png')", "'3.png'", "'4.png'",
     ):  # fmt: skip
-        assert part in counted or "more sorts" in counted
-    assert "passed over 9 members" in counted
+        assert part in counted or "other sorts" in counted
+    assert "9 members" in counted
     assert "--last-dot" in hint
     assert sorted(held(index_shards(str(path), last_dot=True).index)) == ["0", "1", "5", "Track 2.0"]
 

@@ -126,7 +126,7 @@ def test_overwriting_takes_the_held_out_lines_along(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["index.safetensors", "shard-000000.tar"]
     pack(source, out, held_out=0.5, workers=1, overwrite=True)
     (out / "held-out" / "notes").write_text("mine")
-    assert "holds notes, which pack did not write" in refusal(lambda: pack(source, out, workers=1, overwrite=True))
+    assert "found notes, which pack did not write" in refusal(lambda: pack(source, out, workers=1, overwrite=True))
 
 
 def test_a_line_that_is_not_utf_8(tmp_path: Path) -> None:
@@ -142,11 +142,11 @@ def test_a_line_that_is_not_utf_8(tmp_path: Path) -> None:
     [
         (b"", {}, "it is empty"),
         (b"\n  \n", {}, "only blank lines"),
-        (b"a\nb\n", {"resolution": 32}, "resolution and format are of images, but the source holds text"),
-        (b"a\nb\n", {"image_format": "png"}, "resolution and format are of images"),
+        (b"a\nb\n", {"resolution": 32}, "resolution, format: these options need images, found text"),
+        (b"a\nb\n", {"image_format": "png"}, "resolution, format: "),
         (b"a\nb\n", {"held_out": 1.0}, "from 0 to below 1"),
         (b"a\nb\n", {"held_out": float("nan")}, "from 0 to below 1"),
-        (b"a\na\n", {"held_out": 0.5}, "leaves one side empty"),
+        (b"a\na\n", {"held_out": 0.5}, "held-out 0.5: the split holds out 2 of 2 lines"),
     ],
 )
 def test_text_that_cannot_be_packed(tmp_path: Path, content: bytes, options: dict, message: str) -> None:
@@ -195,7 +195,7 @@ def test_rows_of_an_array_are_samples(tmp_path: Path) -> None:
         (np.zeros((3, 2), int), "an array of int64"),
         (np.zeros((0, 2)), r"shape \(0, 2\)"),
         (np.zeros((2, 3), np.float16), "an array of float16"),
-        (np.array([[{}]]), "cannot be read: .*Python objects"),
+        (np.array([[{}]]), "cannot read the array: .*Python objects"),
         (np.array([[1.0, 2.0], [3.0, np.inf]]), r"a\.npy\[1\]: holds numbers that are not finite in float32"),
         (np.array([[1.0, 2.0], [3.0, 1e300]]), r"a\.npy\[1\]: holds numbers that are not finite in float32"),
     ],
@@ -209,7 +209,7 @@ def test_arrays_that_cannot_be_packed(tmp_path: Path, array: np.ndarray, message
 def test_an_array_that_is_cut_short(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((100, 2)))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
-    assert "a.npy: cannot be read" in refusal(open_source, tmp_path / "a.npy")
+    assert "a.npy: cannot read the array" in refusal(open_source, tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_point_is_a_function_of_seed_and_number() -> None:
 
 def test_held_out_points_are_refused(tmp_path: Path) -> None:
     said = refusal(lambda: pack("builtin:ring", tmp_path / "out", points=10, held_out=0.5, workers=1))
-    assert "held-out is for lines of text, but the source holds points" in said
+    assert "held-out: this option needs lines of text, found points" in said
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r")), min_size=1, max_size=8))

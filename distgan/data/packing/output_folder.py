@@ -91,7 +91,7 @@ def _partial(folder: Path) -> Iterator[Path]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    # On a file system without locks, packing there twice at once is the user's own care.
+    # Without file locks, the user must not run two packs there at the same time.
     with contextlib.suppress(OSError):
         if not try_lock(descriptor):
             raise UserError(f"{folder}: another pack is writing there; wait for it, or name another folder")

@@ -106,7 +106,7 @@ def _start_worker(job: _Job) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not report it
-    # A worker of a parent that was killed would wait for work forever: it holds the other end of its own queue.
+    # A worker would otherwise outlive a killed parent: it holds both ends of its queue and waits forever.
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 

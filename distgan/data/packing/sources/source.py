@@ -201,7 +201,7 @@ def _check_same_names(names: Sequence[str], labels: dict[str, int], where: str) 
     unlabeled = [name for name in names if name not in labels]
     if unlabeled:
         raise UserError(
-            f"{where}: found no label for {printable(unlabeled[0])} ({len(unlabeled)} of {len(names)} images lack one); "
+            f"{where}: no label for {printable(unlabeled[0])} ({len(unlabeled)} of {len(names)} images lack one); "
             f"{_own_name(labels)}; label all images, or set labels to null"
         )
     if len(labels) > len(names):
