@@ -51,7 +51,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
         if index.fingerprint != state.data.fingerprint and not any(o.startswith("data.path=") for o in overrides):
             raise UserError(
                 f"data.path = {config.data.path}: found data fingerprint {index.fingerprint[:12]}, expected "
-                f"{state.data.fingerprint[:12]} as in training; restore the data, or choose other data with data.path=..."
+                f"{state.data.fingerprint[:12]} as in training; restore it, or set data.path to other data"
             )
         sample_format(config.data, index)
         if tuple(state.vocabulary or ()) != (index.vocabulary or ()):
