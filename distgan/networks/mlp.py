@@ -1,8 +1,8 @@
-"""Dense networks for points of a few numbers.
+"""Dense networks for low-dimensional points.
 
-By default those of the toy experiments of Gulrajani et al. 2017 (released code, gan_toy.py) but for their width of 512:
-three hidden layers, ReLU, linear outputs; weights uniform with variance 2 / inputs (He et al. 2015), those of the last
-layer with Glorot's 2 / (inputs + outputs), biases 0.
+The defaults are those of the toy experiments of Gulrajani et al. 2017 (released code, gan_toy.py), except for their
+width of 512: three hidden layers, ReLU, linear outputs. Weights are uniform with variance 2 / inputs (He et al. 2015),
+in the last layer with Glorot's 2 / (inputs + outputs). Biases are 0.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Each sample is normalized by the moments of a fixed reference batch, mixed with a small share of its own moments. The
 output for a sample therefore does not depend on the other samples of its batch. The reference batch is a buffer of the
-network (`add_reference`), and part of checkpoints and exports. `reference_moments` computes its moments from the current
-weights for all forward passes inside; no module stores them.
+network (`add_reference`), and part of checkpoints and exports. `reference_moments` computes its moments from the
+current weights for all forward passes inside; no module stores them.
 """
 
 from __future__ import annotations
