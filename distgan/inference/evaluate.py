@@ -38,7 +38,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     setup_logging(runtime.rank)
     with runtime.raise_on_all_ranks():
         if not os.fspath(path):
-            raise UserError("RUN_OR_CHECKPOINT: found an empty path; pass a run folder, or a checkpoint in it")
+            raise UserError("RUN_OR_CHECKPOINT is empty; pass a run folder, or a checkpoint in it")
         newest = find_checkpoint(Path(path), best=best) if runtime.is_main else None
     # If the run is still training, other ranks may find a newer checkpoint.
     found = runtime.broadcast_object(newest)
