@@ -229,7 +229,7 @@ def test_probe_tells_how_much_a_discriminator_knows(
     assert "images of no classes" in mistake(capsys, "probe", str(run), "--data", unlabeled)
     three = write_shards(tmp_path / "three", pictures(30))
     save_index(build_index(three), three)
-    assert "its classes are not those" in mistake(capsys, "probe", str(run), "--test", three)
+    assert "the classes differ" in mistake(capsys, "probe", str(run), "--test", three)
 
 
 def test_evaluate_refuses_changes_that_it_would_not_heed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
