@@ -1,4 +1,4 @@
-"""Line charts as PNGs, drawn with Pillow alone: enough for the figures in docs/."""
+"""Draw line charts as PNGs with Pillow, for the figures in docs/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
-"""Tol's bright scheme, which color-blind readers can tell apart."""
+"""Tol's bright color scheme, which is safe for color-blind readers."""
 WIDTH, HEIGHT = 460, 330
 """Pixels of one chart."""
 _FINER = 3  # drawn so much larger, and scaled down, for smooth lines

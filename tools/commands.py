@@ -1,4 +1,4 @@
-"""distgan's command line, as the tools use it."""
+"""Run distgan's command line from the tools."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def under_engine(engine: str, processes: int, *program: str) -> list[str]:
 
 
 def processes() -> int:
-    """One a GPU, or two where there is none."""
+    """Return the number of GPUs, or two without a GPU."""
     import torch
 
     return torch.cuda.device_count() or 2

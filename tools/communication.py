@@ -1,9 +1,9 @@
-"""What ranks send each other in a step of a recipe: number and bytes of collectives, by player, purpose and kind.
+"""Count the collectives of a recipe's training step, and their bytes, by network, purpose and kind.
 
-The recipe is trained for some steps by two real processes, and each collective that torch dispatches is counted, those
-of DDP's and DeepSpeed's own too; who called it tells what it was for. The first step is left out. Bytes are those of
-the whole tensor that is summed, gathered or scattered. Readings are made once in `monitoring.every` steps, and a
-growing network is counted at its first level, unless `growth=null` is given.
+Two real processes train the recipe for some steps. The tool counts every collective that torch dispatches, including
+those of DDP and DeepSpeed; its caller determines its purpose. The first step is left out. Bytes are those of the full
+tensor that is reduced, gathered or scattered. Scalars are read once per `monitoring.every` steps. A growing network is
+counted at its first level unless `growth=null` is given.
 
     python tools/communication.py configs/digits-dcgan.yaml
     python tools/communication.py configs/digits-r3gan.yaml training.batch_size=16 --engine zero2
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Of an average step."""
+    """Mean per step."""
 
     number: float
     bytes: float
@@ -150,7 +150,7 @@ def count(
 
 def table(traffic: dict[Kind, Traffic], parameters: dict[str, int]) -> str:
     """In Markdown."""
-    lines = ["| player | purpose | collective | number a step | bytes a step |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| player | purpose | collective | number per step | bytes per step |", "| --- | --- | --- | --- | --- |"]
     for kind, amount in sorted(traffic.items()):
         lines.append(f"| {' | '.join(kind)} | {amount.number:,.4g} | {amount.bytes:,.0f} |")
     sizes = ", ".join(f"{player} {count:,}" for player, count in sorted(parameters.items()))

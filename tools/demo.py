@@ -1,6 +1,6 @@
-"""From nothing to a generator of digits: pack, train on every GPU or on two CPU processes, evaluate, show.
+"""Demo: pack digits, train a generator on every GPU or on two CPU processes, evaluate it, and draw samples.
 
-Run it with `make demo`. Running it again continues what is not finished and repeats what is quick.
+Run it with `make demo`. A second run resumes unfinished training and repeats the quick steps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     print(
         f"\nFID (features of a classifier trained on the digits): {before:.1f} at step {first}, "
         f"{after:.1f} at step {last}\n"
-        f"a hundred samples: {RUN / 'digits.png'}\n"
+        f"100 samples: {RUN / 'digits.png'}\n"
         f"checkpoints, metrics.jsonl, sample grids: {RUN}\n"
         f"TensorBoard: {Path(sys.executable).parent / 'tensorboard'} --logdir {RUN}\n"
         f"({time.monotonic() - started:.0f} s)"

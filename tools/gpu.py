@@ -1,10 +1,10 @@
-"""What a GPU has to tell, in at most eight minutes: the tests that need one, and a table of speeds with its name.
+"""Run the GPU tests and write a page of GPU benchmarks, in at most eight minutes.
 
-Runs tests/gpu, then measures the DCGAN-64, SNGAN-32 and R3GAN-32 recipes at their published widths against a bare
-PyTorch loop: images per second, peak memory, share of the card's arithmetic, longest kernels, wait for data; also what
-a discriminator update with R1 and R2 costs in float32, TF32 and bfloat16, and what a checkpoint holds up. Each part is
-a process of its own with a time limit; what it has measured until then is kept, and the next part starts. Data are made
-here. The page is written after every part.
+The tool runs tests/gpu, then measures the DCGAN-64, SNGAN-32 and R3GAN-32 recipes at their published widths against a
+bare PyTorch loop: images/s, peak memory, share of the peak arithmetic, longest kernels and data wait. It also measures
+a discriminator update with R1 and R2 in float32, TF32 and bfloat16, and the stall per checkpoint. Each part is a
+process with a time limit. At the limit its records so far are kept and the next part starts. The data are generated.
+The page is written after every part.
 
     python tools/gpu.py
     python tools/gpu.py --r3gan ../R3GAN        # beside R3GAN's own code, from a checkout
@@ -84,11 +84,9 @@ def main() -> None:
     deadline = time.monotonic() + 60 * options.minutes
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        print(
-            f"missing here: pip install {' '.join(missing)}; parts that need one of them fail, others run", flush=True
-        )
+        print(f"missing packages: pip install {' '.join(missing)}; parts that need them will fail", flush=True)
     if options.r3gan is None:
-        print("R3GAN's own code is left out: no checkout given by --r3gan PATH", flush=True)
+        print("skipping R3GAN's own code: pass a checkout with --r3gan PATH", flush=True)
     whole = not (options.dry_run or options.only)
     out = options.out or (ROOT / "docs/benchmarks-gpu.md" if whole else None)
     records: list[Record] = []
@@ -101,7 +99,7 @@ def main() -> None:
             outcomes.append(run(part, options, Path(folder), deadline - time.monotonic(), records))
             print(f"== {part.name}: {outcomes[-1].verdict} ({outcomes[-1].seconds:.0f} s)", flush=True)
             if part.name == "machine" and not options.dry_run and no_gpu(records):
-                raise SystemExit("no GPU: torch.cuda.is_available() is False; rehearse with --dry-run")
+                raise SystemExit("no GPU: torch.cuda.is_available() is False; use --dry-run to test on the CPU")
             text = page(records, outcomes, shlex.join(["python", *sys.argv]), rehearsal=options.dry_run)
             if out is not None:
                 out.write_text(text)
@@ -115,7 +113,7 @@ def no_gpu(records: list[Record]) -> bool:
 
 
 def run(part: Part, options: argparse.Namespace, folder: Path, left: float, records: list[Record]) -> PartOutcome:
-    """Run a part in a process of its own, print and keep its records as they come, and kill it at its limit."""
+    """Run a part in a new process, print and keep its records as they come, and kill it at its limit."""
     limit = min(part.limit, left)
     if limit < 5:
         return PartOutcome(part.name, "not started: no time was left", 0.0)
@@ -150,7 +148,7 @@ def run(part: Part, options: argparse.Namespace, folder: Path, left: float, reco
 
 
 def command(name: str, options: argparse.Namespace, folder: Path) -> list[str]:
-    """The command line of a part."""
+    """Return the command line of a part."""
     if name == "tests":
         return [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
     if name == "checkpoint":
@@ -166,7 +164,7 @@ def command(name: str, options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def follow(process: subprocess.Popen[str], part: str, records: list[Record], printed: list[str]) -> None:
-    """Keep and print what a part says, line by line."""
+    """Read, keep and print the output of a part line by line."""
     assert process.stdout is not None
     for text in process.stdout:
         if text.startswith(MARK):
@@ -179,7 +177,7 @@ def follow(process: subprocess.Popen[str], part: str, records: list[Record], pri
 
 
 def of_output(part: str, printed: list[str]) -> list[Record]:
-    """Records of a part that is another tool, from what it has printed."""
+    """Return the records of a part that is another tool, from its output."""
     if part == "checkpoint":
         return [{"kind": "page", "title": "A checkpoint's stall", "text": "".join(printed)}]
     if part != "tests":
@@ -192,20 +190,20 @@ def of_output(part: str, printed: list[str]) -> list[Record]:
 
 
 def last_line(log: Path, printed: list[str]) -> str:
-    """What a part that failed says at the end, of its errors or else of its output."""
+    """Return the last line of a failed part's standard error, or else of its output."""
     lines = log.read_text(errors="replace").split("\n") + printed
     return next((text.strip()[:300] for text in reversed(lines) if text.strip()), "nothing was said")
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """End a part with all processes that it has started."""
+    """Kill a part and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def measured(options: argparse.Namespace) -> Iterator[Record]:
-    """The records of one part, in its own process."""
+    """Yield the records of one part, in its own process."""
     from tools.benchmarks_gpu import measures
     from tools.benchmarks_gpu.recipes import RECIPES, make_data
 

@@ -1,4 +1,4 @@
-"""Two hosts of one machine: network namespaces with a host name and an address each, joined by a bridge."""
+"""Two simulated hosts on one machine: bridged network namespaces, each with a host name and an address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUBNET = "10.77.0"
 
 
 def missing() -> str | None:
-    """Why there can be no hosts here; None if there can."""
+    """Return the reason why this machine cannot simulate hosts, or None."""
     if shutil.which("ip") is None:
         return "no ip: apt-get install iproute2"
     if os.geteuid() != 0:
@@ -35,7 +35,7 @@ class Hosts:
     def start(
         self, host: int, command: list[str], log: Path, *, root: Path = ROOT, **environment: str
     ) -> subprocess.Popen[bytes]:
-        """A process on a host."""
+        """Start a process on a host."""
         name = f"distgan{host}"
         inside = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
         inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
@@ -50,7 +50,7 @@ class Hosts:
     def launch(
         self, log: Path, *arguments: str, roots: Sequence[Path] = (ROOT, ROOT), **environment: str
     ) -> list[subprocess.Popen[bytes]]:
-        """A distgan command on both hosts, a rank on each, by the launcher that Slurm's nodes use."""
+        """Start a distgan command on both hosts, one rank on each, with the launcher for Slurm nodes."""
         shared = {
             "VENV": str(Path(sys.executable).parents[1]), "SLURM_NNODES": "2", "MASTER_ADDR": f"{SUBNET}.1",
             "MASTER_PORT": "29400", "PROCESSES_PER_NODE": "1", **environment,
@@ -64,7 +64,7 @@ class Hosts:
         ]  # fmt: skip
 
     def cut(self, host: int) -> None:
-        """Take the cable out."""
+        """Disconnect the hosts from each other."""
         _ip("link", "set", f"distgan-v{host}", "down")
 
     def mend(self, host: int) -> None:
@@ -73,7 +73,7 @@ class Hosts:
 
 @contextmanager
 def hosts() -> Iterator[Hosts]:
-    """Two hosts that are gone afterwards, with all that runs on them."""
+    """Yield two hosts; afterward remove them and kill their processes."""
     made = Hosts()
     try:
         _ip("link", "add", "distgan-br", "type", "bridge")

@@ -1,10 +1,10 @@
-"""Bytes that a rank holds of a large generator under each engine, beside what theory says.
+"""Measure the bytes per rank of a large generator under each engine, against theory.
 
 Two processes under `accelerate launch` train an R3GAN generator of 308 million parameters against a tiny discriminator
-on a batch of two. Counted is the storage of every tensor that a rank can reach, in the generator's last update and on
-the greater of both ranks: when its gradients are averaged and the optimizer is about to step, by kind; and all in all
-when its backward pass has come to the first layer. The peak is of resident memory since before the networks were
-built, with passing copies and activations in it.
+on a batch of two. The tool counts the storage of every reachable tensor in the generator's last update, on the rank
+with more. It counts by kind before the optimizer step, and in total when the backward pass reaches the first layer.
+The peak is the growth of resident memory since before the networks were built, including temporary copies and
+activations.
 
     python tools/memory.py
     python tools/memory.py --width 256 --engines ddp zero2
@@ -42,7 +42,9 @@ BYTES: dict[str, tuple[float, ...]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=3584, help="of the generator, a multiple of 16")
+    parser.add_argument(
+        "--width", type=int, default=3584, help="generator width, a multiple of 16 (default: %(default)s)"
+    )
     parser.add_argument("--engines", nargs="+", choices=BYTES, default=list(BYTES), help="default: all")
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -51,7 +53,7 @@ def main() -> None:
         return
     check_room(options.width)
     print(
-        f"| bytes a parameter | {' | '.join(KINDS)} | together | expected | in the backward pass | peak, GB |\n"
+        f"| bytes per parameter | {' | '.join(KINDS)} | together | expected | in the backward pass | peak, GB |\n"
         f"|{' --- |' * (len(KINDS) + 5)}"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +67,7 @@ def check_room(width: int) -> None:
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free, needed = int(memory["MemAvailable"].split()[0]) * 1024, 2 * 28 * 24 * width**2 + 2e9
     if free < needed:
-        raise SystemExit(f"needs {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free; lower --width")
+        raise SystemExit(f"memory: found {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB; lower --width")
 
 
 def measure(engine: str, folder: str, width: int) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""What each recipe makes of the same budget: one table and one picture a recipe, in docs/results/.
+"""Train every recipe with the same budget, and write a table and one picture per recipe to docs/results/.
 
-Run it with `make results`. A recipe that has had its budget is not run again; one that was interrupted goes on where it
-was. Everything goes through the command line: pack, train, stop, evaluate, sample. To do one over, delete its folder in
-runs/results/.
+Run it with `make results`. A finished recipe is not run again, and an interrupted one resumes. All steps use the
+command line: pack, train, stop, evaluate, sample. To repeat a recipe, delete its folder in runs/results/.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ PACKING: dict[str, list[str]] = {
     "datasets/digits": ["builtin:digits", "--resolution", "32", "--shard-size", "300"],
     "datasets/python": ["builtin:text", "--held-out", "0.1"],
 }
-"""How the data of recipes is packed; other data is there or its recipes are left out."""
+"""Pack arguments per data folder. Recipes on other data are skipped if the data are missing."""
 METRICS = {"images": "[fid,inception_score,classes]", "text": "[ngram_js]"}
 COLUMNS = {
     "FID": "fid[classifier]",
@@ -82,7 +81,7 @@ def main() -> None:
     done = []
     for recipe in recipes:
         if not is_packed(recipe):
-            print(f"{recipe.name}: left out, for want of {recipe.values['data']['path']}")
+            print(f"{recipe.name}: skipped, because {recipe.values['data']['path']} does not exist")
             continue
         done.append(recipe)
         if not recipe.result.exists() or json.loads(recipe.result.read_text())["budget"] != budget:
@@ -99,11 +98,14 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names in configs/; default: those for a CPU")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training for each; default %(default)s")
+    parser.add_argument("--minutes", type=float, default=4.0, help="training minutes per recipe (default: %(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=processes(), help="for each; default: one a GPU, or two without"
+        "--processes",
+        type=int,
+        default=processes(),
+        help="processes per recipe (default: one per GPU, or two without a GPU)",
     )
-    parser.add_argument("--steps", type=int, help="steps for each, instead of minutes")
+    parser.add_argument("--steps", type=int, help="training steps per recipe, instead of minutes")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="key=value", help="a change to all recipes"
     )

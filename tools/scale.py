@@ -1,4 +1,4 @@
-"""How a recipe would go on up to 1,024 GPUs: seconds a step, and how much of the GPUs' work is had.
+"""Predict the seconds per step and the efficiency of a recipe on up to 1,024 GPUs.
 
 What ranks send each other is counted on two real processes; the computation of a step is measured here, on one GPU or
 core, for two sizes of its batch, or given; the rest is the model of `tools/scaling.py`. Every GPU's batch stays the

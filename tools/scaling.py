@@ -1,11 +1,11 @@
-"""How long a training step takes on many GPUs: a latency-bandwidth model of what ranks send each other.
+"""Predict the time of a training step on many GPUs with a latency-bandwidth model of the collectives.
 
 A message of n bytes takes `latency + n / bandwidth` over a link (Hockney 1994). A sum over W ranks takes, as a ring,
 2 (W - 1) messages of n / W bytes one after another; as a tree, twice ceil(log2 W) messages in a pipeline, hence
 2 n / bandwidth (Thakur et al. 2005, section 4.5). Between nodes of g ranks it is done by shares: scattered within the
 nodes, summed between them, and gathered within them.
 
-What is left out: ranks that are slower than others, other jobs on the network, and the time to start a kernel.
+The model ignores stragglers, other jobs on the network, and kernel launch times.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class Link:
     """Between two GPUs of a node, or between two nodes."""
 
     latency: float
-    """Seconds a message."""
+    """Seconds per message."""
     bandwidth: float
-    """Bytes a second in each direction: of a GPU inside a node, of all of a node's GPUs together between nodes."""
+    """Bytes/s in each direction: per GPU inside a node, per node between nodes."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of equally many ranks."""
+    """Cluster of nodes with equally many ranks."""
 
     per_node: int
     inside: Link
     between: Link
     trees: bool = True
-    """Whether sums may go by trees, as NCCL's do; gloo's are rings."""
+    """True if all-reduces may use trees, as in NCCL; gloo uses rings."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Seconds a step of `distgan train`: of processes by themselves, and of ranks on two hosts with a slow link between."""
+"""Measure the seconds per step of `distgan train`: of single processes, and of ranks on two slowly linked hosts."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], log: Path) -> None:
 
 
 def why_no_hosts() -> str | None:
-    """What this machine lacks for `shaped`; None if nothing."""
+    """Return what this machine lacks for `shaped`, or None."""
     return missing() or (None if shutil.which("tc") else "no tc: apt-get install iproute2")
 
 
 @contextmanager
 def shaped(megabits: float) -> Iterator[Hosts]:
-    """Two hosts that send each other no more than so many megabits a second."""
+    """Yield two hosts whose link is limited to this many Mbit/s."""
     with hosts() as two:
         for host in (1, 2):
             subprocess.run(
@@ -77,7 +77,7 @@ def shaped(megabits: float) -> Iterator[Hosts]:
 
 
 def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int) -> float:
-    """Seconds a step of ranks on two hosts."""
+    """Return the seconds per step of ranks on two hosts."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         arguments = "train", recipe, *settings, *run_settings(f"{folder}/run")

@@ -1,4 +1,4 @@
-"""The theory of GANs as experiments: each prints what it measured beside what theory says, and draws docs/theory/."""
+"""Run experiments on GAN theory: each prints its measurements next to the theory and draws figures in docs/theory/."""
 
 from __future__ import annotations
 

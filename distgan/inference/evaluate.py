@@ -38,7 +38,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     setup_logging(runtime.rank)
     with runtime.raise_on_all_ranks():
         if not os.fspath(path):
-            raise UserError("RUN_OR_CHECKPOINT: found an empty path; pass a run folder, or a checkpoint in it")
+            raise UserError("RUN_OR_CHECKPOINT is empty; pass a run folder, or a checkpoint in it")
         newest = find_checkpoint(Path(path), best=best) if runtime.is_main else None
     # If the run is still training, other ranks may find a newer checkpoint.
     found = runtime.broadcast_object(newest)
@@ -51,8 +51,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
         if index.fingerprint != state.data.fingerprint and not any(o.startswith("data.path=") for o in overrides):
             raise UserError(
                 f"data.path = {config.data.path}: found data fingerprint {index.fingerprint[:12]}, expected "
-                f"{state.data.fingerprint[:12]} as in training; restore the data, or choose other data with "
-                "data.path=..."
+                f"{state.data.fingerprint[:12]} as in training; restore it, or set data.path to other data"
             )
         sample_format(config.data, index)
         if tuple(state.vocabulary or ()) != (index.vocabulary or ()):

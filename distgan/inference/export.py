@@ -109,7 +109,7 @@ def load_generator(
         UserError: a file is missing, damaged or of another kind; the message names it.
     """
     if not os.fspath(path):
-        raise UserError("SOURCE: found an empty path; pass a run, a checkpoint or an export")
+        raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
     folder = Path(path)
     if (folder / "config.json").is_file():
         if best:
@@ -128,7 +128,7 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
         UserError: there is no generator to export, or `destination` holds anything else or cannot be written.
     """
     if not os.fspath(destination):
-        raise UserError("DESTINATION: found an empty path; pass a folder")
+        raise UserError("DESTINATION is empty; pass a folder")
     target = Path(os.path.realpath(destination))
     if os.path.lexists(target) and not _is_free(target):
         raise UserError(f"{destination}: exists and is not an export; pass a new or empty folder")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Path = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From starts and ends (n, d), and shares of the way (s,), to latents (n, s, d), of the starts' dtype."""
+"""Maps starts and ends (n, d) and fractions in [0, 1] (s,) to latents (n, s, d), in the dtype of the starts."""
 
 _PARALLEL = 1e-6
 """Vectors whose angle has a smaller sine count as parallel."""

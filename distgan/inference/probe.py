@@ -80,7 +80,7 @@ def probe(
         UserError: there is no checkpoint, the shards have no labels, or the features do not fit into memory.
     """
     if not os.fspath(path):
-        raise UserError("RUN_OR_CHECKPOINT: found an empty path; pass a run folder, or a checkpoint in it")
+        raise UserError("RUN_OR_CHECKPOINT is empty; pass a run folder, or a checkpoint in it")
     if number < 2 * _HELD_OUT:
         raise UserError(f"--num {number}: expected at least {2 * _HELD_OUT} samples")
     if not is_installed("sklearn"):

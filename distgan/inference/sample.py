@@ -169,7 +169,7 @@ def _memory(batch_size: int) -> AbstractContextManager[None]:
 
 def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, seed: int) -> Path:
     if not os.fspath(out):
-        raise UserError("--out: found an empty path; pass a file ending in .png, .txt or .npy, or a folder")
+        raise UserError("--out is empty; pass a file ending in .png, .txt or .npy, or a folder")
     if not (1 <= number <= 2**40 and 1 <= batch_size <= 2**17):
         raise UserError(
             f"--num {number} --batch-size {batch_size}: expected at least 1, and at most 2**40 samples, 2**17 at a time"

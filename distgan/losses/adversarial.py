@@ -1,8 +1,7 @@
-"""Adversarial losses, as functions of logits (of a critic's values, where there are no probabilities).
+"""Adversarial losses, as functions of logits or of critic values.
 
-A family is a pair: the discriminator's loss and the generator's, both of (real logits, fake logits), each of shape
-(n,), and both to be minimized. Every loss is a mean over the batch, of shape (). What a relativistic average compares
-with is the mean over all ranks.
+A family is a pair of losses to minimize: the discriminator's and the generator's. Both take (real logits, fake logits),
+each of shape (n,), and return the mean over the batch, shape (). Relativistic averages use means over all ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Adversarial(NamedTuple):
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
-    """Where it is not relativistic it does not look at the real logits, and takes None for them."""
+    """Generator loss. Losses that are not relativistic ignore the real logits, which may be None."""
 
 
 def discriminator_cross_entropy(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -32,7 +31,7 @@ def discriminator_cross_entropy(real_logits: Tensor, fake_logits: Tensor) -> Ten
 
 
 def generator_minimax(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """E log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1); its gradient vanishes where D is sure."""
+    """E log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1); its gradient vanishes where D is certain."""
     return -F.softplus(fake_logits).mean()
 
 
@@ -62,7 +61,7 @@ def discriminator_wasserstein(real_logits: Tensor, fake_logits: Tensor) -> Tenso
 
 
 def generator_wasserstein(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """-E f(G(z)) (Arjovsky et al. 2017, algorithm 1), which is the hinge family's too (Miyato et al. 2018, eq. 17)."""
+    """-E f(G(z)) (Arjovsky et al. 2017, algorithm 1), also of the hinge family (Miyato et al. 2018, eq. 17)."""
     return -fake_logits.mean()
 
 
@@ -79,14 +78,14 @@ def generator_relativistic_paired(real_logits: Tensor, fake_logits: Tensor) -> T
 def discriminator_relativistic_average(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """-1/2 E log sigmoid(C(x) - mean C(G(z))) - 1/2 E log(1 - sigmoid(C(G(z)) - mean C(x))) (RaSGAN).
 
-    Jolicoeur-Martineau 2018; the half is her released code's, in this and the two families below.
+    Jolicoeur-Martineau 2018. The factor 1/2 here and in the two families below is from the released code.
     """
     real, fake = _relative(real_logits, fake_logits)
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
 def generator_relativistic_average(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The discriminator's with the two kinds of samples exchanged (RaSGAN)."""
+    """The discriminator's loss with real and fake logits exchanged (RaSGAN)."""
     return discriminator_relativistic_average(fake_logits, real_logits)
 
 
@@ -97,7 +96,7 @@ def discriminator_relativistic_average_least_squares(real_logits: Tensor, fake_l
 
 
 def generator_relativistic_average_least_squares(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The discriminator's with the two kinds of samples exchanged (RaLSGAN)."""
+    """The discriminator's loss with real and fake logits exchanged (RaLSGAN)."""
     return discriminator_relativistic_average_least_squares(fake_logits, real_logits)
 
 
@@ -108,12 +107,12 @@ def discriminator_relativistic_average_hinge(real_logits: Tensor, fake_logits: T
 
 
 def generator_relativistic_average_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The discriminator's with the two kinds of samples exchanged (RaHingeGAN)."""
+    """The discriminator's loss with real and fake logits exchanged (RaHingeGAN)."""
     return discriminator_relativistic_average_hinge(fake_logits, real_logits)
 
 
 def _relative(real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Each side less the other's mean over all ranks; gradients flow through the means."""
+    """Subtract from each side the other side's mean over all ranks; gradients flow through the means."""
     means = collectives.all_reduce_mean(torch.stack((real_logits.mean(), fake_logits.mean())))
     return real_logits - means[1], fake_logits - means[0]
 
@@ -138,7 +137,7 @@ ADVERSARIAL = {
 def targeted_cross_entropy(
     real_logits: Tensor, fake_logits: Tensor, real_targets: Tensor, fake_targets: Tensor
 ) -> Tensor:
-    """The discriminator's cross-entropy with a target in [0, 1] for each sample, all of shape (n,).
+    """The discriminator's cross-entropy with a target in [0, 1] per sample; all arguments have shape (n,).
 
     With targets alpha and beta the optimal D is (alpha p + beta q) / (p + q): with beta = 0, one-sided label
     smoothing, it still vanishes off the data (Salimans et al. 2016, section 3.4).
@@ -147,7 +146,7 @@ def targeted_cross_entropy(
 
 
 def draw_targets(config: LabelSmoothingConfig, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets of n real and n generated samples, (n,) each, from uniforms of shape (n, 4) in [0, 1)."""
+    """Compute targets of n real and n generated samples, (n,) each, from uniforms in [0, 1), shape (n, 4)."""
     real, fake = _from_range(config.real, uniforms[:, 0]), _from_range(config.fake, uniforms[:, 1])
     flip_real, flip_fake = (uniforms[:, 2:] < config.flip).unbind(1)
     return torch.where(flip_real, fake, real), torch.where(flip_fake, real, fake)

@@ -1,6 +1,6 @@
-"""Penalties on the discriminator's gradient with respect to its input, on its values, and where they are taken.
+"""Penalties on the discriminator's input gradient or its values, and the points where gradients are taken.
 
-Everything is per sample, with norms over all of a sample's dimensions, and then a mean over the batch.
+Each penalty is a mean over the batch of per-sample values. Norms are over all dimensions of a sample.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from distgan.distributed import collectives
 def input_gradients(logits: Tensor, samples: Tensor) -> Tensor:
     """d logit_i / d sample_i, flattened to (n, dimensions) and differentiable.
 
-    With batch norm a logit also depends on the other samples; as in one process with the whole batch, the gradient
-    taken is that of the sum of all logits of all ranks.
+    With batch norm a logit also depends on the other samples. The gradient is that of the sum of the logits of all
+    ranks, as in one process with the whole batch.
     """
     (gradients,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
     return gradients.flatten(1)
@@ -28,7 +28,7 @@ def input_gradients(logits: Tensor, samples: Tensor) -> Tensor:
 def zero_centered(logits: Tensor, samples: Tensor, gamma: float) -> Tensor:
     """gamma/2 E |grad D(x)|^2: R1 on real samples, R2 on generated ones (Mescheder et al. 2018, eq. 9 and 10).
 
-    Their released code's coefficient of 10 on the mean squared norm is gamma = 20 here.
+    The released code's coefficient of 10 on the mean squared norm equals gamma = 20.
     """
     return 0.5 * gamma * input_gradients(logits, samples).square().sum(1).mean()
 
@@ -36,8 +36,8 @@ def zero_centered(logits: Tensor, samples: Tensor, gamma: float) -> Tensor:
 def gradient_penalty(logits: Tensor, points: Tensor, config: GradientPenaltyConfig) -> Tensor:
     """lambda E (|grad D(x^)| - target)^2 (Gulrajani et al. 2017, eq. 3), or of its positive part only (section 4).
 
-    A gradient that is exactly 0 has no direction to grow in; it contributes lambda target^2, and nothing to the
-    gradient, where a root of a sum of squares would contribute NaN.
+    A gradient of exactly 0 has no direction. It contributes lambda target^2 to the penalty and nothing to the
+    penalty's gradient, where the root of a sum of squares would contribute NaN.
     """
     norms = torch.linalg.vector_norm(input_gradients(logits, points), dim=1)
     excess = norms - config.target
@@ -53,7 +53,7 @@ def drift(real_logits: Tensor) -> Tensor:
 
 
 def interpolate_samples(reals: Tensor, fakes: Tensor, fractions: Tensor) -> Tensor:
-    """r + alpha (f - r) with one alpha in [0, 1) for each sample, shape (n,) (Gulrajani et al. 2017, algorithm 1)."""
+    """r + alpha (f - r) with one alpha in [0, 1) per sample, shape (n,) (Gulrajani et al. 2017, algorithm 1)."""
     between: Tensor = reals + _each(fractions, reals) * (fakes - reals)
     return between
 
@@ -66,8 +66,8 @@ def perturb_gaussian(reals: Tensor, noise: Tensor, variance: float) -> Tensor:
 def perturb_uniform(reals: Tensor, noise: Tensor, fractions: Tensor) -> Tensor:
     """x + alpha (x_p - x) with x_p = x + 1/2 std(batch) U[0, 1), as DRAGAN's released code perturbs.
 
-    The standard deviation is one number, over all elements of the batch of all ranks. Noise has the reals' shape;
-    fractions, one a sample, are the alphas.
+    The standard deviation is one number, over all elements of the batch of all ranks. Noise has the shape of the
+    real samples. Fractions are the alphas, one per sample.
     """
     with torch.no_grad():
         _, variance = collectives.batch_moments(reals, tuple(range(reals.dim())))

@@ -1,4 +1,4 @@
-"""Networks, each built from its config section and the shape of the samples."""
+"""Generators and discriminators, built from a config section and the shape of the samples."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, SampleShape], nn.Module
 
 
 def build_generator(config: GeneratorConfig, shape: SampleShape, *, seed: int = 0) -> nn.Module:
-    """The generator: latents (n, latent_size) float32, labels (n,) int64 or None -> samples (n, *shape.sizes).
+    """Build the generator: latents (n, latent_size) float32, labels (n,) int64 or None -> samples (n, *shape.sizes).
 
-    Its initial weights are a function of the seed alone.
+    Its initial weights are a function of the seed.
 
     Raises:
-        UserError: the architecture does not make samples of this shape.
+        UserError: the architecture does not support samples of this shape.
     """
     with _seeded(seed, "generator"):
         network = GENERATORS[config.architecture](config, shape)
@@ -51,9 +51,9 @@ def build_generator(config: GeneratorConfig, shape: SampleShape, *, seed: int = 
 
 
 def build_discriminator(config: DiscriminatorConfig, shape: SampleShape, *, seed: int = 0) -> nn.Module:
-    """The discriminator: samples (n, *shape.sizes), labels (n,) int64 or None -> logits (n,).
+    """Build the discriminator: samples (n, *shape.sizes), labels (n,) int64 or None -> logits (n,).
 
-    Its attribute `feature_layer` names the submodule whose output is its last features before the logit.
+    Its attribute `feature_layer` names the submodule that outputs the last features before the logit.
     """
     with _seeded(seed, "discriminator"):
         network = DISCRIMINATORS[config.architecture](config, shape)
@@ -61,9 +61,9 @@ def build_discriminator(config: DiscriminatorConfig, shape: SampleShape, *, seed
 
 
 def _with_reference(network: nn.Module, config: NetworkConfig, sizes: tuple[int, ...], shape: SampleShape) -> nn.Module:
-    """With room for the reference batch of virtual batch norm, where there is any."""
+    """Add a buffer for the reference batch if the network has virtual batch norm."""
     if uses_reference(network):
-        assert config.reference_size is not None, "the whole config fills it in"
+        assert config.reference_size is not None, "reference_size: filled in by the full config"
         add_reference(network, (config.reference_size, *sizes), labeled=shape.num_classes > 0)
     return network
 

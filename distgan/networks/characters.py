@@ -1,9 +1,9 @@
 """Character networks (Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved Training of Wasserstein GANs", 2017).
 
-As in the released code (`gan_language.py`): both are residual blocks of one-dimensional convolutions at full length,
-without normalization; the generator ends in a softmax over the vocabulary at each place, and the critic sees these
-probabilities, or one-hot vectors of real text. Weights start uniform, with variance 4 / (fan in + fan out) in
-convolutions and 2 / (fan in + fan out) in dense layers; biases start at 0.
+As in the released code (`gan_language.py`), both networks are residual blocks of one-dimensional convolutions at full
+length, without normalization. The generator ends in a softmax over the vocabulary at each position. The critic's input
+is these probabilities, or one-hot vectors of real text. Initial weights are uniform, with variance
+4 / (fan in + fan out) in convolutions and 2 / (fan in + fan out) in dense layers. Biases start at 0.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
 DEPTH = 5
-"""Residual blocks where the config does not say."""
+"""Number of residual blocks if `depth` is null."""
 _KERNEL = 5
 _SCALE = 0.3
 
 
 class CharacterGenerator(nn.Module):
-    """Latents (n, latent_size) to text (n, vocabulary, length), probabilities of the characters at each place."""
+    """Latents (n, latent_size) to text (n, vocabulary, length): character probabilities at each position."""
 
     def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class CharacterDiscriminator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + 0.3 f(x), where f is twice ReLU and a convolution of width 5 that keeps the length."""
+    """x + 0.3 f(x), where f is ReLU and a length-preserving convolution of width 5, twice."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class ResidualBlock(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Uniform weights of the released code, biases 0."""
+    """Set the uniform weights of the released code; set biases to 0."""
     if isinstance(module, (nn.Conv1d, nn.Linear)):
         gain = math.sqrt(2.0) if isinstance(module, nn.Conv1d) else 1.0
         nn.init.xavier_uniform_(module.weight, gain)
@@ -92,7 +92,7 @@ def initialize(module: nn.Module) -> None:
 def _check(role: str, config: NetworkConfig, shape: SampleShape) -> None:
     if config.normalization != "none":
         raise UserError(
-            f"{role}.normalization = {config.normalization}: the characters {role} has none; "
+            f"{role}.normalization = {config.normalization}: the characters {role} has no normalization; "
             f"set {role}.normalization=none"
         )
     if shape.num_classes:

@@ -3,7 +3,7 @@
 The paper's guidelines: strided convolutions instead of pooling, no hidden fully connected layers, batch norm except at
 the generator's output and the discriminator's input, ReLU in the generator and LeakyReLU(0.2) in the discriminator,
 tanh at the output, weights from N(0, 0.02). Kernels are 4x4 with padding 1, as in the authors' Torch code. Other
-normalizations stand where batch norm does.
+normalizations replace batch norm at the same places.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class DCGANGenerator(nn.Module):
 class DCGANDiscriminator(nn.Module):
     """Images (n, C, R, R), and int64 labels (n,) if there are classes, to logits (n,).
 
-    Labels enter as a learned plane, one more channel of the input. Samples can be compared by the last features that
-    each has by itself: their standard deviation joins these as a channel, then minibatch discrimination as numbers.
+    Labels enter as a learned plane, one more channel of the input. Two optional layers compare samples by their last
+    features: minibatch standard deviation adds a channel, then minibatch discrimination adds features.
     """
 
     feature_layer = "layers"
@@ -111,7 +111,7 @@ class DCGANDiscriminator(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), biases 0 (section 4 of the paper); embeddings keep N(0, 1), the scale of latents."""
+    """Draw weights from N(0, 0.02), set biases to 0 (section 4); embeddings keep N(0, 1), the scale of latents."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
@@ -121,6 +121,6 @@ def initialize(module: nn.Module) -> None:
 def _check_resolution(role: str, shape: SampleShape) -> None:
     if not 16 <= shape.resolution <= 256:
         raise UserError(
-            f"data.resolution = {shape.resolution}: the dcgan {role} takes powers of two from 16 to 256; "
-            "choose one of these, the images are resized to it"
+            f"data.resolution = {shape.resolution}: the dcgan {role} supports powers of two from 16 to 256; "
+            "set one of these; images are resized to it"
         )

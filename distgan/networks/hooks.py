@@ -1,4 +1,4 @@
-"""Looking at what a layer inside a network gives out."""
+"""Capture the outputs of a layer inside a network."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from distgan.errors import UserError
 
 
 def find_layer(network: nn.Module, name: str) -> nn.Module:
-    """The submodule of that name, as in `named_modules`. Raises UserError naming the nearest ones."""
+    """Return the submodule of that name, as in `named_modules`. Raises UserError that lists similar names."""
     layers: dict[str, nn.Module] = {
         known: layer
         for known, layer in network.named_modules()
-        # Parametrizations make a layer's weights, and are no layers.
+        # Parametrizations compute weights; they are not layers.
         if known and "parametrizations" not in known.split(".")
     }
     if name not in layers:
         near = difflib.get_close_matches(name, layers, n=3, cutoff=0.0)
         raise UserError(
-            f"the network has no layer {name[:100]!r}; it has, for example, {', '.join(near)}", everywhere=True
+            f"the network has no layer {name[:100]!r}; similar names are {', '.join(near)}", everywhere=True
         )
     return layers[name]
 
 
 @contextmanager
 def captured(network: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """The outputs of a layer, one for each time that it is called inside, with their gradients.
+    """Yield a list that collects the outputs of a layer, with their gradients, one per call inside.
 
-    They are copies, because the layer after it may work in place.
+    Outputs are copied, because the next layer may work in place.
 
     Raises:
-        UserError: there is no such layer, or, at the end, it was not called.
+        UserError: there is no such layer, or it was not called inside.
     """
     outputs: list[Tensor] = []
     layer = find_layer(network, name)
@@ -45,7 +45,7 @@ def captured(network: nn.Module, name: str) -> Iterator[list[Tensor]]:
         handle.remove()
     if not outputs:
         raise UserError(
-            f"the layer {name!r} gives nothing out, because the network does not call it; choose one inside it, or "
+            f"the layer {name!r} has no output, because the network does not call it; choose one inside it, or "
             "another one",
             everywhere=True,
         )

@@ -1,8 +1,8 @@
-"""Dense networks for points of a few numbers.
+"""Dense networks for low-dimensional points.
 
-By default those of the toy experiments of Gulrajani et al. 2017 (released code, gan_toy.py) but for their width of 512:
-three hidden layers, ReLU, linear outputs; weights uniform with variance 2 / inputs (He et al. 2015), those of the last
-layer with Glorot's 2 / (inputs + outputs), biases 0.
+The defaults are those of the toy experiments of Gulrajani et al. 2017 (released code, gan_toy.py), except for their
+width of 512: three hidden layers, ReLU, linear outputs. Weights are uniform with variance 2 / inputs (He et al. 2015),
+in the last layer with Glorot's 2 / (inputs + outputs). Biases are 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
 DEPTH = 3
-"""Hidden layers where the config does not say."""
+"""Number of hidden layers if `depth` is null."""
 
 
 class MLPGenerator(nn.Module):
@@ -45,8 +45,8 @@ class MLPGenerator(nn.Module):
 class MLPDiscriminator(nn.Module):
     """Points (n, dimensions), and int64 labels (n,) if there are classes, to logits (n,).
 
-    Labels enter as a learned vector concatenated to the points. Samples can be compared by the last features that each
-    has by itself.
+    Labels enter as a learned vector concatenated to the points. Minibatch discrimination can compare samples by their
+    last features.
     """
 
     feature_layer = "layers"
@@ -70,7 +70,7 @@ class MLPDiscriminator(nn.Module):
 
 
 def _hidden_layers(config: NetworkConfig, inputs: int) -> nn.Sequential:
-    """Dense, normalization, ReLU, as often as the network is deep."""
+    """Build `depth` times dense, normalization, ReLU."""
     layers: list[nn.Module] = []
     for before, after in pairwise([inputs] + [config.width] * (config.depth or DEPTH)):
         dense = nn.Linear(before, after, bias=not centres_channels(config.normalization))

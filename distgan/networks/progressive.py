@@ -1,16 +1,16 @@
 """Networks that grow while they train (Karras et al., "Progressive Growing of GANs", ICLR 2018; released code).
 
-They start at 4x4 and double; level `l` is 4 << l pixels a side. A new level is faded in: the generator's image is a
-blend of the new output and the enlarged old one, the discriminator's activations are a blend of the new block's and
-of those the old input would have given. All levels' parameters exist from the start, so that a checkpoint's names do
-not depend on how far a run has come.
+They start at 4x4 pixels and double; level `l` has 4 << l pixels per side. A new level is faded in. The generator's
+image is a blend of the new output and the enlarged old one. The discriminator's activations are a blend of those of the
+new block and those of the old input. The parameters of all levels exist from the start, so the names in a checkpoint do
+not depend on the level.
 
-The paper's widths, min(8192 / 2^s, 512) at 2^(s + 1) pixels a side, are `max_width: 512` and `width: 16384 / R` for
-R pixels: 16 for 1024, 64 for 256, 512 for 32. Its latents are 512 normal numbers, its group of the minibatch standard
-deviation is 16 (4 in later work).
+The paper's widths, min(8192 / 2^s, 512) at 2^(s + 1) pixels per side, are `max_width: 512` and `width: 16384 / R` for
+R pixels: 16 for 1024, 64 for 256, 512 for 32. Its latents are 512 normal numbers. Its group size of the minibatch
+standard deviation is 16 (4 in later work).
 
-Labels: the generator's latents are joined by a learned vector (Mirza and Osindero 2014); the discriminator has a logit
-for each class, of which the sample's own counts (Mescheder et al. 2018).
+Labels: a learned vector is concatenated to the generator's latents (Mirza and Osindero 2014). The discriminator has one
+logit per class and returns that of the sample's class (Mescheder et al. 2018).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from distgan.schedule import Growth
 
 
 class GrowingNetwork(nn.Module):
-    """What both networks have in common: how far they have grown, and which of their parameters that involves."""
+    """Growth state of a network: its level and fade, and the parameters that they involve."""
 
     def __init__(self, role: str, config: GeneratorConfig | DiscriminatorConfig, shape: SampleShape) -> None:
         super().__init__()
@@ -41,18 +41,18 @@ class GrowingNetwork(nn.Module):
         self.widths = [min(config.width << self.top_level - level, config.max_width) for level in self.levels]
         self.level = self.top_level
         self.fading = False
-        # A tensor, so that a compiled network takes another value without being compiled again; on the CPU at first,
-        # because a network that is built on the meta device gets no value for it from any file.
+        # A tensor, so that a new value does not recompile a compiled network. It starts on the CPU, because no file
+        # has a value for it, which a network on the meta device would need.
         self.register_buffer("fade", torch.ones((), device="cpu"), persistent=False)
         self.fade: Tensor
 
     @property
     def levels(self) -> range:
-        """All levels there are."""
+        """Number of levels."""
         return range(self.top_level + 1)
 
     def set_growth(self, level: int, fade: float) -> None:
-        """Become the network of a level (in doublings from 4x4), blended in by `fade` in (0, 1]; 1 is all of it.
+        """Set the level (in doublings from 4x4) and its weight `fade` in (0, 1] in the blend; 1 shows it alone.
 
         The lowest level is not faded in.
         """
@@ -67,19 +67,19 @@ class GrowingNetwork(nn.Module):
         raise NotImplementedError
 
     def active_parameters(self) -> list[nn.Parameter]:
-        """The parameters that take part at the present level and fade. The other ones have no gradient."""
+        """Return the parameters in use at the current level and fade. The others get no gradient."""
         return [parameter for module in self.active_modules() for parameter in module.parameters()]
 
     def _ends(self, layers: nn.ModuleList) -> list[nn.Module]:
-        """Of the layers between pixels and channels, one a level: this level's, and the last one's while it fades."""
+        """Return the layers between pixels and channels in use: the current level's, and while fading the previous."""
         return list(layers[self.level - self.fading : self.level + 1])
 
 
 class ProgressiveGenerator(GrowingNetwork):
     """Latents (n, latent_size), and int64 labels (n,) if there are classes, to images (n, C, r, r), r = 4 << level.
 
-    Outputs are linear: aimed at [-1, 1], not bounded by it (appendix A.1). In evaluation mode images are enlarged to
-    the full resolution, so that what is pictured, measured or exported has the same size at every level.
+    Outputs are linear: trained toward [-1, 1], but not bounded (appendix A.1). In evaluation mode images are enlarged
+    to the full resolution, so pictures, metrics and exports have the same size at every level.
     """
 
     def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
@@ -88,7 +88,7 @@ class ProgressiveGenerator(GrowingNetwork):
         self.embedding = nn.Embedding(classes, latent_size) if classes else None
         first = self.widths[0]
         self.first = nn.Sequential(
-            # On one pixel: the dense layer to 4x4 of the released code, with its gain of sqrt(2)/4.
+            # Applied to one pixel: the released code's dense layer to 4x4, with its gain of sqrt(2)/4.
             EqualizedConv2d(latent_size * (2 if classes else 1), first, 4, padding=3),
             *_rectified_and_normalized(),
             EqualizedConv2d(first, first, 3, padding=1),
@@ -176,17 +176,17 @@ def blend(old: Tensor, new: Tensor, fade: Tensor | float) -> Tensor:
 
 
 def enlarge(images: Tensor, factor: int = 2) -> Tensor:
-    """Images (n, C, r, r) to (n, C, factor r, factor r): each pixel repeated."""
+    """Enlarge images (n, C, r, r) to (n, C, factor r, factor r) by repeating pixels."""
     return F.interpolate(images, scale_factor=factor, mode="nearest")
 
 
 def shrink(images: Tensor, resolution: int) -> Tensor:
-    """Images (n, C, r, r) to (n, C, resolution, resolution), a power of two smaller: the means of boxes of pixels."""
+    """Shrink images (n, C, r, r) by a power of two to (n, C, resolution, resolution), with means of pixel boxes."""
     return F.avg_pool2d(images, images.shape[-1] // resolution)
 
 
 def fade_reals(images: Tensor, fade: Tensor | float) -> Tensor:
-    """Real images (n, C, r, r) for a level that is being faded in: as blurred as generated ones are (section 2)."""
+    """Blur real images (n, C, r, r) for a level that is faded in, as much as generated ones (section 2)."""
     return blend(enlarge(shrink(images, images.shape[-1] // 2)), images, fade)
 
 
@@ -201,8 +201,8 @@ def _rectified_and_normalized() -> tuple[nn.Module, nn.Module]:
 def _refuse_unknown(role: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
     if config.normalization != "none":
         raise UserError(
-            f"{role}.normalization = {config.normalization}: progressive networks have pixel norm and an equalized "
-            f"learning rate in its place; set {role}.normalization=none"
+            f"{role}.normalization = {config.normalization}: progressive networks use pixel norm and an equalized "
+            f"learning rate instead; set {role}.normalization=none"
         )
     if config.spectral_norm:
         raise UserError(
@@ -212,7 +212,7 @@ def _refuse_unknown(role: str, config: GeneratorConfig | DiscriminatorConfig) ->
 
 
 def set_growth(networks: Iterable[nn.Module], growth: Growth | None) -> None:
-    """Set the level and fade of growing networks; None leaves them whole."""
+    """Set the level and fade of growing networks; None leaves them at full resolution."""
     for network in networks:
         if growth is not None:
             assert isinstance(network, GrowingNetwork)

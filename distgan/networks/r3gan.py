@@ -1,18 +1,18 @@
 """R3GAN (Huang, Gokaslan, Kuleshov, Tompkin, "The GAN is dead; long live the GAN!", NeurIPS 2024, section 4, config E).
 
-Both networks are stages of residual blocks from 4x4 to full resolution (or back), without any normalization: a 1x1
-convolution that doubles the channels, a 3x3 one in groups of 16, and a 1x1 one back. Only activations have biases.
-Between stages the image is resampled with the filter [1, 3, 3, 1], which the released code makes of [1, 2, 1] so that
-the grid stays centered, and, where widths differ, passed through a 1x1 convolution. Weights start as in Fixup (Zhang et
-al. 2019): each block is the identity at first.
+Both networks are stages of residual blocks from 4x4 to full resolution (or back), without normalization. A block has a
+1x1 convolution that doubles the channels, a 3x3 one in groups of 16, and a 1x1 one back. Only activations have biases.
+Between stages the image is resampled with the filter [1, 3, 3, 1], which the released code derives from [1, 2, 1] to
+keep the grid centered. Where widths differ, a 1x1 convolution follows. Weights start as in Fixup (Zhang et al. 2019),
+so each block starts as the identity.
 
-Labels' vectors start as large for any number of classes, from N(0, 1) in the generator and N(0, 1/width) in the
-discriminator. The released code draws them as weights of a dense layer of one-hot labels, whose variances are less by
-the number of classes, so that with many of them labels hardly count at first.
+Label embeddings start from N(0, 1) in the generator and N(0, 1/width) in the discriminator, for any number of classes.
+The released code draws them as weights of a dense layer on one-hot labels. That divides their variance by the number of
+classes, so with many classes labels have almost no effect at first.
 
-The paper trains them with relativistic pairing, R1 and R2, Adam with beta1 = 0, and gamma along half a cosine. Left out
-here is what the released code anneals besides, along the same curve: beta2, the learning rate (2e-4 to 5e-5), the
-average's half-life and augmentation.
+The paper trains them with relativistic pairing, R1 and R2, Adam with beta1 = 0, and gamma along half a cosine. The
+released code also anneals beta2, the learning rate (2e-4 to 5e-5), the half-life of the EMA and augmentation along the
+same curve; these are not part of this module.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class R3GANGenerator(nn.Module):
 class R3GANDiscriminator(nn.Module):
     """Images (n, C, R, R), and int64 labels (n,) if there are classes, to logits (n,).
 
-    With classes the last layer gives a vector, whose product with the label's learned one is the logit.
+    With classes the last layer outputs a vector; the logit is its product with the label's embedding.
     """
 
     feature_layer = "features"
@@ -99,7 +99,7 @@ class R3GANDiscriminator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + W3 a(W2 a(W1 x)), where a adds a bias to each channel and is LeakyReLU(0.2), and W3 starts at 0."""
+    """x + W3 a(W2 a(W1 x)), where a adds a channel bias and applies LeakyReLU(0.2); W3 starts at 0."""
 
     def __init__(self, channels: int, gain: float) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
 
 
 class BiasedActivation(nn.Module):
-    """LeakyReLU(0.2) of a channel and its learned bias."""
+    """LeakyReLU(0.2) of each channel plus its learned bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class BiasedActivation(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: zeros between the pixels, then the filter [1, 3, 3, 1] / 4 along each axis."""
+    """Double the size: insert zeros between the pixels, then apply the filter [1, 3, 3, 1] / 4 along each axis."""
 
     def forward(self, images: Tensor) -> Tensor:
         return F.conv_transpose2d(images, _binomial(images, 4.0), stride=2, padding=1, groups=images.shape[1])
@@ -143,7 +143,7 @@ class Downsample(nn.Module):
 
 
 def _binomial(images: Tensor, total: float) -> Tensor:
-    # [1, 3, 3, 1] / 8, computed on the device: to copy it there from a list, the host would wait for it.
+    # [1, 3, 3, 1] / 8, computed on the device, because a copy from a list would synchronize with the host.
     line = 0.5 - 0.25 * (torch.arange(4, device=images.device, dtype=images.dtype) - 1.5).abs()
     return (total * torch.outer(line, line)).expand(images.shape[1], 1, 4, 4)
 
@@ -151,11 +151,13 @@ def _binomial(images: Tensor, total: float) -> Tensor:
 def _stage_widths(role: str, config: NetworkConfig, shape: SampleShape) -> list[int]:
     """Channels at R, R/2, ..., 4."""
     if shape.resolution < 8:
-        raise UserError(f"data.resolution = {shape.resolution}: the r3gan {role} takes powers of two from 8 up")
+        raise UserError(
+            f"data.resolution = {shape.resolution}: the r3gan {role} supports powers of two from 8 up; set one of these"
+        )
     if config.normalization != "none" or config.spectral_norm:
         raise UserError(
             f"{role}.normalization = {config.normalization}, {role}.spectral_norm = {config.spectral_norm}: the r3gan "
-            f"{role} has neither; set {role}.normalization=none and leave spectral_norm out"
+            f"{role} supports neither; set {role}.normalization=none and {role}.spectral_norm=false"
         )
     widths = [min(config.width << stage, config.max_width) for stage in range(shape.resolution.bit_length() - 2)]
     if any(width * _EXPANSION % _GROUP for width in widths):

@@ -1,4 +1,4 @@
-"""A network's convolutions as a representation of images.
+"""Features of a network's convolutions as a representation of images.
 
 Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional GANs", ICLR 2016, section 5.1:
 the features of all convolutional layers of the discriminator, each max-pooled to 4x4, flattened and concatenated.
@@ -20,19 +20,20 @@ Convolution = (nn.Conv2d, EqualizedConv2d)
 
 @torch.no_grad()
 def convolution_features(network: nn.Module, images: Tensor, labels: Tensor | None = None) -> Tensor:
-    """What each convolution of more than one pixel sees in images, as the layers after it get it.
+    """Compute the features of all convolutions with kernels larger than 1x1.
 
-    That is after the normalization and the activation that follow it; convolutions that are left with less than 4x4
-    have no part.
+    Features are taken after the normalization and activation that follow a convolution. Those smaller than 4x4 are
+    left out.
 
     Args:
-        network: a discriminator of any architecture, called as it is. images, labels: its inputs.
+        network: a discriminator of any architecture; its training mode is not changed.
+        images, labels: its inputs.
 
     Returns:
         Shape (n, 16 * channels of all convolutions), float32.
 
     Raises:
-        UserError: the network has no such convolutions.
+        UserError: the network has no such convolution.
     """
     recorder = _Recorder()
     handles = [
@@ -42,7 +43,7 @@ def convolution_features(network: nn.Module, images: Tensor, labels: Tensor | No
     ]
     try:
         with reference_moments(network):
-            # What virtual batch norm computed for its reference batch was recorded too.
+            # The pass of virtual batch norm's reference batch was also recorded.
             recorder.forget()
             network(images, labels)
     finally:
@@ -52,7 +53,7 @@ def convolution_features(network: nn.Module, images: Tensor, labels: Tensor | No
 
 
 class _Recorder:
-    """Hears of each layer as it is called: a convolution's output, until a layer of another shape follows."""
+    """Forward hook: keeps the last output of a convolution's shape before a layer of another shape follows."""
 
     def __init__(self) -> None:
         self._pooled: list[Tensor] = []
@@ -72,7 +73,9 @@ class _Recorder:
     def features(self) -> Tensor:
         self._pool()
         if not self._pooled:
-            raise UserError("this discriminator has no convolutions whose features could be probed")
+            raise UserError(
+                "probe: the discriminator has no convolution with features of at least 4x4; probe a convolutional one"
+            )
         return torch.cat(self._pooled, dim=1)
 
     def _pool(self) -> None:

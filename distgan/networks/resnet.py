@@ -3,11 +3,11 @@
 Gulrajani et al., "Improved Training of Wasserstein GANs", NIPS 2017, for 32 pixels; Miyato et al., "Spectral
 Normalization for GANs", ICLR 2018, and Miyato and Koyama, "cGANs with Projection Discriminator", ICLR 2018, for these
 and more. At 32 pixels all layers are equally wide: 128 in WGAN-GP, 256 (generator) and 128 (discriminator) in SNGAN.
-From 64 pixels on `width` is SNGAN's ch, 64 there, which is multiplied as the tables below say. A `max_width` of 512
-gives WGAN-GP's generator for 64 pixels.
+From 64 pixels on, `width` is SNGAN's ch (64 in the paper), multiplied by the tables below. A `max_width` of 512 gives
+WGAN-GP's generator for 64 pixels.
 
-Both released codes draw weights alike: Glorot's uniform distribution, times sqrt(2) for the 3x3 convolutions of blocks,
-and biases 0. Convolutions whose bias a later batch norm takes away have none, which the codes leave in without effect.
+Both released codes draw weights from Glorot's uniform distribution, times sqrt(2) for the 3x3 convolutions of blocks,
+and set biases to 0. Convolutions before batch norm have no bias here; in the released codes it has no effect.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GENERATOR_WIDTHS = {
     128: (16, 16, 8, 4, 2, 1),
     256: (16, 16, 8, 8, 4, 2, 1),
 }
-"""Multiples of `width` at 4x4 and after each block, which doubles the size."""
+"""Multiples of `width` at 4x4 and after each block; each block doubles the size."""
 
 DISCRIMINATOR_WIDTHS = {
     32: (1, 1, 1, 1),
@@ -43,7 +43,7 @@ DISCRIMINATOR_WIDTHS = {
 """Multiples of `width` after each block."""
 
 PLAIN_BLOCKS = {32: 2, 64: 0, 128: 1, 256: 1}
-"""The discriminator's last so many blocks keep the size; the others halve it."""
+"""Number of last discriminator blocks that keep the size; the others halve it."""
 
 Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear, nn.Embedding)
 
@@ -84,7 +84,7 @@ class ResNetGenerator(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """Norm, ReLU, enlarge, 3x3, norm, ReLU, 3x3, beside enlarge, 1x1: (n, before, r, r) to (n, after, 2r, 2r)."""
+    """Norm, ReLU, enlarge, 3x3, norm, ReLU, 3x3, plus enlarge, 1x1: (n, before, r, r) to (n, after, 2r, 2r)."""
 
     def __init__(self, before: int, after: int, normalization: str, num_classes: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class GeneratorBlock(nn.Module):
     def forward(self, activations: Tensor, *labels: Tensor) -> Tensor:
         residual = self.first(_enlarge(F.relu(self.first_norm(activations, *labels))))
         residual = self.second(F.relu(self.second_norm(residual, *labels)))
-        # A 1x1 convolution gives the same before enlarging as after, for a quarter of the work.
+        # A 1x1 convolution commutes with enlarging; doing it first takes a quarter of the work.
         out: Tensor = residual + _enlarge(self.shortcut(activations))
         return out
 
@@ -106,8 +106,8 @@ class GeneratorBlock(nn.Module):
 class ResNetDiscriminator(nn.Module):
     """Images (n, C, R, R), and int64 labels (n,) if there are classes, to logits (n,).
 
-    Labels enter by projection: the logit is a linear function of the features, plus their product with the class's
-    vector (Miyato and Koyama 2018).
+    Labels enter by projection: the logit is a linear function of the features plus their product with the class
+    embedding (Miyato and Koyama 2018).
     """
 
     feature_layer = "features"
@@ -121,7 +121,7 @@ class ResNetDiscriminator(nn.Module):
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         ]
         self.features = nn.Sequential(*blocks, nn.ReLU(), GlobalPooling(config.pooling))
-        # SNGAN's has a bias except at 32 pixels.
+        # SNGAN's logit has a bias except at 32 pixels.
         bias = shape.resolution > 32 or not config.spectral_norm
         self.logit = _glorot(nn.Linear(widths[-1], 1, bias=bias))
         self.embedding = _glorot(nn.Embedding(shape.num_classes, widths[-1])) if shape.num_classes else None
@@ -138,9 +138,9 @@ class ResNetDiscriminator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Norm, ReLU, 3x3, norm, ReLU, 3x3, beside 1x1, and then perhaps the mean over 2x2.
+    """Norm, ReLU, 3x3, norm, ReLU, 3x3, plus a 1x1 shortcut, then the mean over 2x2 if `halve`.
 
-    The shortcut is the identity where neither width nor size changes.
+    The shortcut is the identity if neither width nor size changes.
     """
 
     def __init__(self, before: int, after: int, normalization: str, *, halve: bool) -> None:
@@ -157,13 +157,13 @@ class DiscriminatorBlock(nn.Module):
         self.shortcut = _glorot(nn.Conv2d(before, after, 1)) if halve or before != after else nn.Identity()
 
     def forward(self, activations: Tensor) -> Tensor:
-        # Means and 1x1 convolutions may change places, for a quarter of the work.
+        # Means commute with 1x1 convolutions; pooling first takes a quarter of the work.
         out: Tensor = self.pool(self.residual(activations)) + self.shortcut(self.pool(activations))
         return out
 
 
 class FirstBlock(nn.Module):
-    """3x3, ReLU, 3x3, mean over 2x2, beside mean, 1x1: it sees images, not activations, and normalizes nothing."""
+    """3x3, ReLU, 3x3, mean over 2x2, plus mean, 1x1. The input is images, so there is no norm or ReLU before."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class FirstBlock(nn.Module):
 
 
 class GlobalPooling(nn.Module):
-    """The `sum` or `mean` over all positions: (n, C, H, W) to (n, C)."""
+    """`sum` or `mean` over all positions: (n, C, H, W) to (n, C)."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ def _normalization(kind: str, channels: int, num_classes: int = 0) -> nn.Module:
 def _widths(role: str, table: dict[int, tuple[int, ...]], config: NetworkConfig, shape: SampleShape) -> list[int]:
     if shape.resolution not in table:
         raise UserError(
-            f"data.resolution = {shape.resolution}: the resnet {role} has tables for {', '.join(map(str, table))}; "
-            "choose one of these, the images are resized to it"
+            f"data.resolution = {shape.resolution}: the resnet {role} supports {', '.join(map(str, table))}; "
+            "set one of these; images are resized to it"
         )
     return [min(config.width * multiple, config.max_width) for multiple in table[shape.resolution]]

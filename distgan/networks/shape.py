@@ -1,4 +1,4 @@
-"""What a sample is to a network."""
+"""Kind and sizes of the samples that a network takes or makes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distgan.config import DataConfig
 
 @dataclass(frozen=True)
 class SampleShape:
-    """The kind and the sizes of samples; those that a kind does not have are 0."""
+    """Kind and sizes of samples; sizes that the kind does not have are 0."""
 
     kind: str = "images"
     """`images` (n, channels, resolution, resolution) in [-1, 1], `text` (n, vocabulary, length), each position a
@@ -24,7 +24,7 @@ class SampleShape:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Shape of one sample, float, as the networks see it."""
+        """Shape of one sample, float, as network input or output."""
         return {
             "images": (self.channels, self.resolution, self.resolution),
             "text": (self.vocabulary, self.length),
@@ -33,7 +33,12 @@ class SampleShape:
 
 
 def sample_shape(data: DataConfig, *, num_classes: int = 0, vocabulary: int = 0) -> SampleShape:
-    """The samples of a data section. num_classes: of the shards, used if `data.labels`; vocabulary: of the shards."""
+    """Return the sample shape of a data section.
+
+    Args:
+        num_classes: number of classes in the shards; ignored without `data.labels`.
+        vocabulary: number of characters in the shards.
+    """
     classes = num_classes if data.labels else 0
     if data.kind == "text":
         return SampleShape("text", length=data.length, vocabulary=vocabulary, num_classes=classes)

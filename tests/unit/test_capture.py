@@ -56,7 +56,7 @@ def test_nothing_is_captured_afterwards() -> None:
 
 
 def test_a_layer_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"no layer 'block\.0'; it has, for example, blocks\.0, ") as caught:
+    with pytest.raises(UserError, match=r"no layer 'block\.0'; similar names are blocks\.0, ") as caught:
         find_layer(Network(), "block.0")
     assert caught.value.everywhere
     with pytest.raises(UserError, match="no layer ''"):
@@ -65,7 +65,7 @@ def test_a_layer_that_is_not_there() -> None:
 
 def test_a_layer_that_is_not_called() -> None:
     network = Network()
-    with pytest.raises(UserError, match="'blocks' gives nothing out"), captured(network, "blocks"):
+    with pytest.raises(UserError, match="'blocks' has no output"), captured(network, "blocks"):
         network(torch.randn(1, 3))
 
 

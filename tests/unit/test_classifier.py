@@ -100,7 +100,7 @@ def test_any_resolution(resolution: int, tmp_path: Path) -> None:
 def test_needs_labels(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", pictures(6), labels=False)
     config = evaluation_config(shards, tmp_path)
-    with pytest.raises(UserError, match=r"no labels.* use evaluation.detector=inception") as caught:
+    with pytest.raises(UserError, match=r"no labels.* set evaluation.detector=inception") as caught:
         load_detector(config.evaluation, config.data, build_index(shards), Runtime())
     assert "\n" not in str(caught.value)
 
@@ -108,7 +108,7 @@ def test_needs_labels(tmp_path: Path) -> None:
 def test_needs_a_few_images(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", pictures(24), broken=frozenset(range(5)))
     config = evaluation_config(shards, tmp_path)
-    with pytest.raises(UserError, match="19 images"):
+    with pytest.raises(UserError, match="19 readable images"):
         load_detector(config.evaluation, config.data, build_index(shards), Runtime())
 
 

@@ -35,7 +35,7 @@ def test_moving_earth_by_hand() -> None:
     # Cumulative differences 2, 2, -1: two units are carried from the first bin to the third, one from the last.
     assert float(wasserstein(p, q)) == 5
     assert float(wasserstein(p / p.sum(), q / q.sum())) == pytest.approx(0.5, rel=1e-7)
-    with pytest.raises(ValueError, match="masses of 10 and 9"):
+    with pytest.raises(ValueError, match="sums 10 and 9"):
         wasserstein(p, torch.tensor([1, 2, 4, 2]))
 
 

@@ -182,7 +182,7 @@ def test_held_out_text_that_is_missing_or_wrong(text: Path, tmp_path: Path) -> N
     other = load_index(str(tmp_path / "other"))
     assert "pack the text with --held-out 0.1" in refusal(held_out_index, config(tmp_path / "other"), other)
     said = refusal(held_out_index, config(text, held_out=str(text)), load_index(str(text)))
-    assert "these shards are trained on" in said
+    assert "evaluation.held_out" in said
     pack("builtin:ring", tmp_path / "ring", points=5, workers=1)
     settings = config(text, held_out=str(tmp_path / "ring"))
     assert "holds points" in refusal(held_out_index, settings, load_index(str(text)))

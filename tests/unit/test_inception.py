@@ -53,7 +53,7 @@ def test_features_are_torch_fidelitys(weights: str, tmp_path: Path, caplog: pyte
     state = torch.get_rng_state()
     ours, sha256 = load_inception(weights, tmp_path, Runtime())
     assert torch.equal(torch.get_rng_state(), state)
-    assert "not the published weights" in caplog.text
+    assert "not the published Inception weights" in caplog.text
     assert len(sha256) == 64
     theirs = Theirs("reference", ["2048", "logits_unbiased"], weights)
     images = noise(2, 3, 32)
@@ -105,11 +105,11 @@ def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     for content in (pickle.dumps(_Call(), protocol=2), b"no weights", b""):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read as PyTorch weights") as caught:
+        with pytest.raises(UserError, match="cannot read PyTorch weights") as caught:
             load_inception(str(path), tmp_path, Runtime())
         assert "\n" not in str(caught.value)
     torch.save({"weights": _Call()}, path)
-    with pytest.raises(UserError, match="cannot be read as PyTorch weights"):
+    with pytest.raises(UserError, match="cannot read PyTorch weights"):
         load_inception(str(path), tmp_path, Runtime())
 
 

@@ -82,5 +82,5 @@ def test_fewer_samples_than_a_subset_are_halved() -> None:
 def test_missing_samples_are_noticed() -> None:
     metric = KernelDistance(features_of(20, 4, 1), 30)
     metric.update(features_of(10, 4, 2), torch.arange(10))
-    with pytest.raises(ValueError, match="10 of the samples to compare were given, expected"):
+    with pytest.raises(ValueError, match="10 chosen samples, expected"):
         metric.compute()

@@ -65,5 +65,5 @@ def test_modes_of_labelled_points_equal_numpy() -> None:
 def test_modes_need_points() -> None:
     metric = MixtureMoments(4, 2)
     metric.update(torch.eye(2), torch.tensor([0, 2]))
-    with pytest.raises(UserError, match="no mode has two points"):
+    with pytest.raises(UserError, match="no mode with two real points"):
         metric.compute()

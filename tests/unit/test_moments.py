@@ -67,5 +67,5 @@ def test_reset_and_forward_follow_torchmetrics() -> None:
 
 
 def test_one_sample_has_no_covariance() -> None:
-    with pytest.raises(UserError, match="moments of 1 samples"):
+    with pytest.raises(UserError, match="covariance: found 1 samples"):
         moments_of(torch.ones(1, 3))

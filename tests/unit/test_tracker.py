@@ -247,7 +247,7 @@ def test_a_full_disk_is_said_once_and_leaves_only_whole_rows(
     assert [row["step"] for row in rows(tmp_path)] == [1, 4]
     assert tracker.failures == 4
     assert len(caplog.records) == 1
-    assert "metrics.jsonl cannot be written" in caplog.text
+    assert "metrics.jsonl: cannot write" in caplog.text
 
 
 def test_an_unwritable_folder_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""How long a checkpoint holds up training: distgan's writer against a blocking `torch.save` of the same state.
+"""Measure how long a checkpoint stalls training: distgan's writer against a blocking `torch.save` of the same state.
 
 The "training" is a fixed number of matrix products and in-place updates of the state between checkpoints, so that the
 background write competes with it for cores and memory. `torch.save` writes to one file and renames it; once as usual,
@@ -29,7 +29,7 @@ Files = dict[str, dict[str, torch.Tensor]]
 
 
 def make_state(width: int, device: str) -> Files:
-    """What a run of the 64-pixel DCGAN keeps: both networks, the average of one, and two Adam moments of each."""
+    """State of a 64-pixel DCGAN run: both networks, the generator's EMA, and two Adam moments of each network."""
     shape = SampleShape(resolution=64, channels=3)
     built = {
         "generator": build_generator(GeneratorConfig(width=width), shape),
@@ -111,7 +111,7 @@ def with_distgan(training: Training, files: Files, folder: Path, checkpoints: in
 
 
 def with_torch_save(training: Training, files: Files, folder: Path, checkpoints: int, steps: int, *, sync: bool) -> Run:
-    """The same with a blocking save."""
+    """Measure the same with a blocking save."""
     stalls = []
     started = time.perf_counter()
     for number in range(1, checkpoints + 1):
@@ -131,7 +131,7 @@ def with_torch_save(training: Training, files: Files, folder: Path, checkpoints:
 
 
 def without(training: Training, files: Files, folder: Path, checkpoints: int, steps: int) -> Run:
-    """No checkpoints at all."""
+    """Measure the same without checkpoints."""
     started = time.perf_counter()
     for _ in range(checkpoints):
         training.steps(steps)
@@ -145,11 +145,21 @@ def quartiles(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=96, help="of both networks: 96 is 200 MB of state")
+    parser.add_argument(
+        "--width",
+        type=int,
+        default=96,
+        help="channels of both networks; 96 gives 200 MB of state (default: %(default)s)",
+    )
     parser.add_argument("--checkpoints", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.5, help="training between checkpoints, about")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.5,
+        help="approximate training time between checkpoints (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", help="where to write; a temporary folder by default")
+    parser.add_argument("--folder", help="folder to write to (default: a temporary folder)")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     files = make_state(arguments.width, device)
@@ -178,7 +188,7 @@ def main() -> None:
         f"{arguments.rounds} rounds, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}. Median (quartiles), seconds.\n"
     )
-    print("| | stall of a checkpoint | ratio | total | ratio |\n| --- | --- | --- | --- | --- |")
+    print("| | stall per checkpoint | ratio | total | ratio |\n| --- | --- | --- | --- | --- |")
     reference_stall, reference_total = statistics.median(stalls["torch.save"]), statistics.median(totals["torch.save"])
     for name in variants:
         print(

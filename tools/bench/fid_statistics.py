@@ -1,8 +1,8 @@
-"""FID from features in batches: distgan, torchmetrics and torch-fidelity's functions, cold and with the reals known.
+"""Time FID from feature batches: distgan, torchmetrics and torch-fidelity, cold and with the real side cached.
 
-- cold: batches of real and of generated features in, one distance out.
-- reals known: batches of generated features in; of the real side each program has what it can keep between
-  evaluations: distgan the factor, torchmetrics its sums (`reset_real_features=False`), torch-fidelity its statistics.
+- cold: from batches of real and generated features to one distance.
+- reals known: from batches of generated features. The real side is what each program caches between evaluations:
+  distgan the factor, torchmetrics its sums (`reset_real_features=False`), torch-fidelity its statistics.
 - distance alone: from the means and covariances of both sides (and the factor, for distgan).
 
 The time of general eigensolvers depends on the spectrum, so two are measured: features of equal standard deviations,
@@ -132,10 +132,10 @@ def make_tasks(real: Batches, made: Batches, spectrum: str) -> list[Task]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=10_000, help="features of each side (%(default)s)")
-    parser.add_argument("--dimension", type=int, default=2048, help="features of a sample (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="samples in a batch (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each program (%(default)s)")
+    parser.add_argument("--samples", type=int, default=10_000, help="samples per side (default: %(default)s)")
+    parser.add_argument("--dimension", type=int, default=2048, help="features per sample (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="samples per batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per program (default: %(default)s)")
     parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU seconds, on a machine that is shared")
     arguments = parser.parse_args()
     if arguments.cpu_time:

@@ -1,8 +1,8 @@
-"""Samples per second of distgan's stream, of a webdataset pipeline on the same shards, and of decoding alone.
+"""Measure samples/s of distgan's stream, of a webdataset pipeline on the same shards, and of decoding alone.
 
-Every contestant ends at the same thing: batches of uint8 tensors and labels in the main process, in shuffled order.
+Every pipeline yields batches of uint8 tensors and labels in the main process, in shuffled order.
 
-- distgan: `open_stream`, every check on, in its uniform order over all samples.
+- distgan: `open_stream` with all checks, in a uniform order over all samples.
 - webdataset: shards, shuffle buffer of 1,000, its own decoder ("rgb8", by Pillow), batches stacked into one tensor.
 - webdataset + simplejpeg: the same pipeline with the codec that distgan uses.
 - Pillow alone, simplejpeg alone: files already in memory, one process, one image after another.
@@ -42,7 +42,7 @@ from distgan.data.stream import open_stream
 
 SHARDS = 8
 MOSAIC = 4
-"""Small images a side in a large one."""
+"""Small images per side of a large one."""
 REFILL_SECONDS = 1.0
 
 Pixels = NDArray[np.uint8]

@@ -1,7 +1,7 @@
-"""Seconds until something happens: `distgan --help`, and from the command to the first training step.
+"""Measure startup seconds: of `distgan --help`, and from the command to the first training step.
 
-The opponents are what cannot be avoided: starting Python, and importing torch and Accelerate. Rounds alternate;
-medians with the ratio to the opponent of the same round are printed.
+The baselines are unavoidable costs: starting Python, and importing torch and Accelerate. Rounds alternate. The table
+has medians and the ratio to the baseline of the same round.
 
     python tools/bench/startup.py --rounds 5
 """
@@ -39,7 +39,7 @@ def main() -> None:
             )  # fmt: skip
             row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
             seconds["first step"].append(row["time"] - started)
-    print("| from the command to | seconds | opponent | seconds | ratio |\n| --- | --- | --- | --- | --- |")
+    print("| from the command to | seconds | baseline | seconds | ratio |\n| --- | --- | --- | --- | --- |")
     for name, opponent in (("help", "python"), ("first step", "imports")):
         ratios = [mine / other for mine, other in zip(seconds[name], seconds[opponent], strict=True)]
         print(
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def call(*arguments: str) -> float:
-    """Seconds that Python takes with these arguments."""
+    """Return the seconds that Python runs with these arguments."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started

@@ -1,9 +1,9 @@
-"""Images per second of `distgan train`, everything on, against a bare hand-written PyTorch loop.
+"""Measure images/s of `distgan train`, with all features on, against a bare PyTorch loop.
 
 Both train the same networks on the same data path with the same batch, at one process and at two (gloo on CPUs, NCCL
-on GPUs). The bare loop is what one would write for a benchmark: two modules in DDP, a loss, two optimizers; no
-averaging, no statistics, no checks, no addressed noise, no checkpoints, no logging. Runs alternate; a run's figure is
-the median over its intervals, and each opponent's the median of its runs with their quartiles.
+on GPUs). The bare loop has two modules in DDP, a loss and two optimizers. It has no EMA, statistics, checks, addressed
+noise, checkpoints or logging. Runs alternate. The result of a run is the median over its intervals; the table has the
+median and quartiles over runs.
 
     python tools/bench/training.py --runs 5
 """
@@ -40,9 +40,12 @@ STEPS_PER_INTERVAL = 25
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="of each opponent; default %(default)s")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each program (default: %(default)s)")
     parser.add_argument(
-        "--intervals", type=int, default=12, help=f"of {STEPS_PER_INTERVAL} steps in a run; default %(default)s"
+        "--intervals",
+        type=int,
+        default=12,
+        help=f"intervals of {STEPS_PER_INTERVAL} steps per run (default: %(default)s)",
     )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="default 1 2")
     parser.add_argument("--recipe", default="configs/digits-dcgan.yaml", help="default %(default)s")
@@ -76,7 +79,7 @@ def show(speeds: list[float]) -> str:
 
 
 def measure(name: str, processes: int, folder: Path, data: Path, options: argparse.Namespace) -> float:
-    """One run in processes of its own; images per second."""
+    """Run once in new processes and return images/s."""
     with tempfile.TemporaryDirectory(dir=folder) as run:
         settings = [
             f"run_dir={run}/run", f"data.path={data}", f"training.steps={STEPS_PER_INTERVAL * options.intervals}",
@@ -116,7 +119,7 @@ def work(name: str, options: argparse.Namespace) -> None:
 
 
 class Bare:
-    """The loop that one writes by hand for a recipe. Under torchrun both networks are in DDP.
+    """Bare training loop of a recipe. Under torchrun both networks are in DDP.
 
     Args:
         config: of images without classes, with the loss `non_saturating`, `hinge` or `relativistic_paired`; R1 and R2

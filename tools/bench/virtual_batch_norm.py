@@ -1,7 +1,7 @@
-"""What virtual batch norm costs: seconds of a generator and a discriminator update, beside those with batch norm.
+"""Measure the cost of virtual batch norm: seconds per generator and discriminator update, against batch norm.
 
-Each kind is trained in turn, round by round, in one process on made-up images; medians over rounds are compared. With
-virtual batch norm in the generator its reference batch passes through it once for each update of either player.
+All variants train in turn, round by round, in one process on random images; the output compares medians over rounds.
+With virtual batch norm in the generator, each update of either network passes the reference batch through it once.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def main() -> None:
     base = statistics.median(seconds["batch norm"])
     for name, found in seconds.items():
         print(
-            f"{name:26} {1000 * statistics.median(found):8.1f} ms a step, {statistics.median(found) / base:5.2f} times"
+            f"{name:26} {1000 * statistics.median(found):8.1f} ms per step, "
+            f"{statistics.median(found) / base:5.2f} times"
         )
 
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 RELU_GAIN = math.sqrt(2.0)
-"""He's constant (He et al. 2015) for a layer before a rectifier."""
+"""He's gain (He et al. 2015) for a layer before a rectifier."""
 
 
 class EqualizedConv2d(nn.Module):
-    """A convolution whose weights are kept as N(0, 1) and scaled by gain / sqrt(fan_in) when they are used.
+    """Convolution with weights stored as N(0, 1) and scaled by gain / sqrt(fan_in) in each forward pass.
 
-    Optimizers that normalize their steps then move all layers equally fast, whatever the layers' ranges (section 4.1).
+    Optimizers that normalize their steps then train all layers at equal speed, for any range of weights (section 4.1).
     Biases start at 0 and are not scaled.
 
     Args:
@@ -39,7 +39,7 @@ class EqualizedConv2d(nn.Module):
 
 
 class EqualizedLinear(nn.Module):
-    """The same for a dense layer: (n, inputs) to (n, outputs)."""
+    """Dense layer with equalized learning rate, as in `EqualizedConv2d`: (n, inputs) to (n, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, *, gain: float = RELU_GAIN) -> None:
         super().__init__()

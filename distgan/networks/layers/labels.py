@@ -1,4 +1,4 @@
-"""How labels enter a network whose input is a vector (Mirza and Osindero, 2014)."""
+"""Label conditioning of networks with vector inputs (Mirza and Osindero, 2014)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def with_labels(vectors: Tensor, labels: Tensor | None, embedding: nn.Embedding | None) -> Tensor:
-    """Vectors (n, d), and beside them the embedding of their labels (n,); without an embedding they stay alone."""
+    """Concatenate vectors (n, d) with the embedding of their labels (n,); without one, return the vectors."""
     if embedding is None:
         return vectors
     assert labels is not None, "a class-conditional network needs labels"

@@ -1,4 +1,4 @@
-"""Layers that let a discriminator compare the samples of a batch, of all ranks together."""
+"""Layers with which a discriminator compares the samples of a batch over all ranks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class MinibatchDiscrimination(nn.Module):
     """Minibatch discrimination (Salimans et al. 2016, section 3.2): features (n, A) to (n, A + B).
 
     With M_i = f(x_i) T, a B x C matrix, c_b(x_i, x_j) = exp(-|M_ib - M_jb|_1), and o(x_i)_b is the sum of these over
-    the other samples x_j. As in the released code, j = i is left out, which in the paper's sum is a constant 1; the
-    bias is the next layer's.
+    the other samples x_j. As in the released code, j = i is left out, which in the paper's sum is a constant 1. The
+    next layer has the bias.
 
-    Each column of T starts from N(0, 1/A), and so about as long as the code's, which are held at length 1: distances
-    are then of the features' own size whatever A is. From N(0, 0.05) with the 8192 features of a DCGAN they would be
-    so long that every exp(-distance), and its gradient, starts at 0.
+    Each column of T starts from N(0, 1/A), so its length is about 1, as in the released code, which fixes it at 1.
+    Distances then have the scale of the features for any A. From N(0, 0.05), with the 8192 features of a DCGAN, the
+    columns would be so long that every exp(-distance) and its gradient would start at 0.
 
     Args:
         features: A.
         kernels: B.
         dimensions: C.
-        synchronized: compare with the samples of all ranks, and not with those of this one only.
+        synchronized: compare with the samples of all ranks; False compares with those of this rank only.
     """
 
     def __init__(self, features: int, kernels: int, dimensions: int, *, synchronized: bool = True) -> None:
@@ -51,7 +51,7 @@ class MinibatchDiscrimination(nn.Module):
 def build_minibatch_discrimination(
     config: MinibatchDiscriminationConfig | None, features: int
 ) -> tuple[nn.Module, int]:
-    """The layer as configured, or one that changes nothing; and the features that it gives out."""
+    """Return the configured layer, or an identity for None, and its number of output features."""
     if config is None:
         return nn.Identity(), features
     synchronized = config.over == "global"
@@ -62,12 +62,12 @@ def build_minibatch_discrimination(
 class MinibatchStddev(nn.Module):
     """Minibatch standard deviation (Karras et al. 2018, section 3): (n, C, H, W) to (n, C + 1, H, W).
 
-    Of the micro-batch of all ranks, N samples, those whose places are equal modulo N / group_size are a group. The new
-    channel of its samples is the mean over channels and positions of their standard deviation, sqrt(variance + 1e-8)
-    with the biased variance (released code).
+    In the micro-batch of all ranks, N samples, those with equal indices modulo N / group_size form a group. The new
+    channel of a group is the mean over channels and positions of the standard deviation over its samples,
+    sqrt(variance + 1e-8) with the biased variance (released code).
 
     Args:
-        group_size: it must divide N, or be larger, when all N are one group.
+        group_size: a divisor of N, or more than N for one group of all N.
     """
 
     def __init__(self, group_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Normalization layers. Batch norm's statistics are over all ranks, or over one, and keep no state while it trains."""
+"""Normalization layers. Batch norm uses statistics over all ranks, or over one, and has no state in training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy 2015, algorithm 1) of (n, C) or (n, C, H, W) activations.
 
-    In training mode it normalizes by the moments of the current micro-batch: of all ranks together when
-    `synchronized` (first and second derivatives included), of this rank otherwise. It does not track running
-    averages, so that a skipped update has nothing to undo; the statistics used in evaluation mode are computed from
-    the weights when they are needed, by `recompute_statistics`.
+    In training mode it normalizes by the moments of the current micro-batch: over all ranks if `synchronized` (first
+    and second derivatives included), over this rank otherwise. It tracks no running averages, so a skipped update has
+    nothing to undo. `recompute_statistics` computes the statistics of evaluation mode from the weights when needed.
 
-    Scales start at N(1, 0.02), offsets at 0 (Radford et al. 2016, released code); without `affine` there are none.
+    Scales start at N(1, 0.02), offsets at 0 (Radford et al. 2016, released code). Without `affine` there are none.
     """
 
     def __init__(self, channels: int, *, synchronized: bool, affine: bool = True, eps: float = 1e-5) -> None:
@@ -65,7 +64,7 @@ class BatchNorm(nn.Module):
 
 
 class ConditionalNormalization(nn.Module):
-    """A normalization whose scale and offset are those of each sample's class (Dumoulin et al. 2017).
+    """Normalization with a scale and an offset per class (Dumoulin et al. 2017).
 
     Activations (n, C) or (n, C, H, W) and int64 labels (n,). Scales start at 1, offsets at 0, and eps is 2e-5
     (Miyato and Koyama 2018, released code).
@@ -87,14 +86,14 @@ class ConditionalNormalization(nn.Module):
 def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]], *, across_ranks: bool = False) -> None:
     """Set the evaluation statistics of all batch-norm layers from forward passes over `batches`.
 
-    Standing statistics (Brock et al. 2019, section 4.1): each layer's moments are averaged over batches, each of
-    which is normalized by itself on the way.
+    Standing statistics (Brock et al. 2019, section 4.1): each layer's moments are averaged over the batches, and each
+    batch is normalized by its own moments.
 
     Args:
-        batches: positional arguments of `network`, one tuple per forward pass; equally large batches.
-        across_ranks: each rank passes its own share of the batches (any number of them, even none) and the averages
-            are over all. Every rank must call it then, with a network on the device that the ranks talk over. Without
-            it nothing is said to other ranks, and any process may call it by itself.
+        batches: positional arguments of `network`, one tuple per forward pass, all of the same batch size.
+        across_ranks: average over the batches of all ranks; each rank passes any number of them, even none. Then it is
+            collective: call on every rank, with the network on the device of the collectives. False averages over
+            this process's batches without communication.
     """
     layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
     if not layers:
@@ -118,14 +117,14 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
     for layer, average in zip(layers, averages, strict=True):
         mean, square = average.view(2, -1)
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_((square - mean.square()).clamp(min=0))  # where rounding makes it negative
+        layer.running_var.copy_((square - mean.square()).clamp(min=0))  # rounding may make it negative
 
 
 def build_normalization(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:
-    """The layer of one of the config's `normalization`s; with classes, it is called with the labels too.
+    """Build the layer for a config's `normalization`; with classes, its forward pass also takes the labels.
 
-    `layer` is that of Gulrajani et al. 2017: moments over all of a sample's channels and positions, a scale and an
-    offset for each channel, which `torch.nn.LayerNorm` has for each position.
+    `layer` follows Gulrajani et al. 2017: moments over all channels and positions of a sample, and a scale and an
+    offset per channel. `torch.nn.LayerNorm` has these per channel and position.
     """
     if num_classes:
         return ConditionalNormalization(kind, channels, num_classes)
@@ -143,11 +142,11 @@ def _build(kind: str, channels: int, *, affine: bool, eps: float) -> nn.Module:
 
 
 def centres_channels(kind: str) -> bool:
-    """Whether it takes each channel's mean away, so that a bias before it would do nothing."""
+    """Return True if the normalization removes each channel's mean, so that a bias before it has no effect."""
     return kind in ("synchronized", "batch", "virtual")
 
 
 def normalisation_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The scales and offsets of all normalization layers."""
+    """Return the scales and offsets of all normalization layers."""
     kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm, ConditionalNormalization)
     return [parameter for layer in network.modules() if isinstance(layer, kinds) for parameter in layer.parameters()]

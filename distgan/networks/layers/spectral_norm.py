@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 NORMALISED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
-"""The layers whose weights are divided."""
+"""Layer types that `add_spectral_norm` applies to."""
 
 _EPS = 1e-12
 _WARM_UP = 15
 
 
 class SpectralNorm(nn.Module):
-    """Divides a weight, as a matrix of (outputs, everything else), by its largest singular value (eq. 8).
+    """Divide a weight, as a matrix of (outputs, everything else), by its largest singular value (eq. 8).
 
-    Each forward pass in training mode does one step of the power iteration for the singular vectors u and v; they are
+    Each forward pass in training mode does one step of the power iteration for the singular vectors u and v. They are
     constants in the gradient, and sigma = u^T W v (appendix A). They start from N(0, 1) with a few steps, so that a
-    network is usable in evaluation mode from the start. They follow from the weights and the number of forward passes,
-    and so are the same on all ranks.
+    network is usable in evaluation mode from the start. They depend only on the weights and the number of forward
+    passes, so they are the same on all ranks.
 
     This is `torch.nn.utils.parametrizations.spectral_norm`, but in float32 under autocast, where sigma would have the
     three digits of bfloat16.
@@ -48,7 +48,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the power iteration. Returns tensors of their own, which a later step leaves as they are."""
+        """Do one step of the power iteration. Return copies, which a later step does not change."""
         v = F.normalize(torch.mv(matrix.t(), self.u), dim=0, eps=_EPS)
         u = F.normalize(torch.mv(matrix, v), dim=0, eps=_EPS)
         self.u.copy_(u)
@@ -63,12 +63,12 @@ def add_spectral_norm(network: nn.Module) -> None:
     """Divide the weights, initialized before, of a network's convolutions, dense layers and embeddings."""
     for layer in [module for module in network.modules() if isinstance(module, NORMALISED)]:
         norm = SpectralNorm(layer.weight, outputs_dim=1 if isinstance(layer, nn.ConvTranspose2d) else 0)
-        # `unsafe` only leaves out checks, which would call it.
+        # `unsafe` skips checks that would call the parametrization.
         parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
 
 
 def power_iteration_vectors(network: nn.Module) -> list[Tensor]:
-    """The vectors u and v of all layers: what a forward pass in training mode changes."""
+    """Return the vectors u and v of all layers: the buffers that a forward pass in training mode changes."""
     return [
         vector for module in network.modules() if isinstance(module, SpectralNorm) for vector in (module.u, module.v)
     ]

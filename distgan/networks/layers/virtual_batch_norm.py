@@ -1,9 +1,9 @@
 """Virtual batch normalization (Salimans et al. 2016, section 3.5).
 
-Each sample is normalized by the moments of a reference batch that is fixed at the start, mixed with a small share of
-its own, so that what comes out for a sample does not depend on the others it came with. The reference batch lies on
-the network as a buffer (`add_reference`), in checkpoints and exports; its moments are computed anew from the current
-weights by `reference_moments`, for all forward passes inside, and belong to no module.
+Each sample is normalized by the moments of a fixed reference batch, mixed with a small share of its own moments. The
+output for a sample therefore does not depend on the other samples of its batch. The reference batch is a buffer of the
+network (`add_reference`), and part of checkpoints and exports. `reference_moments` computes its moments from the
+current weights for all forward passes inside; no module stores them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class VirtualBatchNorm(nn.Module):
     """Virtual batch normalization of (n, C) or (n, C, H, W) activations.
 
     With n samples in the reference batch and c = 1/(n + 1), the mean is c m_x + (1 - c) m_ref and the mean square
-    c E[x^2] + (1 - c) E_ref[x^2]; the variance these stand for is computed without their cancellation, as
+    c E[x^2] + (1 - c) E_ref[x^2]. To avoid cancellation, their variance is computed as
     c v_x + (1 - c) v_ref + c (1 - c) (m_x - m_ref)^2. The moments m_x, v_x of a sample are over its positions. The
     reference batch itself is normalized by its own moments only. Gradients flow through both. Scales start at
-    N(1, 0.02), offsets at 0 (released code, imagenet/model.py); without `affine` there are none.
+    N(1, 0.02), offsets at 0 (released code, imagenet/model.py). Without `affine` there are none.
     """
 
     def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
@@ -79,7 +79,7 @@ class VirtualBatchNorm(nn.Module):
 
 
 def add_reference(network: nn.Module, sizes: tuple[int, ...], *, labeled: bool) -> None:
-    """Give a network room for its reference batch: buffers `reference` of shape `sizes`, and `reference_labels`.
+    """Add buffers for the reference batch to a network: `reference` of shape `sizes`, and `reference_labels`.
 
     Sizes are (n, latent_size) for a generator and (n, *sample) for a discriminator.
     """
@@ -88,7 +88,7 @@ def add_reference(network: nn.Module, sizes: tuple[int, ...], *, labeled: bool) 
 
 
 def set_reference(network: nn.Module, samples: Tensor, labels: Tensor | None) -> None:
-    """Fix the reference batch, of the sizes that `add_reference` was told."""
+    """Set the reference batch; its shape is that passed to `add_reference`."""
     with torch.no_grad():
         network.get_buffer("reference").copy_(samples)
         if labels is not None:
@@ -96,17 +96,17 @@ def set_reference(network: nn.Module, samples: Tensor, labels: Tensor | None) ->
 
 
 def uses_reference(network: nn.Module) -> bool:
-    """Whether a network has virtual batch norm, and so a reference batch."""
+    """Return True if a network has virtual batch norm, and so a reference batch."""
     return any(isinstance(module, VirtualBatchNorm) for module in network.modules())
 
 
 @contextmanager
 def reference_moments(network: nn.Module) -> Iterator[None]:
-    """The moments of the network's reference batch, by its weights at the start, for all its forward passes inside.
+    """Compute the moments of the reference batch from the current weights, for all forward passes inside.
 
-    In training mode the ranks share the work, and all must enter alike: the batch is cut into as many equal parts as
-    divide both it and the ranks, and as many ranks pass one part as any other. Inside
-    another such block for the same network nothing is computed: its moments hold.
+    In training mode the ranks share the work, so this is collective: call on every rank. The batch is split into as
+    many equal parts as divide both it and the number of ranks; equally many ranks process each part. Inside another
+    such block for the same network the outer moments are used.
     """
     layers = [module for module in network.modules() if isinstance(module, VirtualBatchNorm)]
     if not layers or layers[0] in _REFERENCE:
@@ -130,7 +130,7 @@ def reference_moments(network: nn.Module) -> Iterator[None]:
 
 
 def _own_moments(activations: Tensor, positions: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each sample and channel over its positions, (n, C) each, at least float32."""
+    """Compute mean and variance of each sample and channel over positions, (n, C) each, at least float32."""
     wide = collectives.at_least_float32(activations)
     if not positions:
         return wide, torch.zeros_like(wide)
