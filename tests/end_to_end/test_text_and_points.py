@@ -126,7 +126,7 @@ def test_text_is_drawn_and_exported(text: Path, tmp_path: Path) -> None:
     for out in ("x.png", "x", "x.npy"):
         with pytest.raises(UserError, match=r"this generator makes text; pass a file ending in \.txt"):
             sample(exported, tmp_path / out)
-    with pytest.raises(UserError, match="--interpolate .* found one of text"):
+    with pytest.raises(UserError, match=r"--interpolate .* found one of text"):
         sample_paths(exported, tmp_path / "x.png", steps=3)
 
 
@@ -148,7 +148,7 @@ def test_points_are_drawn_and_exported(points: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "p.png").size == (512, 512)
     with pytest.raises(UserError, match=r"makes points; pass a file ending in \.png or \.npy"):
         sample(exported, tmp_path / "folder")
-    with pytest.raises(UserError, match="decode: .* found one of points"):
+    with pytest.raises(UserError, match=r"decode: .* found one of points"):
         generator.decode(generator(generator.latents(1)))
 
 
