@@ -16,7 +16,7 @@ def device() -> torch.device:
 
 
 def synchronize() -> None:
-    """Wait for the device, so that the host's clock may be read."""
+    """Synchronize with the device before reading the host's clock."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -43,7 +43,7 @@ def median_seconds(work: Callable[[], object], *, warm_up: int = 3, repeats: int
 
 
 def forget() -> None:
-    """Give back what the last measurement left, and count the peak of memory anew."""
+    """Free cached memory and reset the memory peak."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()

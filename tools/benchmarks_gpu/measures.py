@@ -1,4 +1,4 @@
-"""What `tools/gpu.py` measures, each in a process of its own. Every function yields records as it comes to them."""
+"""Measurements of `tools/gpu.py`, each in its own process. Every function yields records as it makes them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def bare(config: Any, seconds: float, images: int) -> Iterator[Record]:
 
 
 def for_kernels(config: Any) -> Any:
-    """A run of `STEPS` that writes nothing down meanwhile."""
+    """Return the config of a run of `STEPS` that writes no rows, samples or checkpoints."""
     training = config.training.model_copy(update={"steps": STEPS})
     monitoring = config.monitoring.model_copy(update={"every": STEPS + 1})
     return config.model_copy(update={"training": training, "monitoring": monitoring})
@@ -167,7 +167,7 @@ def each(parts: Iterable[Iterable[Record]]) -> Iterator[Record]:
     for part in parts:
         try:
             yield from part
-        except Exception as error:  # whatever it is, the others can be measured
+        except Exception as error:  # continue with the other measurements
             traceback.print_exc()
             errors.append(error)
     if errors:
@@ -238,7 +238,7 @@ def _rows(run: Path) -> list[Record]:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the last line is being written
+        except ValueError:  # the last line is incomplete
             break
     return [row for row in rows if "loss/generator" in row]
 
@@ -258,7 +258,7 @@ def _enough(clock: Iterable[float], seconds: float) -> list[float]:
 
 
 def _stop_in_time(run: Path, seconds: float, over: threading.Event) -> None:
-    """Ask a run to stop once it has been measured for long enough."""
+    """Ask a run to stop after enough measured intervals."""
     from distgan.runs.stop_request import request_stop
 
     while not over.wait(0.2):

@@ -1,4 +1,4 @@
-"""Records of `measures.py` as lines while they come, and as a page in Markdown at the end."""
+"""Format records of `measures.py`: one line each as they come, and a Markdown page at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PartOutcome(NamedTuple):
 
 
 def line(record: Record) -> str:
-    """One record in one line, for whoever watches."""
+    """Format one record as a line of progress output."""
     match record["kind"]:
         case "machine":
             return f"{_card(record)}, torch {record['torch']}, CUDA {record['cuda']}"

@@ -27,7 +27,7 @@ def load(checkout: Path) -> str:
     Compiling its own CUDA kernels takes about a minute, and needs nvcc and ninja.
     """
     if not (checkout / "R3GAN" / "Networks.py").is_file():
-        raise SystemExit(f"--r3gan {checkout}: no R3GAN/Networks.py there; give a checkout of github.com/brownvc/R3GAN")
+        raise SystemExit(f"--r3gan {checkout}: found no R3GAN/Networks.py; pass a checkout of github.com/brownvc/R3GAN")
     sys.path.insert(0, str(checkout))
     if importlib.util.find_spec("pkg_resources") is None:  # which newer setuptools no longer has
         stand_in: Any = types.ModuleType("pkg_resources")
@@ -43,7 +43,7 @@ def load(checkout: Path) -> str:
 
 
 def _builds_kernels() -> bool:
-    """Compile its CUDA kernels; returns False where that is not possible, whatever the reason."""
+    """Compile its CUDA kernels; return False if that fails for any reason."""
     if cpp_extension.CUDA_HOME is None or shutil.which("ninja") is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""The recipes that are measured on a GPU, and the data that they are measured on."""
+"""Recipes of the GPU benchmarks, and their data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Recipe:
     """In configs/."""
     resolution: int
     interval: int
-    """Steps between two readings of the clock."""
+    """Number of steps between two readings of the clock."""
     changes: tuple[str, ...]
     """Overrides of the file."""
     source: str

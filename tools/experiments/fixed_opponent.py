@@ -1,4 +1,4 @@
-"""One player against an opponent that does not move: what a discriminator learns when the generator waits for it."""
+"""Train a discriminator against a fixed generator."""
 
 from __future__ import annotations
 

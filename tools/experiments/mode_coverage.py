@@ -1,4 +1,4 @@
-"""How many modes of a mixture each objective finds, on one budget: the ring of 8 and the grid of 25 Gaussians.
+"""Measure the modes that each objective covers on an equal budget: the ring of 8 and the grid of 25 Gaussians.
 
 PacGAN's protocol (Lin et al. 2018, section 4.1): 100,000 training points; of 2,500 generated ones, those within three
 standard deviations of the nearest mode are of high quality, and a mode with at least one of these is covered. The
@@ -51,7 +51,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
 
 
 def main(folder: Path) -> None:
-    """Train what is not trained yet, and write the table and a picture of each mixture."""
+    """Run the missing trainings, then write the table and a picture per mixture."""
     columns: dict[str, dict[str, list[float]]] = {}
     for mixture, (modes, reach) in MIXTURES.items():
         data = ROOT / "datasets" / mixture

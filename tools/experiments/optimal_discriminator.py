@@ -1,4 +1,4 @@
-"""A discriminator trained to the end is (alpha p + beta q) / (p + q), and tells the Jensen-Shannon divergence.
+"""Check that a converged discriminator is (alpha p + beta q) / (p + q) and yields the Jensen-Shannon divergence.
 
 Goodfellow et al. 2014, proposition 1 and theorem 1: D* = p / (p + q), whose value V = E log D(x) + E log(1 - D(G(z)))
 is 2 JS(p, q) - 2 log 2. With targets alpha for real and beta for generated samples D* = (alpha p + beta q) / (p + q)
@@ -126,7 +126,7 @@ def train(case: Case, steps: int = 600) -> Trained:
 
 
 def main(folder: Path) -> None:
-    """Train all cases, print how near they come, and draw them."""
+    """Train all cases, print their errors, and draw them."""
     charts = []
     for case in CASES:
         trained = train(case)

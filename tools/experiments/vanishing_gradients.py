@@ -1,4 +1,4 @@
-"""On disjoint supports a good discriminator leaves the minimax generator no gradient; a good critic does.
+"""Show that on disjoint supports the minimax generator's gradient vanishes and the Wasserstein generator's does not.
 
 The parallel segments of Arjovsky et al. 2017, example 1: real samples are (0, Z), generated ones (theta, Z), Z from
 U[0, 1). Then JS = log 2 for every theta but 0, and W = |theta|. A minimax discriminator that is trained with theta held
@@ -98,7 +98,7 @@ def _over_updates() -> Chart:
 
 
 def _over_theta() -> list[Chart]:
-    """What a trained discriminator says of the distance between the segments, and which way it sends the generator."""
+    """Measure a trained discriminator's estimate of the divergence and its gradient for the generator."""
     places = [-1.0, -0.7, -0.4, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]
     estimates, gradients = [], []
     for number, name in ((0, "minimax"), (2, "Wasserstein, penalty")):
