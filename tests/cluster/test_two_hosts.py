@@ -78,7 +78,7 @@ def test_a_link_that_stays_cut_ends_all_ranks_in_time(tmp_path: Path, digits: Pa
     for rank, other in ((0, 1), (1, 0)):
         [line] = [line for line in log.splitlines() if line.startswith(f"distgan: error: rank {rank} ")]
         assert "waited at step " in line
-        assert f"for rank {other} on distgan{other + 1} (its host is not reached" in line
+        assert f"for rank {other} on distgan{other + 1} (its host is not reachable" in line
     # The launcher behind the cut looks for the rendezvous, which is the other host's, for ten minutes more.
     two.mend(2)
     for node in nodes:

@@ -109,7 +109,7 @@ def test_training_goes_on_when_checkpoints_cannot_be_written(tmp_path: Path, dig
     # To the last step, where leaving without any weights on disk is no success.
     assert Job(2, ["train", str(config)], log=log).wait() == [2, 2]
     assert status(tmp_path / "run")["outcome"] == "failed"
-    assert "the checkpoint of step 20, where the run ends, cannot be written" in log.read_text()
+    assert "checkpoints: the final checkpoint of step 20 cannot be written" in log.read_text()
     assert log.read_text().count("distgan: error:") == 1
     assert "checkpoint of step 10 failed" in log.read_text()
     assert "training goes on" in log.read_text()
@@ -296,9 +296,9 @@ def test_a_strangers_checkpoint_is_refused_in_one_line(tmp_path: Path, digits: P
         ("generator_ema.safetensors", spoiled(-1.0), load_generator, "running_var holds a negative variance, -1"),
         ("state.json", described(substitutions=[[1, 2]]), resumed, "state.json: replaced samples"),
         ("state.json", described(vocabulary=["a"]), resumed, "state.json: vocabulary: a vocabulary has"),
-        ("state.json", described(position=33), resumed, "position 33 at step 1, where its config has position 32"),
-        ("state.json", described(step=2), resumed, "position 32 at step 2, where its config has position 64"),
-        ("state.json", described(config=generous), load_generator, "generator_ema.safetensors"),
+        ("state.json", described(position=33), resumed, "position: found 33 at step 1, expected 32"),
+        ("state.json", described(step=2), resumed, "position: found 32 at step 2, expected 64"),
+        ("state.json", described(config=generous), load_generator, "use an older checkpoint"),
     ):
         bad = tmp_path / "bad"
         shutil.rmtree(bad, ignore_errors=True)

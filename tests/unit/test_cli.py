@@ -76,7 +76,7 @@ def test_empty_paths(
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc'"),
         ({"WORLD_SIZE": ""}, "WORLD_SIZE=''"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "no MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT not set"),
         ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK='2'"),
         ({"RANK": "3", "LOCAL_RANK": "3"}, "none.yaml: cannot read"),
         ({"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "1"}, "none.yaml: cannot read"),

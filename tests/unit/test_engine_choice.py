@@ -126,5 +126,5 @@ def test_refused_fsdp_configs(monkeypatch: pytest.MonkeyPatch, settings: dict[st
 
 def test_half_precision_of_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(UserError, match="mixed_precision: bf16 in the recipe"):
+    with pytest.raises(UserError, match=r"training\.mixed_precision: bf16 in the distgan config"):
         refuse_half_precision()

@@ -243,7 +243,7 @@ def test_an_unwritable_folder_fails_a_start_but_not_an_end(tmp_path: Path, caplo
     with pytest.raises(OSError, match="Not a directory"):
         write_status(folder, "running")
     assert not write_failure(folder, 0, "cause")
-    assert "cannot say that the run is failed" in caplog.text
+    assert "status.json: cannot write that the run is failed" in caplog.text
 
 
 def test_of_many_ranks_failing_at_once_one_is_first(tmp_path: Path) -> None:

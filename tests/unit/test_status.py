@@ -58,7 +58,7 @@ def test_a_recipe_means_its_run_folder(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert run_folder_of(str(recipe)) == tmp_path / "run"
     assert run_folder_of(str(recipe), [f"run_dir={tmp_path / 'other'}"]) == tmp_path / "other"
-    with pytest.raises(UserError, match=r"training\.steps=5 means nothing"):
+    with pytest.raises(UserError, match=r"remove training\.steps=5"):
         run_folder_of(str(tmp_path), ["training.steps=5"])
     (tmp_path / "other").mkdir()
     write_status(tmp_path / "other", "finished", step=5)
@@ -74,7 +74,7 @@ def test_a_run_folder_is_known_by_what_a_run_leaves(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("command", ["status", "stop"])
 @pytest.mark.parametrize(
-    ("path", "part"), [("", "RUN_OR_CONFIG is empty"), ("samples", "not a run folder"), ("typo", "not a run folder")]
+    ("path", "part"), [("", "RUN_OR_CONFIG: empty"), ("samples", "not a run folder"), ("typo", "not a run folder")]
 )
 def test_other_folders_are_no_runs(
     tmp_path: Path,
