@@ -174,7 +174,7 @@ def test_hidden_colors_are_not_trained_on_and_are_counted(tmp_path: Path) -> Non
     for number in range(3):
         magenta.save(tmp_path / "images" / f"{number}.png")
     Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 255)).save(tmp_path / "images" / "opaque.png")
-    for background, resolution, said in ((None, None, "3 images are transparent"), (None, SIDE // 2, "3 transparent")):
+    for background, resolution, said in ((None, None, "transparency of 3 images"), (None, SIDE // 2, "3 transparent")):
         report = pack(
             tmp_path / "images", tmp_path / f"{resolution}", background=background, resolution=resolution, shuffle=False
         )
