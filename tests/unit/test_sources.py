@@ -335,7 +335,7 @@ def test_a_labels_file_named_as_the_source(tmp_path: Path) -> None:
         (b"\0\0\x08\x03" + struct.pack(">3I", 2, 3, 3) + bytes(99), "longer than its header says"),
         (b"\0\0\x08\x03" + bytes(5), "truncated inside its header"),
         (b"\0\0\x0d\x03" + bytes(12), "not an idx file of uint8"),
-        (b"\0\0\x08\x03" + struct.pack(">3I", 0, 3, 3), "contains no images"),
+        (b"\0\0\x08\x03" + struct.pack(">3I", 0, 3, 3), "found no images"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "at most"),
     ],
 )

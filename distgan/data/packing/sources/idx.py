@@ -37,7 +37,7 @@ def open_idx(path: Path) -> Source[Pixels]:
     """
     images = _read_array(path, dimensions=3)
     if 0 in images.shape:
-        raise UserError(f"{path}: contains no images ({' x '.join(map(str, images.shape))}); {_FIX}")
+        raise UserError(f"{path}: found no images ({' x '.join(map(str, images.shape))}); {_FIX}")
     if images.shape[1] * images.shape[2] > MAX_PIXELS:
         raise UserError(
             f"{path}: images too large: found {images.shape[1]} x {images.shape[2]}, expected at most "
