@@ -233,7 +233,8 @@ def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:
     counted, hint = built.notes
     for part in (
         "2 .txt (such as '0.txt')", "1 members without an extension", "1 hidden members",
-        "1 .cls labels without a sample", "1 .0.png (such as 'Track 2.0.png')", "1 symbolic links (such as '2.png')", "'3.png'", "'4.png'",
+        "1 .cls labels without a sample", "1 .0.png (such as 'Track 2.0.png')", "1 symbolic links (such as '2.png')",
+        "'3.png'", "'4.png'",
     ):  # fmt: skip
         assert part in counted or "other sorts" in counted
     assert "9 members" in counted
