@@ -81,7 +81,7 @@ def test_what_is_missing_or_changed(tmp_path: Path) -> None:
     save_index(build_index(str(tmp_path)), tmp_path)
     with (tmp_path / "001.tar").open("ab") as file:
         file.write(bytes(BLOCK))
-    assert "it changed after indexing" in refusal(load_index, str(tmp_path))
+    assert "the shard changed after indexing" in refusal(load_index, str(tmp_path))
     (tmp_path / "001.tar").unlink()
     assert "001.tar: listed in" in refusal(load_index, str(tmp_path))
     assert "empty list" in refusal(load_index, [])
