@@ -234,7 +234,7 @@ def test_labels_with_gaps_are_told_of(tmp_path: Path) -> None:
     assert report.num_classes == 4
     assert any("label 0, 2:" in note for note in report.notes)
     (folder / "dataset.json").write_text(json.dumps({"labels": [["0.png", 1.5], ["1.png", 3]]}))
-    assert "the label of 0.png is 1.5" in refusal(pack, folder, tmp_path / "two")
+    assert "label of 0.png: found 1.5" in refusal(pack, folder, tmp_path / "two")
     (folder / "dataset.json").write_text(json.dumps({"labels": [["img/0.png", 0], ["img/1.png", 1]]}))
     assert "img/0.png" in refusal(pack, folder, tmp_path / "two")
 

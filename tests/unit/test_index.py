@@ -76,7 +76,7 @@ def test_what_is_missing_or_changed(tmp_path: Path) -> None:
     assert "found no tar" in refusal(load_index, str(tmp_path / "nowhere"))
     write_numbered(tmp_path, [2, 2])
     for path in (tmp_path, tmp_path / INDEX_NAME, tmp_path / "*.tar"):
-        assert "there are 2 tars; build the index of the shards with `distgan index`" in refusal(load_index, str(path))
+        assert "found 2 tars in its folder; build the index of the shards with `distgan index`" in refusal(load_index, str(path))
     assert "distgan index" in refusal(load_index, str(tmp_path / "*.tar"))
     save_index(build_index(str(tmp_path)), tmp_path)
     with (tmp_path / "001.tar").open("ab") as file:

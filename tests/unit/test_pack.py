@@ -247,8 +247,8 @@ def test_bad_images_are_left_out_when_asked(images: Path, tmp_path: Path, worker
     report = pack(images, tmp_path / "out", workers=workers, on_error="skip", shuffle=False)
     assert report.samples == 50 - 1
     assert report.skipped == (
-        "a/x?.png: is not a JPEG, PNG or WebP image, or damaged from its start",
-        "b/030.png: is not a JPEG, PNG or WebP image, or damaged from its start",
+        "a/x?.png: is not a JPEG, PNG or WebP image, or is damaged at its start",
+        "b/030.png: is not a JPEG, PNG or WebP image, or is damaged at its start",
     )
     assert len(load_index(str(tmp_path / "out"))) == 49
 
