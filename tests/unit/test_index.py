@@ -76,7 +76,9 @@ def test_what_is_missing_or_changed(tmp_path: Path) -> None:
     assert "found no tar" in refusal(load_index, str(tmp_path / "nowhere"))
     write_numbered(tmp_path, [2, 2])
     for path in (tmp_path, tmp_path / INDEX_NAME, tmp_path / "*.tar"):
-        assert "found 2 tars in its folder; build the index of the shards with `distgan index`" in refusal(load_index, str(path))
+        assert "found 2 tars in its folder; build the index of the shards with `distgan index`" in refusal(
+            load_index, str(path)
+        )
     assert "distgan index" in refusal(load_index, str(tmp_path / "*.tar"))
     save_index(build_index(str(tmp_path)), tmp_path)
     with (tmp_path / "001.tar").open("ab") as file:
@@ -84,7 +86,7 @@ def test_what_is_missing_or_changed(tmp_path: Path) -> None:
     assert "the shard changed after indexing" in refusal(load_index, str(tmp_path))
     (tmp_path / "001.tar").unlink()
     assert "001.tar: listed in" in refusal(load_index, str(tmp_path))
-    assert "empty list" in refusal(load_index, [])
+    assert "the list is empty" in refusal(load_index, [])
     assert "not in this folder" in refusal(save_index, build_index(str(tmp_path / "000.tar")), tmp_path / "elsewhere")
     (tmp_path / "x.safetensors").mkdir()
     assert "cannot write the index" in refusal(

@@ -248,7 +248,9 @@ def test_a_point_is_a_function_of_seed_and_number() -> None:
     for count in (0, -1, 10**9):
         assert "expected 1 to 10000000" in refusal(lambda count=count: open_source("builtin:ring", points=count))
     for name in ("builtin:digits", "builtin:text", "points.npy"):
-        assert "points 5: this option needs builtin:ring or builtin:grid" in refusal(lambda name=name: open_source(name, points=5))
+        assert "points 5: this option needs builtin:ring or builtin:grid" in refusal(
+            lambda name=name: open_source(name, points=5)
+        )
 
 
 def test_held_out_points_are_refused(tmp_path: Path) -> None:
