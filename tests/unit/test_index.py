@@ -87,7 +87,7 @@ def test_what_is_missing_or_changed(tmp_path: Path) -> None:
     (tmp_path / "001.tar").unlink()
     assert "001.tar: listed in" in refusal(load_index, str(tmp_path))
     assert "the list is empty" in refusal(load_index, [])
-    assert "not in this folder" in refusal(save_index, build_index(str(tmp_path / "000.tar")), tmp_path / "elsewhere")
+    assert "outside this folder" in refusal(save_index, build_index(str(tmp_path / "000.tar")), tmp_path / "elsewhere")
     (tmp_path / "x.safetensors").mkdir()
     assert "cannot write the index" in refusal(
         save_index, build_index(str(tmp_path / "000.tar")), f"{tmp_path}/x.safetensors"
