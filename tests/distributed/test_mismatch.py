@@ -57,4 +57,4 @@ def test_a_rank_whose_tar_changed_is_named(tmp_path: Path, digits: Path, ranks: 
     config = recipe(tmp_path, digits, training={"steps": 2, "batch_size": 18})
     for text in ranks.run(3, refusal, str(config), "data", str(other)):
         assert text.startswith(f"rank 2: {changed}: has ")
-        assert "it changed after indexing" in text
+        assert "the shard changed after indexing" in text

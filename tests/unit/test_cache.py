@@ -115,7 +115,7 @@ def test_a_download_that_is_not_what_the_index_says(index: Index, server: RangeS
     shard = index.shards[0]
     for wrong, said in (
         (replace(shard, size=shard.size - 1), "more than"),
-        (replace(shard, size=shard.size + 1), "its index says"),
+        (replace(shard, size=shard.size + 1), f"{shard.size:,} bytes, expected {shard.size + 1:,}"),
         (replace(shard, sha256="0" * 64), "SHA-256"),
     ):
         with pytest.raises(OSError, match=said):

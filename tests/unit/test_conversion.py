@@ -172,5 +172,5 @@ def test_a_gif_is_refused_whatever_its_name() -> None:
 def test_pixel_cap(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("distgan.data.packing.conversion.MAX_PIXELS", 10 * 30)
     Conversion()(encode(noise(10, 30), kind))
-    with pytest.raises(InvalidSampleError, match="is 31 x 10; at most 300 pixels"):
+    with pytest.raises(InvalidSampleError, match="31 x 10 pixels, expected at most 300 pixels"):
         Conversion()(encode(noise(10, 31), kind))

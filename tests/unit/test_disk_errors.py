@@ -189,7 +189,7 @@ def test_a_full_folder_for_temporary_files_is_not_a_damaged_download(
     make_ill, cause = fault
     make_ill(disk)
     said = refusal(open_source, path)
-    assert said.startswith(f"{path}: cannot be unpacked in {disk.point}: ")
+    assert said.startswith(f"{path}: cannot unpack into {disk.point}: ")
     assert cause in said
     assert "TMPDIR" in said
     assert "download" not in said

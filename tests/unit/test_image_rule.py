@@ -174,7 +174,7 @@ def test_hidden_colors_are_not_trained_on_and_are_counted(tmp_path: Path) -> Non
     for number in range(3):
         magenta.save(tmp_path / "images" / f"{number}.png")
     Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 255)).save(tmp_path / "images" / "opaque.png")
-    for background, resolution, said in ((None, None, "3 images are transparent"), (None, SIDE // 2, "3 transparent")):
+    for background, resolution, said in ((None, None, "transparency of 3 images"), (None, SIDE // 2, "3 transparent")):
         report = pack(
             tmp_path / "images", tmp_path / f"{resolution}", background=background, resolution=resolution, shuffle=False
         )
@@ -234,7 +234,7 @@ def test_labels_with_gaps_are_told_of(tmp_path: Path) -> None:
     assert report.num_classes == 4
     assert any("label 0, 2:" in note for note in report.notes)
     (folder / "dataset.json").write_text(json.dumps({"labels": [["0.png", 1.5], ["1.png", 3]]}))
-    assert "the label of 0.png is 1.5" in refusal(pack, folder, tmp_path / "two")
+    assert "label of 0.png: found 1.5" in refusal(pack, folder, tmp_path / "two")
     (folder / "dataset.json").write_text(json.dumps({"labels": [["img/0.png", 0], ["img/1.png", 1]]}))
     assert "img/0.png" in refusal(pack, folder, tmp_path / "two")
 

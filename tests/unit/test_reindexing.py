@@ -37,7 +37,7 @@ def test_an_index_of_more_shards_is_not_replaced(tmp_path: Path, monkeypatch: py
         patch.setattr(build, "_scan", None)
         said = refusal(write_index, str(tmp_path / "00[01].tar"))
     assert f"{INDEX_NAME}: the earlier index lists 2 other shards" in said
-    assert "002.tar; index all of them, or name another file with --out" in said
+    assert "002.tar; index all shards, or name another file with --out" in said
     assert (tmp_path / INDEX_NAME).read_bytes() == before
     part = tmp_path / "part.safetensors"
     assert write_index(str(tmp_path / "00[01].tar"), part).path == str(part)
@@ -68,7 +68,7 @@ def test_class_names_are_kept_where_they_fit(tmp_path: Path) -> None:
     write_numbered(tmp_path, [4, 4, 4], classes=3)
     written = write_index(str(tmp_path))
     assert load_index(str(tmp_path)).class_names is None
-    assert "2 classes in the index that was there are dropped: the shards now have 3" in written.notes[0]
+    assert "dropped the names of 2 classes in the earlier index: the shards now have 3" in written.notes[0]
 
 
 def test_class_names_of_other_shards_are_not_taken(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_shards_in_s3(tmp_path: Path) -> None:
             remote = build_index(pattern)
             assert remote.fingerprint == local.fingerprint
         save_index(remote.with_class_names(["a", "b", "c"]), "s3://bucket/data")
-        with pytest.raises(UserError, match=r"lists 3 other shards .* s3://bucket/data/001\.tar;"):
+        with pytest.raises(UserError, match=r"lists 3 other shards, .* s3://bucket/data/001\.tar;"):
             write_index("s3://bucket/data/000.tar")
         written = write_index("s3://bucket/data")
         assert written.path == "s3://bucket/data/index.safetensors"

@@ -132,7 +132,7 @@ def test_overwriting_takes_the_held_out_lines_along(tmp_path: Path) -> None:
 def test_a_line_that_is_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good\ncaf\xe9\nfine\n")
     said = refusal(lambda: pack(tmp_path / "a.txt", tmp_path / "out", workers=1))
-    assert said.startswith("a.txt:2: is not UTF-8 text at its byte 3")
+    assert said.startswith("a.txt:2: is not UTF-8 text at byte 3")
     report = pack(tmp_path / "a.txt", tmp_path / "out", workers=1, on_error="skip")
     assert (report.samples, len(report.skipped)) == (2, 1)
 
@@ -191,10 +191,10 @@ def test_rows_of_an_array_are_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(3), r"an array of float64 and shape \(3,\); expected an array of shape \(points, dimensions\)"),
-        (np.zeros((3, 2), int), "an array of int64"),
+        (np.zeros(3), r"found float64 of shape \(3,\), expected an array of shape \(points, dimensions\)"),
+        (np.zeros((3, 2), int), "found int64"),
         (np.zeros((0, 2)), r"shape \(0, 2\)"),
-        (np.zeros((2, 3), np.float16), "an array of float16"),
+        (np.zeros((2, 3), np.float16), "found float16"),
         (np.array([[{}]]), "cannot read the array: .*Python objects"),
         (np.array([[1.0, 2.0], [3.0, np.inf]]), r"a\.npy\[1\]: holds numbers that are not finite in float32"),
         (np.array([[1.0, 2.0], [3.0, 1e300]]), r"a\.npy\[1\]: holds numbers that are not finite in float32"),
@@ -248,7 +248,9 @@ def test_a_point_is_a_function_of_seed_and_number() -> None:
     for count in (0, -1, 10**9):
         assert "expected 1 to 10000000" in refusal(lambda count=count: open_source("builtin:ring", points=count))
     for name in ("builtin:digits", "builtin:text", "points.npy"):
-        assert "only builtin:ring and builtin:grid have" in refusal(lambda name=name: open_source(name, points=5))
+        assert "points 5: this option needs builtin:ring or builtin:grid" in refusal(
+            lambda name=name: open_source(name, points=5)
+        )
 
 
 def test_held_out_points_are_refused(tmp_path: Path) -> None:

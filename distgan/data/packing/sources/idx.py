@@ -37,7 +37,7 @@ def open_idx(path: Path) -> Source[Pixels]:
     """
     images = _read_array(path, dimensions=3)
     if 0 in images.shape:
-        raise UserError(f"{path}: contains no images ({' x '.join(map(str, images.shape))}); {_FIX}")
+        raise UserError(f"{path}: found no images ({' x '.join(map(str, images.shape))}); {_FIX}")
     if images.shape[1] * images.shape[2] > MAX_PIXELS:
         raise UserError(
             f"{path}: images too large: found {images.shape[1]} x {images.shape[2]}, expected at most "
@@ -137,7 +137,7 @@ def _map_array(file: IO[bytes], path: Path, dimensions: int) -> Pixels:
 def _read_header(file: IO[bytes] | gzip.GzipFile, path: Path, dimensions: int) -> tuple[tuple[int, ...], bytes]:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _UNSIGNED_BYTE:
-        raise UserError(f"{path}: not an idx file of uint8: found {magic.hex(' ') or 'no'} bytes at its start; {_FIX}")
+        raise UserError(f"{path}: not an idx file of uint8: its first bytes are {magic.hex(' ') or 'missing'}; {_FIX}")
     if magic[3] != dimensions:
         hint = " (a labels file)" if magic[3] == 1 else ""
         raise UserError(f"{path}: wrong idx file: found {magic[3]} dimensions{hint}, expected {dimensions}; {_FIX}")
