@@ -56,5 +56,4 @@ def test_a_rank_whose_tar_changed_is_named(tmp_path: Path, digits: Path, ranks: 
         file.write(b"\0" * 10240)
     config = recipe(tmp_path, digits, training={"steps": 2, "batch_size": 18})
     for text in ranks.run(3, refusal, str(config), "data", str(other)):
-        assert text.startswith(f"rank 2: {changed}: has ")
-        assert "the shard changed after indexing" in text
+        assert text.startswith(f"rank 2: {changed}: the shard changed after indexing: found ")
