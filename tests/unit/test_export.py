@@ -177,7 +177,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         (TEXT | {"vocabulary": None}, "kind: text needs length and vocabulary, and no other size"),
         (TEXT | {"vocabulary": ["a", "b"]}, "vocabulary"),
         (TEXT | {"vocabulary": ["\ufffd", "`", "\x1b[2J"]}, "vocabulary"),
-        (TEXT | {"vocabulary": ["\ufffd", "`", *map(chr, range(0x4E00, 0x4E00 + 2047))]}, "2 to 2048 characters"),
+        (TEXT | {"vocabulary": ["\ufffd", "`", *map(chr, range(0x4E00, 0x4E00 + 2047))]}, "2 to 2048 different characters"),
         (TEXT | {"generator": {}}, "dcgan does not make text"),
         (TEXT, "not the weights of this generator"),
         ({"step": -1}, "step = -1"),
@@ -208,9 +208,9 @@ def test_descriptions_of_strangers(tmp_path: Path, change: Any, part: str) -> No
     [
         (lambda name, value: {name: value * float("nan")}, "embedding.weight holds numbers that are not finite"),
         (lambda name, value: {name: value / 0.0}, "embedding.weight holds numbers that are not finite"),
-        (lambda name, value: {name: value.to(torch.int8)}, "embedding.weight is torch.int8 (2, 8)"),
-        (lambda name, value: {name: value[:1]}, "embedding.weight is torch.float32 (1, 8)"),
-        (lambda name, value: {"a\n\x1b[31m": value.clone()}, "a??[31m is torch.float32 (2, 8) there, but absent"),
+        (lambda name, value: {name: value.to(torch.int8)}, "embedding.weight: found torch.int8 (2, 8)"),
+        (lambda name, value: {name: value[:1]}, "embedding.weight: found torch.float32 (1, 8)"),
+        (lambda name, value: {"a\n\x1b[31m": value.clone()}, "a??[31m: found torch.float32 (2, 8), expected absent"),
     ],
     ids=["nan", "infinite", "whole numbers", "shape", "name"],
 )

@@ -58,12 +58,12 @@ def test_one_name_for_each_place(url: str, meant: str) -> None:
     ("url", "said"),
     [
         ("http://host/epoch#2.tar", "%23"),
-        ("http://host:port/a.tar", "not a valid URL"),
-        ("http://[host/a.tar", "not a valid URL"),
+        ("http://host:port/a.tar", "invalid URL"),
+        ("http://[host/a.tar", "invalid URL"),
         ("s3://", "no bucket"),
         ("s3://*/a.tar", "no bucket"),
-        ("s3://bucket/a.tar?versionId=3", "one version"),
-        ("a://b::s3://c", "not read"),
+        ("s3://bucket/a.tar?versionId=3", "versionId"),
+        ("a://b::s3://c", "unsupported kind of URL"),
     ],
 )
 def test_names_that_mean_no_one_file_are_refused(url: str, said: str) -> None:

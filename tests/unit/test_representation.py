@@ -102,5 +102,5 @@ def test_networks_without_convolutions() -> None:
         def forward(self, inputs: Tensor, _labels: Tensor | None) -> Tensor:
             return F.relu(inputs).sum((1, 2, 3))
 
-    with pytest.raises(UserError, match="no convolutions"):
+    with pytest.raises(UserError, match="no convolution"):
         convolution_features(Dense(), images(2))
