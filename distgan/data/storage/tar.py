@@ -95,7 +95,7 @@ class WindowReader:
         """Return up to `length` bytes at `offset`, fewer at the end of the file. Raises OSError."""
         end = self._start + len(self._data)
         if offset < self._start or offset + length > end:
-            near = 0 <= offset - end < _WORTH_READING_OVER
+            near = self._start <= offset < end + _WORTH_READING_OVER
             self._window = min(4 * self._window, _LARGE_WINDOW) if near else _SMALL_WINDOW
             self._start = offset
             self._data = self._fetch(offset, min(offset + max(length, self._window), self.size))
