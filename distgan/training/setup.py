@@ -172,7 +172,7 @@ def log_warnings(config: Config, index: Index, runtime: Runtime) -> None:
             runtime.device,
         )
     if index.num_classes and "labels" not in config.data.model_fields_set:
-        logger.info(
+        logger.warning(
             "data.labels: not set, training is unconditional, and the labels of %d classes are not used; set "
             "data.labels=true to condition both networks, or data.labels=false to hide this message",
             index.num_classes,

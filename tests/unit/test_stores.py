@@ -224,6 +224,15 @@ def test_what_s3_answers(server: RangeServer, monkeypatch: pytest.MonkeyPatch, u
         assert said.startswith("s3://bucket/photos")
 
 
+def test_hidden_files_of_a_bucket_are_no_shards(bucket: Any) -> None:
+    store, tars = bucket
+    store.pipe_file("bucket/hidden/a.tar", tars[0])
+    for name in ("._a.tar", ".a.tar"):
+        store.pipe_file(f"bucket/hidden/{name}", b"left by a file manager")
+    for place in ("s3://bucket/hidden", "s3://bucket/hidden/*.tar"):
+        assert expand(place) == ["s3://bucket/hidden/a.tar"]
+
+
 def test_a_bucket_that_is_not_there(bucket: Any) -> None:
     for url in ("s3://none/a", "s3://none/*.tar", "s3://none/a.tar"):
         assert "not found" in (said := refusal(build_index, url))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -115,6 +114,11 @@ def index_shards(
         vocabulary = text.make_vocabulary(sum((scan.characters for scan in used), Counter()))
     index = Index([scan.shard for scan in used], arrays, class_names, vocabulary, [scan.shard.url for scan in left_out])
     notes = [f"left out: {scan.name}: {_without_sample(scan, kind, last_dot)}" for scan in left_out]
+    unreadable = [example for scan in used for example in scan.unreadable]
+    if unreadable:
+        notes.append(
+            f"{len(unreadable):,} text samples cannot be read (such as {unreadable[0]}); training replaces them"
+        )
     return Built(index, (*notes, *_describe(_merged(used), last_dot), *describe_gaps(index.labels)))
 
 
@@ -133,6 +137,8 @@ class _Scan:
     passed: Passed
     characters: Counter[str] = field(default_factory=Counter)
     """Number of occurrences of each character in a text shard."""
+    unreadable: tuple[str, ...] = ()
+    """Text samples that are not one line of UTF-8, each with its shard and the reason."""
 
 
 class _Found(NamedTuple):
@@ -182,7 +188,7 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
             kind = next((kind for kind in KINDS if found[kind]), "")
             # Sort by offset because a hard link shares the data of an earlier member.
             samples = dict(sorted(found.get(kind, {}).items(), key=lambda item: item[1].offset))
-            characters = _read_contents(reader, samples.values(), kind, digest, name)
+            characters, unreadable = _read_contents(reader, samples, kind, digest, name)
             sha256 = _sha256(reader) if verify else None
     except OSError as error:
         raise UserError(f"{name}: cannot read the shard: {error.strerror or error}") from None
@@ -217,7 +223,7 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
         "keys": np.frombuffer(b"".join(samples), np.uint8),
     }
     typed = {array: np.asarray(values, ARRAYS[array]) for array, values in arrays.items()}
-    return _Scan(name, shard, kind, typed, passed, characters)
+    return _Scan(name, shard, kind, typed, passed, characters, unreadable)
 
 
 def _merged(scans: Iterable[_Scan]) -> Passed:
@@ -268,11 +274,15 @@ def _by_last_dot(name: bytes) -> bool:
 
 
 def _read_contents(
-    reader: WindowReader, samples: Iterable[_Found], kind: str, digest: Digest, shard: str
-) -> Counter[str]:
-    """Count the characters of a shard's text. Hash text and points too: their headers do not identify their data."""
+    reader: WindowReader, samples: Mapping[bytes, _Found], kind: str, digest: Digest, shard: str
+) -> tuple[Counter[str], tuple[str, ...]]:
+    """Count the characters of a shard's text, and list its unreadable samples.
+
+    Hash text and points too: their headers do not identify their data.
+    """
     characters: Counter[str] = Counter()
-    for sample in samples if kind != "images" else ():
+    unreadable: list[str] = []
+    for key, sample in samples.items() if kind != "images" else ():
         if sample.size > text.MAX_LINE_BYTES:
             raise UserError(
                 f"{shard}: sample too large: found {sample.size:,} bytes, expected at most {text.MAX_LINE_BYTES:,} "
@@ -281,9 +291,11 @@ def _read_contents(
         content = reader.read(sample.offset, sample.size)
         digest.update(content)
         if kind == "text":
-            with contextlib.suppress(UnreadableSampleError):  # training reports and replaces it
+            try:
                 characters.update(text.read_line(content))
-    return characters
+            except UnreadableSampleError as error:
+                unreadable.append(f"{_text(key)!r} in {shard}: {error}")
+    return characters, tuple(unreadable)
 
 
 def split_name(name: bytes, last_dot: bool = False) -> tuple[bytes, str]:

@@ -141,6 +141,8 @@ def tars_in(folder: str) -> list[str]:
 
 def what_is_there(path: str) -> str:
     """Return what a path without tars holds instead, judged by its first files, with the fix."""
+    if not is_remote(path) and not glob.has_magic(path) and not os.path.exists(path):
+        return "no file or folder has this name; correct the path"
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     if is_remote(path) or not os.path.isdir(folder):
         return "name a folder of *.tar, a glob, a brace expansion or a URL"
@@ -187,8 +189,6 @@ def _list_remote(url: str, literal: str | None) -> list[str]:
     if literal == "file" or (literal is None and url.endswith(".tar") and "*" not in url):
         return [url]
     if literal == "directory" or "*" not in url:
-        found = filesystem.matching(url, "*.tar")
-    else:
-        folder = url[: url.index("*")].rpartition("/")[0]
-        found = filesystem.matching(folder, url[len(folder) + 1 :])
-    return [shard for shard in found if not shard.rpartition("/")[2].startswith(".")]
+        return filesystem.matching(url, "*.tar")
+    folder = url[: url.index("*")].rpartition("/")[0]
+    return filesystem.matching(folder, url[len(folder) + 1 :])

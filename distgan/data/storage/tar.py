@@ -29,6 +29,7 @@ _REFUSED = {b"S": "is sparse", b"M": "continues from another volume"}
 _WITHOUT_SAMPLE = (b"D", b"V")
 """GNU tar's folder listing and volume name."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"\x28\xb5\x2f\xfd": "unzstd",
@@ -95,7 +96,7 @@ class WindowReader:
         """Return up to `length` bytes at `offset`, fewer at the end of the file. Raises OSError."""
         end = self._start + len(self._data)
         if offset < self._start or offset + length > end:
-            near = 0 <= offset - end < _WORTH_READING_OVER
+            near = self._start <= offset < end + _WORTH_READING_OVER
             self._window = min(4 * self._window, _LARGE_WINDOW) if near else _SMALL_WINDOW
             self._start = offset
             self._data = self._fetch(offset, min(offset + max(length, self._window), self.size))
@@ -234,6 +235,8 @@ def _not_a_tar(start: bytes, shard: str) -> UserError | None:
         return UserError(
             f"{shard}: found a zip, expected a tar; run `distgan pack ZIP DEST` to make shards of its images"
         )
+    if start.startswith(_IMAGES) or (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+        return UserError(f"{shard}: found an image, expected a tar; run `distgan pack FOLDER DEST` on its folder")
     for magic, program in _COMPRESSED.items():
         if start.startswith(magic):
             return UserError(
