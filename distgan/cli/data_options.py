@@ -99,7 +99,7 @@ def add_index(command: Callable[..., argparse.ArgumentParser]) -> None:
         "index", "index tars that others wrote, so that they can be trained on",
         "SHARDS is a folder, a glob, a brace expansion such as s3://bucket/shard-{000000..000127}.tar, or a URL.\n"
         "A sample is a member named KEY.jpg, .png, .webp, .npy or .txt; its label is a member named KEY.cls. Texts\n"
-        "and arrays beside images are passed over. The command counts what it passes over, with an example.\n"
+        "and arrays beside images are skipped. The command counts what it skips, with an example.\n"
         "The index is written beside local shards; name it with --out for others. An earlier index keeps its class\n"
         "names. It is not replaced if it lists existing shards that are not among these.",
     )  # fmt: skip

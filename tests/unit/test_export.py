@@ -177,7 +177,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         (TEXT | {"vocabulary": None}, "kind: text needs length and vocabulary, and no other size"),
         (TEXT | {"vocabulary": ["a", "b"]}, "vocabulary"),
         (TEXT | {"vocabulary": ["\ufffd", "`", "\x1b[2J"]}, "vocabulary"),
-        (TEXT | {"vocabulary": ["\ufffd", "`", *map(chr, range(0x4E00, 0x4E00 + 2047))]}, "2 to 2048 different characters"),
+        (TEXT | {"vocabulary": ["\ufffd", "`", *map(chr, range(0x4E00, 0x4E00 + 2047))]}, "2 to 2048 different"),
         (TEXT | {"generator": {}}, "dcgan does not make text"),
         (TEXT, "not the weights of this generator"),
         ({"step": -1}, "step = -1"),
