@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -114,6 +115,11 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         with suppress(OSError):  # a read-only disk refuses this too, and the first error tells more
             temporary.unlink()
         raise
+
+
+def temporary_pattern(name: str) -> str:
+    """Return a regular expression for the temporary files that killed processes leave beside a file of this name."""
+    return rf"\.{re.escape(name)}\.[0-9]+-[0-9a-f]+\.tmp"
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -167,6 +167,8 @@ class Control:
         try:
             yield
         except UserError as error:
+            if error.everywhere:  # no rank gets to the exchange below
+                raise
             mistake = str(error)
         mistakes = self.gather_objects(mistake)
         who = [rank for rank, message in enumerate(mistakes) if message is not None]

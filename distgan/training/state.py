@@ -147,20 +147,22 @@ class TrainingState:
         Raises:
             UserError: the checkpoint has another data set, seed, statistics batch or architecture, or is damaged.
         """
-        description = load_description(path)
-        validate_resume(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
-        classes = self.index.num_classes if self.config.data.labels else 0
-        weights = {
-            player.role: read_network(path, player.role, player.network, num_classes=classes) for player in self.players
-        }
-        average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
-        files = reading.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
-        # All checks come before the first collective, so that a failing rank leaves no other rank waiting.
-        check_numbers(path, files)
-        for player in self.players:
-            check_optimizer(path, player, files[f"{player.role}_optimizer"])
-            check_history(path, player, files["history"])
-            check_counters(path, player, files["counters"])
+        # Ranks may see different files, and what follows is collective.
+        with self.generator.runtime.raise_on_all_ranks():
+            description = load_description(path)
+            validate_resume(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
+            classes = self.index.num_classes if self.config.data.labels else 0
+            weights = {
+                player.role: read_network(path, player.role, player.network, num_classes=classes)
+                for player in self.players
+            }
+            average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
+            files = reading.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+            check_numbers(path, files)
+            for player in self.players:
+                check_optimizer(path, player, files[f"{player.role}_optimizer"])
+                check_history(path, player, files["history"])
+                check_counters(path, player, files["counters"])
         self.progress.step = description.step
         self.progress.position = description.position
         self.grow()  # before the moments, which belong to the parameters that are active at that level

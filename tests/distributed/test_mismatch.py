@@ -12,7 +12,7 @@ from distgan.config import load_config
 from distgan.data.index.loading import load_index
 from distgan.data.packing.pack import pack
 from distgan.errors import UserError
-from distgan.training import loop, setup
+from distgan.training import loop, setup, state
 from tests.ranks import RankPool
 from tests.runs import recipe, status
 
@@ -33,6 +33,34 @@ def refusal(config: str, what: str, other: str) -> str:
     finally:
         patch.undo()
     return str(caught.value)
+
+
+def resumed_without_a_file(config: str) -> str:
+    """What training says when the last rank cannot read a network of the checkpoint."""
+
+    def absent(path: Path, *_: object, **__: object) -> None:
+        raise UserError(f"{path}: absent here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            patch.setattr(state, "read_network", absent)
+        with pytest.raises(UserError) as caught:
+            loop.train(load_config(config, ["training.steps=8"]))
+    return str(caught.value)
+
+
+def test_a_rank_that_cannot_read_a_checkpoint_of_a_grown_network_is_named(
+    tmp_path: Path, digits: Path, ranks: RankPool
+) -> None:
+    network = {"architecture": "progressive", "width": 4, "max_width": 8, "normalization": "none"}
+    config = recipe(
+        tmp_path, digits, generator=network, discriminator=network,
+        objective={"adversarial": "wasserstein", "gradient_penalty": {}, "r1": None},
+        training={"steps": 6, "critic_steps": 1}, growth={"stable_kimg": 0.032, "fade_kimg": 0.016},
+    )  # fmt: skip
+    loop.train(load_config(str(config)))
+    for text in ranks.run(2, resumed_without_a_file, str(config)):
+        assert text == f"rank 1: {tmp_path}/run/checkpoints/step-00000006: absent here"
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_a_strangers_checkpoint_is_refused_in_one_line(tmp_path: Path, digits: P
         ("discriminator.safetensors", spoiled(-1.0), resumed, "running_var holds a negative variance, -1"),
         ("generator_ema.safetensors", spoiled(-1.0), load_generator, "running_var holds a negative variance, -1"),
         ("state.json", described(substitutions=[[1, 2]]), resumed, "state.json: replaced samples"),
-        ("state.json", described(vocabulary=["a"]), resumed, "state.json: vocabulary: a vocabulary has"),
+        ("state.json", described(vocabulary=["a"]), resumed, "state.json: vocabulary: a vocabulary must have 2 to"),
         ("state.json", described(position=33), resumed, "position: found 33 at step 1, expected 32"),
         ("state.json", described(step=2), resumed, "position: found 32 at step 2, expected 64"),
         ("state.json", described(config=generous), load_generator, "use an older checkpoint"),

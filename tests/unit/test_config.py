@@ -179,7 +179,7 @@ def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch_of_
     assert config.generator.reference_size == 12
     assert config.discriminator.reference_size is None
     assert load_config(path, [*changes, "generator.reference_size=5"]).generator.reference_size == 5
-    assert load_config(path, [*changes, "training.batch_size=4096"]).generator.reference_size == 128
+    assert load_config(path, [changes[0], "training.batch_size=4096"]).generator.reference_size == 128
 
 
 @pytest.mark.parametrize(
@@ -325,6 +325,13 @@ def test_overrides_leave_the_values_alone() -> None:
     before = repr(MINIMAL)
     assert parse_config(MINIMAL, ["training.steps=7", "generator.optimizer.eps=1"]).training.steps == 7
     assert repr(MINIMAL) == before
+
+
+def test_a_key_that_is_given_twice_is_refused() -> None:
+    said = r"override 'data.path=b.tar': data.path is given twice, first as 'data.path=a.tar'; .* quote braces"
+    with pytest.raises(UserError, match=said):
+        parse_config(MINIMAL, ["data.path=a.tar", "seed=1", "data.path=b.tar"])
+    assert parse_config(MINIMAL, ["seed=1", "seed=1"]).seed == 1
 
 
 def test_values_that_are_nested_deeply_are_refused() -> None:

@@ -33,6 +33,7 @@ from distgan.data.packing.pack import PackReport, pack, shuffled
 from distgan.data.packing.sources.opening import open_source
 from distgan.data.packing.tar_writer import ShardSize, ShardWriter, ustar_header
 from distgan.errors import UserError
+from distgan.files import new_file
 
 from .test_sources import TREE, png, write_idx, write_tree, write_zip
 
@@ -300,6 +301,17 @@ def test_only_what_pack_wrote_is_removed(images: Path, tmp_path: Path, stranger:
     with pytest.raises(UserError, match=r"which pack did not write"):
         pack(images, tmp_path / "new", workers=1)
     assert digests(tmp_path / "new.partial").keys() == {stranger}
+
+
+def test_the_index_of_a_killed_pack_is_removed(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.partial"
+    folder.mkdir()
+    with new_file(folder / "index.safetensors") as temporary:
+        temporary.write_bytes(b"whole")
+    temporary.write_bytes(b"half")
+    pack(images, tmp_path / "out", workers=1)
+    pack(images, tmp_path / "fresh", workers=1)
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
 def test_shards_without_an_index_are_not_overwritten(images: Path, tmp_path: Path) -> None:

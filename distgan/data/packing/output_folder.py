@@ -11,11 +11,11 @@ from pathlib import Path
 
 from distgan.data.index.file import INDEX_NAME
 from distgan.errors import UserError, printable
-from distgan.files import DiskError, disk_errors, explained, publish_folder, reason, try_lock
+from distgan.files import DiskError, disk_errors, explained, publish_folder, reason, temporary_pattern, try_lock
 
 HELD_OUT = "held-out"
 """Name of the subfolder with the shards of held-out samples."""
-_OWN_NAME = re.compile(rf"shard-[0-9]{{6,}}\.tar|{re.escape(INDEX_NAME)}(\.[0-9]+-[0-9a-f]+\.tmp)?")
+_OWN_NAME = re.compile(rf"shard-[0-9]{{6,}}\.tar|{re.escape(INDEX_NAME)}|{temporary_pattern(INDEX_NAME)}")
 
 
 @contextlib.contextmanager
