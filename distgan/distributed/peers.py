@@ -43,7 +43,7 @@ class PeerProbe:
         self._door = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=_AT_ONCE)
         here = PeerAddress(socket.gethostname(), _address(), self._door.getsockname()[1])
         self._addresses = runtime.gather_objects(here)
-        self._thread = threading.Thread(target=self._answer, args=(self._door,), name="roll call", daemon=True)
+        self._thread = threading.Thread(target=self._answer, args=(self._door,), name="distgan-peers", daemon=True)
         self._thread.start()
 
     def missing(self) -> str:

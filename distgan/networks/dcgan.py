@@ -17,7 +17,7 @@ from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev, build_minibatch_discrimination
-from distgan.networks.layers.normalization import build_normalization, centres_channels
+from distgan.networks.layers.normalization import build_normalization, centers_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
@@ -39,7 +39,7 @@ class DCGANGenerator(nn.Module):
         _check_resolution("generator", shape)
         widths = hidden_widths(shape.resolution, config.width, config.max_width)[::-1]
         normalization, latent_size, num_classes = config.normalization, config.latent_size, shape.num_classes
-        bias = not centres_channels(normalization)
+        bias = not centers_channels(normalization)
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
         self.projection = nn.Linear(latent_size * (2 if num_classes else 1), widths[0] * 16, bias=bias)
         layers: list[nn.Module] = [build_normalization(normalization, widths[0]), nn.ReLU(inplace=True)]
@@ -75,7 +75,7 @@ class DCGANDiscriminator(nn.Module):
         _check_resolution("discriminator", shape)
         widths = hidden_widths(shape.resolution, config.width, config.max_width)
         normalization, num_classes = config.normalization, shape.num_classes
-        bias = not centres_channels(normalization)
+        bias = not centers_channels(normalization)
         self.resolution = shape.resolution
         self.embedding = nn.Embedding(num_classes, shape.resolution * shape.resolution) if num_classes else None
         layers: list[nn.Module] = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import build_minibatch_discrimination
-from distgan.networks.layers.normalization import build_normalization, centres_channels
+from distgan.networks.layers.normalization import build_normalization, centers_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
@@ -73,7 +73,7 @@ def _hidden_layers(config: NetworkConfig, inputs: int) -> nn.Sequential:
     """Build `depth` times dense, normalization, ReLU."""
     layers: list[nn.Module] = []
     for before, after in pairwise([inputs] + [config.width] * (config.depth or DEPTH)):
-        dense = nn.Linear(before, after, bias=not centres_channels(config.normalization))
+        dense = nn.Linear(before, after, bias=not centers_channels(config.normalization))
         nn.init.kaiming_uniform_(dense.weight, nonlinearity="relu")
         if dense.bias is not None:
             nn.init.zeros_(dense.bias)

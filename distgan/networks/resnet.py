@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
-from distgan.networks.layers.normalization import BatchNorm, build_normalization, centres_channels
+from distgan.networks.layers.normalization import BatchNorm, build_normalization, centers_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.networks.shape import SampleShape
@@ -88,7 +88,7 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, before: int, after: int, normalization: str, num_classes: int) -> None:
         super().__init__()
-        bias = not centres_channels(normalization)
+        bias = not centers_channels(normalization)
         self.first_norm = _normalization(normalization, before, num_classes)
         self.first = _glorot(nn.Conv2d(before, after, 3, padding=1, bias=bias), math.sqrt(2.0))
         self.second_norm = _normalization(normalization, after, num_classes)
@@ -148,7 +148,7 @@ class DiscriminatorBlock(nn.Module):
         self.residual = nn.Sequential(
             _normalization(normalization, before),
             nn.ReLU(),
-            _glorot(nn.Conv2d(before, before, 3, padding=1, bias=not centres_channels(normalization)), math.sqrt(2.0)),
+            _glorot(nn.Conv2d(before, before, 3, padding=1, bias=not centers_channels(normalization)), math.sqrt(2.0)),
             _normalization(normalization, before),
             nn.ReLU(),
             _glorot(nn.Conv2d(before, after, 3, padding=1), math.sqrt(2.0)),

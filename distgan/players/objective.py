@@ -161,7 +161,7 @@ class DiscriminatorObjective(Objective):
                 )
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
-                points = self._penalised_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
+                points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
                 points, logits = self._judge(points, batch.real_labels, differentiable=True)
                 parts["loss/gradient_penalty"] = gradient_penalties.gradient_penalty(logits, points, gp)
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
@@ -185,7 +185,7 @@ class DiscriminatorObjective(Objective):
         targets = draw_targets(self.config.label_smoothing, self._uniform("targets", batch, real_logits, 4))
         return targeted_cross_entropy(real_logits, fake_logits, *targets)
 
-    def _penalised_points(self, kind: str, variance: float, reals: Tensor, fakes: Tensor, batch: MicroBatch) -> Tensor:
+    def _penalized_points(self, kind: str, variance: float, reals: Tensor, fakes: Tensor, batch: MicroBatch) -> Tensor:
         if kind == "gaussian":
             return gradient_penalties.perturb_gaussian(reals, self._normal("perturbation", batch, reals), variance)
         fractions = self._uniform("interpolation", batch, reals)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig, WeightClippingConfig
 from distgan.distributed.runtime import Runtime
-from distgan.networks.layers.normalization import normalisation_parameters
+from distgan.networks.layers.normalization import normalization_parameters
 from distgan.networks.layers.spectral_norm import power_iteration_vectors
 from distgan.networks.progressive import GrowingNetwork
 from distgan.players.accumulator import ScalarAccumulator
@@ -38,7 +38,7 @@ class Player:
         self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
         self.quantities = QUANTITIES[config.name]
         self.clipping = clipping
-        spared = [] if clipping is None or clipping.normalization else normalisation_parameters(self.network)
+        spared = [] if clipping is None or clipping.normalization else normalization_parameters(self.network)
         kept = {id(parameter) for parameter in spared}
         self._clipped = [parameter for parameter in self.network.parameters() if id(parameter) not in kept]
         device = runtime.device

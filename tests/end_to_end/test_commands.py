@@ -190,7 +190,7 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert found["kid[classifier]"] > 0
 
 
-def test_a_probed_discriminator_normalises_as_in_training(run: Path) -> None:
+def test_a_probed_discriminator_normalizes_as_in_training(run: Path) -> None:
     """On as many images as a batch holds, its features are those of one batch in training."""
     found = find_checkpoint(run)
     state = load_description(found)

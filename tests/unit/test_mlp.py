@@ -13,7 +13,7 @@ from distgan.config.players import Normalization
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination
-from distgan.networks.layers.normalization import normalisation_parameters
+from distgan.networks.layers.normalization import normalization_parameters
 from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
@@ -52,7 +52,7 @@ def test_the_toy_networks_of_wgan_gp() -> None:
 
 @pytest.mark.parametrize("normalization", typing.get_args(Normalization))
 @pytest.mark.parametrize("num_classes", [0, 3])
-def test_every_normalisation_depth_and_labels(normalization: str, num_classes: int) -> None:
+def test_every_normalization_depth_and_labels(normalization: str, num_classes: int) -> None:
     shape = SampleShape("points", dimensions=4, num_classes=num_classes)
     settings = {"normalization": normalization, "depth": 2, "width": 8}
     if normalization == "virtual":
@@ -69,7 +69,7 @@ def test_every_normalisation_depth_and_labels(normalization: str, num_classes: i
     assert points.shape == (5, 4)
     assert logits.shape == (5,)
     for network in (generator, discriminator):
-        assert len(normalisation_parameters(network)) == (0 if normalization == "none" else 4)
+        assert len(normalization_parameters(network)) == (0 if normalization == "none" else 4)
         dense = [module for module in network.layers if isinstance(module, nn.Linear)]
         assert [layer.bias is not None for layer in dense] == [normalization in ("none", "layer")] * 2
 

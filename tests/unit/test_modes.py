@@ -56,8 +56,8 @@ def test_modes_of_labelled_points_equal_numpy() -> None:
     for rows in np.array_split(np.arange(400), 9):
         metric.update(torch.from_numpy(points[rows]).float(), torch.from_numpy(labels[rows]))
     found = metric.compute()
-    centres = np.stack([points[labels == mode].mean(0) for mode in (0, 1, 2, 4)])
-    np.testing.assert_allclose(found.centres, centres, rtol=1e-5)
+    centers = np.stack([points[labels == mode].mean(0) for mode in (0, 1, 2, 4)])
+    np.testing.assert_allclose(found.centers, centers, rtol=1e-5)
     within = np.concatenate([points[labels == mode] - points[labels == mode].mean(0) for mode in (0, 1, 2, 4)])
     assert float(found.deviation) == pytest.approx(math.sqrt((within**2).sum() / (3 * (400 - 4))), rel=1e-5)
 

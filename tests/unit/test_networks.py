@@ -17,7 +17,7 @@ from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination, MinibatchStddev
-from distgan.networks.layers.normalization import BatchNorm, normalisation_parameters
+from distgan.networks.layers.normalization import BatchNorm, normalization_parameters
 from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
@@ -104,7 +104,7 @@ def test_training_keeps_no_state_in_batch_norm() -> None:
 
 
 @pytest.mark.parametrize("normalization", typing.get_args(Normalization))
-def test_other_normalisations_stand_where_batch_norm_does(normalization: str) -> None:
+def test_other_normalizations_stand_where_batch_norm_does(normalization: str) -> None:
     shape = SampleShape(resolution=16, channels=1)
     settings = {"width": 4, "normalization": normalization}
     if normalization == "virtual":
@@ -116,9 +116,9 @@ def test_other_normalisations_stand_where_batch_norm_does(normalization: str) ->
     assert logits.shape == (2,)
     assert logits.isfinite().all()
     normalized = normalization != "none"
-    assert [tuple(p.shape) for p in normalisation_parameters(generator)] == [(8,), (8,), (4,), (4,)] * normalized
-    assert [tuple(p.shape) for p in normalisation_parameters(discriminator)] == [(8,), (8,)] * normalized
-    # A bias is there where it does something: at the ends of the networks, and where nothing centres its channel.
+    assert [tuple(p.shape) for p in normalization_parameters(generator)] == [(8,), (8,), (4,), (4,)] * normalized
+    assert [tuple(p.shape) for p in normalization_parameters(discriminator)] == [(8,), (8,)] * normalized
+    # A bias is there where it does something: at the ends of the networks, and where nothing centers its channel.
     biased = normalization in ("layer", "none")
     assert (generator.projection.bias is not None) == biased
     assert [c.bias is not None for c in generator.modules() if isinstance(c, nn.ConvTranspose2d)] == [biased, True]

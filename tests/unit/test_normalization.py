@@ -13,8 +13,8 @@ from distgan.networks.layers.normalization import (
     BatchNorm,
     ConditionalNormalization,
     build_normalization,
-    centres_channels,
-    normalisation_parameters,
+    centers_channels,
+    normalization_parameters,
     recompute_statistics,
 )
 from distgan.networks.layers.virtual_batch_norm import add_reference, reference_moments, set_reference
@@ -108,12 +108,12 @@ def test_conditional_scale_and_offset_are_those_of_the_samples_class(kind: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_conditional_normalisation_starts_as_the_plain_one_of_scale_1(kind: str) -> None:
+def test_conditional_normalization_starts_as_the_plain_one_of_scale_1(kind: str) -> None:
     """The eps of 2e-5 is of the code that it follows; on variances near 9 the other one is the same to 1e-6."""
     shape = SHAPES[1]
     x, labels = random_input(shape), torch.tensor([0, 1, 2, 2, 1, 0])
     plain = Shifted(kind, shape)
-    for parameter in normalisation_parameters(plain)[:1]:
+    for parameter in normalization_parameters(plain)[:1]:
         nn.init.ones_(parameter)
     conditional = run(Shifted(kind, shape, num_classes=3), x, labels)
     torch.testing.assert_close(conditional, run(plain, x), rtol=2e-6, atol=2e-6)
@@ -131,7 +131,7 @@ def test_a_bias_is_without_effect_where_channels_are_centered(kind: str, num_cla
     with torch.no_grad():
         network.bias.copy_(torch.tensor([1.0, -3.0, 5.0]).view(1, 3, 1, 1))
     unchanged = torch.allclose(run(network, *inputs), before, rtol=1e-9, atol=1e-9)
-    assert unchanged == centres_channels(kind)
+    assert unchanged == centers_channels(kind)
 
 
 def test_recomputed_statistics_of_conditional_batch_norm() -> None:
@@ -154,6 +154,6 @@ def test_recomputed_statistics_of_conditional_batch_norm() -> None:
 @pytest.mark.parametrize("num_classes", [0, 2])
 def test_all_scales_and_offsets_are_found_once(kind: str, num_classes: int) -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 1), build_normalization(kind, 3, num_classes=num_classes))
-    found = normalisation_parameters(network)
+    found = normalization_parameters(network)
     assert {id(parameter) for parameter in found} == {id(parameter) for parameter in network[1].parameters()}
     assert len(found) == (0 if kind == "none" and not num_classes else 2)

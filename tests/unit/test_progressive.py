@@ -330,7 +330,7 @@ def test_widths_double_towards_the_latents_up_to_a_limit() -> None:
         ({"spectral_norm": True}, "generator.spectral_norm=false"),
     ],
 )
-def test_other_normalisations_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_other_normalizations_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         generator(**changes)
 

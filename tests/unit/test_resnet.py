@@ -206,7 +206,7 @@ def test_labels_choose_the_scales_of_both_norms_of_each_block_and_not_of_the_las
 
 
 @pytest.mark.parametrize("normalization", ["synchronized", "batch", "layer", "virtual", "none"])
-def test_every_normalisation_with_classes(normalization: str) -> None:
+def test_every_normalization_with_classes(normalization: str) -> None:
     settings = {"normalization": normalization, "width": 2}
     if normalization == "virtual":
         settings["reference_size"] = 4

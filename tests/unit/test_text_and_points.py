@@ -213,28 +213,28 @@ def test_an_array_that_is_cut_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "centres", "deviation"),
+    ("name", "centers", "deviation"),
     [
         ("ring", {(round(np.cos(k * np.pi / 4), 6), round(np.sin(k * np.pi / 4), 6)) for k in range(8)}, 0.01),
         ("grid", {(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)}, 0.05),
     ],
 )
-def test_built_in_mixtures(tmp_path: Path, name: str, centres: set, deviation: float) -> None:
+def test_built_in_mixtures(tmp_path: Path, name: str, centers: set, deviation: float) -> None:
     """PacGAN's, with chi-squared tests at p = 0.001."""
     count = 5000
     pack(f"builtin:{name}", tmp_path / "out", points=count, workers=1, shuffle=False)
     index = load_index(str(tmp_path / "out"))
     points, labels = points_of(index), index.labels
-    assert index.num_classes == len(centres)
-    found = np.stack([points[labels == mode].mean(0) for mode in range(len(centres))])
-    nearest = {min(centres, key=lambda center, mean=mean: np.hypot(*(mean - center))) for mean in found}
-    assert nearest == centres
-    exact = np.array(getattr(arrays, name)().centres)[labels]
+    assert index.num_classes == len(centers)
+    found = np.stack([points[labels == mode].mean(0) for mode in range(len(centers))])
+    nearest = {min(centers, key=lambda center, mean=mean: np.hypot(*(mean - center))) for mean in found}
+    assert nearest == centers
+    exact = np.array(getattr(arrays, name)().centers)[labels]
     squares = ((points - exact) ** 2).sum() / deviation**2  # chi-squared with 2 count degrees of freedom
     assert abs(squares - 2 * count) < 3.3 * np.sqrt(4 * count)
     counts = np.bincount(labels)
-    expected = count / len(centres)
-    limit = {8: 24.3, 25: 51.2}[len(centres)]
+    expected = count / len(centers)
+    limit = {8: 24.3, 25: 51.2}[len(centers)]
     assert ((counts - expected) ** 2 / expected).sum() < limit
 
 

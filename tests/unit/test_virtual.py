@@ -48,7 +48,7 @@ def test_one_sample_against_the_papers_mixture_of_raw_moments(sizes: tuple[int, 
             torch.testing.assert_close(found[channel], expected)
 
 
-def test_the_reference_is_normalised_by_itself_alone() -> None:
+def test_the_reference_is_normalized_by_itself_alone() -> None:
     """In a network of two layers, the second one's reference moments are of the first one's plain batch norm."""
     network = Network((2, 3, 3), 4)
     network.second = VirtualBatchNorm(2).double()

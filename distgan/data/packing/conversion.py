@@ -82,7 +82,7 @@ class Conversion:
         opaque = self.background is None or not facts.transparent
         if fits and opaque and turn == 1 and self.image_format in ("keep", extension):
             return Encoded(data, extension, facts)
-        shown = _as_grey_or_rgb(upright(flatten(picture, self.background or WHITE), turn))
+        shown = _as_gray_or_rgb(upright(flatten(picture, self.background or WHITE), turn))
         facts = facts._replace(composited=facts.transparent)
         return self._encode(self._fit(shown), extension, facts, lossless=is_lossless_webp(data))
 
@@ -143,6 +143,6 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _as_grey_or_rgb(picture: Image.Image) -> Image.Image:
+def _as_gray_or_rgb(picture: Image.Image) -> Image.Image:
     gray = picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")
     return to_channels(picture, 1 if gray else 3)

@@ -65,7 +65,7 @@ def normalize(url: str) -> str:
         )
     url = f"{protocol}://{url[len(scheme[0]) :]}"
     if is_http(url):
-        return _normalise_http(url)
+        return _normalize_http(url)
     if not bucket_of(url) or "*" in bucket_of(url):
         raise UserError(f"{url}: found no bucket or host after ://; add one, without a `*`")
     if "?versionId=" in url:
@@ -73,7 +73,7 @@ def normalize(url: str) -> str:
     return url.rstrip("/")
 
 
-def _normalise_http(url: str) -> str:
+def _normalize_http(url: str) -> str:
     """Percent-encode special characters in the path, so that each file has one name."""
     name, query = _split(url)
     if query.startswith("#"):

@@ -2,7 +2,7 @@
 
 The objective is wrapped whole, so that its weights are whole from the beginning of its forward to the end of its
 backward: with layers wrapped one by one, the second derivative of a gradient penalty would miss some. What else looks
-at a network's weights does so inside `Runtime.whole`.
+at a network's weights does so inside `Runtime.full_params`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ DEVIATIONS = 3.0
 class Modes(NamedTuple):
     """The modes of a mixture of equally wide, round normal distributions, float64."""
 
-    centres: Tensor
+    centers: Tensor
     """Shape (k, d)."""
     deviation: Tensor
     """Standard deviation along each axis, a scalar."""
@@ -45,7 +45,7 @@ class ModeCoverage(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    centres: Tensor
+    centers: Tensor
     deviation: Tensor
     hits: Tensor
     total: Tensor
@@ -53,14 +53,14 @@ class ModeCoverage(Metric):
     def __init__(self, modes: Modes, **settings: Any) -> None:
         """settings: those of `torchmetrics.Metric`."""
         super().__init__(**{"dist_sync_fn": all_reduce, **settings})
-        self.register_buffer("centres", modes.centres, persistent=False)
+        self.register_buffer("centers", modes.centers, persistent=False)
         self.register_buffer("deviation", modes.deviation, persistent=False)
-        self.add_state("hits", torch.zeros(len(modes.centres), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("hits", torch.zeros(len(modes.centers), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, points: Tensor) -> None:
         """Add points, shape (n, d), any real dtype. A point that is not finite belongs to no mode."""
-        distances = (points.detach().double()[:, None] - self.centres).square().sum(2).sqrt()
+        distances = (points.detach().double()[:, None] - self.centers).square().sum(2).sqrt()
         nearest, mode = distances.min(1)
         self.hits += torch.bincount(mode[nearest <= DEVIATIONS * self.deviation], minlength=len(self.hits))
         self.total += len(points)
@@ -104,6 +104,6 @@ class MixtureMoments(Metric):
             raise UserError(
                 "modes: found no mode with two real points, expected at least one; label the points with their modes"
             )
-        centres = sums / counts[:, None]
-        scatter = (self.squares[present] - (centres * sums).sum(1)).sum()
-        return Modes(centres, (scatter.clamp(min=0) / freedom).sqrt())
+        centers = sums / counts[:, None]
+        scatter = (self.squares[present] - (centers * sums).sum(1)).sum()
+        return Modes(centers, (scatter.clamp(min=0) / freedom).sqrt())

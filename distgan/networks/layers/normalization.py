@@ -41,10 +41,10 @@ class BatchNorm(nn.Module):
         elif not self.training:
             return F.batch_norm(activations, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         elif self.synchronized and collectives.world_size() > 1:
-            return self._normalise_synchronized(activations)
+            return self._normalize_synchronized(activations)
         return F.batch_norm(activations, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
-    def _normalise_synchronized(self, activations: Tensor) -> Tensor:
+    def _normalize_synchronized(self, activations: Tensor) -> Tensor:
         mean, variance = collectives.batch_moments(activations, (0, *range(2, activations.dim())))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
@@ -141,12 +141,12 @@ def _build(kind: str, channels: int, *, affine: bool, eps: float) -> nn.Module:
     return BatchNorm(channels, synchronized=kind == "synchronized", affine=affine, eps=eps)
 
 
-def centres_channels(kind: str) -> bool:
+def centers_channels(kind: str) -> bool:
     """Return True if the normalization removes each channel's mean, so that a bias before it has no effect."""
     return kind in ("synchronized", "batch", "virtual")
 
 
-def normalisation_parameters(network: nn.Module) -> list[nn.Parameter]:
+def normalization_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Return the scales and offsets of all normalization layers."""
     kinds = (BatchNorm, VirtualBatchNorm, nn.GroupNorm, ConditionalNormalization)
     return [parameter for layer in network.modules() if isinstance(layer, kinds) for parameter in layer.parameters()]

@@ -25,7 +25,7 @@ Point = NDArray[np.floating]
 class Mixture(NamedTuple):
     """Normal distributions with equal weights and one standard deviation."""
 
-    centres: NDArray[np.float64]
+    centers: NDArray[np.float64]
     """Shape (modes, dimensions)."""
     deviation: float
 
@@ -54,9 +54,9 @@ def draw(name: str, mixture: Mixture, count: int, seed: int) -> Source[Point]:
     from distgan import randomness
 
     numbers = torch.arange(count)
-    modes = randomness.integers(seed, f"points/{name}/mode", numbers, len(mixture.centres)).numpy()
-    noise = randomness.normal(seed, f"points/{name}/noise", numbers, mixture.centres.shape[1:]).numpy()
-    return _source(name, mixture.centres[modes] + mixture.deviation * noise, modes)
+    modes = randomness.integers(seed, f"points/{name}/mode", numbers, len(mixture.centers)).numpy()
+    noise = randomness.normal(seed, f"points/{name}/noise", numbers, mixture.centers.shape[1:]).numpy()
+    return _source(name, mixture.centers[modes] + mixture.deviation * noise, modes)
 
 
 def open_array(path: Path) -> Source[Point]:
