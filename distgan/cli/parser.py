@@ -22,7 +22,10 @@ from images to a generator:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of one command; its name is in `command`. Exits with 2 after a word that is no option."""
+    """Return the options of one command, with its name in `command`.
+
+    Exits with 2 after a word that is not an option, or a key with two values.
+    """
     options, rest = build_parser().parse_known_args(arguments)
     # argparse takes positional arguments in one go only, but `train CONFIG --resume never key=value` is natural.
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
@@ -30,6 +33,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
+    given: dict[str, str] = {}
+    for override in getattr(options, "overrides", ()):
+        key = override.partition("=")[0]
+        if given.setdefault(key, override) != override:
+            options.parser.error(
+                f"{key} is given twice: {given[key][:200]!r} and {override[:200]!r}; give it once, and quote braces so "
+                "that the shell does not expand them"
+            )
     return options
 
 

@@ -31,14 +31,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
     """Check plain values (as YAML or JSON give them) against the schema. Raises UserError."""
     plain = dict(values)
-    given: dict[str, str] = {}
     for override in overrides:
-        key = override.partition("=")[0]
-        if given.setdefault(key, override) != override:
-            raise UserError(
-                f"override {override[:200]!r}: {key} is given twice, first as {given[key][:200]!r}; give it once, and "
-                "quote braces so that the shell does not expand them"
-            )
         _apply_override(plain, override)
     try:
         return Config.model_validate(plain)

@@ -160,6 +160,17 @@ def test_a_command_alone_names_what_it_needs_and_no_more(command: str, capsys: p
     assert capsys.readouterr().err.endswith(f": error: the following arguments are required: {', '.join(needed)}\n")
 
 
+def test_braces_that_a_shell_expanded_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["data.path=0.tar", "data.path=1.tar"], ["data.path=0.tar", "--resume", "never", "data.path=1.tar"]):
+        with pytest.raises(SystemExit) as caught:
+            parse(["train", "a.yaml", *words])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert "data.path is given twice: 'data.path=0.tar' and 'data.path=1.tar'" in said
+        assert "quote braces" in said
+    assert parse(["train", "a.yaml", "seed=1", "seed=1"]).overrides == ["seed=1", "seed=1"]
+
+
 @pytest.mark.parametrize("command", ["train", "pack", "schema"])
 def test_an_unknown_option_shows_the_usage_of_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
