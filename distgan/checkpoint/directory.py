@@ -6,9 +6,10 @@
         latest              name of the checkpoint written last
         best.json           {step, metric, value}: a checkpoint that is never pruned
 
-A checkpoint is written as `step-XXXXXXXX.tmp`. Each file is synced to disk, then the directory is renamed, and then
-`latest` is updated. If a run resumes from an earlier step, it discards the later checkpoints: reading prefers
-checkpoints up to `latest`, and the next pruning removes the later ones.
+A checkpoint is written as `step-XXXXXXXX.tmp`. Each file is synced to disk, then `latest` is updated, and then the
+directory is renamed; if the process is killed in between, the next writer renames it. If a run resumes from an earlier
+step, it discards the later checkpoints: reading prefers checkpoints up to `latest`, and the next pruning removes the
+later ones.
 """
 
 from __future__ import annotations
@@ -69,11 +70,7 @@ def newest_valid(folder: Path) -> Path | None:
 
     Checkpoints up to `latest` come first, because the run has discarded later ones.
     """
-    found = sorted(steps(folder), reverse=True)
-    latest = latest_step(folder)
-    if latest is not None:
-        found.sort(key=lambda step: step > latest)
-    for step in found:
+    for step in _newest_first(folder):
         path = folder / directory_name(step)
         try:
             verify(path)
@@ -135,8 +132,20 @@ def steps(folder: Path) -> list[int]:
     return [int(match[1]) for match in matches if match]
 
 
-def latest_step(folder: Path) -> int | None:
-    """Return the step of the checkpoint written last, from the file `latest`; None if there is none."""
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint, whose content is not checked; None if there is none."""
+    return next(iter(_newest_first(folder)), None)
+
+
+def _newest_first(folder: Path) -> list[int]:
+    """Return the steps of all checkpoints, the newest first, and last those after `latest`, which are discarded."""
+    found = sorted(steps(folder), reverse=True)
+    latest = _latest_step(folder)
+    return found if latest is None else sorted(found, key=lambda step: step > latest)
+
+
+def _latest_step(folder: Path) -> int | None:
+    """Return the step in the file `latest`; None if there is none. Its checkpoint may not have its name yet."""
     try:
         match = _COMPLETE.fullmatch(read_bounded(folder / "latest", 100).decode(errors="replace").strip())
     except UserError:
@@ -157,9 +166,10 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a complete directory to its final name and make it the latest. Replace a directory of that name."""
-    publish_folder(temporary, path, replaced_as=_aside(path))
+    """Make a complete directory the latest and give it its final name. Replace a directory of that name."""
+    # First, because a checkpoint after `latest` counts as discarded: a kill in between must not make it one.
     write_atomically(path.parent / "latest", f"{path.name}\n".encode())
+    publish_folder(temporary, path, replaced_as=_aside(path))
 
 
 def prune(folder: Path, newest: int, keep: int) -> None:

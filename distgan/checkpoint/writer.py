@@ -8,7 +8,6 @@ import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from distgan.checkpoint.directory import (
@@ -127,14 +126,6 @@ class CheckpointWriter:
             self._thread = None
 
     close = wait
-
-    def __enter__(self) -> CheckpointWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _copy(self, files: Mapping[str, Tensors]) -> None:
         try:

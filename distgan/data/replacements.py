@@ -111,7 +111,7 @@ class Substitutions:
 
 
 def check_failure_rate(substitutions: Substitutions, position: int, dataset_len: int, max_failure_rate: float) -> None:
-    """Raise UserError if the run has replaced too many of the samples read so far.
+    """Raise UserError if the run has replaced too many of the samples read so far. All ranks must know the same.
 
     The limit is `max_failure_rate` times the number of samples read up to `position`. This number counts as at least
     10,000, so that one early failure does not stop a run, and as at most `dataset_len`. The message names up to five
@@ -122,5 +122,6 @@ def check_failure_rate(substitutions: Substitutions, position: int, dataset_len:
         shown = "; ".join(reason for reason, _ in zip(substitutions.reasons(), range(5), strict=False))
         raise UserError(
             f"data.max_failure_rate={max_failure_rate:g}: too many unreadable samples: found {len(substitutions)}, "
-            f"expected at most {int(allowed)}: {shown}; repair the data or raise the rate"
+            f"expected at most {int(allowed)}: {shown}; repair the data or raise the rate",
+            everywhere=True,
         )

@@ -16,6 +16,7 @@ logit per class and returns that of the sample's class (Mescheder et al. 2018).
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -31,7 +32,7 @@ from distgan.networks.shape import SampleShape
 from distgan.schedule import Growth
 
 
-class GrowingNetwork(nn.Module):
+class GrowingNetwork(nn.Module, ABC):
     """Growth state of a network: its level and fade, and the parameters that they involve."""
 
     def __init__(self, role: str, config: GeneratorConfig | DiscriminatorConfig, shape: SampleShape) -> None:
@@ -62,9 +63,9 @@ class GrowingNetwork(nn.Module):
         self.fading = fade < 1.0 and level > 0
         self.fade.fill_(fade)
 
+    @abstractmethod
     def active_modules(self) -> list[nn.Module]:
-        """The layers that take part at the present level and fade."""
-        raise NotImplementedError
+        """Return the layers in use at the current level and fade."""
 
     def active_parameters(self) -> list[nn.Parameter]:
         """Return the parameters in use at the current level and fade. The others get no gradient."""

@@ -14,7 +14,7 @@ from distgan.config import Config
 from distgan.distributed.peers import PeerProbe
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
-from distgan.files import explained, reason, try_lock
+from distgan.files import try_lock, writing
 from distgan.runs.status import failed_by_itself, read_status, this_launch, write_failure, write_status
 
 logger = logging.getLogger("distgan")
@@ -39,29 +39,24 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
     """
     folder = Path(config.run_dir)
 
-    def finish(result: Result, step: int, reason: str | None) -> None:
-        reasons = [known for known in runtime.gather_objects(reason) if known]
+    def finish(result: Result, step: int, why: str | None) -> None:
+        reasons = [known for known in runtime.gather_objects(why) if known]
         if runtime.is_main:
-            why = reasons[0] if reasons else None
-            write_status(folder, result, world_size=runtime.world_size, step=step, reason=why)
+            first = reasons[0] if reasons else None
+            write_status(folder, result, world_size=runtime.world_size, step=step, reason=first)
         runtime.barrier()
 
     restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:
-        roll = held.enter_context(closing(PeerProbe(runtime)))
-        with runtime.raise_on_all_ranks():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if runtime.is_main:
-                    held.enter_context(_alone_in(folder))
-                    if restarted:
-                        _refuse_to_repeat(folder)
-                    _warn_of_hanging_restarts()
-                    write_status(folder, "running", world_size=runtime.world_size)
-            except OSError as error:
-                raise UserError(
-                    f"run_dir = {config.run_dir}: cannot write there: {reason(explained(error, folder))}"
-                ) from None
+        peers = held.enter_context(closing(PeerProbe(runtime)))
+        with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {config.run_dir}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            if runtime.is_main:
+                held.enter_context(_alone_in(folder))
+                if restarted:
+                    _refuse_to_repeat(folder)
+                _warn_of_hanging_restarts()
+                write_status(folder, "running", world_size=runtime.world_size)
         try:
             yield finish
         except KeyboardInterrupt:
@@ -73,7 +68,7 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
             raise
         except BaseException as error:
             if isinstance(error, Exception) and runtime.lost_contact(error):
-                why = f"lost contact with another rank: {roll.missing()}: {str(error).splitlines()[0]}"
+                why = f"lost contact with another rank: {peers.missing()}: {str(error).splitlines()[0]}"
                 # The rank that failed knows the cause, so let it write first. Other ranks may still query this one.
                 time.sleep(_LAST_WORDS_SECONDS)
                 write_failure(folder, runtime.rank, why, lost_rank=True)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distgan.checkpoint.directory import latest_step
+from distgan.checkpoint.directory import newest_step
 from distgan.config import load_config
 from distgan.errors import UserError
 from distgan.files import explained, read_bounded, try_lock, write_atomically
@@ -181,7 +181,7 @@ def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
         UserError: status.json is damaged.
     """
     status = read_status(run_dir)
-    step = latest_step(Path(run_dir) / "checkpoints")
+    step = newest_step(Path(run_dir) / "checkpoints")
     checkpoint = -1 if step is None else step
     if launch is not None and (status is None or status.launch != launch):
         return RunStatus("unstarted", checkpoint, "")

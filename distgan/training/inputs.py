@@ -97,13 +97,8 @@ class Feed:
                 if self.progress.substitutions.add(failure, self.progress.position) and self.runtime.is_main:
                     logger.warning("unreadable sample replaced: %s", failure.reason)
         self.failures = []
-        with self.runtime.raise_on_all_ranks():
-            check_failure_rate(
-                self.progress.substitutions,
-                self.progress.position,
-                len(self.state.index),
-                self.config.data.max_failure_rate,
-            )
+        progress, limit = self.progress, self.config.data.max_failure_rate
+        check_failure_rate(progress.substitutions, progress.position, len(self.state.index), limit)
 
     def close(self) -> None:
         """Stop the data loader workers."""

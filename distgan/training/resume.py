@@ -34,10 +34,10 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
     if isinstance(path, UserError):
         raise path
     if path is not None:
-        # From here on one rank may fail alone, so no rank may wait for another.
         then = state.load(path, accept)
         if state.progress.best is not None and state.progress.best["step"] not in kept:
             state.progress.best = None
+        # From here on rank 0 may fail alone, so no rank may wait for another.
         with writing(folder, name=f"run_dir = {folder}"):
             if runtime.is_main and then.best is not None and then.best.step == then.step:
                 mark_own_best(folder, path, then.best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_checkpoint_is_of_its_moment(tmp_path: Path, device: torch.device) -> 
     expected = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
     size = 2048 if device.type == "cuda" else 256
     busy = torch.randn(size, size, device=device) / size**0.5
-    with CheckpointWriter(tmp_path, keep=1) as writer:
+    with closing(CheckpointWriter(tmp_path, keep=1)) as writer:
         for _ in range(20):
             busy = torch.tanh(busy @ busy)
         assert writer.save(1, {"state": tensors}, {})

@@ -11,6 +11,7 @@ import random
 import shutil
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_directory_is_as_documented(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=2) as writer:
+    with closing(CheckpointWriter(folder, keep=2)) as writer:
         assert save(writer, 60)
     path = folder / "step-00000060"
     assert names(folder) == ["latest", "step-00000060"]
-    assert directory.latest_step(folder) == 60
+    assert directory.newest_step(folder) == 60
     assert (folder / "latest").read_text() == "step-00000060\n"
     assert names(path) == ["counters.safetensors", "generator.safetensors", "manifest.json", "state.json"]
     manifest = json.loads((path / "manifest.json").read_text())
@@ -79,7 +80,7 @@ def test_the_safetensors_library_reads_every_kind_of_tensor(folder: Path) -> Non
     }
     for dtype in (torch.bfloat16, torch.float16, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool):
         tensors[str(dtype)] = torch.tensor([1, 0, 1]).to(dtype)
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         writer.save(1, {"all": tensors, "empty": {}}, {}, blocking=True)
     path = folder / "step-00000001"
     for read in (safetensors.torch.load_file(path / "all.safetensors"), load_files(path, ["all"])["all"]):
@@ -105,7 +106,7 @@ def test_host_memory_is_reused_until_the_layout_changes() -> None:
 def test_changes_after_the_copy_do_not_reach_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go = hold_writes(monkeypatch)
     files, state = contents(5), {"step": 5, "list": [1]}
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         assert writer.save(5, files, state)
         state["list"].append(2)  # type: ignore[attr-defined]
         writer.copied()
@@ -122,7 +123,7 @@ def test_a_second_save_is_skipped_while_the_first_is_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     go = hold_writes(monkeypatch)
-    with CheckpointWriter(folder, keep=5) as writer:
+    with closing(CheckpointWriter(folder, keep=5)) as writer:
         assert writer.save(1, contents(1), {"step": 1})
         assert not writer.save(2, contents(2), {"step": 2})
         assert "step 2 skipped" in caplog.text
@@ -136,7 +137,7 @@ def test_a_second_save_is_skipped_while_the_first_is_written(
 
 
 def test_keeps_the_newest_and_the_best(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=2) as writer:
+    with closing(CheckpointWriter(folder, keep=2)) as writer:
         for step in (10, 20, 30, 40, 50):
             save(writer, step)
             if step == 20:
@@ -151,7 +152,7 @@ def test_keeps_the_newest_and_the_best(folder: Path) -> None:
 
 
 def test_a_step_without_checkpoint_is_not_marked_best(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
         writer.mark_best(1, 5.0, "fid")
         assert not writer.mark_best(2, 4.0, "fid")
@@ -162,7 +163,7 @@ def test_a_step_without_checkpoint_is_not_marked_best(folder: Path, caplog: pyte
 
 
 def test_pruning_leaves_what_it_did_not_write_and_what_is_damaged(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
         (folder / "step-00000001" / "generator.safetensors").write_bytes(b"short")
         (folder / "step-00000002").mkdir()
@@ -175,7 +176,7 @@ def test_pruning_leaves_what_it_did_not_write_and_what_is_damaged(folder: Path) 
 
 def test_damaged_checkpoints_do_not_push_out_the_last_valid_one(folder: Path) -> None:
     """Two newer ones were cut short on disk: with keep=2 they would otherwise leave nothing to go back to."""
-    with CheckpointWriter(folder, keep=2) as writer:
+    with closing(CheckpointWriter(folder, keep=2)) as writer:
         for step in (1, 2, 3):
             save(writer, step)
     for step in (2, 3):
@@ -190,7 +191,7 @@ def test_damaged_checkpoints_do_not_push_out_the_last_valid_one(folder: Path) ->
 
 
 def test_a_step_saved_again_is_replaced(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 7)
         writer.save(7, contents(8), {"step": 8}, blocking=True)
     assert_holds(folder / "step-00000007", 8)
@@ -198,11 +199,11 @@ def test_a_step_saved_again_is_replaced(folder: Path) -> None:
 
 
 def test_going_on_from_an_earlier_step_gives_up_the_later_ones(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=3) as writer:
+    with closing(CheckpointWriter(folder, keep=3)) as writer:
         for step in (10, 20, 30):
             save(writer, step)
         writer.mark_best(30, 1.0, "fid")
-    with CheckpointWriter(folder, keep=3) as writer:
+    with closing(CheckpointWriter(folder, keep=3)) as writer:
         save(writer, 15)
     assert sorted(directory.steps(folder)) == [10, 15, 30], "20 is given up, 30 is the best"
     assert newest_valid(folder) == folder / "step-00000015"
@@ -212,7 +213,7 @@ def test_going_on_from_an_earlier_step_gives_up_the_later_ones(folder: Path) -> 
 
 def test_what_a_killed_writer_left_is_settled(folder: Path) -> None:
     """Killed between the two renames of a replacement: both directories are there, neither has the name."""
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 7)
     shutil.copytree(folder / "step-00000007", folder / "step-00000007.removed.tmp")
     shutil.copytree(folder / "step-00000007", folder / "step-00000003.removed.tmp")
@@ -227,7 +228,7 @@ def test_what_a_killed_writer_left_is_settled(folder: Path) -> None:
 
 def test_a_complete_replacement_without_the_name_wins(folder: Path) -> None:
     """Killed before the first rename of a replacement, with what is to be replaced damaged."""
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 7)
     shutil.copytree(folder / "step-00000007", folder / "step-00000007.tmp")
     damage_flip(folder / "step-00000007")
@@ -236,13 +237,35 @@ def test_a_complete_replacement_without_the_name_wins(folder: Path) -> None:
     assert_holds(folder / "step-00000007", 7)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_killed_before_a_complete_checkpoint_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run went back to step 10. Its first new checkpoint counts, not those of the discarded steps."""
+    with closing(CheckpointWriter(folder, keep=3)) as writer:
+        for step in (10, 30):
+            save(writer, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "publish_folder", killed)
+        with closing(CheckpointWriter(folder, keep=3)) as writer:
+            save(writer, 20)
+    assert names(folder) == ["latest", "step-00000010", "step-00000020.tmp", "step-00000030"]
+    assert directory.newest_step(folder) == 10, "a checkpoint that does not exist is not reported"
+    CheckpointWriter(folder, keep=3)
+    assert directory.newest_step(folder) == 20
+    assert newest_valid(folder) == folder / "step-00000020"
+    assert_holds(folder / "step-00000020", 20)
+
+
+def killed(*_: object, **__: object) -> None:
+    raise SystemExit
+
+
 def test_a_full_disk_lets_training_go_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
@@ -262,7 +285,7 @@ def test_a_full_disk_lets_training_go_on(
 def test_a_disk_that_is_really_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with small_disk(tmp_path / "small", megabytes=1) as disk:
         folder = disk.point / "checkpoints"
-        with CheckpointWriter(folder, keep=3) as writer:
+        with closing(CheckpointWriter(folder, keep=3)) as writer:
             assert save(writer, 1)
             large = {"generator": {"weight": torch.zeros(2 << 20, dtype=torch.uint8)}}
             assert not writer.save(2, large, {}, blocking=True)
@@ -275,7 +298,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_a_file_where_the_folder_should_be(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.write_text("in the way")
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         assert not save(writer, 1)
     assert writer.failures == 1
     assert folder.read_text() == "in the way"
@@ -301,7 +324,7 @@ def test_a_copy_that_no_memory_holds_is_a_failed_checkpoint(
         return empty(size, **options)  # type: ignore[call-overload,no-any-return]
 
     larger = {"generator": {"weight": torch.zeros(100_000)}, "counters": {}}
-    with CheckpointWriter(folder, keep=5) as writer:
+    with closing(CheckpointWriter(folder, keep=5)) as writer:
         if not first:
             assert save(writer, 1)
         good = writer.last_good
@@ -320,12 +343,12 @@ def test_a_copy_that_no_memory_holds_is_a_failed_checkpoint(
 
 
 def test_an_unfinite_state_is_refused_at_once(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=1) as writer, pytest.raises(ValueError, match="JSON"):
+    with closing(CheckpointWriter(folder, keep=1)) as writer, pytest.raises(ValueError, match="JSON"):
         writer.save(1, contents(1), {"loss": float("nan")})
 
 
 def write_forever(folder: Path, first: int) -> None:
-    with CheckpointWriter(folder, keep=2) as writer:
+    with closing(CheckpointWriter(folder, keep=2)) as writer:
         for step in range(first, first + 100_000):
             # Each step twice: replacing is the harder of the two.
             save(writer, step)
