@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -95,7 +96,7 @@ def with_distgan(training: Training, files: Files, folder: Path, checkpoints: in
     """
     stalls: list[float] = []
     started = time.perf_counter()
-    with CheckpointWriter(folder, keep=2) as writer:
+    with closing(CheckpointWriter(folder, keep=2)) as writer:
         for number in range(1, checkpoints + 1):
             waited = training.steps(steps, writer.copied)
             if stalls:
