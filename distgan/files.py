@@ -167,6 +167,25 @@ def try_lock(descriptor: int, *, wait: bool = False) -> bool:
     return True
 
 
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Try to lock a file exclusively, or wait for the lock; yield True if it is held.
+
+    Without `wait`, the lock file is removed afterwards.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    held = False
+    try:
+        with suppress(FileNotFoundError):
+            # Its last holder may have removed the file: then others lock a newer one.
+            held = try_lock(descriptor, wait=wait) and os.stat(path).st_ino == os.fstat(descriptor).st_ino
+        yield held
+    finally:
+        if held and not wait:
+            os.unlink(path)
+        os.close(descriptor)
+
+
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines of text in UTF-8, whole or not at all, making the folder. Raises OSError."""
     with disk_errors(path):

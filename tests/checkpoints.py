@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from distgan.checkpoint.reading import load_files, load_state
+from distgan.checkpoint.loading import load_files, load_state
 from distgan.checkpoint.writer import CheckpointWriter
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from distgan.checkpoint import reading
 from distgan.checkpoint.directory import USE_OLDER, Best
+from distgan.checkpoint.loading import load_state
 from distgan.config.error_messages import explain
 from distgan.data.kinds import text
 from distgan.errors import UserError
@@ -75,6 +75,6 @@ class Description(_Record):
 def load_description(path: Path) -> Description:
     """Return the description of a checkpoint. Raises UserError naming the file and the wrong key."""
     try:
-        return Description.model_validate(reading.load_state(path))
+        return Description.model_validate(load_state(path))
     except ValidationError as error:
-        raise UserError(f"{path / 'state.json'}: {explain(error, Description)}; {USE_OLDER}") from None
+        raise UserError(f"{path / 'state.json'}: {explain(error, Description)[1]}; {USE_OLDER}") from None

@@ -119,7 +119,7 @@ def _probe(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from distgan.inference.export import export
 
-    write_line(export(options.source, options.dest, best=options.best))
+    write_line(export(options.source, options.dest, best=options.best, overwrite=options.overwrite))
 
 
 def _stop(options: argparse.Namespace) -> None:
@@ -168,7 +168,7 @@ def _load_config(options: argparse.Namespace) -> Any:
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
-    from distgan.runs.status import run_folder_of
+    from distgan.runs.folder import run_folder_of
 
     folder = run_folder_of(options.run, options.overrides)
     _warn_of_a_moved_run(options.run, folder, options.overrides)
@@ -176,7 +176,7 @@ def _run_folder(options: argparse.Namespace) -> Path:
 
 
 def _warn_of_a_moved_run(recipe: str, run_dir: str | Path, overrides: Sequence[str]) -> None:
-    from distgan.config import moved_run
+    from distgan.runs.folder import moved_run
 
     warning = moved_run(recipe, run_dir)
     if warning and is_first("RANK") and not any(override.startswith("run_dir=") for override in overrides):

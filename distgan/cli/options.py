@@ -162,6 +162,7 @@ def _export(command: AddCommand) -> None:
     parser = command("export", "write a run's generator as config.json and model.safetensors")
     parser.add_argument("source", metavar="RUN", help="run folder, or a checkpoint in it")
     parser.add_argument("dest", metavar="DEST", help="folder to create; load it with distgan.load_generator(DEST)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     _add_best(parser)
 
 

@@ -7,7 +7,7 @@ Every field is documented by the string under it; the same strings become the JS
 from __future__ import annotations
 
 from distgan.config.data import DataConfig
-from distgan.config.loading import dump_config, flatten, json_schema, load_config, moved_run, parse_config
+from distgan.config.loading import dump_config, flatten, json_schema, load_config, parse_config
 from distgan.config.objective import (
     FeatureMatchingConfig,
     GradientPenaltyConfig,
@@ -70,6 +70,5 @@ __all__ = [
     "flatten",
     "json_schema",
     "load_config",
-    "moved_run",
     "parse_config",
 ]

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ValidationError
 
 
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line for the first mistake; how many more keys are wrong, if any."""
+def explain(error: ValidationError, root: type[BaseModel]) -> tuple[str, str]:
+    """Return the key of the first mistake, and one line about it that says how many more keys are wrong."""
     errors = error.errors(include_url=False)
     first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
     location = _location(first["loc"], root)
@@ -24,7 +24,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         line = f"unknown key {key[:200]!r}; {_nearest(location, root)}"
     elif kind == "missing":
-        line = f"{key!r} is missing; every run needs it"
+        line = f"{key!r} is missing; it has no default"
     elif kind == "value_error":
         # Checks of a whole section name the field themselves.
         joint = "." if isinstance(found, (dict, BaseModel)) else ": "
@@ -38,7 +38,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     else:
         line = f"{key} = {_shown(found, kind)[:80]}: {_message(first)}" if key else _message(first)
     others = len({tuple(_location(e["loc"], root)) for e in errors}) - 1
-    return line if not others else f"{line} (and {others} more)"
+    return key, line if not others else f"{line} (and {others} more)"
 
 
 _STRUCTURES = {

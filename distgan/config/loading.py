@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,14 +28,17 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 
 def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
-    """Check plain values (as YAML or JSON give them) against the schema. Raises UserError."""
-    plain = dict(values)
+    """Check plain values (as YAML or JSON give them) against the schema. Raises UserError naming file or override."""
+    plain, overrides = dict(values), list(overrides)
     for override in overrides:
         _apply_override(plain, override)
     try:
         return Config.model_validate(plain)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, Config)}") from None
+        key, line = explain(error, Config)
+        given = [override for override in overrides if f"{key}.".startswith(f"{override.partition('=')[0]}.")]
+        where = f"override {given[-1][:200]!r}" if given else source
+        raise UserError(f"{where}: {line}") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -60,7 +62,9 @@ def _override_value(text: str, types: set[Any], source: str) -> Any:
     """What the text of an override means for a key of these types."""
     is_text = str in types
     # Not an empty one, which an unset variable of a shell leaves.
-    if text == "null" and (not is_text or type(None) in types):
+    if text == "null":
+        if is_text and type(None) not in types:
+            raise UserError(f"{source}: this key cannot be null; write ./null for a file or folder of that name")
         return None
     opening = text.lstrip()[:1]
     if (opening == "[" and types & {list, tuple}) or (opening == "{" and dict in types):
@@ -70,19 +74,6 @@ def _override_value(text: str, types: set[Any], source: str) -> Any:
             if not is_text:  # a path may begin with a bracket, as [ab]*.tar does
                 raise
     return text
-
-
-def moved_run(recipe: str | os.PathLike[str], run_dir: str | os.PathLike[str]) -> str | None:
-    """A warning for a run's own config.yaml that names another run_dir than the folder it lies in, as after a move."""
-    folder, name = os.path.split(os.fspath(recipe))
-    is_run = any(os.path.exists(os.path.join(folder, kept)) for kept in ("status.json", "checkpoints"))
-    if name != "config.yaml" or not is_run or os.path.realpath(folder) == os.path.realpath(run_dir):
-        return None
-    here = folder or "."
-    return (
-        f"{recipe}: lies in the run folder {here}, but names run_dir = {run_dir}, which is used; to continue the run "
-        f"in {here}: distgan train {shlex.quote(os.fspath(recipe))} {shlex.quote(f'run_dir={here}')}"
-    )
 
 
 def dump_config(config: Config) -> str:

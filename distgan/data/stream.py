@@ -21,24 +21,13 @@ from distgan.data.index.table import Index
 from distgan.data.kinds.decoding import Values, sample_format
 from distgan.data.loader_processes import start_worker, start_worker_server
 from distgan.data.order import Integers, Order, make_order
-from distgan.data.reader import Batch, Decoded, Reader, as_batch, read_samples
-from distgan.data.replacements import Failure, Substitutions, check_failure_rate
+from distgan.data.reader import Batch, Decoded, Reader, as_batch
+from distgan.data.replacements import Substitutions
 from distgan.data.shared_buffers import SampleBuffers
 from distgan.data.storage.prefetch import Prefetcher, check_capacity, processes_on_node
 from distgan.data.storage.shard_cache import ShardCache
 from distgan.errors import UserError
 from distgan.randomness import uniform
-
-__all__ = [
-    "Batch",
-    "Failure",
-    "SampleDataset",
-    "Stream",
-    "Substitutions",
-    "check_failure_rate",
-    "open_stream",
-    "read_samples",
-]
 
 _POSITIONS_AT_ONCE = 8192
 _STOP_SECONDS = 2.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distgan.checkpoint.contents import load_description
-from distgan.checkpoint.restore import find_checkpoint
+from distgan.checkpoint.loading import find_checkpoint
 from distgan.config import Config, flatten, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.kinds.decoding import sample_format

@@ -17,9 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from distgan import schedule
-from distgan.checkpoint import reading
 from distgan.checkpoint.contents import Vocabulary, load_description
-from distgan.checkpoint.restore import find_checkpoint, find_misfit, find_non_finite
+from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_files
 from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.errors import UserError, blaming, within_memory
@@ -118,11 +117,14 @@ def load_generator(
     return _load_checkpoint(find_checkpoint(folder, best=best), device)
 
 
-def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], *, best: bool = False) -> Path:
+def export(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, best: bool = False, overwrite: bool = False
+) -> Path:
     """Write the EMA generator of a run or checkpoint as `config.json` and `model.safetensors`.
 
-    An earlier export at `destination` is replaced. A crash leaves the new export, the earlier one, or the earlier one
-    beside it under a hidden name.
+    Args:
+        overwrite: replace an earlier export at `destination`. A crash leaves the new export, the earlier one, or the
+            earlier one beside it under a hidden name.
 
     Raises:
         UserError: there is no generator to export, or `destination` holds anything else or cannot be written.
@@ -130,8 +132,8 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
     if not os.fspath(destination):
         raise UserError("DESTINATION is empty; pass a folder")
     target = Path(os.path.realpath(destination))
-    if os.path.lexists(target) and not _is_free(target):
-        raise UserError(f"{destination}: exists and is not an export; pass a new or empty folder")
+    if os.path.lexists(target):
+        _check_free(destination, target, overwrite)
     generator = load_generator(source, best=best)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -148,16 +150,22 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str], 
     return Path(destination)
 
 
-def _is_free(target: Path) -> bool:
-    """Return True if the folder may be replaced: it is empty or an earlier export, not another model."""
+def _check_free(destination: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
+    """Raise UserError unless the folder is empty, or holds an earlier export, nothing else, and `overwrite` is set."""
+    is_export = False
     try:
         names = {path.name for path in target.iterdir()}
-        if names and names <= _FILES:
+        if not names:
+            return
+        if names <= _FILES:
             description = json.loads(read_bounded(target / "config.json", _MAX_DESCRIPTION))
-            return isinstance(description, dict) and description.get("format") == _FORMAT
+            is_export = isinstance(description, dict) and description.get("format") == _FORMAT
     except (OSError, ValueError, RecursionError):
-        return False
-    return not names
+        pass
+    if not is_export:
+        raise UserError(f"{destination}: exists and is not an export; pass a new or empty folder")
+    if not overwrite:
+        raise UserError(f"{destination}: holds an earlier export; pass another folder, or add --overwrite")
 
 
 def _load_export(folder: Path) -> Generator:
@@ -167,7 +175,7 @@ def _load_export(folder: Path) -> Generator:
         description = _Description.model_validate_json(content)
     except ValidationError as error:
         raise UserError(
-            f"{file}: not the description of an exported generator: {explain(error, _Description)}; "
+            f"{file}: not the description of an exported generator: {explain(error, _Description)[1]}; "
             "make one with distgan export"
         ) from None
     generator = _build(file, description.model_dump(mode="json"), description.generator)
@@ -239,7 +247,7 @@ def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
         "versions": state.versions,
     }
     generator = _build(path / "state.json", description, config.generator)
-    tensors = reading.load_files(path, ["generator_ema"])["generator_ema"]
+    tensors = load_files(path, ["generator_ema"])["generator_ema"]
     if problem := _take_weights(generator, tensors):
         raise UserError(f"{path}/generator_ema.safetensors: {problem}; use an older checkpoint")
     generator.to(device)

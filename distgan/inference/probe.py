@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distgan import schedule
 from distgan.checkpoint.contents import Description, load_description
-from distgan.checkpoint.restore import find_checkpoint, read_network
+from distgan.checkpoint.loading import find_checkpoint, read_network
 from distgan.config import Config, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index

@@ -1,18 +1,63 @@
-"""Files of one training history in a run folder, and how to move them aside for a new one."""
+"""Run folder: how to find it, and how to move the files of an earlier training history aside."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from distgan.checkpoint import directory
 from distgan.checkpoint.directory import Best, directory_name, steps, write_best
+from distgan.config import load_config
+from distgan.errors import UserError
 
 logger = logging.getLogger("distgan")
 
 HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
 """Files of one training history; they are moved aside when a run starts at step 0."""
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return True if a run has written to the folder. A config.yaml alone can be a recipe of the user."""
+    return any((folder / name).exists() for name in ("status.json", "checkpoints"))
+
+
+def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
+    """Return the run folder from its path, or from the config and overrides of the run.
+
+    Raises:
+        UserError: the path is empty or not a run folder, the config is wrong, or a folder comes with overrides.
+    """
+    if not run_or_recipe:
+        raise UserError("RUN_OR_CONFIG: empty; expected a run folder or a config")
+    overrides = list(overrides)
+    if Path(run_or_recipe).is_file():
+        return Path(load_config(run_or_recipe, overrides).run_dir)
+    if overrides:
+        raise UserError(
+            f"{run_or_recipe}: overrides need a config, found a run folder; remove {overrides[0]}, or pass the config"
+        )
+    folder = Path(run_or_recipe)
+    if not is_run_folder(folder) and not (folder / "config.yaml").exists():
+        raise UserError(
+            f"{run_or_recipe}: not a run folder (no status.json in it); pass the run_dir of a run, or its config"
+        )
+    return folder
+
+
+def moved_run(recipe: str | os.PathLike[str], run_dir: str | os.PathLike[str]) -> str | None:
+    """Return a warning if a run's own config.yaml names another run_dir than the folder it is in, as after a move."""
+    folder, name = os.path.split(os.fspath(recipe))
+    here = folder or "."
+    if name != "config.yaml" or not is_run_folder(Path(here)) or os.path.realpath(here) == os.path.realpath(run_dir):
+        return None
+    return (
+        f"{recipe}: lies in the run folder {here}, but names run_dir = {run_dir}, which is used; to continue the run "
+        f"in {here}: distgan train {shlex.quote(os.fspath(recipe))} {shlex.quote(f'run_dir={here}')}"
+    )
 
 
 def mark_own_best(folder: Path, path: Path, best: Best) -> None:

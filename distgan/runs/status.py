@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distgan.checkpoint.directory import newest_step
-from distgan.config import load_config
 from distgan.errors import UserError
 from distgan.files import explained, read_bounded, try_lock, write_atomically
 
@@ -188,26 +187,3 @@ def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
     if status is None:
         return RunStatus("none", checkpoint, "")
     return RunStatus("lost" if status.lost_rank else status.outcome, checkpoint, status.reason or "")
-
-
-def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
-    """Return the run folder from its path, or from the config and overrides of the run.
-
-    Raises:
-        UserError: the path is empty or not a run folder, the config is wrong, or a folder comes with overrides.
-    """
-    if not run_or_recipe:
-        raise UserError("RUN_OR_CONFIG: empty; expected a run folder or a config")
-    overrides = list(overrides)
-    if Path(run_or_recipe).is_file():
-        return Path(load_config(run_or_recipe, overrides).run_dir)
-    if overrides:
-        raise UserError(
-            f"{run_or_recipe}: overrides need a config, found a run folder; remove {overrides[0]}, or pass the config"
-        )
-    folder = Path(run_or_recipe)
-    if not any((folder / name).exists() for name in ("status.json", "config.yaml", "checkpoints")):
-        raise UserError(
-            f"{run_or_recipe}: not a run folder (no status.json in it); pass the run_dir of a run, or its config"
-        )
-    return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distgan.checkpoint import directory, writer
 from distgan.checkpoint.directory import steps
-from distgan.checkpoint.restore import find_checkpoint
+from distgan.checkpoint.loading import find_checkpoint
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.runtime import Runtime

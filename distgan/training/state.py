@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from distgan import schedule
-from distgan.checkpoint import reading
 from distgan.checkpoint.compatibility import (
     check_counters,
     check_history,
@@ -21,7 +20,7 @@ from distgan.checkpoint.compatibility import (
     validate_resume,
 )
 from distgan.checkpoint.contents import Description, load_description
-from distgan.checkpoint.restore import check_numbers, read_network
+from distgan.checkpoint.loading import check_numbers, load_files, read_network
 from distgan.config import Config
 from distgan.data.index.table import Index
 from distgan.data.kinds.images import JPEG_DECODER
@@ -157,7 +156,7 @@ class TrainingState:
                 for player in self.players
             }
             average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
-            files = reading.load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+            files = load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
             check_numbers(path, files)
             for player in self.players:
                 check_optimizer(path, player, files[f"{player.role}_optimizer"])

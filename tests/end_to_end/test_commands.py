@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distgan.checkpoint.contents import load_description
-from distgan.checkpoint.restore import find_checkpoint
+from distgan.checkpoint.loading import find_checkpoint
 from distgan.cli import main
 from distgan.config import parse_config
 from distgan.data.index.build import build_index

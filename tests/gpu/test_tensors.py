@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distgan import randomness
-from distgan.checkpoint.reading import load_files
+from distgan.checkpoint.loading import load_files
 from distgan.checkpoint.snapshot import Snapshot
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import DataConfig

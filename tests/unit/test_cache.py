@@ -27,7 +27,6 @@ from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.data.index.table import Index, Shard
 from distgan.data.reader import Reader
-from distgan.data.storage import filesystem
 from distgan.data.storage import shard_cache as cache_module
 from distgan.data.storage.shard_cache import ShardCache
 from tests.servers import RangeServer, range_server
@@ -186,7 +185,7 @@ def test_a_download_that_ends_while_room_is_made_counts(
     first, second = index.shards[:2]
     cache = ShardCache(tmp_path / "c", max(first.size, second.size))
     downloaded, go_on = threading.Event(), threading.Event()
-    check, locked = cache_module._check, filesystem.locked
+    check, locked = cache_module._check, cache_module.locked
 
     def wait_when_downloaded(part: Path, shard: Shard) -> None:
         check(part, shard)
@@ -207,7 +206,7 @@ def test_a_download_that_ends_while_room_is_made_counts(
             thread.join(0.5)  # if it can end
         return locked(path, wait=wait)
 
-    monkeypatch.setattr(filesystem, "locked", locked_after_the_download)
+    monkeypatch.setattr(cache_module, "locked", locked_after_the_download)
     content(cache, second)
     thread.join()
     assert stored(tmp_path / "c") <= max(first.size, second.size)

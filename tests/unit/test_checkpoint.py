@@ -20,7 +20,7 @@ import torch
 
 from distgan.checkpoint import directory, writer
 from distgan.checkpoint.directory import newest_valid, read_best
-from distgan.checkpoint.reading import load_files, load_state
+from distgan.checkpoint.loading import load_files, load_state
 from distgan.checkpoint.snapshot import Snapshot
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.data.loader_processes import start_worker_server

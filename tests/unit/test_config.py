@@ -162,7 +162,7 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
     ],
 )
 def test_keys_without_effect_are_refused(override: str, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"config: {message}")) as caught:
+    with pytest.raises(UserError, match=re.escape(f": {message}")) as caught:
         parse_config(MINIMAL, [override])
     assert "\n" not in str(caught.value)
 
@@ -325,6 +325,18 @@ def test_overrides_leave_the_values_alone() -> None:
     before = repr(MINIMAL)
     assert parse_config(MINIMAL, ["training.steps=7", "generator.optimizer.eps=1"]).training.steps == 7
     assert repr(MINIMAL) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("training.steps=many", "training.steps"), ("generator.widht=3", "generator.widht"), ("run_dir=null", "run_dir"),
+     ("objective.r1={gamma: -1}", "objective.r1.gamma"), ("data.path=null", "data.path")],
+)  # fmt: skip
+def test_a_wrong_override_is_named_instead_of_the_file(tmp_path: Path, override: str, key: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"override '{override}': ")) as caught:
+        load_config(write(tmp_path, VALID), ["seed=3", override])
+    assert key in str(caught.value)
+    assert "recipe.yaml" not in str(caught.value)
 
 
 def test_the_last_override_of_a_key_counts() -> None:

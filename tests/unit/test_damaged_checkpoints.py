@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
 from distgan.checkpoint.directory import newest_valid, verify
-from distgan.checkpoint.reading import load_files, load_state
+from distgan.checkpoint.loading import load_files, load_state
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.errors import UserError
 from tests.checkpoints import contents, damage_flip, save
@@ -71,7 +72,7 @@ def damage_symlink(path: Path) -> None:
 def test_a_damaged_newest_falls_back_to_the_one_before(
     folder: Path, caplog: pytest.LogCaptureFixture, damage: object, named: str
 ) -> None:
-    with CheckpointWriter(folder, keep=3) as writer:
+    with closing(CheckpointWriter(folder, keep=3)) as writer:
         save(writer, 1)
         save(writer, 2)
     damage(folder / "step-00000002")  # type: ignore[operator]
@@ -85,7 +86,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ".hidden", "", "a\nb", "x" * 300])
 def test_a_manifest_cannot_name_a_file_elsewhere(folder: Path, name: str) -> None:
-    with CheckpointWriter(folder, keep=3) as writer:
+    with closing(CheckpointWriter(folder, keep=3)) as writer:
         save(writer, 1)
     secret = b"secret"
     (folder / "secret").write_bytes(secret)
@@ -107,7 +108,7 @@ def test_no_folder_and_no_checkpoint(folder: Path) -> None:
 
 
 def test_loading_names_what_is_missing_or_damaged(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
     path = folder / "step-00000001"
     with pytest.raises(UserError, match=r"has no other\.safetensors; it has .*generator"):
@@ -122,7 +123,7 @@ def test_loading_names_what_is_missing_or_damaged(folder: Path) -> None:
 
 
 def test_loaded_tensors_do_not_depend_on_the_file(folder: Path) -> None:
-    with CheckpointWriter(folder, keep=1) as writer:
+    with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
     loaded = load_files(folder / "step-00000001", ["generator"])["generator"]
     os.truncate(folder / "step-00000001" / "generator.safetensors", 0)  # a mapping of it would now be a bus error

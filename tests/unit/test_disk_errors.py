@@ -8,6 +8,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 WRITERS: dict[str, Callable[[Path, Path, Path], Any]] = {
-    "export": lambda disk, generator, photos: export(generator, disk / "exported"),
+    "export": lambda disk, generator, photos: export(generator, disk / "exported", overwrite=True),
     "grid": lambda disk, generator, photos: sample(generator, disk / "grid.png", number=4),
     "animation": lambda disk, generator, photos: sample_paths(generator, disk / "paths.gif", steps=3, number=2),
     "pack": lambda disk, generator, photos: pack(photos, disk / "packed", overwrite=True, workers=1),
@@ -127,7 +128,7 @@ def test_what_a_run_writes_is_logged_and_tried_again(disk: Disk, caplog: pytest.
     tracker = open_tracker(run, tensorboard=True, resume_step=None, main=True)
     tracker.scalars(1, 1, {"loss": 1.0})
     tracker.close()
-    with CheckpointWriter(run / "checkpoints", keep=2) as writer:
+    with closing(CheckpointWriter(run / "checkpoints", keep=2)) as writer:
         assert writer.save(1, tensors, {}, blocking=True)
         before = content(run)
         make_ill, cause = fault

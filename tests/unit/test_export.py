@@ -69,8 +69,8 @@ def test_an_export_reads_back_and_is_exported_again(tmp_path: Path, monkeypatch:
     target = tmp_path / "here" / "out"
     target.mkdir(parents=True)
     monkeypatch.chdir(target)
-    for _ in range(2):
-        assert export(source, ".") == Path(".")
+    for overwrite in (False, True):
+        assert export(source, ".", overwrite=overwrite) == Path(".")
         os.chdir(target)
         assert torch.equal(load_generator(target)(generator.latents(2), generator.labels(2)), images)
         assert [path.name for path in target.parent.iterdir()] == ["out"]
@@ -92,6 +92,16 @@ def test_an_export_brings_its_reference_batch(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps({**description, "generator": {**settings, "reference_size": None}}))
     with pytest.raises(UserError, match=r"generator\.reference_size: found null"):
         load_generator(source)
+
+
+def test_an_earlier_export_is_replaced_only_on_request(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "source"), write(tmp_path / "target", {**DESCRIPTION, "step": 1})
+    before = content(target)
+    with pytest.raises(UserError, match=r"target: holds an earlier export.*--overwrite"):
+        export(source, target)
+    assert content(target) == before
+    export(source, target, overwrite=True)
+    assert load_generator(target).step == 5
 
 
 @pytest.mark.parametrize("config", ['{"format": "other"}', '{"model_type": "gpt2"}', "[" * 100_000, "[]", "{", None])
@@ -121,12 +131,12 @@ def test_an_export_that_cannot_be_published_leaves_the_earlier_one(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail)
         with pytest.raises(UserError, match="target: cannot write the export: No space left"):
-            export(source, target)
+            export(source, target, overwrite=True)
     assert content(target) == before
     assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
     # The earlier one is removed only when the new one is in place.
     monkeypatch.setattr(exports.shutil, "rmtree", lambda path, ignore_errors: None)  # type: ignore[attr-defined]
-    export(source, target)
+    export(source, target, overwrite=True)
     assert content(next(tmp_path.glob(".target.*.old"))) == before
     assert load_generator(target).step == 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ def started(config: Config, resume: str = "auto", *, best: int) -> dict[str, Any
 
 def killed_before_marking(run: Path) -> Config:
     """A run whose checkpoint of step 2 is marked the best, with one of step 4 after it."""
-    with CheckpointWriter(run / "checkpoints", keep=3) as writer:
+    with closing(CheckpointWriter(run / "checkpoints", keep=3)) as writer:
         for step in (2, 4):
             assert writer.save(step, {"generator": {"weight": torch.zeros(2)}}, {}, blocking=True)
             if step == 2:

@@ -8,7 +8,8 @@ import pytest
 
 from distgan.cli import main
 from distgan.errors import UserError
-from distgan.runs.status import run_folder_of, standing, write_failure, write_status
+from distgan.runs.folder import run_folder_of
+from distgan.runs.status import standing, write_failure, write_status
 
 
 def test_each_outcome_is_one_word(tmp_path: Path) -> None:

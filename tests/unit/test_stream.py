@@ -26,8 +26,8 @@ from distgan.data.index.file import INDEX_NAME
 from distgan.data.index.table import Index
 from distgan.data.order import make_order, trace
 from distgan.data.reader import Batch, replacements
-from distgan.data.replacements import Failure
-from distgan.data.stream import Stream, Substitutions, open_stream
+from distgan.data.replacements import Failure, Substitutions
+from distgan.data.stream import Stream, open_stream
 from distgan.errors import UserError
 from distgan.randomness import uniform
 from tests.shards import damage, numbered_index, numbers_of, refusal, write_tar

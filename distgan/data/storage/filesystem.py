@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import itertools
@@ -11,7 +10,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,6 +25,7 @@ from distgan.files import (
     DiskError,
     disk_errors,
     explained,
+    locked,
     new_file,
     reason,
     try_lock,
@@ -263,22 +263,3 @@ def _download_into(folder: Path, url: str, most: int, name: str | None, suffix: 
             with new_file(Path(path)) as temporary:
                 os.link(file.name, temporary)
     return path
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Try to lock a file exclusively, or wait for the lock; yield True if it is held.
-
-    Without `wait`, the lock file is removed afterwards.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    held = False
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            # Its last holder may have removed the file: then others lock a newer one.
-            held = try_lock(descriptor, wait=wait) and os.stat(path).st_ino == os.fstat(descriptor).st_ino
-        yield held
-    finally:
-        if held and not wait:
-            os.unlink(path)
-        os.close(descriptor)

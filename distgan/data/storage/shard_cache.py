@@ -20,12 +20,13 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from distgan.config import DataConfig, cache_folder
 from distgan.data.index.table import Shard
 from distgan.data.storage import filesystem
-from distgan.files import DiskError, disk_errors
+from distgan.files import DiskError, disk_errors, locked
 
 _POLL_SECONDS = 0.02
 _WAIT_SECONDS = 300.0
@@ -88,7 +89,7 @@ class ShardCache:
         """Download a shard and return its file descriptor, or None if another process is downloading it."""
         with disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with filesystem.locked(path.with_suffix(".claim")) as claimed:
+            with locked(path.with_suffix(".claim")) as claimed:
                 return self._download_claimed(path, shard) if claimed and not path.exists() else None
 
     def _download_claimed(self, path: Path, shard: Shard) -> int:
@@ -98,11 +99,14 @@ class ShardCache:
                 self._reserve(part, shard)
                 filesystem.download(shard.url, str(part), shard.size)
                 _check(part, shard)
-                descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-                os.fsync(descriptor)
-                # A process that makes room lists the folder, and could miss a file that is renamed meanwhile.
-                with filesystem.locked(self._folder / "lock", wait=True):
-                    os.rename(part, path)
+                with ExitStack() as unless_published:
+                    descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+                    unless_published.callback(os.close, descriptor)
+                    os.fsync(descriptor)
+                    # A process that makes room lists the folder, and could miss a file that is renamed meanwhile.
+                    with locked(self._folder / "lock", wait=True):
+                        os.rename(part, path)
+                    unless_published.pop_all()
                 return descriptor
         finally:
             with contextlib.suppress(OSError):
@@ -112,7 +116,7 @@ class ShardCache:
         """Evict least recently used shards until the full size fits, then create the empty part."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            with filesystem.locked(self._folder / "lock", wait=True):
+            with locked(self._folder / "lock", wait=True):
                 if self._make_room(shard.size):
                     part.touch()
                     return
@@ -134,7 +138,7 @@ class ShardCache:
                     used += status.st_size
                 elif entry.name.endswith(".part"):
                     key, _, reserved = entry.name.removesuffix(".part").rpartition("-")
-                    with filesystem.locked(self._folder / f"{key}.claim") as abandoned:
+                    with locked(self._folder / f"{key}.claim") as abandoned:
                         if abandoned:
                             os.unlink(entry.path)
                         else:
