@@ -16,8 +16,7 @@ def test_each_outcome_is_one_word(tmp_path: Path) -> None:
     assert str(standing(tmp_path)) == "none -1"
     write_status(tmp_path, "running")
     assert str(standing(tmp_path)) == "running -1"
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest").write_text("step-00000120\n")
+    (tmp_path / "checkpoints" / "step-00000120").mkdir(parents=True)
     write_status(tmp_path, "preempted", step=120, reason="SIGUSR1")
     assert str(standing(tmp_path)) == "preempted 120 SIGUSR1"
     write_status(tmp_path, "running")
