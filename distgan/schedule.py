@@ -156,23 +156,23 @@ def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str
     They are part of the objective: what it is depends on how a batch is cut.
     """
     whole = micro_batch(config, position)
-    sizes = {"synchronized": whole, "batch": whole // world_size, "global": whole, "rank": whole // world_size}
-    discriminator, objective = config.discriminator, config.objective
-    used: dict[str, str] = {
-        "generator.normalization": config.generator.normalization,
-        "discriminator.normalization": discriminator.normalization,
+    sizes = {"global": whole, "rank": whole // world_size}
+    objective = config.objective
+    used = {
+        f"{role}.{key}": over
+        for role, network in (("generator", config.generator), ("discriminator", config.discriminator))
+        for key, over in network.facts.batch_statistics.items()
     }
-    if discriminator.minibatch_discrimination is not None:
-        used["discriminator.minibatch_discrimination"] = discriminator.minibatch_discrimination.over
-    if discriminator.minibatch_stddev is not None:
-        used["discriminator.minibatch_stddev"] = "global"
     if objective.feature_matching is not None:
         used["objective.feature_matching"] = "global"
-    if objective.family.compares_batch:
+    if objective.adversarial.facts.compares_batch:
         used["objective.adversarial"] = "global"
+    for number, term in enumerate(objective.terms):
+        if term.facts.compares_batch:
+            used[f"objective.terms.{number}"] = "global"
     if objective.gradient_penalty is not None and objective.gradient_penalty.points == "uniform":
         used["objective.gradient_penalty"] = "global"
-    return {key: sizes[over] for key, over in used.items() if over in sizes}
+    return {key: sizes[over] for key, over in used.items()}
 
 
 def largest_batch(config: Config) -> int:

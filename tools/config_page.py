@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from distgan.config.named import NamedSection
 from distgan.config.run import Config
 
 PAGE = Path(__file__).parent.parent / "docs" / "config.md"
@@ -37,21 +38,32 @@ def page() -> str:
         places.setdefault(section, []).append(path)
     titles = {section: ", ".join(f"`{path}`" for path in paths) for section, paths in places.items()}
     parts = [INTRODUCTION, f"## Top level\n\n{table(Config, titles)}"]
-    parts += [f"## {title}\n\n{section.__doc__}\n\n{table(section, titles)}" for section, title in titles.items()]
+    for section, title in titles.items():
+        parts.append(f"## {title}\n\n{section.__doc__}\n\n{table(section, titles)}")
+        if issubclass(section, NamedSection) and section.option_fields():
+            parts.append(options_table(section, titles))
     return "\n".join(parts)
 
 
 def sections_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield each section below a model with its dotted path, in the order of the schema."""
-    for name, field in model.model_fields.items():
+    for name, field in keys_of(model).items():
         section = section_of(field.annotation)
         if section is not None:
             yield prefix + name, section
             yield from sections_of(section, f"{prefix}{name}.")
 
 
+def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the keys of a section, and the options of its built-in techniques."""
+    options = model.option_fields() if issubclass(model, NamedSection) else {}
+    return {**model.model_fields, **options}
+
+
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section that a field holds, or None for a plain value."""
+    if typing.get_origin(annotation) is list:
+        return section_of(typing.get_args(annotation)[0])
     candidates = (annotation, *typing.get_args(annotation))
     return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
@@ -59,16 +71,32 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 def table(model: type[BaseModel], titles: dict[type[BaseModel], str]) -> str:
     """Return the table of a section's own keys."""
     rows = ["| key | accepts | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, field in model.model_fields.items():
-        section, meaning = section_of(field.annotation), " ".join((field.description or "").split())
-        if section is not None:
-            link = f"[section](#{anchor(titles[section])})"
-            kind = describe(field.annotation).replace("section", link)
-            meaning = meaning or (section.__doc__ or "").splitlines()[0]
-        else:
-            kind = with_bounds(describe(field.annotation), field.metadata)
-        rows.append(f"| `{name}` | {escape(kind)} | {default(field)} | {escape(meaning)} |")
+    rows += [f"| `{name}` | {' | '.join(cells(field, titles))} |" for name, field in model.model_fields.items()]
     return "\n".join(rows) + "\n"
+
+
+def options_table(model: type[NamedSection], titles: dict[type[BaseModel], str]) -> str:
+    """Return the table of the options of a section's built-in techniques; equal options share a row."""
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for technique, built_in in model.built_in.items():
+        for name, field in built_in.options.model_fields.items():
+            owners.setdefault((name, *cells(field, titles)), []).append(f"`{technique}`")
+    rows = [f"| option | of `{model.naming_key}` | accepts | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    for name, *others in sorted(owners, key=lambda row: list(model.option_fields()).index(row[0])):
+        rows.append(f"| `{name}` | {', '.join(owners[name, *others])} | {' | '.join(others)} |")
+    return "\n".join(rows) + "\n"
+
+
+def cells(field: FieldInfo, titles: dict[type[BaseModel], str]) -> tuple[str, str, str]:
+    """Return what a key accepts, its default and its meaning."""
+    section, meaning = section_of(field.annotation), " ".join((field.description or "").split())
+    if section is not None:
+        link = f"[section](#{anchor(titles[section])})"
+        kind = describe(field.annotation).replace("section", link)
+        meaning = meaning or (section.__doc__ or "").splitlines()[0]
+    else:
+        kind = with_bounds(describe(field.annotation), field.metadata)
+    return escape(kind), default(field), escape(meaning)
 
 
 def anchor(title: str) -> str:

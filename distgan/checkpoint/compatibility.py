@@ -70,7 +70,7 @@ def validate_resume(
                 f"per rank, the {description.world_size} ranks, or accept the change with --accept statistics"
             )
     for role in ("generator", "discriminator"):
-        sizes = [getattr(config, role).reference_size for config in (then, now)]
+        sizes = [getattr(config, role).facts.reference_samples for config in (then, now)]
         if sizes[0] != sizes[1] and None not in sizes:
             raise UserError(
                 f"{path}: {role}.reference_size was {sizes[0]}, but is {sizes[1]} now (default: batch_size / "
@@ -89,7 +89,9 @@ def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -
     met = set(parameters)
     if isinstance(player.network, GrowingNetwork):
         met &= {key.rpartition("/")[0] for key in moments}
-    expected = {f"{name}/{quantity}" for name in met for quantity in player.quantities}
+    known = player.quantities
+    quantities = {key.rpartition("/")[2] for key in moments} if known is None else known
+    expected = {f"{name}/{quantity}" for name in met for quantity in quantities}
     if moments and expected != moments.keys():
         odd = min(expected ^ moments.keys())
         raise UserError(
@@ -101,7 +103,7 @@ def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -
         dtype, shape = torch.float32, torch.Size()  # of `step`, which Adam counts per parameter
         if quantity != "step":
             dtype, shape = parameters[name].dtype, parameters[name].shape
-        if tensor.shape != shape or tensor.dtype != dtype:
+        if known is not None and (tensor.shape != shape or tensor.dtype != dtype):
             raise UserError(
                 f"{file}: {key}: found {tensor.dtype} of shape {tuple(tensor.shape)}, expected {dtype} of shape "
                 f"{tuple(shape)}; resume with config.yaml of the run folder, or {USE_OLDER}"

@@ -6,15 +6,18 @@ Every field is documented by the string under it; the same strings become the JS
 
 from __future__ import annotations
 
+from distgan.config.architectures import MinibatchDiscriminationConfig, MinibatchStddevConfig
 from distgan.config.data import DataConfig
 from distgan.config.loading import dump_config, flatten, json_schema, load_config, parse_config
 from distgan.config.objective import (
+    AdversarialConfig,
     FeatureMatchingConfig,
     GradientPenaltyConfig,
     HistoricalAveragingConfig,
     InstanceNoiseConfig,
     LabelSmoothingConfig,
     ObjectiveConfig,
+    TermConfig,
     WeightClippingConfig,
     ZeroCenteredPenaltyConfig,
 )
@@ -24,12 +27,10 @@ from distgan.config.players import (
     EMAConfig,
     GeneratorConfig,
     GrowthConfig,
-    MinibatchDiscriminationConfig,
-    MinibatchStddevConfig,
     NetworkConfig,
     OptimizerConfig,
 )
-from distgan.config.run import ARCHITECTURES, Config
+from distgan.config.run import Config
 from distgan.config.training import (
     CheckpointConfig,
     EarlyStoppingConfig,
@@ -40,7 +41,7 @@ from distgan.config.training import (
 )
 
 __all__ = [
-    "ARCHITECTURES",
+    "AdversarialConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -62,6 +63,7 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "TermConfig",
     "TrainingConfig",
     "WeightClippingConfig",
     "ZeroCenteredPenaltyConfig",

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from distgan.config.named import NamedSection
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> tuple[str, str]:
@@ -27,7 +30,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> tuple[str, str]:
         line = f"{key!r} is missing; it has no default"
     elif kind == "value_error":
         # Checks of a whole section name the field themselves.
-        joint = "." if isinstance(found, (dict, BaseModel)) else ": "
+        section = _section_at(location, root) if location else None
+        whole = isinstance(found, (dict, BaseModel)) or (section is not None and issubclass(section, NamedSection))
+        joint = "." if whole else ": "
         line = f"{key}{joint if key else ''}{first['ctx']['error']}"
     elif kind == "model_type" and found in (None, ""):
         line = f"{key} is empty; {_needs(_section_at(location, root))}"
@@ -59,8 +64,11 @@ def _shown(found: Any, kind: str) -> str:
 def types_of(location: Sequence[str], root: type[BaseModel]) -> set[Any]:
     """What a key takes: the members of its union, without the items' types; sections are dict. Empty if unknown."""
     section = _section_at(list(location[:-1]), root)
-    field = section.model_fields.get(location[-1]) if section else None
-    return set(_members(field.annotation)) if field else set()
+    field = _fields(section).get(location[-1]) if section else None
+    if field is None:
+        # It may be an option of a user's code, of any type.
+        return {list, dict} if section is not None and issubclass(section, NamedSection) else set()
+    return set(_members(field.annotation))
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -83,7 +91,7 @@ def _location(parts: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
             location.append(str(part))
         elif section is not None:
             location.append(part)
-            field = section.model_fields.get(part)
+            field = _fields(section).get(part)
             section = _section_of(field.annotation) if field else None
     return location
 
@@ -120,9 +128,15 @@ def _nearest(location: list[str], root: type[BaseModel]) -> str:
 def _section_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | None:
     section: type[BaseModel] | None = root
     for part in location:
-        field = section.model_fields.get(part) if section else None
+        field = _fields(section).get(part) if section else None
         section = _section_of(field.annotation) if field else None
     return section
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a section, and the options of its built-in techniques."""
+    options = section.option_fields() if issubclass(section, NamedSection) else {}
+    return {**options, **section.model_fields}
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
@@ -132,7 +146,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
-    for name, field in section.model_fields.items():
+    for name, field in _fields(section).items():
         keys.append(prefix + name)
         inner = _section_of(field.annotation)
         if inner is not None:

@@ -36,9 +36,14 @@ def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, sourc
         return Config.model_validate(plain)
     except ValidationError as error:
         key, line = explain(error, Config)
-        given = [override for override in overrides if f"{key}.".startswith(f"{override.partition('=')[0]}.")]
+        given = [override for override in overrides if _concerns(override.partition("=")[0], key, line)]
         where = f"override {given[-1][:200]!r}" if given else source
         raise UserError(f"{where}: {line}") from None
+
+
+def _concerns(overridden: str, key: str, line: str) -> bool:
+    """Return True if a line about a key is about what an override set: the key, a section of it, or an option in it."""
+    return f"{key}.".startswith(f"{overridden}.") or line.startswith((f"{overridden}:", f"{overridden} "))
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, Fraction, NotNegative, Positive, Section
+from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, Section
+from distgan.config.named import BuiltIn, NamedSection
 
 
 class ZeroCenteredPenaltyConfig(Section):
@@ -112,48 +113,112 @@ class HistoricalAveragingConfig(Section):
     """Weight of the term in the discriminator's loss; 0 leaves it out."""
 
 
-Family = Literal[
-    "non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic_paired",
-    "relativistic_average", "relativistic_average_least_squares", "relativistic_average_hinge",
-]  # fmt: skip
+class LossOptions(Section):
+    """Options of an adversarial loss. Class variables are facts that the rest of a run depends on."""
 
-
-class LossFamily(NamedTuple):
-    """Facts about an adversarial loss that the rest of a run depends on."""
-
-    log_odds: bool = False
+    log_odds: ClassVar[bool] = False
     """The logits are log-odds of being real, trained by cross-entropy."""
-    estimates_wasserstein: bool = False
+    estimates_wasserstein: ClassVar[bool] = False
     """The difference of the mean outputs estimates the Wasserstein distance."""
-    needs_reals: bool = False
+    needs_reals: ClassVar[bool] = False
     """The generator's loss looks at real samples."""
-    compares_batch: bool = False
-    """The loss contains means over the batch, so that it depends on how a batch is cut into micro-batches."""
+    compares_batch: ClassVar[bool] = False
+    """The losses contain means over the micro-batch of all ranks, so that they depend on its size."""
 
 
-LOSS_FAMILIES: dict[Family, LossFamily] = {
-    "non_saturating": LossFamily(log_odds=True),
-    "minimax": LossFamily(log_odds=True),
-    "least_squares": LossFamily(),
-    "hinge": LossFamily(),
-    "wasserstein": LossFamily(estimates_wasserstein=True),
-    "relativistic_paired": LossFamily(needs_reals=True),
-    "relativistic_average": LossFamily(needs_reals=True, compares_batch=True),
-    "relativistic_average_least_squares": LossFamily(needs_reals=True, compares_batch=True),
-    "relativistic_average_hinge": LossFamily(needs_reals=True, compares_batch=True),
+class _CrossEntropyOptions(LossOptions):
+    log_odds = True
+
+
+class _WassersteinOptions(LossOptions):
+    estimates_wasserstein = True
+
+
+class _RelativisticOptions(LossOptions):
+    needs_reals = True
+
+
+class _RelativisticAverageOptions(LossOptions):
+    needs_reals = True
+    compares_batch = True
+
+
+LOSSES = {
+    "non_saturating": BuiltIn("distgan.losses.adversarial:NonSaturating", _CrossEntropyOptions),
+    "minimax": BuiltIn("distgan.losses.adversarial:Minimax", _CrossEntropyOptions),
+    "least_squares": BuiltIn("distgan.losses.adversarial:LeastSquares", LossOptions),
+    "hinge": BuiltIn("distgan.losses.adversarial:Hinge", LossOptions),
+    "wasserstein": BuiltIn("distgan.losses.adversarial:Wasserstein", _WassersteinOptions),
+    "relativistic_paired": BuiltIn("distgan.losses.adversarial:RelativisticPaired", _RelativisticOptions),
+    "relativistic_average": BuiltIn("distgan.losses.adversarial:RelativisticAverage", _RelativisticAverageOptions),
+    "relativistic_average_least_squares": BuiltIn(
+        "distgan.losses.adversarial:RelativisticAverageLeastSquares", _RelativisticAverageOptions
+    ),
+    "relativistic_average_hinge": BuiltIn(
+        "distgan.losses.adversarial:RelativisticAverageHinge", _RelativisticAverageOptions
+    ),
 }
-_LOG_ODDS = tuple(name for name, family in LOSS_FAMILIES.items() if family.log_odds)
+
+
+class AdversarialConfig(NamedSection):
+    """The adversarial loss. A name alone stands for `{family: NAME}`."""
+
+    naming_key: ClassVar = "family"
+    built_in: ClassVar = LOSSES
+    facts_base: ClassVar = LossOptions
+
+    family: str = "non_saturating"
+    """Loss: `non_saturating`, `minimax` (the value function of Goodfellow et al. 2014, of which `non_saturating` is the
+    -log D(G(z)) variant), `least_squares`, `hinge`, `wasserstein`, `relativistic_paired`, `relativistic_average`,
+    `relativistic_average_least_squares`, `relativistic_average_hinge`, or the import path of your own. A relativistic
+    generator compares with the reals of the step's last discriminator update; the released code draws new ones."""
+
+    @property
+    def facts(self) -> LossOptions:
+        """The options, or their base class if the code is not allowed."""
+        found: LossOptions = super().facts
+        return found
+
+
+class TermOptions(Section):
+    """Options of an extra term of a player's loss. Class variables are facts that the rest of a run depends on."""
+
+    needs_reals: ClassVar[bool] = False
+    """A term of the generator looks at real samples; a term of the discriminator always may."""
+    needs_features: ClassVar[bool] = False
+    """It looks at the discriminator's last features before the logit."""
+    compares_batch: ClassVar[bool] = False
+    """It compares samples of the micro-batch of all ranks, so that it depends on its size."""
+
+
+class TermConfig(NamedSection):
+    """An extra term of a player's loss, in your own code. The other keys are its options."""
+
+    naming_key: ClassVar = "term"
+    built_in: ClassVar[dict[str, BuiltIn]] = {}
+    facts_base: ClassVar = TermOptions
+
+    term: str
+    """Import path of a class, such as `my_package.losses:ModeSeeking`."""
+    weight: Real = 1.0
+    """Weight of the term in the loss."""
+    player: Literal["generator", "discriminator"] = "generator"
+    """Player whose loss it is added to."""
+
+    @property
+    def facts(self) -> TermOptions:
+        """The options, or their base class if the code is not allowed."""
+        found: TermOptions = super().facts
+        return found
 
 
 class ObjectiveConfig(Section):
     """The loss of both players."""
 
-    takes_effect_with: ClassVar = {"label_smoothing": ("adversarial", _LOG_ODDS)}
-
-    adversarial: Family = "non_saturating"
-    """Adversarial loss. `minimax` is the value function of Goodfellow et al. 2014; `non_saturating` is its -log D(G(z))
-    variant. A relativistic generator compares with the reals of the step's last discriminator update; the released code
-    draws new ones."""
+    adversarial: AdversarialConfig = AdversarialConfig()
+    """Adversarial loss: its name, or a section with its options."""
+    terms: list[TermConfig] = Field(default_factory=list)
+    """Extra terms of the losses."""
     label_smoothing: LabelSmoothingConfig | None = None
     """Smoothed or noisy labels, for `minimax` and `non_saturating`; null uses the labels 1 and 0."""
     r1: ZeroCenteredPenaltyConfig | None = None
@@ -176,11 +241,17 @@ class ObjectiveConfig(Section):
     """Distance of the weights from their average over time, as a term of a player's loss."""
 
     @property
-    def family(self) -> LossFamily:
-        """Facts about the adversarial loss."""
-        return LOSS_FAMILIES[self.adversarial]
-
-    @property
     def generator_needs_reals(self) -> bool:
         """Whether the generator's loss looks at real samples."""
-        return self.feature_matching is not None or self.family.needs_reals
+        terms = (term.facts.needs_reals for term in self.terms if term.player == "generator")
+        return self.feature_matching is not None or self.adversarial.facts.needs_reals or any(terms)
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveConfig:
+        if self.label_smoothing is not None and self.adversarial.is_allowed and not self.adversarial.facts.log_odds:
+            names = [name for name, built_in in LOSSES.items() if built_in.options.log_odds]
+            raise ValueError(
+                f"label_smoothing: has no effect with adversarial: {self.adversarial.family}, only with "
+                f"{' or '.join(names)}; leave it out, or change adversarial"
+            )
+        return self

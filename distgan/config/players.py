@@ -6,93 +6,95 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from distgan.config.architectures import DISCRIMINATORS, GENERATORS, NetworkOptions
 from distgan.config.fields import Batch, Count, CountOrZero, NotNegative, Positive, Real, Section, Size
+from distgan.config.named import BuiltIn, NamedSection
 
 
-class OptimizerConfig(Section):
-    """One player's optimizer and learning-rate schedule."""
+class OptimizerOptions(Section):
+    """Options of an optimizer."""
 
-    takes_effect_with: ClassVar = {"betas": ("name", ("adam",)), "alpha": ("name", ("rmsprop",))}
+    quantities: ClassVar[tuple[str, ...] | None] = None
+    """Names of its state tensors per parameter, of the parameter's shape except `step`. None: not known."""
 
-    name: Literal["adam", "rmsprop"] = "adam"
-    """Optimizer."""
-    learning_rate: Positive = 2e-4
-    """Peak learning rate."""
+
+class AdamOptions(OptimizerOptions):
+    """Adam (Kingma and Ba 2015)."""
+
+    quantities = ("step", "exp_avg", "exp_avg_sq")
+
     betas: tuple[Real, Real] = (0.5, 0.999)
-    """Decay rates of Adam's first and second moments."""
-    alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.99
-    """Decay rate of RMSProp's squared gradients. PyTorch's default is 0.99; TensorFlow's is 0.9."""
+    """Decay rates of the first and second moments."""
     eps: Positive = 1e-8
     """Constant added to the root of the second moment."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning-rate schedule. `linear` and `cosine` fall to 0 at the last step."""
-    warmup_steps: CountOrZero = 0
-    """Number of steps over which the learning rate rises linearly to its peak."""
 
     @model_validator(mode="after")
-    def _check(self) -> OptimizerConfig:
+    def _check(self) -> AdamOptions:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas: {beta} is not in [0, 1)")
         return self
 
 
-class MinibatchDiscriminationConfig(Section):
-    """Minibatch discrimination before the discriminator's last layer (Salimans et al. 2016, section 3.2)."""
+class RMSPropOptions(OptimizerOptions):
+    """RMSProp (Hinton 2012)."""
 
-    kernels: Size = 100
-    """Number of features that the layer adds, B in the paper."""
-    dimensions: Size = 5
-    """Number of values per kernel over which the L1 distance is taken, C in the paper."""
-    over: Literal["global", "rank"] = "global"
-    """Samples that each sample is compared with. `global`: the micro-batch of all ranks. `rank`: its own rank's part,
-    which depends on the number of ranks."""
+    quantities = ("square_avg",)
 
-
-class MinibatchStddevConfig(Section):
-    """Minibatch standard deviation as one more channel before the discriminator's last convolution (Karras et al. 2018,
-    section 3)."""
-
-    group_size: Batch = 4
-    """Number of samples per group. It must divide the micro-batch; a smaller micro-batch is one group."""
+    alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.99
+    """Decay rate of the squared gradients. PyTorch's default is 0.99; TensorFlow's is 0.9."""
+    eps: Positive = 1e-8
+    """Constant added to the root of the second moment."""
 
 
-Normalization = Literal["synchronized", "batch", "layer", "virtual", "none"]
+OPTIMIZERS = {
+    "adam": BuiltIn("distgan.players.optimizers:adam", AdamOptions),
+    "rmsprop": BuiltIn("distgan.players.optimizers:RMSProp", RMSPropOptions),
+}
 
 
-class NetworkConfig(Section):
-    """Options of both networks."""
+class OptimizerConfig(NamedSection):
+    """One player's optimizer and learning-rate schedule."""
 
-    takes_effect_with: ClassVar = {
-        "max_width": ("architecture", ("dcgan", "resnet", "progressive", "r3gan")),
-        "depth": ("architecture", ("characters", "mlp", "r3gan")),
-        "reference_size": ("normalization", ("virtual",)),
-    }
+    naming_key: ClassVar = "name"
+    built_in: ClassVar = OPTIMIZERS
+    given: ClassVar = ("parameters", "lr")
+    facts_base: ClassVar = OptimizerOptions
 
-    architecture: Literal["dcgan", "resnet", "progressive", "r3gan", "characters", "mlp"] = "dcgan"
-    """Network: `dcgan`, `resnet`, `progressive` or `r3gan` for images, `characters` for text, `mlp` for points."""
-    width: Size = 64
-    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`.
-    `characters` and `mlp` have this width throughout, and so has `resnet` at 32 pixels (128 in WGAN-GP, 256 and 128 in
-    SNGAN). Larger `resnet`s multiply it by SNGAN's table, with 64 there."""
-    max_width: Size = 1024
-    """Largest number of channels of a layer."""
-    depth: Annotated[Size, Field(le=1024)] | None = None
-    """Number of residual blocks of `characters` (null: 5), of residual blocks per stage of `r3gan` (null: 2), or of
-    hidden layers of `mlp` (null: 3). The depth of other networks follows from `data.resolution`."""
-    normalization: Normalization = "synchronized"
-    """Normalization: `synchronized` batch norm over all ranks, `batch` norm over each rank alone, `layer` norm,
-    `virtual` batch norm, or `none`."""
-    reference_size: Batch | None = None
-    """Number of samples in virtual batch norm's reference batch. null: the micro-batch, at most 128."""
-    spectral_norm: bool = False
-    """Divide each weight matrix by its largest singular value (Miyato et al. 2018)."""
+    name: str = "adam"
+    """Optimizer: `adam`, `rmsprop`, or an import path such as `torch.optim:AdamW`."""
+    learning_rate: Positive = 2e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning-rate schedule. `linear` and `cosine` fall to 0 at the last step."""
+    warmup_steps: CountOrZero = 0
+    """Number of steps over which the learning rate rises linearly to its peak."""
+
+
+class NetworkConfig(NamedSection):
+    """A network and its optimizer."""
+
+    naming_key: ClassVar = "architecture"
+    facts_base: ClassVar = NetworkOptions
+
+    architecture: str = "dcgan"
+    """Network: `dcgan`, `resnet`, `progressive` or `r3gan` for images, `characters` for text, `mlp` for points, or the
+    import path of your own, such as `my_package.nets:MyNetwork`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and learning-rate schedule of this network."""
 
+    @property
+    def facts(self) -> NetworkOptions:
+        """The options, or their base class if the code is not allowed."""
+        found: NetworkOptions = super().facts
+        return found
+
 
 class GeneratorConfig(NetworkConfig):
-    """The generator: its network and its optimizer."""
+    """The generator: its network and its optimizer. The other keys are options of its architecture."""
+
+    built_in: ClassVar = GENERATORS
+    given: ClassVar = ("shape", "latent_size")
 
     latent_size: Size = 100
     """Length of a latent vector."""
@@ -101,20 +103,10 @@ class GeneratorConfig(NetworkConfig):
 
 
 class DiscriminatorConfig(NetworkConfig):
-    """The discriminator (critic): its network and its optimizer."""
+    """The discriminator (critic): its network and its optimizer. The other keys are options of its architecture."""
 
-    takes_effect_with: ClassVar = NetworkConfig.takes_effect_with | {
-        "pooling": ("architecture", ("resnet",)),
-        "minibatch_discrimination": ("architecture", ("dcgan", "mlp")),
-        "minibatch_stddev": ("architecture", ("dcgan", "progressive")),
-    }
-
-    pooling: Literal["sum", "mean"] = "sum"
-    """Pooling of `resnet` before its logit: `sum` (SNGAN) or `mean` (WGAN-GP)."""
-    minibatch_discrimination: MinibatchDiscriminationConfig | None = None
-    """Minibatch discrimination, for `dcgan` and `mlp`; null leaves it out."""
-    minibatch_stddev: MinibatchStddevConfig | None = None
-    """Minibatch standard deviation, for `dcgan` and `progressive`; null leaves it out."""
+    built_in: ClassVar = DISCRIMINATORS
+    given: ClassVar = ("shape",)
 
 
 class EMAConfig(Section):

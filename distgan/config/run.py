@@ -6,18 +6,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator, model_validator
 
+from distgan.config.architectures import GroupingOptions
 from distgan.config.data import DataConfig
 from distgan.config.fields import Section, Seed, folder
 from distgan.config.objective import ObjectiveConfig
 from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
 from distgan.config.training import CheckpointConfig, EvaluationConfig, MetricName, MonitoringConfig, TrainingConfig
 
-ARCHITECTURES = {
-    "images": ("dcgan", "resnet", "progressive", "r3gan"),
-    "text": ("characters",),
-    "points": ("mlp",),
-}
-"""Which networks are for which kind of data."""
 METRICS: dict[str, list[MetricName]] = {
     "images": ["fid", "inception_score", "kid", "classes"],
     "text": ["ngram_js"],
@@ -92,28 +87,26 @@ class Config(Section):
                 "that the generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
             )
         held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
-        normalization = self.discriminator.normalization
-        mixes = normalization in ("synchronized", "batch")
-        bounded = self.discriminator.spectral_norm and normalization == "none"
-        if objective.adversarial == "wasserstein" and not held and not bounded:
+        discriminator = self.discriminator.facts
+        if objective.adversarial.facts.estimates_wasserstein and not held and not discriminator.bounds_slope:
             found.append(
-                "objective.adversarial = wasserstein: nothing bounds the critic's slope, so that its loss has no "
-                "minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
+                f"objective.adversarial = {objective.adversarial.family}: nothing bounds the critic's slope, so that "
+                "its loss has no minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
                 "discriminator.spectral_norm=true with discriminator.normalization=none"
             )
         for name in ("r1", "r2"):
-            if getattr(objective, name) is not None and mixes:
+            if getattr(objective, name) is not None and discriminator.normalizes_batch:
                 found.append(
-                    f"objective.{name}: with discriminator.normalization={normalization} each logit depends on the "
-                    "whole batch, so that the penalty is not on each sample's own gradient; choose layer or none"
+                    f"objective.{name}: with batch norm in the discriminator each logit depends on the whole batch, so "
+                    "that the penalty is not on each sample's own gradient; set discriminator.normalization to layer "
+                    "or none"
                 )
         for role in ("generator", "discriminator"):
-            network: NetworkConfig = getattr(self, role)
-            times = (network.reference_size or 0) // self.micro_batch
-            if network.normalization == "virtual" and times >= 16:
+            size = getattr(self, role).facts.reference_samples or 0
+            if size // self.micro_batch >= 16:
                 found.append(
-                    f"{role}.reference_size = {network.reference_size}: each pass through the network runs its "
-                    f"reference batch too, which is {times} times the micro-batch of {self.micro_batch}; lower it"
+                    f"{role}.reference_size = {size}: each pass through the network runs its reference batch too, "
+                    f"which is {size // self.micro_batch} times the micro-batch of {self.micro_batch}; lower it"
                 )
         return tuple(found)
 
@@ -121,7 +114,7 @@ class Config(Section):
     def _fill_in(self) -> Config:
         for role in ("generator", "discriminator"):
             network: NetworkConfig = getattr(self, role)
-            if network.normalization == "virtual" and network.reference_size is None:
+            if network.facts.has_reference and network.facts.reference_samples is None:
                 sized = network.model_copy(update={"reference_size": self.statistics_batch})
                 object.__setattr__(self, role, sized)  # sections are frozen for everybody else
         return self
@@ -131,11 +124,12 @@ class Config(Section):
         """Networks and metrics are for this kind of data."""
         kind = self.data.kind
         for role in ("generator", "discriminator"):
-            architecture = getattr(self, role).architecture
-            if architecture not in ARCHITECTURES[kind]:
+            network: NetworkConfig = getattr(self, role)
+            if kind not in network.facts.kinds:
+                suited = [name for name, built_in in network.built_in.items() if kind in built_in.options.kinds]
                 raise ValueError(
-                    f"{role}.architecture: {architecture} does not make {kind} (data.kind); "
-                    f"for these choose {' or '.join(ARCHITECTURES[kind])}"
+                    f"{role}.architecture: {network.architecture} does not make {kind} (data.kind); "
+                    f"for these choose {' or '.join(suited)}"
                 )
         for metric in self.metrics:
             if metric not in METRICS[kind]:
@@ -148,15 +142,17 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_objective(self) -> Config:
         """The objective means something for these networks."""
-        if self.objective.gradient_penalty and self.discriminator.normalization in ("synchronized", "batch"):
+        if self.objective.gradient_penalty and self.discriminator.facts.normalizes_batch:
             raise ValueError(
                 "discriminator.normalization: batch norm makes a critic's output depend on the whole batch, so that "
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
             )
-        if self.training.early_stopping is not None and not self.objective.family.estimates_wasserstein:
+        adversarial = self.objective.adversarial
+        estimates = not adversarial.is_allowed or adversarial.facts.estimates_wasserstein
+        if self.training.early_stopping is not None and not estimates:
             raise ValueError(
-                f"training.early_stopping: {self.objective.adversarial} does not estimate the Wasserstein distance; "
+                f"training.early_stopping: {adversarial.family} does not estimate the Wasserstein distance; "
                 "set objective.adversarial=wasserstein, or leave early_stopping out"
             )
         return self
@@ -164,9 +160,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_groups(self) -> Config:
         """Groups of the minibatch standard deviation are equally large in each batch that the layer sees."""
-        if self.discriminator.minibatch_stddev is None:
+        options = self.discriminator.facts
+        if not isinstance(options, GroupingOptions) or options.minibatch_stddev is None:
             return self
-        size = self.discriminator.minibatch_stddev.group_size
+        size = options.minibatch_stddev.group_size
         sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
         for batch in sorted(batch_size // self.training.gradient_accumulation_steps for batch_size in sizes):
             if batch > size and batch % size:
@@ -174,8 +171,8 @@ class Config(Section):
                     f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
                     "samples (training.batch_size / training.gradient_accumulation_steps); change one of them"
                 )
-        reference = self.discriminator.reference_size or self.micro_batch
-        if self.discriminator.normalization == "virtual" and reference != self.micro_batch and reference % size:
+        reference = options.reference_samples or self.micro_batch
+        if reference != self.micro_batch and reference % size:
             raise ValueError(
                 f"discriminator.reference_size: {reference} is neither a multiple of minibatch_stddev.group_size="
                 f"{size} nor the micro-batch of {self.micro_batch}; change one of them"
@@ -185,14 +182,18 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_growth(self) -> Config:
         """Both networks grow, or neither does; levels and their batches fit the data."""
-        growing = [self.generator.architecture == "progressive", self.discriminator.architecture == "progressive"]
+        if not self.generator.is_allowed or not self.discriminator.is_allowed:
+            return self
+        growing = [self.generator.facts.grows, self.discriminator.facts.grows]
         if any(growing) and not all(growing):
             role, other = ("discriminator", "generator") if growing[0] else ("generator", "discriminator")
-            raise ValueError(f"{role}.architecture: must be progressive as the {other}'s is")
+            raise ValueError(f"{role}.architecture: must grow as the {other}'s does; choose progressive")
         if self.growth is None:
             return self
         if not all(growing):
-            raise ValueError("growth: only networks of architecture progressive grow; set both to it, or leave it out")
+            raise ValueError(
+                "growth: found networks that do not grow; set both architectures to progressive, or leave growth out"
+            )
         for key, side in (
             ("first_resolution", self.growth.first_resolution),
             ("batch_sizes", max(self.growth.batch_sizes, default=0)),

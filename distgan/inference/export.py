@@ -19,7 +19,7 @@ from torch import Tensor
 from distgan import schedule
 from distgan.checkpoint.contents import Vocabulary, load_description
 from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_files
-from distgan.config import ARCHITECTURES, Config, GeneratorConfig, parse_config
+from distgan.config import Config, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.errors import UserError, blaming, within_memory
 from distgan.files import publish_folder, read_bounded, sync_folder, write_atomically, writing
@@ -73,11 +73,11 @@ class _Description(BaseModel):
         for name in itertools.chain(*_SIZES.values()):
             if bool(getattr(self, name)) != (name in _SIZES[self.kind]):
                 raise ValueError(f"kind: {self.kind} needs {' and '.join(_SIZES[self.kind])}, and no other size")
-        if self.generator.architecture not in ARCHITECTURES[self.kind]:
+        if self.kind not in self.generator.facts.kinds:
             raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
         if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
             raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
-        if self.generator.normalization == "virtual" and self.generator.reference_size is None:
+        if self.generator.facts.has_reference and self.generator.facts.reference_samples is None:
             raise ValueError(
                 "generator.reference_size: found null, expected the size of virtual batch norm's reference"
             )
@@ -86,7 +86,7 @@ class _Description(BaseModel):
         if self.class_names is not None and len(self.class_names) != len(self.class_counts or []):
             raise ValueError("class_names: expected as many as class_counts")
         if self.growth is not None:
-            if self.generator.architecture != "progressive":
+            if self.generator.is_allowed and not self.generator.facts.grows:
                 raise ValueError(f"growth: a generator of architecture {self.generator.architecture} does not grow")
             if 4 << self.growth.level > self.resolution:
                 raise ValueError(f"growth: level {self.growth.level} is above the resolution")

@@ -12,13 +12,10 @@ import math
 
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 
-DEPTH = 5
-"""Number of residual blocks if `depth` is null."""
 _KERNEL = 5
 _SCALE = 0.3
 
@@ -26,16 +23,26 @@ _SCALE = 0.3
 class CharacterGenerator(nn.Module):
     """Latents (n, latent_size) to text (n, vocabulary, length): character probabilities at each position."""
 
-    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        latent_size: int,
+        *,
+        width: int = 64,
+        depth: int = 5,
+        normalization: str = "none",
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
-        _check("generator", config, shape)
-        self.projection = nn.Linear(config.latent_size, config.width * shape.length)
-        self.expand = nn.Unflatten(1, (config.width, shape.length))
-        self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth or DEPTH)))
-        self.characters = nn.Conv1d(config.width, shape.vocabulary, 1)
+        assert normalization == "none"
+        _check("generator", shape)
+        self.projection = nn.Linear(latent_size, width * shape.length)
+        self.expand = nn.Unflatten(1, (width, shape.length))
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
+        self.characters = nn.Conv1d(width, shape.vocabulary, 1)
         self.softmax = nn.Softmax(dim=1)
         self.apply(initialize)
-        if config.spectral_norm:
+        if spectral_norm:
             add_spectral_norm(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -48,14 +55,23 @@ class CharacterDiscriminator(nn.Module):
 
     feature_layer = "blocks"
 
-    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        *,
+        width: int = 64,
+        depth: int = 5,
+        normalization: str = "none",
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
-        _check("discriminator", config, shape)
-        self.characters = nn.Conv1d(shape.vocabulary, config.width, 1)
-        self.blocks = nn.Sequential(*(ResidualBlock(config.width) for _ in range(config.depth or DEPTH)))
-        self.logit = nn.Linear(config.width * shape.length, 1)
+        assert normalization == "none"
+        _check("discriminator", shape)
+        self.characters = nn.Conv1d(shape.vocabulary, width, 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
+        self.logit = nn.Linear(width * shape.length, 1)
         self.apply(initialize)
-        if config.spectral_norm:
+        if spectral_norm:
             add_spectral_norm(self)
 
     def forward(self, text: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -89,11 +105,6 @@ def initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _check(role: str, config: NetworkConfig, shape: SampleShape) -> None:
-    if config.normalization != "none":
-        raise UserError(
-            f"{role}.normalization = {config.normalization}: the characters {role} has no normalization; "
-            f"set {role}.normalization=none"
-        )
+def _check(role: str, shape: SampleShape) -> None:
     if shape.num_classes:
         raise UserError(f"data.labels = true: the characters {role} is unconditional; set data.labels=false")

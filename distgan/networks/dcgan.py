@@ -13,12 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.config.architectures import MinibatchDiscriminationConfig, MinibatchStddevConfig
 from distgan.errors import UserError
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev, build_minibatch_discrimination
 from distgan.networks.layers.normalization import build_normalization, centers_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
+from distgan.networks.layers.virtual_batch_norm import add_reference
 from distgan.networks.shape import SampleShape
 
 
@@ -34,11 +35,21 @@ class DCGANGenerator(nn.Module):
     Labels enter as a learned vector concatenated to the latents (Mirza and Osindero 2014).
     """
 
-    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        latent_size: int,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        normalization: str = "synchronized",
+        reference_size: int | None = None,
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
         _check_resolution("generator", shape)
-        widths = hidden_widths(shape.resolution, config.width, config.max_width)[::-1]
-        normalization, latent_size, num_classes = config.normalization, config.latent_size, shape.num_classes
+        widths = hidden_widths(shape.resolution, width, max_width)[::-1]
+        num_classes = shape.num_classes
         bias = not centers_channels(normalization)
         self.embedding = nn.Embedding(num_classes, latent_size) if num_classes else None
         self.projection = nn.Linear(latent_size * (2 if num_classes else 1), widths[0] * 16, bias=bias)
@@ -52,8 +63,9 @@ class DCGANGenerator(nn.Module):
         layers += [nn.ConvTranspose2d(widths[-1], shape.channels, 4, stride=2, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
         self.apply(initialize)
-        if config.spectral_norm:
+        if spectral_norm:
             add_spectral_norm(self)
+        add_reference(self, reference_size, (latent_size,), labeled=num_classes > 0)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         latents = with_labels(latents, labels, self.embedding)
@@ -70,11 +82,22 @@ class DCGANDiscriminator(nn.Module):
 
     feature_layer = "layers"
 
-    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        normalization: str = "synchronized",
+        reference_size: int | None = None,
+        spectral_norm: bool = False,
+        minibatch_discrimination: MinibatchDiscriminationConfig | None = None,
+        minibatch_stddev: MinibatchStddevConfig | None = None,
+    ) -> None:
         super().__init__()
         _check_resolution("discriminator", shape)
-        widths = hidden_widths(shape.resolution, config.width, config.max_width)
-        normalization, num_classes = config.normalization, shape.num_classes
+        widths = hidden_widths(shape.resolution, width, max_width)
+        num_classes = shape.num_classes
         bias = not centers_channels(normalization)
         self.resolution = shape.resolution
         self.embedding = nn.Embedding(num_classes, shape.resolution * shape.resolution) if num_classes else None
@@ -89,16 +112,16 @@ class DCGANDiscriminator(nn.Module):
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.layers = nn.Sequential(*layers)
-        stddev = config.minibatch_stddev
-        self.minibatch_stddev = MinibatchStddev(stddev.group_size) if stddev else nn.Identity()
+        self.minibatch_stddev = MinibatchStddev(minibatch_stddev.group_size) if minibatch_stddev else nn.Identity()
         self.minibatch_discrimination, features = build_minibatch_discrimination(
-            config.minibatch_discrimination, (widths[-1] + bool(stddev)) * 16
+            minibatch_discrimination, (widths[-1] + bool(minibatch_stddev)) * 16
         )
         self.logit = nn.Linear(features, 1)
         for part in (self.layers, self.logit):
             part.apply(initialize)
-        if config.spectral_norm:
+        if spectral_norm:
             add_spectral_norm(self)
+        add_reference(self, reference_size, shape.sizes, labeled=num_classes > 0)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:

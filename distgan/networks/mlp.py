@@ -11,15 +11,13 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
+from distgan.config.architectures import MinibatchDiscriminationConfig
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import build_minibatch_discrimination
 from distgan.networks.layers.normalization import build_normalization, centers_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
+from distgan.networks.layers.virtual_batch_norm import add_reference
 from distgan.networks.shape import SampleShape
-
-DEPTH = 3
-"""Number of hidden layers if `depth` is null."""
 
 
 class MLPGenerator(nn.Module):
@@ -28,14 +26,25 @@ class MLPGenerator(nn.Module):
     Labels enter as a learned vector concatenated to the latents (Mirza and Osindero 2014).
     """
 
-    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        latent_size: int,
+        *,
+        width: int = 64,
+        depth: int = 3,
+        normalization: str = "synchronized",
+        reference_size: int | None = None,
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
         classes = shape.num_classes
-        self.embedding = nn.Embedding(classes, config.latent_size) if classes else None
-        self.layers = _hidden_layers(config, config.latent_size * (2 if classes else 1))
-        self.output = _last_layer(config.width, shape.dimensions)
-        if config.spectral_norm:
+        self.embedding = nn.Embedding(classes, latent_size) if classes else None
+        self.layers = _hidden_layers(latent_size * (2 if classes else 1), width, depth, normalization)
+        self.output = _last_layer(width, shape.dimensions)
+        if spectral_norm:
             add_spectral_norm(self)
+        add_reference(self, reference_size, (latent_size,), labeled=classes > 0)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         points: Tensor = self.output(self.layers(with_labels(latents, labels, self.embedding)))
@@ -51,17 +60,26 @@ class MLPDiscriminator(nn.Module):
 
     feature_layer = "layers"
 
-    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        *,
+        width: int = 64,
+        depth: int = 3,
+        normalization: str = "synchronized",
+        reference_size: int | None = None,
+        spectral_norm: bool = False,
+        minibatch_discrimination: MinibatchDiscriminationConfig | None = None,
+    ) -> None:
         super().__init__()
         classes = shape.num_classes
         self.embedding = nn.Embedding(classes, shape.dimensions) if classes else None
-        self.layers = _hidden_layers(config, shape.dimensions * (2 if classes else 1))
-        self.minibatch_discrimination, features = build_minibatch_discrimination(
-            config.minibatch_discrimination, config.width
-        )
+        self.layers = _hidden_layers(shape.dimensions * (2 if classes else 1), width, depth, normalization)
+        self.minibatch_discrimination, features = build_minibatch_discrimination(minibatch_discrimination, width)
         self.logit = _last_layer(features, 1)
-        if config.spectral_norm:
+        if spectral_norm:
             add_spectral_norm(self)
+        add_reference(self, reference_size, shape.sizes, labeled=classes > 0)
 
     def forward(self, points: Tensor, labels: Tensor | None = None) -> Tensor:
         features = self.layers(with_labels(points, labels, self.embedding))
@@ -69,15 +87,15 @@ class MLPDiscriminator(nn.Module):
         return logits
 
 
-def _hidden_layers(config: NetworkConfig, inputs: int) -> nn.Sequential:
+def _hidden_layers(inputs: int, width: int, depth: int, normalization: str) -> nn.Sequential:
     """Build `depth` times dense, normalization, ReLU."""
     layers: list[nn.Module] = []
-    for before, after in pairwise([inputs] + [config.width] * (config.depth or DEPTH)):
-        dense = nn.Linear(before, after, bias=not centers_channels(config.normalization))
+    for before, after in pairwise([inputs] + [width] * depth):
+        dense = nn.Linear(before, after, bias=not centers_channels(normalization))
         nn.init.kaiming_uniform_(dense.weight, nonlinearity="relu")
         if dense.bias is not None:
             nn.init.zeros_(dense.bias)
-        layers += [dense, build_normalization(config.normalization, after), nn.ReLU(inplace=True)]
+        layers += [dense, build_normalization(normalization, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

@@ -23,8 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig
-from distgan.errors import UserError
+from distgan.config.architectures import MinibatchStddevConfig
 from distgan.networks.layers.equalized import EqualizedConv2d, EqualizedLinear, PixelNorm, pixel_norm
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.layers.minibatch import MinibatchStddev
@@ -35,11 +34,10 @@ from distgan.schedule import Growth
 class GrowingNetwork(nn.Module, ABC):
     """Growth state of a network: its level and fade, and the parameters that they involve."""
 
-    def __init__(self, role: str, config: GeneratorConfig | DiscriminatorConfig, shape: SampleShape) -> None:
+    def __init__(self, shape: SampleShape, width: int, max_width: int) -> None:
         super().__init__()
-        _refuse_unknown(role, config)
         self.top_level = shape.resolution.bit_length() - 3
-        self.widths = [min(config.width << self.top_level - level, config.max_width) for level in self.levels]
+        self.widths = [min(width << self.top_level - level, max_width) for level in self.levels]
         self.level = self.top_level
         self.fading = False
         # A tensor, so that a new value does not recompile a compiled network. It starts on the CPU, because no file
@@ -83,9 +81,18 @@ class ProgressiveGenerator(GrowingNetwork):
     to the full resolution, so pictures, metrics and exports have the same size at every level.
     """
 
-    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
-        super().__init__("generator", config, shape)
-        classes, latent_size = shape.num_classes, config.latent_size
+    def __init__(
+        self,
+        shape: SampleShape,
+        latent_size: int,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        normalization: str = "none",
+    ) -> None:
+        super().__init__(shape, width, max_width)
+        assert normalization == "none"
+        classes = shape.num_classes
         self.embedding = nn.Embedding(classes, latent_size) if classes else None
         first = self.widths[0]
         self.first = nn.Sequential(
@@ -128,8 +135,17 @@ class ProgressiveDiscriminator(GrowingNetwork):
 
     feature_layer = "last"
 
-    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
-        super().__init__("discriminator", config, shape)
+    def __init__(
+        self,
+        shape: SampleShape,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        normalization: str = "none",
+        minibatch_stddev: MinibatchStddevConfig | None = None,
+    ) -> None:
+        super().__init__(shape, width, max_width)
+        assert normalization == "none"
         self.from_rgb = nn.ModuleList(
             nn.Sequential(EqualizedConv2d(shape.channels, width, 1), _rectifier()) for width in self.widths
         )
@@ -143,16 +159,16 @@ class ProgressiveDiscriminator(GrowingNetwork):
             )
             for before, after in itertools.pairwise(self.widths)
         )
-        width, compared = self.widths[0], config.minibatch_stddev
+        lowest, compared = self.widths[0], minibatch_stddev
         self.last = nn.Sequential(
             MinibatchStddev(compared.group_size) if compared else nn.Identity(),
-            EqualizedConv2d(width + bool(compared), width, 3, padding=1),
+            EqualizedConv2d(lowest + bool(compared), lowest, 3, padding=1),
             _rectifier(),
-            EqualizedConv2d(width, width, 4),
+            EqualizedConv2d(lowest, lowest, 4),
             _rectifier(),
             nn.Flatten(),
         )
-        self.logits = EqualizedLinear(width, max(1, shape.num_classes), gain=1.0)
+        self.logits = EqualizedLinear(lowest, max(1, shape.num_classes), gain=1.0)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         activations = self.from_rgb[self.level](images)
@@ -197,19 +213,6 @@ def _rectifier() -> nn.Module:
 
 def _rectified_and_normalized() -> tuple[nn.Module, nn.Module]:
     return _rectifier(), PixelNorm()
-
-
-def _refuse_unknown(role: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
-    if config.normalization != "none":
-        raise UserError(
-            f"{role}.normalization = {config.normalization}: progressive networks use pixel norm and an equalized "
-            f"learning rate instead; set {role}.normalization=none"
-        )
-    if config.spectral_norm:
-        raise UserError(
-            f"{role}.spectral_norm = true: progressive networks scale their weights by an equalized learning rate; "
-            f"set {role}.spectral_norm=false"
-        )
 
 
 def set_growth(networks: Iterable[nn.Module], growth: Growth | None) -> None:

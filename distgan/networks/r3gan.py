@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
 from distgan.networks.layers.labels import with_labels
 from distgan.networks.shape import SampleShape
@@ -32,7 +31,6 @@ from distgan.networks.shape import SampleShape
 _SLOPE = 0.2
 _EXPANSION = 2
 _GROUP = 16
-_BLOCKS = 2
 
 
 class R3GANGenerator(nn.Module):
@@ -41,20 +39,29 @@ class R3GANGenerator(nn.Module):
     Labels enter as a learned vector concatenated to the latents.
     """
 
-    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        latent_size: int,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        depth: int = 2,
+        normalization: str = "none",
+    ) -> None:
         super().__init__()
-        widths = _stage_widths("generator", config, shape)[::-1]
-        blocks = config.depth or _BLOCKS
-        gain = _fixup_gain(blocks * len(widths))
-        self.embedding = nn.Embedding(shape.num_classes, config.latent_size) if shape.num_classes else None
+        assert normalization == "none"
+        widths = _stage_widths("generator", shape, width, max_width)[::-1]
+        gain = _fixup_gain(depth * len(widths))
+        self.embedding = nn.Embedding(shape.num_classes, latent_size) if shape.num_classes else None
         self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
-        self.projection = nn.Linear(config.latent_size * (2 if shape.num_classes else 1), widths[0], bias=False)
+        self.projection = nn.Linear(latent_size * (2 if shape.num_classes else 1), widths[0], bias=False)
         _initialize(self.projection)
         stages: list[nn.Module] = []
         for before, after in zip([None, *widths], widths, strict=False):
             if before is not None:
                 stages += [*_match(before, after), Upsample()]
-            stages += [ResidualBlock(after, gain) for _ in range(blocks)]
+            stages += [ResidualBlock(after, gain) for _ in range(depth)]
         self.stages = nn.Sequential(*stages)
         self.to_image = _convolution(widths[-1], shape.channels, 1)
 
@@ -72,16 +79,24 @@ class R3GANDiscriminator(nn.Module):
 
     feature_layer = "features"
 
-    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        depth: int = 2,
+        normalization: str = "none",
+    ) -> None:
         super().__init__()
-        widths = _stage_widths("discriminator", config, shape)
-        blocks = config.depth or _BLOCKS
-        gain = _fixup_gain(blocks * len(widths))
+        assert normalization == "none"
+        widths = _stage_widths("discriminator", shape, width, max_width)
+        gain = _fixup_gain(depth * len(widths))
         stages: list[nn.Module] = [_convolution(shape.channels, widths[0], 1)]
         for before, after in zip([None, *widths], widths, strict=False):
             if before is not None:
                 stages += [Downsample(), *_match(before, after)]
-            stages += [ResidualBlock(after, gain) for _ in range(blocks)]
+            stages += [ResidualBlock(after, gain) for _ in range(depth)]
         self.stages = nn.Sequential(*stages)
         self.features = nn.Sequential(_convolution(widths[-1], widths[-1], 4, groups=widths[-1]), nn.Flatten())
         self.embedding = nn.Embedding(shape.num_classes, widths[-1]) if shape.num_classes else None
@@ -148,21 +163,16 @@ def _binomial(images: Tensor, total: float) -> Tensor:
     return (total * torch.outer(line, line)).expand(images.shape[1], 1, 4, 4)
 
 
-def _stage_widths(role: str, config: NetworkConfig, shape: SampleShape) -> list[int]:
+def _stage_widths(role: str, shape: SampleShape, width: int, max_width: int) -> list[int]:
     """Channels at R, R/2, ..., 4."""
     if shape.resolution < 8:
         raise UserError(
             f"data.resolution = {shape.resolution}: the r3gan {role} supports powers of two from 8 up; set one of these"
         )
-    if config.normalization != "none" or config.spectral_norm:
+    widths = [min(width << stage, max_width) for stage in range(shape.resolution.bit_length() - 2)]
+    if any(channels * _EXPANSION % _GROUP for channels in widths):
         raise UserError(
-            f"{role}.normalization = {config.normalization}, {role}.spectral_norm = {config.spectral_norm}: the r3gan "
-            f"{role} supports neither; set {role}.normalization=none and {role}.spectral_norm=false"
-        )
-    widths = [min(config.width << stage, config.max_width) for stage in range(shape.resolution.bit_length() - 2)]
-    if any(width * _EXPANSION % _GROUP for width in widths):
-        raise UserError(
-            f"{role}.width = {config.width}, {role}.max_width = {config.max_width}: the r3gan {role} convolves twice "
+            f"{role}.width = {width}, {role}.max_width = {max_width}: the r3gan {role} convolves twice "
             f"its width in groups of {_GROUP}; choose multiples of {_GROUP // _EXPANSION}"
         )
     return widths

@@ -19,11 +19,10 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
 from distgan.networks.layers.normalization import BatchNorm, build_normalization, centers_channels
 from distgan.networks.layers.spectral_norm import add_spectral_norm
-from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
+from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm, add_reference
 from distgan.networks.shape import SampleShape
 
 GENERATOR_WIDTHS = {
@@ -54,22 +53,33 @@ class ResNetGenerator(nn.Module):
     Labels choose the scales and offsets of the blocks' normalizations.
     """
 
-    def __init__(self, config: GeneratorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        latent_size: int,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        normalization: str = "synchronized",
+        reference_size: int | None = None,
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
-        widths = _widths("generator", GENERATOR_WIDTHS, config, shape)
+        widths = _widths("generator", GENERATOR_WIDTHS, shape, width, max_width)
         self.conditional = shape.num_classes > 0
-        self.projection = _glorot(nn.Linear(config.latent_size, widths[0] * 16))
+        self.projection = _glorot(nn.Linear(latent_size, widths[0] * 16))
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, config.normalization, shape.num_classes) for before, after in pairwise(widths)
+            GeneratorBlock(before, after, normalization, shape.num_classes) for before, after in pairwise(widths)
         )
         self.output = nn.Sequential(
-            _normalization(config.normalization, widths[-1]),
+            _normalization(normalization, widths[-1]),
             nn.ReLU(),
             _glorot(nn.Conv2d(widths[-1], shape.channels, 3, padding=1)),
             nn.Tanh(),
         )
-        if config.spectral_norm:
+        if spectral_norm:
             add_spectral_norm(self)
+        add_reference(self, reference_size, (latent_size,), labeled=self.conditional)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         condition: tuple[Tensor, ...] = ()
@@ -112,21 +122,32 @@ class ResNetDiscriminator(nn.Module):
 
     feature_layer = "features"
 
-    def __init__(self, config: DiscriminatorConfig, shape: SampleShape) -> None:
+    def __init__(
+        self,
+        shape: SampleShape,
+        *,
+        width: int = 64,
+        max_width: int = 1024,
+        normalization: str = "synchronized",
+        reference_size: int | None = None,
+        spectral_norm: bool = False,
+        pooling: str = "sum",
+    ) -> None:
         super().__init__()
-        widths = _widths("discriminator", DISCRIMINATOR_WIDTHS, config, shape)
+        widths = _widths("discriminator", DISCRIMINATOR_WIDTHS, shape, width, max_width)
         halving = len(widths) - PLAIN_BLOCKS[shape.resolution]
         blocks = [FirstBlock(shape.channels, widths[0])] + [
-            DiscriminatorBlock(before, after, config.normalization, halve=number < halving)
+            DiscriminatorBlock(before, after, normalization, halve=number < halving)
             for number, (before, after) in enumerate(pairwise(widths), start=1)
         ]
-        self.features = nn.Sequential(*blocks, nn.ReLU(), GlobalPooling(config.pooling))
+        self.features = nn.Sequential(*blocks, nn.ReLU(), GlobalPooling(pooling))
         # SNGAN's logit has a bias except at 32 pixels.
-        bias = shape.resolution > 32 or not config.spectral_norm
+        bias = shape.resolution > 32 or not spectral_norm
         self.logit = _glorot(nn.Linear(widths[-1], 1, bias=bias))
         self.embedding = _glorot(nn.Embedding(shape.num_classes, widths[-1])) if shape.num_classes else None
-        if config.spectral_norm:
+        if spectral_norm:
             add_spectral_norm(self)
+        add_reference(self, reference_size, shape.sizes, labeled=shape.num_classes > 0)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         features = self.features(images)
@@ -212,10 +233,10 @@ def _normalization(kind: str, channels: int, num_classes: int = 0) -> nn.Module:
     return layer
 
 
-def _widths(role: str, table: dict[int, tuple[int, ...]], config: NetworkConfig, shape: SampleShape) -> list[int]:
+def _widths(role: str, table: dict[int, tuple[int, ...]], shape: SampleShape, width: int, max_width: int) -> list[int]:
     if shape.resolution not in table:
         raise UserError(
             f"data.resolution = {shape.resolution}: the resnet {role} supports {', '.join(map(str, table))}; "
             "set one of these; images are resized to it"
         )
-    return [min(config.width * multiple, config.max_width) for multiple in table[shape.resolution]]
+    return [min(width * multiple, max_width) for multiple in table[shape.resolution]]

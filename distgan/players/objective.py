@@ -17,18 +17,31 @@ from torch import Tensor, nn
 from distgan import randomness
 from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
 from distgan.distributed.collectives import at_least_float32
-from distgan.errors import blaming
+from distgan.errors import UserError, blaming
 from distgan.losses import gradient_penalties
-from distgan.losses.adversarial import ADVERSARIAL, draw_targets, targeted_cross_entropy
+from distgan.losses.adversarial import AdversarialLoss, draw_targets, targeted_cross_entropy
 from distgan.losses.regularizers import HistoricalAverage, feature_matching, noise_sigma
 from distgan.networks.hooks import captured, find_layer
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
 from distgan.players import scalars
+from distgan.players.terms import TermView, add_terms, build_terms, check_loss
 from distgan.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
 LossAndScalars = tuple[Tensor, dict[str, Tensor]]
+
+
+class Judged(NamedTuple):
+    """Samples with what the discriminator makes of them."""
+
+    samples: Tensor
+    """(n, *sizes)"""
+    logits: Tensor
+    """(n,), at least float32."""
+    features: dict[str, Tensor]
+    """Outputs of the layers that the objective looks at, at least float32."""
+
 
 _LAYER_KEY = "objective.feature_matching.layer"
 
@@ -57,7 +70,12 @@ def blank_batch(share: int, latent_size: int, shape: SampleShape, device: torch.
 
 
 class Objective(nn.Module):
-    """Base class of both players' objectives."""
+    """Base class of both players' objectives.
+
+    Raises:
+        UserError: code that the objective names is not allowed or cannot be loaded, or the discriminator lacks a layer
+            that a term needs.
+    """
 
     role: str
 
@@ -73,7 +91,15 @@ class Objective(nn.Module):
         self.accumulation = config.training.gradient_accumulation_steps
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
-        self.family = ADVERSARIAL[config.objective.adversarial]
+        self.adversarial: AdversarialLoss = config.objective.adversarial.build()
+        self.facts = config.objective.adversarial.facts
+        self.loss_name = config.objective.adversarial.path
+        self.terms = build_terms(config.objective, self.role)
+        self.layers: dict[str, str] = {}
+        """Layers of the discriminator that the loss looks at, with the key that asks for each."""
+        self._feature_layer: str | None = None
+        if any(term.needs_features for term in self.terms):
+            self._feature_layer = self._watch(None, "objective.terms")
         self.history_weight: float = getattr(config.objective.historical_averaging, self.role)
         self.history: HistoricalAverage | None = None
         """Historical average of this player's parameters; None if its weight is 0."""
@@ -114,6 +140,75 @@ class Objective(nn.Module):
         """Draw addressed U[0, 1) of shape (n, *shape)."""
         return randomness.uniform(self.seed, f"{self.role}/{purpose}", batch.addresses, shape).to(like.dtype)
 
+    @property
+    def discriminator(self) -> nn.Module:
+        """The discriminator's network."""
+        return self.network if self.role == "discriminator" else self.opponent
+
+    def _watch(self, layer: str | None, key: str) -> str:
+        """Capture a layer of the discriminator in each pass; None is its last features before the logit."""
+        if layer is None:
+            layer = getattr(self.discriminator, "feature_layer", None)
+        with blaming(key):
+            if layer is None:
+                raise UserError(
+                    f"{type(self.discriminator).__name__} does not say which layer has its features; give the class an "
+                    "attribute feature_layer with the layer's name",
+                    everywhere=True,
+                )
+            find_layer(self.discriminator, layer)
+        self.layers[layer] = key
+        return layer
+
+    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool = False) -> Judged:
+        """Run the discriminator. With `differentiable`, the logits have second derivatives in the returned samples."""
+        if differentiable:
+            samples = samples.detach().requires_grad_(True)
+        with ExitStack() as held:
+            held.enter_context(self._autocast(samples, unless=differentiable))
+            outputs = {}
+            for layer, key in self.layers.items():
+                held.enter_context(blaming(key))
+                outputs[layer] = held.enter_context(captured(self.discriminator, layer))
+            # A compiled network has no second derivative, and hooks do not see its layers.
+            eager = differentiable or bool(self.layers)
+            logits = (self.discriminator.forward if eager else self.discriminator)(samples, labels)
+        features = {layer: at_least_float32(found[-1]) for layer, found in outputs.items()}
+        return Judged(samples, at_least_float32(logits), features)
+
+    def _add_terms(
+        self, loss: Tensor, parts: dict[str, Tensor], batch: MicroBatch, fakes: Judged, reals: Judged | None
+    ) -> Tensor:
+        """Add the extra terms to the loss, and their values to `parts`."""
+        if not self.terms:
+            return loss
+
+        def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
+            return at_least_float32(self.discriminator.forward(samples, labels))
+
+        def normal(purpose: str, *shape: int) -> Tensor:
+            return self._normal(f"extra terms/{purpose}", batch, batch.latents.new_empty(0, *shape))
+
+        def uniform(purpose: str, *shape: int) -> Tensor:
+            return self._uniform(f"extra terms/{purpose}", batch, batch.latents, *shape)
+
+        layer = self._feature_layer or ""
+        view = TermView(
+            latents=batch.latents,
+            labels=self._fake_labels(batch),
+            fakes=at_least_float32(fakes.samples),
+            fake_logits=fakes.logits,
+            fake_features=fakes.features.get(layer),
+            reals=None if reals is None else reals.samples,
+            real_labels=None if reals is None else batch.real_labels,
+            real_logits=None if reals is None else reals.logits,
+            real_features=None if reals is None else reals.features.get(layer),
+            judge=judge,
+            normal=normal,
+            uniform=uniform,
+        )
+        return add_terms(self.terms, loss, parts, view)
+
     def _with_history(self, loss: Tensor, parts: dict[str, Tensor]) -> LossAndScalars:
         """Add the historical-averaging term to the loss, and detach its parts from the graph."""
         if self.history is not None:
@@ -143,12 +238,11 @@ class DiscriminatorObjective(Objective):
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
             with self._autocast(reals, unless=penalized):
                 held.enter_context(reference_moments(self.network))
-            reals, real_logits = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
-            fakes, fake_logits = self._judge(fakes, labels, differentiable=r2 is not None)
+            real = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
+            fake = self._judge(fakes, labels, differentiable=r2 is not None)
+            reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
-            parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
-                config.family, real_logits, fake_logits
-            )
+            parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(self.facts, real_logits, fake_logits)
             parts |= scalars.diversity("data/diversity", batch.reals)
             if r1 is not None:
                 parts["loss/r1"] = gradient_penalties.zero_centered(
@@ -162,26 +256,19 @@ class DiscriminatorObjective(Objective):
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
-                points, logits = self._judge(points, batch.real_labels, differentiable=True)
-                parts["loss/gradient_penalty"] = gradient_penalties.gradient_penalty(logits, points, gp)
+                judged = self._judge(points, batch.real_labels, differentiable=True)
+                penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
+                parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
+            loss = self._add_terms(loss, parts, batch, fake, real)
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
         return self._with_history(loss, parts)
 
-    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool) -> tuple[Tensor, Tensor]:
-        """Return the samples and their float32 logits. With `differentiable`, the logits have second derivatives."""
-        if differentiable:
-            samples = samples.detach().requires_grad_(True)
-            # A compiled network has no second derivative, so call its eager forward method.
-            return samples, at_least_float32(self.network.forward(samples, labels))
-        with self._autocast(samples):
-            return samples, at_least_float32(self.network(samples, labels))
-
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
         if self.config.label_smoothing is None:
-            return self.family.discriminator(real_logits, fake_logits)
+            return check_loss(self.loss_name, self.adversarial.discriminator(real_logits, fake_logits))
         targets = draw_targets(self.config.label_smoothing, self._uniform("targets", batch, real_logits, 4))
         return targeted_cross_entropy(real_logits, fake_logits, *targets)
 
@@ -209,10 +296,8 @@ class GeneratorObjective(Objective):
     ) -> None:
         super().__init__(network, opponent, config, autocast_dtype)
         matching = config.objective.feature_matching
-        self._layer = (matching.layer or str(opponent.feature_layer)) if matching is not None else None
-        if self._layer is not None:
-            with blaming(_LAYER_KEY):
-                find_layer(opponent, self._layer)
+        self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
+        self._needs_reals = config.objective.generator_needs_reals
 
     def forward(self, batch: MicroBatch, step: int) -> LossAndScalars:
         """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`."""
@@ -222,34 +307,26 @@ class GeneratorObjective(Objective):
                 fakes = self.network(batch.latents, labels)
             with reference_moments(discriminator):
                 noisy = self._with_noise(fakes, "fake", batch, step)
-                fake_logits, fake_features = self._judge(noisy, labels)
-                real_logits, real_features = fake_logits, fake_features
-                if config.generator_needs_reals:
+                fake, real = self._judge(noisy, labels), None
+                if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
-                        reals = self._with_noise(batch.reals, "real", batch, step)
-                        real_logits, real_features = self._judge(reals, batch.real_labels)
+                        real = self._judge(self._with_noise(batch.reals, "real", batch, step), batch.real_labels)
         parts: dict[str, Tensor] = {}
         matching = config.feature_matching
-        loss = fake_logits.new_zeros(())
+        loss = fake.logits.new_zeros(())
         if matching is None or matching.adversarial:
-            loss = self.family.generator(real_logits, fake_logits)
+            real_logits = fake.logits if real is None else real.logits
+            loss = check_loss(self.loss_name, self.adversarial.generator(real_logits, fake.logits))
         if matching is not None:
-            assert real_features is not None
-            assert fake_features is not None
+            assert real is not None
+            real_features, fake_features = real.features[self._matched], fake.features[self._matched]
             parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
             loss = loss + matching.weight * parts["loss/feature_matching"]
+        with _frozen(discriminator):
+            loss = self._add_terms(loss, parts, batch, fake._replace(samples=fakes), real)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
-
-    def _judge(self, samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the discriminator's float32 logits and, with feature matching, its float32 features."""
-        if self._layer is None:
-            return at_least_float32(self.opponent(samples, labels)), None
-        with blaming(_LAYER_KEY), captured(self.opponent, self._layer) as outputs:
-            # The eager forward method, because hooks do not see the layers of a compiled network.
-            logits = self.opponent.forward(samples, labels)
-        return at_least_float32(logits), at_least_float32(outputs[-1])
 
 
 def _due(penalty: AnyPenalty | None, update: int) -> AnyPenalty | None:

@@ -1,4 +1,4 @@
-"""Optimizers whose step the device can cancel without a host sync."""
+"""Optimizers whose step can be canceled: by the device where they support it, else after a host sync."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig
+from distgan.errors import UserError
 
 
 class RMSProp(torch.optim.Optimizer):
@@ -18,8 +19,11 @@ class RMSProp(torch.optim.Optimizer):
     RMSProp.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, alpha: float, eps: float) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, *, alpha: float = 0.99, eps: float = 1e-8
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
+        self._step_supports_amp_scaling = True
         self.found_inf: Tensor | None = None
 
     @torch.no_grad()
@@ -48,12 +52,37 @@ class RMSProp(torch.optim.Optimizer):
             torch._foreach_addcdiv_(parameters, gradients, denominator, value=-group["lr"])
 
 
-QUANTITIES = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",)}
-"""Optimizer state per parameter, by optimizer name."""
+def adam(
+    parameters: list[nn.Parameter], lr: float, *, betas: tuple[float, float] = (0.5, 0.999), eps: float = 1e-8
+) -> torch.optim.Optimizer:
+    """Return Adam (Kingma and Ba 2015) with fused kernels, whose step the device can cancel."""
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer of one player."""
-    if config.name == "rmsprop":
-        return RMSProp(parameters, lr=config.learning_rate, alpha=config.alpha, eps=config.eps)
-    return torch.optim.Adam(parameters, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    """Return the optimizer of one player.
+
+    Raises:
+        UserError: the named class is not an optimizer, or its code is not allowed.
+    """
+    optimizer = config.build(parameters, config.learning_rate)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"{config.name}: returned {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        _make_cancelable(optimizer)
+    return optimizer
+
+
+def _make_cancelable(optimizer: torch.optim.Optimizer) -> None:
+    """Make `step` change nothing if the attribute `found_inf` is 1, which the host waits for."""
+    original = type(optimizer)
+
+    class Cancelable(original):  # type: ignore[misc, valid-type]
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            if self.found_inf is None or not self.found_inf.item():
+                return original.step(self, closure)
+            return None
+
+    optimizer.found_inf = None  # type: ignore[attr-defined]
+    optimizer.__class__ = Cancelable
+    optimizer._patch_step_function()  # so that hooks run before the decision

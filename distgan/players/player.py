@@ -15,7 +15,7 @@ from distgan.networks.layers.spectral_norm import power_iteration_vectors
 from distgan.networks.progressive import GrowingNetwork
 from distgan.players.accumulator import ScalarAccumulator
 from distgan.players.objective import Objective
-from distgan.players.optimizers import QUANTITIES, build_optimizer
+from distgan.players.optimizers import build_optimizer
 
 
 class Player:
@@ -36,7 +36,7 @@ class Player:
         self.accumulation = objective.accumulation
         _choose_parameters(self.network)
         self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
-        self.quantities = QUANTITIES[config.name]
+        self.quantities: tuple[str, ...] | None = config.facts.quantities
         self.clipping = clipping
         spared = [] if clipping is None or clipping.normalization else normalization_parameters(self.network)
         kept = {id(parameter) for parameter in spared}

@@ -7,25 +7,25 @@ import math
 import torch
 from torch import Tensor
 
-from distgan.config.objective import LossFamily
-from distgan.losses.adversarial import discriminator_cross_entropy
+from distgan.config.objective import LossOptions
+from distgan.losses.adversarial import Minimax
 
 
 @torch.no_grad()
-def discriminator_scalars(family: LossFamily, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-    """Return the mean discriminator outputs, and the estimate of the divergence of the loss family.
+def discriminator_scalars(loss: LossOptions, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+    """Return the mean discriminator outputs, and the estimate of the divergence of the loss loss.
 
     sigmoid(logit) is the probability of being real only with a cross-entropy; with other losses it is not reported.
     The Jensen-Shannon divergence is (V + 2 log 2) / 2 of the minimax value V, in nats (Goodfellow et al. 2014,
     theorem 1); the Wasserstein distance, up to the critic's Lipschitz constant, is E f(x) - E f(G(z)).
     """
     found = {"discriminator/real_logit": real_logits.mean(), "discriminator/fake_logit": fake_logits.mean()}
-    if family.estimates_wasserstein:
+    if loss.estimates_wasserstein:
         return found | {"divergence/wasserstein": real_logits.mean() - fake_logits.mean()}
-    if family.log_odds:
+    if loss.log_odds:
         found["discriminator/real_probability"] = real_logits.sigmoid().mean()
         found["discriminator/fake_probability"] = fake_logits.sigmoid().mean()
-        value = -discriminator_cross_entropy(real_logits, fake_logits)
+        value = -Minimax().discriminator(real_logits, fake_logits)
         found["divergence/jensen_shannon"] = 0.5 * value + math.log(2.0)
     return found
 

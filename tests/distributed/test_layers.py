@@ -29,7 +29,7 @@ class Conditional(nn.Module):
         self.norm = build_normalization(kind, 3, num_classes=3)
         nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.bias)
-        add_reference(self, (6, 2, 6, 6), labeled=True)  # six, so that two of four ranks pass the same half
+        add_reference(self, 6, (2, 6, 6), labeled=True)  # six, so that two of four ranks pass the same half
         set_reference(self, torch.randn(6, 2, 6, 6), torch.arange(6) % 3)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -10,14 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import LabelSmoothingConfig
-from distgan.config.objective import LOSS_FAMILIES
-from distgan.losses.adversarial import ADVERSARIAL, draw_targets, targeted_cross_entropy
+from distgan.config import AdversarialConfig, LabelSmoothingConfig
+from distgan.config.objective import LOSSES
+from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
+
+ADVERSARIAL = {name: AdversarialConfig(family=name).build() for name in LOSSES}
 
 logit = st.floats(-50, 50, width=32)
 batches = st.integers(1, 6).flatmap(
     lambda n: st.tuples(st.lists(logit, min_size=n, max_size=n), st.lists(logit, min_size=n, max_size=n))
 )
+
+
+def both(family: str) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
+    return ADVERSARIAL[family].discriminator, ADVERSARIAL[family].generator
 
 
 def sigmoid(x: float) -> float:
@@ -65,7 +71,7 @@ def test_generator_losses_and_gradients(fake: float) -> None:
 def test_cross_entropies_are_finite_where_logits_are_large(dtype: torch.dtype) -> None:
     logits = torch.tensor([-50.0, 50.0], dtype=dtype, requires_grad=True)
     for family in ("minimax", "non_saturating"):
-        for loss in ADVERSARIAL[family]:
+        for loss in both(family):
             (gradient,) = torch.autograd.grad(loss(logits, logits), logits)
             assert gradient.isfinite().all()
 
@@ -109,7 +115,7 @@ def test_the_other_families_are_their_formulas(logits: tuple[list[float], list[f
     }
     assert expected.keys() | {"minimax", "non_saturating"} == ADVERSARIAL.keys()
     for family, (discriminator, generator) in expected.items():
-        found = [loss_and_gradients(loss, real, fake)[0] for loss in ADVERSARIAL[family]]
+        found = [loss_and_gradients(loss, real, fake)[0] for loss in both(family)]
         assert found == pytest.approx([discriminator, generator], rel=1e-9, abs=1e-9), family
 
 
@@ -168,12 +174,12 @@ def test_drawn_targets() -> None:
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_the_facts_of_a_family_are_those_of_its_losses(name: str) -> None:
     """A loss that looks at reals has a gradient there; one that compares a batch is no mean over the batch's parts."""
-    facts = LOSS_FAMILIES[name]
+    facts = AdversarialConfig(family=name).facts
     real = torch.tensor([0.3, -1.2, 0.7, 2.0], dtype=torch.float64, requires_grad=True)
     fake = torch.tensor([-0.5, 0.9, 1.7, -2.0], dtype=torch.float64, requires_grad=True)
     losses = ADVERSARIAL[name]
     (gradient,) = torch.autograd.grad(losses.generator(real, fake), real, allow_unused=True)
     assert (gradient is not None and bool((gradient != 0).any())) == facts.needs_reals
-    for loss in losses:
+    for loss in both(name):
         parts = (loss(real[:2], fake[:2]) + loss(real[2:], fake[2:])) / 2
         assert torch.isclose(loss(real, fake), parts) != facts.compares_batch

@@ -16,7 +16,7 @@ import pytest
 from distgan.cli.parser import build_parser, parse
 from distgan.config import Config
 from tests.unit.test_imports import LAYERS
-from tools.config_page import sections_of
+from tools.config_page import keys_of, sections_of
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -193,7 +193,7 @@ def test_tools_and_targets_exist(page: Path) -> None:
 
 @every_page
 def test_keys_exist(page: Path) -> None:
-    keys = {f"{path}.{name}" for path, model in sections_of(Config) for name in model.model_fields}
+    keys = {f"{path}.{name}" for path, model in sections_of(Config) for name in keys_of(model)}
     tops = "|".join({key.partition(".")[0] for key in keys})
     pattern = rf"(?<![\w./-])((?:{tops})(?:\.\w+)+)(?![\w(/.])"
     named = {key for text in [*spans(page), *shell_lines(page)] for key in re.findall(pattern, text)}

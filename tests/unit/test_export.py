@@ -165,7 +165,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"channels": -1}, "channels = -1"),
         ({"generator": {"latent_size": 10**12}}, "generator.latent_size"),
         ({"generator": {"latent_size": 2**16, "width": 2**16, "max_width": 2**16}}, "weights"),
-        ({"generator": {"widht": 4}}, "did you mean 'generator.width'"),
+        ({"generator": {"widht": 4}}, "did you mean 'width'"),
         ({"generator": 5}, "generator = 5"),
         ({"class_names": 5}, "class_names = 5"),
         ({"class_names": ["a"]}, "class_names: expected as many as class_counts"),

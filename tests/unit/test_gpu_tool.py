@@ -86,7 +86,7 @@ def test_the_bare_loop_minimises_what_distgan_does(name: str, tmp_path: Path) ->
     expected.backward()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients, [p.grad for p in bare.discriminator.parameters() if p.grad is not None])
-    assert GeneratorObjective(*networks[::-1], config, None).family is not None
+    assert GeneratorObjective(*networks[::-1], config, None).adversarial is not None
 
 
 def options(**changes: Any) -> argparse.Namespace:

@@ -22,7 +22,7 @@ LAYERS = (
     {"data", "losses", "networks"},
     {"distributed", "schedule"},
     {"config"},
-    {"files", "packages", "randomness", "version"},
+    {"extensions", "files", "packages", "randomness", "version"},
     {"errors"},
 )
 """From the top down. A module may import from layers below its own, and from its own package."""

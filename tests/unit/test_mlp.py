@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, MinibatchDiscriminationConfig
-from distgan.config.players import Normalization
+from distgan.config.architectures import Normalization
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination

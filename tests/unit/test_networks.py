@@ -12,7 +12,7 @@ from distgan.config import (
     MinibatchDiscriminationConfig,
     MinibatchStddevConfig,
 )
-from distgan.config.players import Normalization
+from distgan.config.architectures import Normalization
 from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.config.players import Normalization
+from distgan.config.architectures import Normalization
 from distgan.networks.layers.normalization import (
     BatchNorm,
     ConditionalNormalization,
@@ -30,10 +30,11 @@ class Shifted(nn.Module):
         super().__init__()
         self.layer = build_normalization(kind, shape[1], num_classes=num_classes)
         self.bias = nn.Parameter(torch.zeros(1, shape[1], *(1,) * (len(shape) - 2)))
-        add_reference(self, shape, labeled=num_classes > 0)
+        add_reference(self, shape[0], shape[1:], labeled=num_classes > 0)
         self.double()
         samples = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
-        set_reference(self, samples, torch.arange(len(samples)) % num_classes if num_classes else None)
+        if kind == "virtual":
+            set_reference(self, samples, torch.arange(len(samples)) % num_classes if num_classes else None)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         out: Tensor = self.layer(x + self.bias) if labels is None else self.layer(x + self.bias, labels)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import Config, DiscriminatorConfig, parse_config
-from distgan.config.objective import LOSS_FAMILIES
+from distgan.config.objective import LOSSES
 from distgan.networks import build_discriminator
 from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.networks.shape import SampleShape
@@ -230,7 +230,7 @@ def test_a_reference_batch_passes_in_bf16_unless_a_penalty_is_due(monkeypatch: p
 def test_divergences_that_losses_estimate() -> None:
     """With the optimal logits log p/q of p = (3/4, 1/4) and q = (1/4, 3/4), by their frequencies, JS is by hand."""
     optimal = torch.tensor([math.log(3.0), math.log(3.0), math.log(3.0), -math.log(3.0)], dtype=torch.float64)
-    found = scalars.discriminator_scalars(LOSS_FAMILIES["minimax"], optimal, -optimal)
+    found = scalars.discriminator_scalars(LOSSES["minimax"].options, optimal, -optimal)
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(
         0.5
     )  # KL(p || m), and by symmetry KL(q || m), with m = (1/2, 1/2)
@@ -240,7 +240,7 @@ def test_divergences_that_losses_estimate() -> None:
 
 def test_only_a_cross_entropys_outputs_are_read_as_probabilities() -> None:
     logits = torch.tensor([1.0, 2.0])
-    for family, facts in LOSS_FAMILIES.items():
+    for family, facts in ((name, built_in.options) for name, built_in in LOSSES.items()):
         found = {name.partition("/")[2] for name in scalars.discriminator_scalars(facts, logits, -logits)}
         divergence = {"wasserstein": {"wasserstein"}}.get(family, set())
         if family in ("minimax", "non_saturating"):

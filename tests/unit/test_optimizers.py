@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distgan.config import OptimizerConfig
-from distgan.players.optimizers import QUANTITIES, build_optimizer
+from distgan.players.optimizers import build_optimizer
 
 
 def course(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int) -> None:
@@ -35,11 +35,12 @@ def test_rmsprop_is_torchs(alpha: float) -> None:
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
 def test_a_canceled_step_changes_nothing(name: str) -> None:
     parameters = [nn.Parameter(torch.ones(3))]
-    optimizer = build_optimizer(OptimizerConfig.model_validate({"name": name}), parameters)
+    config = OptimizerConfig.model_validate({"name": name})
+    optimizer = build_optimizer(config, parameters)
     optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), None  # type: ignore[attr-defined]
     course(optimizer, parameters, 2)
     state = optimizer.state[parameters[0]]
-    assert tuple(state) == QUANTITIES[name]
+    assert tuple(state) == config.facts.quantities
     before = [parameters[0].detach().clone(), *(value.clone() for value in state.values())]
     parameters[0].grad = torch.tensor([1.0, torch.inf, torch.nan])
     optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]

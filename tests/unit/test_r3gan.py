@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
@@ -93,8 +94,13 @@ def test_penalties_can_be_differentiated() -> None:
     assert discriminator.logit.weight.grad is not None
 
 
-@pytest.mark.parametrize("changes", [{"normalization": "batch"}, {"spectral_norm": True}, {"width": 12}])
+@pytest.mark.parametrize("changes", [{"normalization": "batch"}, {"spectral_norm": True}])
 def test_what_it_does_not_take_is_refused(changes: dict[str, object]) -> None:
-    config = GeneratorConfig.model_validate({**SETTINGS, "width": 8, **changes})
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        GeneratorConfig.model_validate({**SETTINGS, "width": 8, **changes})
+
+
+def test_widths_are_multiples_of_a_group() -> None:
+    config = GeneratorConfig.model_validate({**SETTINGS, "width": 12})
     with pytest.raises(UserError, match="r3gan generator"):
         build_generator(config, SampleShape(resolution=16, channels=1))

@@ -154,7 +154,7 @@ def test_points_without_labels_have_no_modes(shards: str, tmp_path: Path) -> Non
     values = evaluation_config(shards, tmp_path).model_dump(mode="json")
     values["data"] = {"path": shards, "kind": "points"}
     values["evaluation"]["metrics"] = ["modes"]
-    values["generator"]["architecture"] = values["discriminator"]["architecture"] = "mlp"
+    values["generator"] = values["discriminator"] = {"architecture": "mlp"}
     index = build_index(shards)
     index.num_classes = 0
     with pytest.raises(UserError, match=r"modes needs labels.*data\.path"):

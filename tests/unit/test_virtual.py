@@ -20,7 +20,7 @@ class Network(nn.Module):
     def __init__(self, sizes: tuple[int, ...], count: int) -> None:
         super().__init__()
         self.layer = VirtualBatchNorm(sizes[0]).double()
-        add_reference(self, (count, *sizes), labeled=False)
+        add_reference(self, count, sizes, labeled=False)
         self.double()
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -33,8 +33,8 @@ def make_state(width: int, device: str) -> Files:
     """State of a 64-pixel DCGAN run: both networks, the generator's EMA, and two Adam moments of each network."""
     shape = SampleShape(resolution=64, channels=3)
     built = {
-        "generator": build_generator(GeneratorConfig(width=width), shape),
-        "discriminator": build_discriminator(DiscriminatorConfig(width=width), shape),
+        "generator": build_generator(GeneratorConfig.model_validate({"width": width}), shape),
+        "discriminator": build_discriminator(DiscriminatorConfig.model_validate({"width": width}), shape),
     }
     generator, discriminator = (
         {name: tensor.detach().clone().to(device) for name, tensor in network.state_dict().items()}

@@ -143,7 +143,7 @@ class Bare:
         )
         rates = config.generator.optimizer, config.discriminator.optimizer
         self._optimizers = [
-            torch.optim.Adam(network.parameters(), lr=rate.learning_rate, betas=rate.betas, fused=True)
+            torch.optim.Adam(network.parameters(), lr=rate.learning_rate, betas=rate.options.betas, fused=True)
             for network, rate in zip((self.generator, self.discriminator), rates, strict=True)
         ]
         self._stream = open_stream(
@@ -195,11 +195,11 @@ class Bare:
 
     @property
     def _hinge(self) -> bool:
-        return self.config.objective.adversarial == "hinge"
+        return self.config.objective.adversarial.family == "hinge"
 
     @property
     def _relativistic(self) -> bool:
-        return self.config.objective.adversarial == "relativistic_paired"
+        return self.config.objective.adversarial.family == "relativistic_paired"
 
     def _reals(self) -> Tensor:
         values = next(self._stream).data.to(self.device, non_blocking=True).float()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from distgan.distributed.collectives import at_least_float32
-from distgan.players.objective import DiscriminatorObjective
+from distgan.players.objective import DiscriminatorObjective, Judged
 
 
 class HalfPrecisionPenalties(DiscriminatorObjective):
     """For measuring only."""
 
-    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool = False) -> Judged:
         if differentiable:
             samples = samples.detach().requires_grad_(True)
         with self._autocast(samples):
-            return samples, at_least_float32(self.network.forward(samples, labels))
+            return Judged(samples, at_least_float32(self.network.forward(samples, labels)), {})

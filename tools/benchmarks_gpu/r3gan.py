@@ -18,7 +18,7 @@ from distgan.config import Config
 from distgan.networks.shape import sample_shape
 from tools.bench.training import Bare
 
-_GROUP, _BLOCKS = 16, 2
+_GROUP = 16
 
 
 def load(checkout: Path) -> str:
@@ -70,13 +70,13 @@ class Published(Bare):
     def _build(self) -> tuple[nn.Module, nn.Module]:
         networks: Any = importlib.import_module("R3GAN.Networks")
         self._format = torch.contiguous_format  # as its code has it
-        settings = self.config.generator
+        settings, latent_size = self.config.generator.options, self.config.generator.latent_size
         stages = sample_shape(self.config.data).resolution.bit_length() - 2
         widths = [min(settings.width << stage, settings.max_width) for stage in range(stages)]
-        shared = {"BlocksPerStage": [settings.depth or _BLOCKS] * stages, "ExpansionFactor": 2}
+        shared = {"BlocksPerStage": [settings.depth] * stages, "ExpansionFactor": 2}
         groups = [width * 2 // _GROUP for width in widths]
         generator = networks.Generator(
-            NoiseDimension=settings.latent_size, WidthPerStage=widths[::-1], CardinalityPerStage=groups[::-1], **shared
+            NoiseDimension=latent_size, WidthPerStage=widths[::-1], CardinalityPerStage=groups[::-1], **shared
         )
         discriminator = networks.Discriminator(WidthPerStage=widths, CardinalityPerStage=groups, **shared)
         if self._half:

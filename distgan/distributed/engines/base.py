@@ -93,3 +93,28 @@ def by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         name, _, quantity = key.rpartition("/")
         nested.setdefault(name, {})[quantity] = tensor
     return nested
+
+
+def state_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return one parameter's optimizer state as tensors. Numbers become 0-d tensors, and None is left out."""
+    return {
+        quantity: value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for quantity, value in state.items()
+        if value is not None
+    }
+
+
+def is_count(quantity: str, value: Tensor, parameter: Tensor) -> bool:
+    """Return True if a tensor of the optimizer's state is one number for the whole parameter, such as `step`."""
+    return quantity == "step" or (value.dim() == 0 and parameter.dim() > 0)
+
+
+def restore_state(optimizer: torch.optim.Optimizer, parameter: Tensor, quantity: str, value: Tensor) -> Tensor:
+    """Return a saved tensor as the optimizer keeps it for a parameter."""
+    if value.shape == parameter.shape and not is_count(quantity, value, parameter):
+        # Fused kernels walk memory as it lies, so moments must lie as their parameter does.
+        return torch.empty_like(parameter, requires_grad=False, dtype=value.dtype).copy_(value)
+    group = optimizer.param_groups[0]
+    # Only these kernels count updates on the device.
+    on_device = quantity != "step" or group.get("fused") or group.get("capturable")
+    return value.to(parameter.device if on_device else "cpu", copy=True)

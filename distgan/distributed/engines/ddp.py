@@ -18,7 +18,9 @@ from distgan.distributed.engines.base import (
     MakeOptimizer,
     by_parameter,
     cancel_unless_finite,
+    restore_state,
     set_learning_rate,
+    state_tensors,
 )
 
 
@@ -93,7 +95,7 @@ class DDPEngine:
         return {
             f"{name}/{quantity}": value
             for name, parameter in self.network.named_parameters()
-            for quantity, value in self.optimizer.state.get(parameter, {}).items()
+            for quantity, value in state_tensors(self.optimizer.state.get(parameter, {})).items()
         }
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -102,9 +104,6 @@ class DDPEngine:
         for name, quantities in by_parameter(tensors).items():
             parameter = parameters[name]
             self.optimizer.state[parameter] = {
-                # Fused kernels walk memory as it lies, so moments must lie as their parameter does.
-                quantity: value.to(self.runtime.device, copy=True)
-                if quantity == "step"
-                else torch.empty_like(parameter, requires_grad=False).copy_(value)
+                quantity: restore_state(self.optimizer, parameter, quantity, value)
                 for quantity, value in quantities.items()
             }

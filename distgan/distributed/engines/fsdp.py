@@ -24,7 +24,10 @@ from distgan.distributed.engines.base import (
     MakeOptimizer,
     by_parameter,
     cancel_unless_finite,
+    is_count,
+    restore_state,
     set_learning_rate,
+    state_tensors,
 )
 from distgan.errors import UserError
 
@@ -111,9 +114,11 @@ class FSDPEngine:
     def optimizer_state(self) -> dict[str, Tensor]:
         parameters = dict(self.network.named_parameters())
         return {
-            f"{name}/{quantity}": value if quantity == "step" else _whole(_like(parameters[name], value))
+            f"{name}/{quantity}": value
+            if is_count(quantity, value, parameters[name])
+            else _whole(_like(parameters[name], value))
             for name, share in self._shares.items()
-            for quantity, value in self.optimizer.state.get(share, {}).items()
+            for quantity, value in state_tensors(self.optimizer.state.get(share, {})).items()
         }
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -123,8 +128,9 @@ class FSDPEngine:
             share = self._shares[name]
             self.optimizer.state[share] = state = {}
             for quantity, value in quantities.items():
-                state[quantity] = value.to(share.device, copy=True)
-                if quantity != "step":
+                if is_count(quantity, value, parameters[name]):
+                    state[quantity] = restore_state(self.optimizer, share, quantity, value)
+                else:
                     state[quantity] = torch.empty_like(share, requires_grad=False)
                     _take(_like(parameters[name], state[quantity]), value)
 

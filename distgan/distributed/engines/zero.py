@@ -24,7 +24,10 @@ from distgan.distributed.engines.base import (
     MakeOptimizer,
     by_parameter,
     cancel_unless_finite,
+    is_count,
+    restore_state,
     set_learning_rate,
+    state_tensors,
 )
 from distgan.errors import UserError
 
@@ -123,9 +126,13 @@ class ZeroEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         tensors = {}
-        for quantity, share in self.optimizer.state.get(self._share, {}).items():
+        for quantity, share in state_tensors(self.optimizer.state.get(self._share, {})).items():
             for name, parameter in self._trained.items():
-                whole = share if quantity == "step" else safe_get_full_optimizer_state(parameter, quantity)
+                whole = (
+                    share
+                    if is_count(quantity, share, self._share)
+                    else safe_get_full_optimizer_state(parameter, quantity)
+                )
                 if collectives.rank() == 0:
                     tensors[f"{name}/{quantity}"] = whole.cpu()  # one at a time, as ranks may have no room for all
         return tensors
@@ -137,14 +144,17 @@ class ZeroEngine:
         if not moments:
             self.optimizer.state.clear()
             return
+        first = next(iter(moments))
         self.optimizer.state[share] = {
-            quantity: value.to(share.device, copy=True) if quantity == "step" else torch.zeros_like(share)
-            for quantity, value in next(iter(moments.values())).items()
+            quantity: restore_state(self.optimizer, share, quantity, value)
+            if is_count(quantity, value, parameters[first])
+            else torch.zeros_like(share)
+            for quantity, value in moments[first].items()
         }
         lazy_init_hp_params_optimizer_state(list(parameters.values()), share, self.optimizer.state)
         for name, quantities in moments.items():
             for quantity, value in quantities.items():
-                if quantity != "step":
+                if not is_count(quantity, value, parameters[name]):
                     safe_set_full_optimizer_state(parameters[name], value, quantity)
 
     @property

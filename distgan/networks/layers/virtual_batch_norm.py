@@ -78,13 +78,19 @@ class VirtualBatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}"
 
 
-def add_reference(network: nn.Module, sizes: tuple[int, ...], *, labeled: bool) -> None:
-    """Add buffers for the reference batch to a network: `reference` of shape `sizes`, and `reference_labels`.
+def add_reference(network: nn.Module, count: int | None, sizes: tuple[int, ...], *, labeled: bool) -> None:
+    """Add buffers for the reference batch to a network: `reference` (count, *sizes), and `reference_labels` (count,).
 
-    Sizes are (n, latent_size) for a generator and (n, *sample) for a discriminator.
+    A network without virtual batch norm is left as it is.
+
+    Args:
+        count: number of samples; None only without virtual batch norm, since a full config fills it in.
+        sizes: (latent_size,) for a generator, the sizes of a sample for a discriminator.
     """
-    network.register_buffer("reference", torch.zeros(sizes))
-    network.register_buffer("reference_labels", torch.zeros(sizes[0], dtype=torch.int64) if labeled else None)
+    if uses_reference(network):
+        assert count is not None, "reference_size: filled in by the full config"
+        network.register_buffer("reference", torch.zeros(count, *sizes))
+        network.register_buffer("reference_labels", torch.zeros(count, dtype=torch.int64) if labeled else None)
 
 
 def set_reference(network: nn.Module, samples: Tensor, labels: Tensor | None) -> None:

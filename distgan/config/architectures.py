@@ -1,0 +1,248 @@
+"""Options of the built-in networks, and what the rest of a run must know of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from distgan.config.fields import Batch, Section, Size
+from distgan.config.named import BuiltIn
+
+Depth = Annotated[Size, Field(le=1024)]
+Normalization = Literal["synchronized", "batch", "layer", "virtual", "none"]
+
+
+class MinibatchDiscriminationConfig(Section):
+    """Minibatch discrimination before the discriminator's last layer (Salimans et al. 2016, section 3.2)."""
+
+    kernels: Size = 100
+    """Number of features that the layer adds, B in the paper."""
+    dimensions: Size = 5
+    """Number of values per kernel over which the L1 distance is taken, C in the paper."""
+    over: Literal["global", "rank"] = "global"
+    """Samples that each sample is compared with. `global`: the micro-batch of all ranks. `rank`: its own rank's part,
+    which depends on the number of ranks."""
+
+
+class MinibatchStddevConfig(Section):
+    """Minibatch standard deviation as one more channel before the discriminator's last convolution (Karras et al. 2018,
+    section 3)."""
+
+    group_size: Batch = 4
+    """Number of samples per group. It must divide the micro-batch; a smaller micro-batch is one group."""
+
+
+class NetworkOptions(Section):
+    """Options of a network. Class variables and properties are facts that the rest of a run depends on."""
+
+    kinds: ClassVar[Collection[str]] = ("images", "text", "points")
+    """Kinds of data that it is for."""
+    grows: ClassVar[bool] = False
+    """It grows with the stream position; see `networks.progressive.GrowingNetwork`."""
+    compares_batch: ClassVar[bool] = False
+    """A sample's output depends on the other samples of the micro-batch of all ranks."""
+
+    @property
+    def batch_statistics(self) -> dict[str, str]:
+        """Option -> samples that its statistics are over: `global` (the micro-batch of all ranks) or `rank`."""
+        return {"architecture": "global"} if self.compares_batch else {}
+
+    @property
+    def normalizes_batch(self) -> bool:
+        """Whether each output depends on the whole batch through batch norm."""
+        return False
+
+    @property
+    def bounds_slope(self) -> bool:
+        """Whether spectral norm bounds its Lipschitz constant, with no normalization that undoes it."""
+        return False
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it has virtual batch norm, and so an option `reference_size`."""
+        return False
+
+    @property
+    def reference_samples(self) -> int | None:
+        """Number of samples of virtual batch norm's reference batch; None without one, or before it is filled in."""
+        return None
+
+
+class NormalizedOptions(NetworkOptions):
+    """Networks with a choice of normalization."""
+
+    takes_effect_with: ClassVar = {"reference_size": ("normalization", ("virtual",))}
+
+    normalization: Normalization = "synchronized"
+    """Normalization: `synchronized` batch norm over all ranks, `batch` norm over each rank alone, `layer` norm,
+    `virtual` batch norm, or `none`."""
+    reference_size: Batch | None = None
+    """Number of samples in virtual batch norm's reference batch. null: the micro-batch, at most 128."""
+    spectral_norm: bool = False
+    """Divide each weight matrix by its largest singular value (Miyato et al. 2018)."""
+
+    @property
+    def batch_statistics(self) -> dict[str, str]:
+        over = {"synchronized": "global", "batch": "rank"}.get(self.normalization)
+        return {"normalization": over} if over else {}
+
+    @property
+    def normalizes_batch(self) -> bool:
+        return self.normalization in ("synchronized", "batch")
+
+    @property
+    def bounds_slope(self) -> bool:
+        return self.spectral_norm and self.normalization == "none"
+
+    @property
+    def has_reference(self) -> bool:
+        return self.normalization == "virtual"
+
+    @property
+    def reference_samples(self) -> int | None:
+        return self.reference_size if self.has_reference else None
+
+
+class ComparingOptions(NetworkOptions):
+    """Discriminators that can compare samples by their last features."""
+
+    minibatch_discrimination: MinibatchDiscriminationConfig | None = None
+    """Minibatch discrimination; null leaves it out."""
+
+    @property
+    def batch_statistics(self) -> dict[str, str]:
+        compared = self.minibatch_discrimination
+        return super().batch_statistics | ({"minibatch_discrimination": compared.over} if compared else {})
+
+
+class GroupingOptions(NetworkOptions):
+    """Discriminators with the minibatch standard deviation."""
+
+    minibatch_stddev: MinibatchStddevConfig | None = None
+    """Minibatch standard deviation; null leaves it out."""
+
+    @property
+    def batch_statistics(self) -> dict[str, str]:
+        return super().batch_statistics | ({"minibatch_stddev": "global"} if self.minibatch_stddev else {})
+
+
+class DCGANOptions(NormalizedOptions):
+    """Strided convolutions (Radford et al. 2016), for images of 16 to 256 pixels."""
+
+    kinds = ("images",)
+
+    width: Size = 64
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`."""
+    max_width: Size = 1024
+    """Largest number of channels of a layer."""
+
+
+class DCGANDiscriminatorOptions(ComparingOptions, GroupingOptions, DCGANOptions):
+    """Strided convolutions (Radford et al. 2016), for images of 16 to 256 pixels."""
+
+
+class ResNetOptions(NormalizedOptions):
+    """Residual networks of WGAN-GP and SNGAN, for images of 32 to 256 pixels."""
+
+    kinds = ("images",)
+
+    width: Size = 64
+    """Channels throughout at 32 pixels (128 in WGAN-GP, 256 and 128 in SNGAN). Larger images multiply it by SNGAN's
+    table, with 64 there."""
+    max_width: Size = 1024
+    """Largest number of channels of a layer."""
+
+
+class ResNetDiscriminatorOptions(ResNetOptions):
+    """Residual networks of WGAN-GP and SNGAN, for images of 32 to 256 pixels."""
+
+    pooling: Literal["sum", "mean"] = "sum"
+    """Pooling before the logit: `sum` (SNGAN) or `mean` (WGAN-GP)."""
+
+
+class ProgressiveOptions(NetworkOptions):
+    """Growing networks with an equalized learning rate (Karras et al. 2018)."""
+
+    kinds = ("images",)
+    grows = True
+
+    width: Size = 64
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`."""
+    max_width: Size = 1024
+    """Largest number of channels of a layer."""
+    normalization: Literal["none"] = "none"
+    """Always `none`: the generator has pixel norm, and both networks an equalized learning rate."""
+
+
+class ProgressiveDiscriminatorOptions(GroupingOptions, ProgressiveOptions):
+    """Growing networks with an equalized learning rate (Karras et al. 2018)."""
+
+
+class R3GANOptions(NetworkOptions):
+    """Residual networks of R3GAN (Huang et al. 2024), for images of 8 pixels and more."""
+
+    kinds = ("images",)
+
+    width: Size = 64
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`. Both
+    are multiples of 8."""
+    max_width: Size = 1024
+    """Largest number of channels of a layer."""
+    depth: Depth = 2
+    """Number of residual blocks per stage."""
+    normalization: Literal["none"] = "none"
+    """Always `none`: the networks have no normalization."""
+
+
+class CharactersOptions(NetworkOptions):
+    """Residual convolutions over characters (Gulrajani et al. 2017), for text."""
+
+    kinds = ("text",)
+
+    width: Size = 64
+    """Channels of all layers."""
+    depth: Depth = 5
+    """Number of residual blocks."""
+    normalization: Literal["none"] = "none"
+    """Always `none`: the networks have no normalization."""
+    spectral_norm: bool = False
+    """Divide each weight matrix by its largest singular value (Miyato et al. 2018)."""
+
+    @property
+    def bounds_slope(self) -> bool:
+        return self.spectral_norm
+
+
+class MLPOptions(NormalizedOptions):
+    """Dense networks, for points."""
+
+    kinds = ("points",)
+
+    width: Size = 64
+    """Units of all hidden layers."""
+    depth: Depth = 3
+    """Number of hidden layers."""
+
+
+class MLPDiscriminatorOptions(ComparingOptions, MLPOptions):
+    """Dense networks, for points."""
+
+
+GENERATORS = {
+    "dcgan": BuiltIn("distgan.networks.dcgan:DCGANGenerator", DCGANOptions),
+    "resnet": BuiltIn("distgan.networks.resnet:ResNetGenerator", ResNetOptions),
+    "progressive": BuiltIn("distgan.networks.progressive:ProgressiveGenerator", ProgressiveOptions),
+    "r3gan": BuiltIn("distgan.networks.r3gan:R3GANGenerator", R3GANOptions),
+    "characters": BuiltIn("distgan.networks.characters:CharacterGenerator", CharactersOptions),
+    "mlp": BuiltIn("distgan.networks.mlp:MLPGenerator", MLPOptions),
+}
+DISCRIMINATORS = {
+    "dcgan": BuiltIn("distgan.networks.dcgan:DCGANDiscriminator", DCGANDiscriminatorOptions),
+    "resnet": BuiltIn("distgan.networks.resnet:ResNetDiscriminator", ResNetDiscriminatorOptions),
+    "progressive": BuiltIn("distgan.networks.progressive:ProgressiveDiscriminator", ProgressiveDiscriminatorOptions),
+    "r3gan": BuiltIn("distgan.networks.r3gan:R3GANDiscriminator", R3GANOptions),
+    "characters": BuiltIn("distgan.networks.characters:CharacterDiscriminator", CharactersOptions),
+    "mlp": BuiltIn("distgan.networks.mlp:MLPDiscriminator", MLPDiscriminatorOptions),
+}

@@ -1,0 +1,209 @@
+"""Sections that name a technique and hold its options: a built-in one, or the user's by its import path.
+
+The signature of the technique is the schema of its options. Built-in techniques declare the same schema as a class, so
+that a config is read without importing torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, create_model, model_validator
+from pydantic.fields import FieldInfo
+
+from distgan import extensions
+from distgan.config.fields import Section
+from distgan.errors import UserError
+
+
+class BuiltIn(NamedTuple):
+    """A built-in technique."""
+
+    path: str
+    """Import path of its class or function."""
+    options: type[Any]
+    """Schema of its options, equal to the signature."""
+
+
+class NamedSection(Section):
+    """A section whose key `naming_key` names a built-in technique or an import path. Its other keys are the options.
+
+    Options of code that is not allowed are kept as they are; they are checked when the code is loaded.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    naming_key: ClassVar[str]
+    built_in: ClassVar[Mapping[str, BuiltIn]]
+    given: ClassVar[tuple[str, ...]] = ()
+    """Leading positional parameters that distgan passes; the others are options."""
+    facts_base: ClassVar[type[Section]] = Section
+    """Base class of options. Its class variables are facts about the technique. A user's class sets its own as
+    attributes."""
+
+    @property
+    def technique(self) -> str:
+        """Name of the built-in technique, or import path."""
+        found: str = getattr(self, self.naming_key)
+        return found
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the technique is one of distgan's."""
+        return self.technique in self.built_in
+
+    @property
+    def path(self) -> str:
+        """Import path of the technique."""
+        return self.built_in[self.technique].path if self.is_built_in else self.technique
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether the technique's code may run; see `extensions`."""
+        return self.is_built_in or extensions.is_allowed(self.technique)
+
+    @property
+    def options(self) -> Any:
+        """The validated options, an instance of `facts_base`. Raises UserError if the code is not allowed."""
+        return self._schema().model_validate(self.__pydantic_extra__)
+
+    @property
+    def facts(self) -> Any:
+        """The options, or an instance of `facts_base` if the code is not allowed."""
+        return self.options if self.is_allowed else self.facts_base()
+
+    def load(self) -> Callable[..., Any]:
+        """Return the class or function. Raises UserError if it is not allowed or cannot be imported."""
+        return extensions.load(self.path)
+
+    def build(self, *given: Any, **keywords: Any) -> Any:
+        """Call the technique with what distgan passes and with its options.
+
+        Raises:
+            UserError: its code is not allowed or cannot be imported, or it raised UserError itself.
+        """
+        options = self.options
+        passed = {key: getattr(options, key) for key in type(options).model_fields} | (options.model_extra or {})
+        return self.load()(*given, **passed, **keywords)
+
+    def _schema(self) -> type[Section]:
+        if self.is_built_in:
+            return self.built_in[self.technique].options
+        return schema_of(self.technique, self.load(), len(self.given), self.facts_base)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_name_or_class(cls, values: Any) -> Any:
+        if isinstance(values, str) or (callable(values) and not isinstance(values, BaseModel)):
+            values = {cls.naming_key: values}
+        if isinstance(values, Mapping) and callable(values.get(cls.naming_key)):
+            values = {**values, cls.naming_key: extensions.import_path(values[cls.naming_key])}
+        return values
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        extra, key = self.__pydantic_extra__, self.naming_key
+        assert extra is not None
+        if not self.is_built_in:
+            if ":" not in self.technique:
+                near = difflib.get_close_matches(self.technique[:100], self.built_in, n=1)
+                guess = f"did you mean {near[0]}? " if near else ""
+                raise ValueError(
+                    f"{key}: {self.technique[:100]!r} is not known; {guess}choose {', '.join(self.built_in)}, or the "
+                    "import path of your own, such as my_package.module:Name"
+                )
+            if not extensions.is_import_path(self.technique):
+                raise ValueError(f"{key}: {self.technique[:100]!r} is no import path, such as my_package.module:Name")
+            if not self.is_allowed:
+                return self
+        try:
+            schema = self._schema()
+        except UserError as error:
+            raise ValueError(f"{key}: {error}") from None
+        taken = sorted(schema.model_fields.keys() & type(self).model_fields)
+        if taken:
+            raise ValueError(
+                f"{key}: {self.technique}: its parameter {taken[0]!r} is also a key here; rename it in the code"
+            )
+        for unknown in extra.keys() - schema.model_fields.keys():
+            if schema.model_config.get("extra") != "allow":
+                raise ValueError(f"{unknown[:100]}: {self._no_such_option(unknown, schema)}")
+        checked = schema.model_validate(extra)
+        extra.clear()
+        extra.update({field: getattr(checked, field) for field in schema.model_fields} | (checked.model_extra or {}))
+        return self
+
+    def _no_such_option(self, unknown: str, schema: type[Section]) -> str:
+        said = f"no option of {self.naming_key}: {self.technique}"
+        owners = [name for name, built_in in self.built_in.items() if unknown in built_in.options.model_fields]
+        if owners:
+            return f"{said}, only of {' or '.join(owners)}; leave it out, or change {self.naming_key}"
+        keys = [*type(self).model_fields, *schema.model_fields]
+        near = difflib.get_close_matches(unknown[:100], keys, n=1, cutoff=0.5)
+        return f"{said}; did you mean {near[0]!r}?" if near else f"{said}; accepted here: {', '.join(keys)}"
+
+    @classmethod
+    def option_fields(cls) -> dict[str, FieldInfo]:
+        """Return the fields of all built-in techniques' options, by name."""
+        options = [built_in.options.model_fields for built_in in cls.built_in.values()]
+        return {name: field for fields in reversed(options) for name, field in fields.items()}
+
+
+def named_sections(section: BaseModel) -> Iterator[tuple[str, NamedSection]]:
+    """Yield the named sections below a section, with their dotted keys."""
+    for key, value in section:
+        for place, inner in _sections_in(key, value):
+            if isinstance(inner, NamedSection):
+                yield place, inner
+            yield from ((f"{place}.{below}", found) for below, found in named_sections(inner))
+
+
+def _sections_in(key: str, value: Any) -> list[tuple[str, BaseModel]]:
+    if isinstance(value, (list, tuple)):
+        return [(f"{key}.{place}", item) for place, item in enumerate(value) if isinstance(item, BaseModel)]
+    return [(key, value)] if isinstance(value, BaseModel) else []
+
+
+@cache
+def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[Section]) -> type[Section]:
+    """Return the schema of a technique's options: its parameters after the first `given`.
+
+    Annotations (with `Annotated` bounds) and defaults are those of the signature; `**kwargs` accepts any option. Class
+    variables of `base` are taken over from attributes of the technique.
+
+    Raises:
+        UserError: the signature cannot be read, or the technique does not take what distgan passes.
+    """
+    try:
+        parameters = list(inspect.signature(technique).parameters.values())
+        function = technique.__init__ if inspect.isclass(technique) else technique
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (ValueError, TypeError, NameError) as error:
+        raise UserError(f"{path}: its signature cannot be read: {error}") from None
+    kinds = [parameter.kind for parameter in parameters]
+    positional = [kind in (_P.POSITIONAL_ONLY, _P.POSITIONAL_OR_KEYWORD) for kind in kinds]
+    if sum(positional) < given and _P.VAR_POSITIONAL not in kinds:
+        raise UserError(f"{path}: takes {sum(positional)} positional parameters, expected at least {given}")
+    fields: dict[str, Any] = {}
+    for parameter in parameters[given:]:
+        if parameter.kind in (_P.POSITIONAL_OR_KEYWORD, _P.KEYWORD_ONLY):
+            default = ... if parameter.default is _P.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    facts = {name: getattr(technique, name) for name in base.__class_vars__ if hasattr(technique, name)}
+    settings = ConfigDict(extra="allow" if _P.VAR_KEYWORD in kinds else "forbid", arbitrary_types_allowed=True)
+    try:
+        root = type(f"{base.__name__}Of", (base,), {"__module__": __name__, "model_config": settings})
+        schema: type[Section] = create_model(path, __base__=root, **fields)
+    except (TypeError, ValueError, NameError) as error:
+        raise UserError(f"{path}: its signature cannot be read: {error}") from None
+    for name, value in facts.items():
+        setattr(schema, name, value)
+    return schema
+
+
+_P = inspect.Parameter
