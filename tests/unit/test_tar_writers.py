@@ -10,16 +10,20 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from distgan.config import DataConfig
 from distgan.data.index.build import build_index, index_shards
 from distgan.data.index.checks import unlisted
 from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.data.index.table import Index
+from distgan.data.reader import read_samples
 from distgan.data.storage.tar import WindowReader
 from distgan.errors import UserError
 from tests.shards import refusal, write_tar
@@ -182,6 +186,55 @@ def test_webdataset(tmp_path_factory: pytest.TempPathFactory, samples: Mapping[s
     labels = {built.index.key(sample): int(label) for sample, label in enumerate(built.index.labels)}
     assert labels == {key: number for number, key in enumerate(samples)}
     assert [f"{len(samples)} .json" in note for note in built.notes] == [True]
+
+
+def test_what_the_encoder_of_webdataset_writes_is_read(tmp_path: Path) -> None:
+    """Arrays, pictures and class numbers as objects; extensions with dots, class names and features beside them."""
+    classes = [3, 0, "2\n", "1"]
+    with webdataset.ShardWriter(str(tmp_path / "%03d.tar"), maxcount=3, verbose=0) as writer:
+        for number, label in enumerate(classes):
+            pixels = np.full((8, 8, 3), 10 * number, np.uint8)
+            sample = {"png": pixels} if number % 2 else {"jpg": Image.fromarray(pixels)}
+            beside = {"seg.png": pixels[..., 0], "txt": f"class {label}", "npy": np.arange(3.0)}
+            writer.write({"__key__": f"train/{number:03d}", **sample, "cls": label, **beside})
+    built = index_shards(str(tmp_path))
+    index = built.index
+    assert [shard.count for shard in index.shards] == [3, 1]
+    assert [index.key(sample) for sample in range(4)] == [f"train/{number:03d}" for number in range(4)]
+    batch = read_samples(DataConfig(path="unused", resolution=8, labels=True), index, range(4))
+    assert batch.failures == []
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [3, 0, 2, 1]
+    assert batch.data.float().mean((1, 2, 3)).tolist() == [0, 10, 20, 30]
+    note = built.notes[0]
+    for part in ("12 members", "4 .seg.png", "4 .txt", "4 .npy"):
+        assert part in note
+
+
+def test_images_of_webdataset_under_an_extension_with_dots(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"x{number}", "image.png": b"%d" % number, "cls": number})
+    said = refusal(build_index, str(tmp_path))
+    for part in ("no sample", "3 .image.png (such as 'x0.image.png')", "3 .cls", "--last-dot"):
+        assert part in said
+    built = index_shards(str(tmp_path), last_dot=True)
+    assert held(built.index) == {f"x{number}.image": b"%d" % number for number in range(3)}
+    # The labels have other keys now, which the user must know.
+    assert built.index.num_classes == 0
+    (note,) = built.notes
+    assert "3 .cls labels without a sample (such as 'x" in note
+
+
+def test_class_names_as_labels_are_refused_by_name(tmp_path: Path) -> None:
+    """webdataset's own decoder takes only numbers too."""
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "x", "png": b"", "cls": "cat"})
+    said = refusal(build_index, str(tmp_path))
+    for part in ("a.tar", "'x.cls'", "found 'cat'", "expected a whole number"):
+        assert part in said
+    with pytest.raises(webdataset.autodecode.DecodingError):
+        list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("pil"))
 
 
 def one(folder: Path, name: str, key: str) -> bytes:

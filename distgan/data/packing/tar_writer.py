@@ -1,4 +1,8 @@
-"""Write WebDataset shards: plain ustar files whose bytes depend only on their members."""
+"""Write WebDataset shards: ustar files whose bytes depend only on their members.
+
+They are the bytes of ``webdataset.TarWriter(path, user="", group="", mode=0o644, mtime=0, encoder=False)``: the members
+of a sample sorted by extension, empty device fields, and zeros at the end up to a multiple of 10,240 bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,19 @@ from typing import BinaryIO, Self
 from distgan.errors import UserError
 
 _BLOCK = 512
+_RECORD = 20 * _BLOCK
+"""The size of a shard is a multiple of this, as GNU tar and Python's tarfile write tars."""
 _END = bytes(2 * _BLOCK)
 _MODE_AND_OWNER = b"0000644\0" + b"0000000\0" * 2
 _MODIFIED = b"00000000000\0"
-_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)
 _SUM_OF_REST = sum(_REST)
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
 class ShardSize:
-    """Limit of a shard: a number of samples, or a number of bytes."""
+    """Limit of a shard: a number of samples, or a size in bytes that its file must not exceed."""
 
     samples: int | None = None
     size: int | None = None
@@ -39,7 +45,8 @@ class ShardSize:
 class ShardWriter:
     """Write samples into ``shard-000000.tar``, ``shard-000001.tar``, ... of a folder; use as a context manager.
 
-    Each shard is flushed to disk before the next one begins.
+    Each shard is flushed to disk before the next one begins. A sample that is larger than the limit gets a shard of its
+    own.
     """
 
     def __init__(self, folder: Path, limit: ShardSize) -> None:
@@ -59,9 +66,9 @@ class ShardWriter:
         self.close()
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
-        """Append a sample: one member ``KEY.EXTENSION`` per extension, in the order given."""
+        """Append a sample: one member ``KEY.EXTENSION`` per extension, sorted by extension."""
         parts = []
-        for extension, data in members.items():
+        for extension, data in sorted(members.items()):
             parts += [ustar_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK)]
         size = sum(map(len, parts))
         if self._file is None or self._is_full(size):
@@ -76,17 +83,20 @@ class ShardWriter:
         """Finish the open shard and flush it to disk."""
         if self._file is None:
             return
+        end = _END + bytes(-(self._shard_size + len(_END)) % _RECORD)
         with self._file as file:
             self._file = None
-            file.write(_END)
+            file.write(end)
             file.flush()
             os.fsync(file.fileno())
-        self.size += len(_END)
+        self.size += len(end)
 
     def _is_full(self, size: int) -> bool:
         if self.limit.samples is not None and self._samples >= self.limit.samples:
             return True
-        return self.limit.size is not None and self._shard_size + size + len(_END) > self.limit.size
+        if self.limit.size is None:
+            return False
+        return self._shard_size + size + len(_END) > self.limit.size // _RECORD * _RECORD
 
     def _start_next(self) -> None:
         self.close()
