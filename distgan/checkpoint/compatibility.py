@@ -14,6 +14,7 @@ from distgan.checkpoint.directory import USE_OLDER
 from distgan.config import Config, parse_config
 from distgan.data.index.table import Index
 from distgan.errors import UserError
+from distgan.extensions import package_digest
 from distgan.networks.progressive import GrowingNetwork
 from distgan.players.player import Player
 
@@ -43,6 +44,13 @@ def validate_resume(
         raise UserError(
             f"{path}: its text has other characters than that of data.path, or in another order; restore the data and "
             "its index, or set another run_dir"
+        )
+    known = description.code
+    changed = [package for package in now.packages if known.get(package, "") not in ("", package_digest(package))]
+    if changed and "code" not in accept:
+        raise UserError(
+            f"{path}: saved with other sources of the package {changed[0]}, so that a resume would not be exact; "
+            "restore that version, or continue with --accept code"
         )
     if then.seed != now.seed and "seed" not in accept:
         raise UserError(

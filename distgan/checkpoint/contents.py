@@ -44,7 +44,7 @@ class Classes(_Record):
     counts: Annotated[list[Count], Field(min_length=1)]
 
 
-Acceptable = Literal["data", "seed", "batch", "statistics"]
+Acceptable = Literal["data", "seed", "batch", "statistics", "code"]
 """Differences from the checkpoint that `--accept` allows. Each makes the resumed run another experiment."""
 ACCEPTABLE: tuple[Acceptable, ...] = get_args(Acceptable)
 
@@ -70,6 +70,8 @@ class Description(_Record):
     diagnosis: Diagnosis = Diagnosis()
     config: dict[str, Any]
     versions: dict[str, str]
+    code: dict[str, str] = {}
+    """Package of the user's code -> SHA-256 of its sources."""
 
 
 def load_description(path: Path) -> Description:

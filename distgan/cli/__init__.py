@@ -11,6 +11,7 @@ from distgan.cli.output import OutputError, discard_output
 from distgan.cli.parser import parse
 from distgan.distributed.launch import is_first, leave
 from distgan.errors import LostRankError, UserError
+from distgan.extensions import allow
 
 __all__ = ["main"]
 
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exits with 0, with 2 for a mistake of the user's, with 1 for anything else."""
     options = parse(arguments)
     try:
+        allow(getattr(options, "allow", ()))
         COMMANDS[options.command](options)
     except OutputError as error:
         discard_output()

@@ -52,9 +52,10 @@ def _train(command: AddCommand) -> None:
         "--accept",
         action="append",
         default=[],
-        choices=("data", "seed", "batch", "statistics"),
+        choices=("data", "seed", "batch", "statistics", "code"),
         help="continue although this differs from the checkpoint; repeat the option to accept more",
     )
+    _add_allow(parser)
 
 
 def _trace(command: AddCommand) -> None:
@@ -72,6 +73,7 @@ def _trace(command: AddCommand) -> None:
         metavar="W",
         help="number of ranks that share each batch (default: %(default)s)",
     )
+    _add_allow(parser)
 
 
 def _sample(command: AddCommand) -> None:
@@ -195,6 +197,7 @@ def _doctor(command: AddCommand) -> None:
     )  # fmt: skip
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML recipe; omit it to check the machine only")
     _add_overrides(parser)
+    _add_allow(parser)
 
 
 def _schema(command: AddCommand) -> None:
@@ -225,7 +228,19 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser, "changes to the recipe that the run was started with")
 
 
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="run code of this package if a checkpoint, an export or a run folder names it; repeat the option to allow "
+        "more (a recipe of yours allows what it names)",
+    )
+
+
 def _add_best(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--best", action="store_true", help="use the checkpoint of a run with the best evaluation (default: the newest)"
     )
+    _add_allow(parser)

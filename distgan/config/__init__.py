@@ -21,7 +21,7 @@ from distgan.config.objective import (
     WeightClippingConfig,
     ZeroCenteredPenaltyConfig,
 )
-from distgan.config.paths import cache_folder
+from distgan.config.paths import cache_folder, is_run_folder
 from distgan.config.players import (
     DiscriminatorConfig,
     EMAConfig,
@@ -70,6 +70,7 @@ __all__ = [
     "cache_folder",
     "dump_config",
     "flatten",
+    "is_run_folder",
     "json_schema",
     "load_config",
     "parse_config",

@@ -11,13 +11,13 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from distgan import extensions
-from distgan.config.fields import Section
+from distgan.config.fields import Section, number
 from distgan.errors import UserError
 
 
@@ -169,6 +169,23 @@ def _sections_in(key: str, value: Any) -> list[tuple[str, BaseModel]]:
     return [(key, value)] if isinstance(value, BaseModel) else []
 
 
+def _plain(value: Any) -> Any:
+    """Return the number or truth value that a text of a recipe stands for, where no annotation says what it is."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if value in ("true", "false"):
+        return value == "true"
+    try:
+        return number(value)
+    except ValueError:
+        return value
+
+
+_Plain = Annotated[Any, BeforeValidator(_plain)]
+
+
 @cache
 def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[Section]) -> type[Section]:
     """Return the schema of a technique's options: its parameters after the first `given`.
@@ -193,11 +210,15 @@ def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[S
     for parameter in parameters[given:]:
         if parameter.kind in (_P.POSITIONAL_OR_KEYWORD, _P.KEYWORD_ONLY):
             default = ... if parameter.default is _P.empty else parameter.default
-            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+            kind = str if isinstance(default, str) else _Plain
+            fields[parameter.name] = (hints.get(parameter.name, kind), default)
     facts = {name: getattr(technique, name) for name in base.__class_vars__ if hasattr(technique, name)}
     settings = ConfigDict(extra="allow" if _P.VAR_KEYWORD in kinds else "forbid", arbitrary_types_allowed=True)
+    members: dict[str, Any] = {"__module__": __name__, "model_config": settings}
+    if _P.VAR_KEYWORD in kinds:
+        members["__annotations__"] = {"__pydantic_extra__": dict[str, _Plain]}
     try:
-        root = type(f"{base.__name__}Of", (base,), {"__module__": __name__, "model_config": settings})
+        root = type(f"{base.__name__}Of", (base,), members)
         schema: type[Section] = create_model(path, __base__=root, **fields)
     except (TypeError, ValueError, NameError) as error:
         raise UserError(f"{path}: its signature cannot be read: {error}") from None

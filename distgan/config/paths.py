@@ -1,4 +1,4 @@
-"""Where a node keeps what it would otherwise fetch or compute again."""
+"""Folders: the cache of a node, and how a run folder is told from others."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def cache_folder(configured: str | None) -> Path:
         raise UserError(
             "the cache folder lies in a home folder, and this user has none; set DISTGAN_CACHE to a writable folder"
         ) from None
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return True if a run has written to the folder. A config.yaml alone can be a recipe of the user."""
+    return any((folder / name).exists() for name in ("status.json", "checkpoints"))

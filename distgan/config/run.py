@@ -9,9 +9,11 @@ from pydantic import AfterValidator, model_validator
 from distgan.config.architectures import GroupingOptions
 from distgan.config.data import DataConfig
 from distgan.config.fields import Section, Seed, folder
+from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
 from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
 from distgan.config.training import CheckpointConfig, EvaluationConfig, MetricName, MonitoringConfig, TrainingConfig
+from distgan.extensions import package_of
 
 METRICS: dict[str, list[MetricName]] = {
     "images": ["fid", "inception_score", "kid", "classes"],
@@ -69,6 +71,12 @@ class Config(Section):
         As in training, up to a bound, since a micro-batch of many ranks does not fit on one of them.
         """
         return min(self.micro_batch, MAX_STATISTICS_BATCH)
+
+    @property
+    def packages(self) -> list[str]:
+        """Top-level packages of the user's code that the config names."""
+        named = (section for _, section in named_sections(self) if not section.is_built_in)
+        return sorted({package_of(section.technique) for section in named})
 
     @property
     def metrics(self) -> list[MetricName]:

@@ -8,7 +8,7 @@ that passes the gradient through unchanged would be wrong by a factor of the num
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -83,6 +83,19 @@ def all_gather(local: Tensor) -> Tensor:
     count = len(local)
     before, after = rank() * count, (world_size() - 1 - rank()) * count
     return all_reduce_sum(F.pad(local, (*(0, 0) * (local.dim() - 1), before, after)))
+
+
+@torch.no_grad()
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Overwrite tensors with those of rank 0. Collective: call on every rank with tensors of the same shapes."""
+    if world_size() == 1:
+        return
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in same])
+        dist.broadcast(flat, src=0)
+        for tensor, value in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(value.view_as(tensor))
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from distgan import schedule
+from distgan import extensions, schedule
 from distgan.checkpoint.contents import Vocabulary, load_description
 from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_files
 from distgan.config import Config, GeneratorConfig, parse_config
@@ -94,7 +95,11 @@ class _Description(BaseModel):
 
 
 def load_generator(
-    path: str | os.PathLike[str], *, best: bool = False, device: torch.device | str = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    best: bool = False,
+    device: torch.device | str = "cpu",
+    trust_code: Iterable[str] = (),
 ) -> Generator:
     """Load the EMA generator of an export, a checkpoint, or a run (its newest or best checkpoint).
 
@@ -103,10 +108,13 @@ def load_generator(
 
     Args:
         device: device of the generator, where its statistics are also computed.
+        trust_code: packages whose code may run if the generator's architecture is in one of them.
 
     Raises:
-        UserError: a file is missing, damaged or of another kind; the message names it.
+        UserError: a file is missing, damaged or of another kind, or it names code that is not trusted; the message
+            names it.
     """
+    extensions.allow(trust_code)
     if not os.fspath(path):
         raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
     folder = Path(path)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig, WeightClippingConfig
+from distgan.distributed import collectives
 from distgan.distributed.runtime import Runtime
 from distgan.networks.layers.normalization import normalization_parameters
-from distgan.networks.layers.spectral_norm import power_iteration_vectors
+from distgan.networks.moving import foreign_moving_buffers, moving_buffers
 from distgan.networks.progressive import GrowingNetwork
 from distgan.players.accumulator import ScalarAccumulator
 from distgan.players.objective import Objective
@@ -93,6 +94,8 @@ class Player:
                 self.history.update(applied)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(torch.where(applied > 0, tensor, before))
+        # As DDP does with buffers: each rank's would follow its own part of the data.
+        collectives.broadcast(foreign_moving_buffers(self.network) + foreign_moving_buffers(self.opponent))
         self.skipped += 1.0 - applied
         self.skipped_in_a_row = (self.skipped_in_a_row + 1.0) * (1.0 - applied)
         self.longest_streak = torch.maximum(self.longest_streak, self.skipped_in_a_row)
@@ -112,8 +115,7 @@ class Player:
     @property
     def _moving(self) -> list[Tensor]:
         """Tensors that a forward pass changes in place, in both players' networks."""
-        # Looked up at each call, because an engine may replace the tensors.
-        return power_iteration_vectors(self.network) + power_iteration_vectors(self.opponent)
+        return moving_buffers(self.network) + moving_buffers(self.opponent)
 
     @property
     def counters(self) -> dict[str, Tensor]:
@@ -138,8 +140,10 @@ class Player:
 
 
 def _choose_parameters(network: nn.Module) -> None:
-    """Require gradients only of the parameters that are active at the current growth level."""
-    parameters = network.active_parameters() if isinstance(network, GrowingNetwork) else network.parameters()
+    """Require gradients only of the parameters of a growing network that are active at its current level."""
+    if not isinstance(network, GrowingNetwork):
+        return
+    parameters = network.active_parameters()
     active = {id(parameter) for parameter in parameters}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in active)

@@ -11,18 +11,14 @@ from pathlib import Path
 
 from distgan.checkpoint import directory
 from distgan.checkpoint.directory import Best, directory_name, steps, write_best
-from distgan.config import load_config
+from distgan.config import is_run_folder, parse_config
+from distgan.config.yaml_text import read_recipe
 from distgan.errors import UserError
 
 logger = logging.getLogger("distgan")
 
 HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
 """Files of one training history; they are moved aside when a run starts at step 0."""
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Return True if a run has written to the folder. A config.yaml alone can be a recipe of the user."""
-    return any((folder / name).exists() for name in ("status.json", "checkpoints"))
 
 
 def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
@@ -35,7 +31,8 @@ def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
         raise UserError("RUN_OR_CONFIG: empty; expected a run folder or a config")
     overrides = list(overrides)
     if Path(run_or_recipe).is_file():
-        return Path(load_config(run_or_recipe, overrides).run_dir)
+        # Code that the recipe names is not needed here, so it is not imported.
+        return Path(parse_config(read_recipe(run_or_recipe), overrides, source=run_or_recipe).run_dir)
     if overrides:
         raise UserError(
             f"{run_or_recipe}: overrides need a config, found a run folder; remove {overrides[0]}, or pass the config"

@@ -7,14 +7,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from distgan.networks.layers.spectral_norm import power_iteration_vectors
+from distgan.networks.moving import moving_buffers
 
 
 class EMAGenerator:
     """Copy of the generator that holds the EMA weights. Evaluation, sampling and export use this copy.
 
-    Buffers are not averaged. Batch-norm statistics are recomputed from addressed latents before each use. Spectral-norm
-    vectors are copied from the live generator. Create this object before an engine takes the generator's weights.
+    Buffers are not averaged. Batch-norm statistics are recomputed from addressed latents before each use. Other buffers
+    that training changes, such as spectral-norm vectors, are copied from the live generator. Create this object before
+    an engine takes the generator's weights.
     """
 
     def __init__(self, generator: nn.Module) -> None:
@@ -31,10 +32,9 @@ class EMAGenerator:
         Call it inside `Runtime.full_params(generator)`, because sharded weights must be gathered first.
         """
         self.decay = decay
-        # Look the vectors up at each update, because an engine may replace the tensors.
-        averages, vectors = power_iteration_vectors(self.network), power_iteration_vectors(self._generator)
+        averages, buffers = moving_buffers(self.network), moving_buffers(self._generator)
         if averages:
-            torch._foreach_copy_(averages, vectors)
+            torch._foreach_copy_(averages, buffers)
         live: list[Tensor] = list(self._generator.parameters())
         if decay == 0.0:
             torch._foreach_copy_(self._averages, live)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
+from distgan.extensions import package_digest
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
+from distgan.networks.contract import PROBE_SIZE, check_networks
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.progressive import set_growth
 from distgan.packages import missing_packages
@@ -53,6 +56,8 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         _fill_references(generator, discriminator, config, index)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
+    with runtime.raise_on_all_ranks():
+        _check_contract(generator, discriminator, config, index, runtime)
     average = EMAGenerator(generator)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
@@ -83,6 +88,18 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()
     return state
+
+
+def _check_contract(
+    generator: nn.Module, discriminator: nn.Module, config: Config, index: Index, runtime: Runtime
+) -> None:
+    """Check the networks if one of them is the user's."""
+    if config.generator.is_built_in and config.discriminator.is_built_in:
+        return
+    latents, labels = latent_source(config, index, runtime.device).draw("contract", torch.arange(PROBE_SIZE))
+    shape = replace(run_shape(config, index), resolution=schedule.resolution(config, 0))
+    names = (f"generator {config.generator.architecture}", f"discriminator {config.discriminator.architecture}")
+    check_networks(generator, discriminator, shape, latents, labels, names)
 
 
 def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
@@ -153,6 +170,10 @@ def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
     """Raise UserError if ranks differ in config, code, data or JPEG decoder. Collective: call on every rank."""
     runtime.check_equal("the config", dump_config(config), "launch every rank with the same config and overrides")
     runtime.check_equal("the code", code_digest(), "install the same version on every node")
+    for package in config.packages:
+        runtime.check_equal(
+            f"the code of the package {package}", package_digest(package), "install the same version on every node"
+        )
     if index.has_jpegs:
         runtime.check_equal("the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node")
     runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")

@@ -27,6 +27,7 @@ from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.replacements import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
+from distgan.extensions import package_digest
 from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
@@ -137,6 +138,7 @@ class TrainingState:
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
+            "code": {package: package_digest(package) for package in self.config.packages},
             "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -33,14 +34,11 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.running_mean: Tensor
         self.running_var: Tensor
-        self.collected: list[Tensor] | None = None
 
     def forward(self, activations: Tensor) -> Tensor:
-        if self.collected is not None:
-            self._collect(activations, self.collected)
-        elif not self.training:
+        if not self.training:
             return F.batch_norm(activations, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        elif self.synchronized and collectives.world_size() > 1:
+        if self.synchronized and collectives.world_size() > 1:
             return self._normalize_synchronized(activations)
         return F.batch_norm(activations, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
@@ -52,12 +50,6 @@ class BatchNorm(nn.Module):
         offset = -mean * scale if self.bias is None else self.bias - mean * scale
         shape = (1, -1, *(1,) * (activations.dim() - 2))
         return torch.addcmul(offset.view(shape), activations, scale.view(shape)).to(activations.dtype)
-
-    def _collect(self, activations: Tensor, collected: list[Tensor]) -> None:
-        mean, variance = collectives.batch_moments(
-            activations.detach(), (0, *range(2, activations.dim())), synchronized=False
-        )
-        collected.append(torch.stack((mean.double(), variance.double() + mean.double().square())))
 
     def extra_repr(self) -> str:
         return f"{self.running_mean.numel()}, synchronized={self.synchronized}, eps={self.eps}"
@@ -84,7 +76,7 @@ class ConditionalNormalization(nn.Module):
 
 @torch.no_grad()
 def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]], *, across_ranks: bool = False) -> None:
-    """Set the evaluation statistics of all batch-norm layers from forward passes over `batches`.
+    """Set the evaluation statistics of all batch-norm layers, torch's too, from forward passes over `batches`.
 
     Standing statistics (Brock et al. 2019, section 4.1): each layer's moments are averaged over the batches, and each
     batch is normalized by its own moments.
@@ -95,22 +87,20 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
             collective: call on every rank, with the network on the device of the collectives. False averages over
             this process's batches without communication.
     """
-    layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    layers: list[Any] = [module for module in network.modules() if _tracks_statistics(module)]
     if not layers:
         return
     channels = [layer.running_mean.numel() for layer in layers]
     device = layers[0].running_mean.device
-    try:
-        for layer in layers:
-            layer.collected = []
+    with ExitStack() as held:
+        collected = [held.enter_context(_collecting(layer)) for layer in layers]
         total = torch.zeros(2 * sum(channels) + 1, dtype=torch.float64, device=device)
         for batch in batches:
             network(*batch)
-            moments = [layer.collected.pop() for layer in layers if layer.collected is not None]
+            moments = [found[-1] for found in collected]
+            for found in collected:
+                found.clear()
             total += torch.cat((*(moment.flatten() for moment in moments), total.new_ones(1)))
-    finally:
-        for layer in layers:
-            layer.collected = None
     if across_ranks:
         total = collectives.all_reduce_sum(total)
     averages = (total[:-1] / total[-1]).split([2 * count for count in channels])
@@ -118,6 +108,32 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
         mean, square = average.view(2, -1)
         layer.running_mean.copy_(mean)
         layer.running_var.copy_((square - mean.square()).clamp(min=0))  # rounding may make it negative
+
+
+def _tracks_statistics(module: nn.Module) -> bool:
+    """Return True for batch norm of ours or torch's that has statistics for evaluation."""
+    torchs = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    return torchs or isinstance(module, BatchNorm)
+
+
+@contextmanager
+def _collecting(layer: Any) -> Iterator[list[Tensor]]:
+    """Make a batch-norm layer normalize by the moments of its input, and collect them: (2, C), E[x] and E[x^2]."""
+    collected: list[Tensor] = []
+
+    def forward(activations: Tensor) -> Tensor:
+        mean, variance = collectives.batch_moments(
+            activations.detach(), (0, *range(2, activations.dim())), synchronized=False
+        )
+        collected.append(torch.stack((mean.double(), variance.double() + mean.double().square())))
+        return F.batch_norm(activations, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+
+    # In place of the method: a layer of torch's would synchronize, or change its buffers.
+    layer.forward = forward
+    try:
+        yield collected
+    finally:
+        del layer.forward
 
 
 def build_normalization(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:

@@ -1,0 +1,117 @@
+"""What a run needs of a user's networks, found out with one small batch before training.
+
+Without this check most mistakes are silent: logits of shape (n, 1) broadcast against targets of shape (n,), an unused
+parameter stops only DDP, and buffers that are not saved make a resume wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from distgan.errors import UserError
+from distgan.networks.layers.virtual_batch_norm import reference_moments
+from distgan.networks.moving import declare_moving
+from distgan.networks.progressive import GrowingNetwork
+from distgan.networks.shape import SampleShape
+
+Result = TypeVar("Result")
+
+PROBE_SIZE = 4
+"""Samples of the probe batch."""
+
+
+def check_networks(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    shape: SampleShape,
+    latents: Tensor,
+    labels: Tensor | None,
+    names: tuple[str, str],
+) -> None:
+    """Run copies of both networks on a probe batch, and declare the buffers that move (see `moving`).
+
+    Networks and random number generators are left as they were. Collective if the networks are: call on every rank
+    with the same batch.
+
+    Args:
+        shape: kind and sizes of the samples at the current level of growth.
+        latents: (n, latent_size); labels: (n,) int64, or None.
+        names: how errors name the generator and the discriminator.
+
+    Raises:
+        UserError: a network breaks the contract; the message names it and the fix.
+    """
+    device = latents.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        fakes = _probe(generator, names[0], (latents, labels), (len(latents), *shape.sizes))
+        _probe(discriminator, names[1], (fakes.detach(), labels), (len(latents),))
+
+
+def _probe(network: nn.Module, name: str, inputs: tuple[Tensor, Tensor | None], expected: tuple[int, ...]) -> Tensor:
+    for key, parameter in network.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UserError(
+                f"{name}: parameter {key} is {parameter.dtype}, expected torch.float32; set "
+                "training.mixed_precision=bf16 for bfloat16 arithmetic"
+            )
+    trial = _calling(name, "copying it", lambda: copy.deepcopy(network)).train()
+    before = {key: buffer.clone() for key, buffer in trial.named_buffers()}
+
+    def forward() -> Tensor:
+        with reference_moments(trial):
+            return trial(*inputs)  # type: ignore[no-any-return]
+
+    given = f"its forward pass on {tuple(inputs[0].shape)}" + (", labels" if inputs[1] is not None else "")
+    output = _calling(name, given, forward)
+    _check_output(name, output, expected)
+    _calling(name, "its backward pass", lambda: output.sum().backward())
+    active = trial.active_parameters() if isinstance(trial, GrowingNetwork) else trial.parameters()
+    trained = {id(parameter) for parameter in active if parameter.requires_grad}
+    unused = [key for key, p in trial.named_parameters() if id(p) in trained and p.grad is None]
+    if unused:
+        raise UserError(
+            f"{name}: {len(unused)} parameters get no gradient, such as {unused[0]}; use them in forward, remove them, "
+            "or freeze them with requires_grad_(False)"
+        )
+    moved = [key for key, buffer in trial.named_buffers() if not torch.equal(buffer, before[key])]
+    lost = [key for key in moved if key not in trial.state_dict()]
+    if lost:
+        raise UserError(
+            f"{name}: the buffer {lost[0]} changes in training but is not saved (persistent=False), so that no resume "
+            "is exact; register it with persistent=True"
+        )
+    declare_moving(network, moved)
+    return output
+
+
+def _check_output(name: str, output: object, expected: tuple[int, ...]) -> None:
+    if not isinstance(output, Tensor):
+        raise UserError(f"{name}: forward returned {type(output).__name__}, expected a tensor of shape {expected}")
+    if output.shape != expected or not output.is_floating_point():
+        squeeze = "; return logits.squeeze(1)" if tuple(output.shape) == (*expected, 1) else ""
+        raise UserError(
+            f"{name}: forward returned {output.dtype} of shape {tuple(output.shape)}, expected floats of shape "
+            f"{expected}{squeeze}"
+        )
+    if not output.requires_grad:
+        raise UserError(f"{name}: the output of forward has no gradient; do not detach it or use torch.no_grad there")
+
+
+def _calling(name: str, what: str, call: Callable[[], Result]) -> Result:
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's code raises
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next((frame for frame in reversed(frames) if "/torch/" not in frame.filename), frames[-1])
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{name}: {what} failed: {type(error).__name__}: {said} ({frame.filename}:{frame.lineno})"
+        ) from error

@@ -1,0 +1,219 @@
+"""Techniques by import path: the signature is the schema, mistakes are one line, and nothing untrusted is imported."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from distgan import extensions
+from distgan.config import Config, GeneratorConfig, dump_config, load_config, parse_config
+from distgan.config.architectures import DISCRIMINATORS, GENERATORS
+from distgan.config.named import BuiltIn
+from distgan.config.objective import LOSSES, LossOptions
+from distgan.config.players import OPTIMIZERS
+from distgan.errors import UserError
+from distgan.networks import build_generator
+from distgan.networks.shape import SampleShape
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+
+MINIMAL: dict[str, Any] = {
+    "run_dir": "r",
+    "data": {"path": "d", "resolution": 16},
+    "training": {"steps": 5, "batch_size": 8},
+}
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The packages of tests/plugins can be imported, and none is allowed yet."""
+    monkeypatch.syspath_prepend(str(PLUGINS))
+    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("lab", "strange")]:
+        del sys.modules[name]
+
+
+def recipe(folder: Path, **sections: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **sections}))
+    return path
+
+
+def strange(folder: Path, code: str) -> str:
+    """Import path of a package with this code."""
+    (folder / "strange.py").write_text(code)
+    return "strange"
+
+
+BUILT_IN = [
+    *((f"generator {name}", built_in, 2) for name, built_in in GENERATORS.items()),
+    *((f"discriminator {name}", built_in, 1) for name, built_in in DISCRIMINATORS.items()),
+    *((f"loss {name}", built_in, 0) for name, built_in in LOSSES.items()),
+    *((f"optimizer {name}", built_in, 2) for name, built_in in OPTIMIZERS.items()),
+]
+
+
+@pytest.mark.parametrize(("built_in", "given"), [case[1:] for case in BUILT_IN], ids=[case[0] for case in BUILT_IN])
+def test_options_of_built_in_techniques_are_their_signatures(built_in: BuiltIn, given: int) -> None:
+    parameters = list(inspect.signature(extensions.load(built_in.path)).parameters.values())[given:]
+    fields = built_in.options.model_fields
+    assert {parameter.name: parameter.default for parameter in parameters} == {
+        name: field.default for name, field in fields.items()
+    }
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_facts_of_built_in_losses_are_attributes_of_their_classes(name: str) -> None:
+    loss, options = extensions.load(LOSSES[name].path), LOSSES[name].options
+    facts = LossOptions.__class_vars__ - {"takes_effect_with"}
+    assert {fact: getattr(loss, fact, False) for fact in facts} == {fact: getattr(options, fact) for fact in facts}
+
+
+def test_a_recipe_is_read_and_written_with_options_of_the_users_code(tmp_path: Path) -> None:
+    path = recipe(
+        tmp_path,
+        generator={"architecture": "lab.nets:Generator", "hidden": 16},
+        discriminator={"architecture": "lab.nets:Discriminator"},
+        objective={"adversarial": {"family": "lab.losses:Margin", "margin": 2}},
+    )
+    config = load_config(path, ["generator.heads=4", "discriminator.dropout=0.5"])
+    assert (config.generator.options.hidden, config.generator.options.heads) == (16, 4)
+    assert (config.discriminator.options.hidden, config.discriminator.options.dropout) == (32, 0.5)
+    assert config.packages == ["lab"]
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert yaml.safe_load(dump_config(config))["generator"]["heads"] == 4, "defaults and overrides are written out"
+    assert load_config(again) == config
+    loss = config.objective.adversarial.build()
+    # max(0, 2 - 1.5) + max(0, 2 - 3), by hand
+    assert loss.discriminator(torch.tensor([1.5]), torch.tensor([-3.0])).item() == pytest.approx(0.5)
+
+
+def test_a_class_stands_for_its_import_path() -> None:
+    from lab.nets import Generator  # type: ignore[import-not-found]
+
+    config = Config.model_validate({**MINIMAL, "generator": {"architecture": Generator, "hidden": 8}})
+    assert config.generator.architecture == "lab.nets:Generator"
+    network = build_generator(config.generator, SampleShape(resolution=16, channels=1))
+    assert network(torch.zeros(2, 100), None).shape == (2, 1, 16, 16)
+
+    class Local(Generator):  # type: ignore[misc]
+        pass
+
+    with pytest.raises(ValueError, match="top level of a module"):
+        Config.model_validate({**MINIMAL, "generator": {"architecture": Local}})
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("generator.hidden=4", ["generator.hidden = 4", "greater than or equal to 8"]),
+        ("generator.hidden=many", ["generator.hidden", "integer"]),
+        ("generator.hiden=16", ["generator.hiden", "lab.nets:Generator", "did you mean 'hidden'?"]),
+        ("generator.architecture=lab.nets:Genrator", ["generator.architecture", "lab.nets has no Genrator"]),
+        ("generator.architecture=lab.nest:Generator", ["generator.architecture", "no module lab.nest", "PYTHONPATH"]),
+        ("generator.architecture=nowhere:Generator", ["generator.architecture", "no module nowhere", "PYTHONPATH"]),
+        ("generator.architecture=lab.nets", ["generator.architecture", "'lab.nets' is not known", "dcgan"]),
+        ("generator.architecture=lab.nets:", ["generator.architecture", "'lab.nets:' is no import path"]),
+        ("generator.architecture=../lab:Generator", ["generator.architecture", "'../lab:Generator' is no import path"]),
+        ("generator.architecture=lab.nets:SampleShape.sizes", ["generator.architecture", "found property"]),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, override: str, parts: list[str]) -> None:
+    path = recipe(tmp_path, generator={"architecture": "lab.nets:Generator"})
+    with pytest.raises(UserError) as caught:
+        load_config(path, [override])
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("1 / 0", "importing it failed: ZeroDivisionError: division by zero"),
+        ("import not_there", "importing it failed: ModuleNotFoundError: No module named 'not_there'"),
+        ("class Net:\n  def __init__(self, shape): pass", "takes 1 positional parameters, expected at least 2"),
+        ("class Net:\n  def __init__(self, shape, latent_size, optimizer=1): pass", "its parameter 'optimizer'"),
+        ("class Net:\n  def __init__(self, shape, latent_size, x: 'Missing' = 1): pass", "signature cannot be read"),
+        ("class Net:\n  def __init__(self, shape, latent_size, depth: int): pass", "generator.depth"),
+        ("Net = 3", "found int, expected a class or a function"),
+    ],
+)
+def test_code_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, part: str) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strange(tmp_path, code)
+    with pytest.raises(UserError, match="generator") as caught:
+        load_config(recipe(tmp_path, generator={"architecture": "strange:Net"}))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_option_goes_to_a_signature_that_takes_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strange(tmp_path, "class Net:\n  def __init__(self, shape, latent_size, **options): self.options = options")
+    options = {"a": 1, "b": [2.5, {"c": True}], "d": "text", "e": None}
+    config = load_config(recipe(tmp_path, generator={"architecture": "strange:Net", **options}))
+    assert config.generator.build(None, 3).options == options
+
+
+def test_a_file_of_somebody_elses_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config of a checkpoint, of an export or of a run folder."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mark = tmp_path / "imported"
+    strange(tmp_path, f"open({str(mark)!r}, 'w')\nclass Net:\n  def __init__(self, shape, latent_size, depth=3): pass")
+    values = {**MINIMAL, "generator": {"architecture": "strange:Net", "depth": 4}}
+    config = parse_config(values)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    for found in (config, load_config(run / "config.yaml")):
+        assert str(found.model_dump()["generator"]["depth"]) == "4", "options are kept"
+        with pytest.raises(UserError, match="--allow strange"):
+            build_generator(found.generator, SampleShape(resolution=16, channels=1))
+    assert not mark.exists()
+    assert load_config(run / "config.yaml", trust_code=["strange"]).generator.options.depth == 4
+    assert mark.exists()
+
+
+def test_a_recipe_allows_only_the_packages_that_it_names(tmp_path: Path) -> None:
+    load_config(recipe(tmp_path, generator={"architecture": "lab.nets:Generator"}))
+    assert extensions.is_allowed("lab.losses:Margin")
+    assert not extensions.is_allowed("os:system")
+
+
+def test_the_digest_of_a_package_is_of_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "strange"
+    package.mkdir()
+    digests = set()
+    for name, code in (("__init__.py", ""), ("nets.py", "a = 1"), ("nets.py", "a = 2"), ("notes.txt", "not code")):
+        (package / name).write_text(code)
+        extensions.package_digest.cache_clear()
+        digests.add(extensions.package_digest("strange"))
+    assert len(digests) == 3
+
+
+def test_reading_a_recipe_imports_no_torch() -> None:
+    """Importing torch takes seconds, and a wrong key should be told at once."""
+    code = (
+        "import sys; from distgan.config import parse_config; import json; "
+        "parse_config(json.loads(sys.argv[1])); sys.exit('torch' in sys.modules)"
+    )
+    values = {**MINIMAL, "generator": {"architecture": "r3gan"}, "objective": {"adversarial": "relativistic_paired"}}
+    subprocess.run([sys.executable, "-c", code, json.dumps(values)], check=True)
+
+
+def test_equal_sections_are_equal_whatever_way_they_were_given() -> None:
+    written_out = GeneratorConfig.model_validate({"width": 64, "normalization": "synchronized"})
+    assert written_out == GeneratorConfig()
+    assert written_out != GeneratorConfig.model_validate({"width": 32})
