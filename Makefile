@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and the package registry, nothing else.
+# `make demo` and `make test` need only Python 3.11 or newer and access to PyPI.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,38 +6,38 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-slow test-cluster test-image lint bench gpu theory results clean
 
-demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, and show what came of it
+demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, evaluate it and draw samples
 	$(BIN)/python tools/demo.py
 
-test: $(INSTALLED)  ## the whole suite, about ten minutes on two cores
+test: $(INSTALLED)  ## run all tests that are not marked slow, about ten minutes on two cores
 	$(BIN)/python -m pytest tests
 
-test-slow: $(INSTALLED)  ## the longer proofs
+test-slow: $(INSTALLED)  ## run the tests that are marked slow, including those of test-cluster and test-image
 	$(BIN)/python -m pytest tests -m slow --timeout 3600
 
-# Needs root, and of Debian: slurmctld slurmd slurm-client munge iproute2; without them the tests say what they miss.
-test-cluster: $(INSTALLED)  ## a real Slurm, two hosts, cut links, and a soak test: half an hour
+# Needs root and the Debian packages slurmctld, slurmd, slurm-client, munge and iproute2. Tests skip without them.
+test-cluster: $(INSTALLED)  ## test with a real Slurm, two simulated hosts, cut links and a soak test, half an hour
 	$(BIN)/python -m pytest tests/cluster -m slow --timeout 3600 --ignore tests/cluster/test_image.py
 
-# Needs root, and of Debian: buildah debootstrap.
-test-image: $(INSTALLED)  ## the container image, built and tried on a base made here
+# Needs root and the Debian packages buildah and debootstrap.
+test-image: $(INSTALLED)  ## build the container image on a base image made here, and test it
 	$(BIN)/python -m pytest tests/cluster/test_image.py -m slow --timeout 3600
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## every benchmark; figures depend on the machine, ratios less so
+bench: $(INSTALLED)  ## run every benchmark of tools/bench; compare ratios, because times depend on the machine
 	for script in tools/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-gpu: $(INSTALLED)  ## on one GPU: tests/gpu, then its benchmarks as docs/benchmarks-gpu.md, in at most eight minutes
+gpu: $(INSTALLED)  ## on one GPU: run tests/gpu and write docs/benchmarks-gpu.md, in at most eight minutes
 	$(BIN)/python tools/gpu.py
 
-theory: $(INSTALLED)  ## the theory as experiments, drawn into docs/theory/
+theory: $(INSTALLED)  ## run the experiments on GAN theory and draw their figures in docs/theory/
 	$(BIN)/python tools/theory.py
 
-results: $(INSTALLED)  ## every recipe on the same budget, as a table with pictures in docs/results/
+results: $(INSTALLED)  ## train every CPU recipe on the same budget; write a table and pictures to docs/results/
 	$(BIN)/python tools/results.py
 
 $(INSTALLED): pyproject.toml

@@ -1,4 +1,4 @@
-"""What can go wrong that is not a defect: a mistake of the user's, a bad sample, a lost rank, a request to stop."""
+"""Exceptions for expected conditions: bad user input, unreadable samples, lost ranks and stop requests."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: what was found and where, what is accepted, and the fix.
+    """Bad input. The message is one line: the key or file, what was found, what is accepted, and the fix.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2.
 
     Args:
-        everywhere: every rank raises this same error, so that printing it on rank 0 is enough.
+        everywhere: True if every rank raises this same error. Then only rank 0 prints it.
 
     Attributes:
-        told: another rank failed before this one and prints why, so that this one prints nothing.
+        told: True if another rank failed first and prints the reason. Then this rank prints nothing.
     """
 
     def __init__(self, message: str, *, everywhere: bool = False) -> None:
@@ -25,29 +25,32 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Return a stranger's text as it goes into a message: one line, with ? for each control character."""
+    """Return untrusted text with `?` for each character that is not printable, so that it is one line."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class UnreadableSampleError(ValueError):
-    """The bytes of one sample cannot be decoded; the message is one line."""
+    """The bytes of a sample cannot be decoded. The message is one line."""
 
 
 class LostRankError(RuntimeError):
-    """Another rank ended or did not answer in time, so that this one cannot go on. Its own status tells why."""
+    """Another rank ended or did not answer within the timeout, so this rank cannot continue."""
 
 
 class Interrupted(Exception):
-    """Work was left undone, by all ranks at the same place, because one of them was asked to stop."""
+    """All ranks left their work at the same point, because one of them received a stop request."""
 
 
 @contextmanager
 def within_memory(what: str, fix: str = "") -> Iterator[None]:
-    """Turn a lack of memory inside, on the host or a device, into a user error.
+    """Context manager that turns out-of-memory errors of the host or a device into a UserError.
 
     Args:
-        what: key, option or file that the memory is for; the message begins with it.
-        fix: what to change; the message ends with it.
+        what: key, option or file that needs the memory; the message begins with it.
+        fix: imperative that ends the message, such as `lower it`; empty for none.
+
+    Raises:
+        UserError: the block ran out of memory. Other exceptions pass unchanged.
     """
     try:
         yield
@@ -55,19 +58,19 @@ def within_memory(what: str, fix: str = "") -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{what}: more memory than there is: {said}" + (f"; {fix}" if fix else "")) from None
+        raise UserError(f"{what}: not enough memory: {said}" + (f"; {fix}" if fix else "")) from None
 
 
 _NO_MEMORY = (
     "can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed",
     "STATUS_ALLOC_FAILED",
 )  # fmt: skip
-"""As torch's allocators, cuBLAS and cuDNN say it."""
+"""Parts of the out-of-memory messages of torch's allocators, cuBLAS and cuDNN."""
 
 
 @contextmanager
 def blaming(place: object) -> Iterator[None]:
-    """A user error inside begins with the file or key that is to blame for it."""
+    """Context manager that prefixes the message of a UserError with `place`, the file or key that caused it."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, locks, reads with a bound on their size, and errors of disks."""
+"""Atomic writes of files and folders, file locks, bounded reads, and messages for disk errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES,
 
 
 class DiskError(OSError):
-    """A file cannot be written for a reason that lies in its disk. The text is one line: cause, place and fix."""
+    """A file cannot be written because of its disk or its permissions. The text is one line: cause, place and fix."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -26,9 +26,10 @@ class DiskError(OSError):
 
 @contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
-    """Raise what a disk refuses inside, where `path` is or is to be, as a DiskError. Other errors pass unchanged.
+    """Context manager that turns disk errors into a DiskError about the file system of `path`.
 
-    Use it where nothing is cleaned up yet: a removed temporary file gives back the space that was lacking.
+    `path` need not exist. Other exceptions pass unchanged. Enter it inside the code that cleans up: the message gives
+    the free space, and removing a temporary file first would change it.
     """
     try:
         yield
@@ -41,7 +42,13 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path | str, what: str = "there", *, name: object = None) -> Iterator[None]:
-    """Raise any OSError inside as a UserError `NAME: cannot write WHAT: cause; fix`; NAME is by default the path."""
+    """Context manager that turns any OSError into the UserError `NAME: cannot write WHAT: cause; fix`.
+
+    Args:
+        path: where the block writes; need not exist.
+        what: noun for what is written.
+        name: key, option or file that the message begins with; `path` if None.
+    """
     try:
         yield
     except OSError as error:
@@ -50,19 +57,19 @@ def writing(path: Path | str, what: str = "there", *, name: object = None) -> It
 
 
 def explained(error: OSError, path: Path | str) -> OSError:
-    """A DiskError in place of what a disk refused at or below `path`; another error as it is."""
+    """Return a DiskError if the disk of `path` or the permissions caused the error; otherwise return the error."""
     if isinstance(error, DiskError) or error.errno not in _DISK_ERRORS:
         return error
     return DiskError(error.errno, _explanation(error, os.path.abspath(path)), os.fspath(path))
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Return True if an exception says that a local disk cannot be written to."""
+    """Return True if a local disk or its permissions caused the exception."""
     return isinstance(error, DiskError) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS)
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in one line; of an OSError without its number."""
+    """Return the message of an exception on one line, without the error number and file name of an OSError."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
@@ -71,37 +78,37 @@ def _explanation(error: OSError, path: str) -> str:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{cause}: {path}; choose a place that you may write to"
+        return f"{cause}: {path}; choose a folder that you may write to"
     mount = path
     while not os.path.ismount(mount):
         mount = os.path.dirname(os.path.realpath(mount))
     if error.errno == errno.EROFS:
-        return f"{cause}: {mount}; choose a place on a disk that can be written to"
+        return f"{cause}: {mount}; choose a folder on a writable disk"
     if error.errno == errno.EDQUOT:
-        return f"{cause} on {mount}; remove files of yours there, or choose a place on another disk"
+        return f"{cause} on {mount}; remove some of your files there, or choose a folder on another disk"
     disk = os.statvfs(path)
     if disk.f_files and not disk.f_favail:
         return (
             f"{cause}: {mount} has no inode left for another file (of {disk.f_files:,}); "
-            "remove files there, or choose a place on another disk"
+            "remove files there, or choose a folder on another disk"
         )
     free, size = (blocks * disk.f_frsize / 1e6 for blocks in (disk.f_bavail, disk.f_blocks))
-    return f"{cause}: {free:,.1f} of {size:,.1f} MB are free on {mount}; free more, or choose a place on another disk"
+    return f"{cause}: {free:,.1f} of {size:,.1f} MB are free on {mount}; free more, or choose a folder on another disk"
 
 
 @contextmanager
 def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; the file written there becomes `path` at once, or nothing does.
+    """Context manager that replaces `path` atomically: write the file to the temporary path that it yields.
 
-    A killed process leaves the old file or the new one. A symlink at `path` is replaced, not followed.
+    After a crash, `path` is the old file or the complete new one. A symlink at `path` is replaced, not followed.
 
     Args:
-        durable: wait until the file would survive a power cut too.
+        durable: sync the file and its folder, so that the new file also survives a power cut.
 
     Raises:
-        OSError: see `disk_errors`; nothing is left behind.
+        OSError: the file cannot be written; see `disk_errors`. The temporary file is removed if the disk allows it.
     """
-    # Other hosts may have a process of the same number.
+    # A random suffix, because a process on another host may have the same ID.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with disk_errors(path):
@@ -112,31 +119,31 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 sync_folder(path.parent)
     except BaseException:
-        with suppress(OSError):  # a read-only disk refuses this too, and the first error tells more
+        with suppress(OSError):  # keep the first error, which has the cause
             temporary.unlink()
         raise
 
 
 def temporary_pattern(name: str) -> str:
-    """Return a regular expression for the temporary files that killed processes leave beside a file of this name."""
+    """Return a regular expression for the temporary files that killed processes left beside the file `name`."""
     return rf"\.{re.escape(name)}\.[0-9]+-[0-9a-f]+\.tmp"
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Replace `path` by a new file with this content; see `new_file`."""
+    """Write `content` to `path` atomically; see `new_file`."""
     with new_file(path, durable=durable) as temporary, open(temporary, "wb") as file:
         file.write(content)
 
 
 def publish_folder(temporary: Path, folder: Path, *, replaced_as: Path | None = None) -> None:
-    """Give a complete folder its name.
+    """Rename the complete folder `temporary` to `folder`, and sync the parent folder.
 
     Args:
-        replaced_as: where a folder of that name steps aside to first; it is removed last. None replaces an empty folder
-            only.
+        replaced_as: path on the same file system. An existing `folder` moves there first and is deleted at the end.
+            If None, `folder` must be missing or empty.
 
     Raises:
-        OSError: it cannot be renamed; what was there has its name again.
+        OSError: the folder cannot be renamed. An existing `folder` is moved back.
     """
     aside = replaced_as if folder.exists() else None
     if aside is not None:
@@ -144,7 +151,7 @@ def publish_folder(temporary: Path, folder: Path, *, replaced_as: Path | None = 
             shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     try:
-        temporary.rename(folder)  # over an empty folder, but never over a full one
+        temporary.rename(folder)  # fails if the target is a folder with content
     except OSError:
         if aside is not None:
             aside.rename(folder)
@@ -155,10 +162,13 @@ def publish_folder(temporary: Path, folder: Path, *, replaced_as: Path | None = 
 
 
 def try_lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Try for, or wait for, an exclusive lock on an open file. Returns False if another process holds it.
+    """Lock an open file exclusively. Return False if another process holds the lock.
+
+    Args:
+        wait: wait for the lock instead of returning False.
 
     Raises:
-        OSError: the file system has no locks.
+        OSError: the file system does not support locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -187,20 +197,24 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines of text in UTF-8, whole or not at all, making the folder. Raises OSError."""
+    """Write lines of UTF-8 text atomically; create the folder if needed.
+
+    Raises:
+        OSError: the file cannot be written; see `disk_errors`.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode(), durable=False)
 
 
 def sync_file(path: Path | str) -> None:
-    """Make what was written to a file survive a power cut."""
+    """Sync a file, so that its content survives a power cut."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that were added to, renamed in or removed from a folder survive a power cut."""
+    """Sync a folder, so that additions, renames and removals in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -209,12 +223,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes. Raises UserError naming the file otherwise."""
+    """Return the content of a file.
+
+    Raises:
+        UserError: the file cannot be read, or has more than `limit` bytes.
+    """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a FIFO must not hang the reader
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a FIFO must not block
             content = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > limit:
-        raise UserError(f"{path}: larger than the {limit} bytes that such a file can have")
+        raise UserError(f"{path}: larger than {limit} bytes, the limit for this file")
     return content

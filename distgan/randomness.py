@@ -1,9 +1,11 @@
-"""Randomness that is addressed, not carried: every draw is a pure function of (seed, purpose, position).
+"""Stateless random numbers: every draw is a pure function of (seed, purpose, position).
 
-A counter-based generator (Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3",
-SC 2011) is keyed by seed and purpose; its counter is the position and the place within that position's draw. So any
-rank, worker or resumed process gets the same numbers for the same sample, and no generator state is ever saved.
-Integer arithmetic is exact on every device; `normal` goes through float64 logarithms and cosines, whose last bit may
+The generator is the counter-based Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2,
+3", SC 2011). Seed and purpose give the key. The counter is the position and the block index within the draw of that
+position. So any rank, data loader worker or resumed process gets the same numbers for the same sample, and checkpoints
+store no generator state.
+
+Integers and uniforms are the same on every device. `normal` uses float64 logarithms and cosines. Their last bit may
 differ between devices before rounding to float32.
 """
 
@@ -23,25 +25,33 @@ _ROUNDS = 10
 
 
 def derive_key(seed: int, purpose: str) -> int:
-    """64-bit key of an independent stream: BLAKE2b of the seed and the purpose."""
+    """Return the 64-bit key of a stream: BLAKE2b of the seed and the purpose."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little")
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 of a 128-bit counter, given and returned as four broadcastable int64 tensors of 32-bit words."""
-    # Words 0 and 2 are treated alike, and so are 1 and 3: stacked, they take half as many small operations.
+    """Apply Philox4x32-10 to 128-bit counters.
+
+    Args:
+        counter: four int64 tensors of broadcastable shapes, the 32-bit words of the counters.
+        key: 64-bit key.
+
+    Returns:
+        Four int64 tensors of the common shape, uniform 32-bit words.
+    """
+    # A round does the same to words 0 and 2, and to words 1 and 3. Stacking them halves the number of small kernels.
     even, odd = (
         torch.stack(torch.broadcast_tensors(counter[2], counter[0])),
         torch.stack(torch.broadcast_tensors(counter[1], counter[3])),
     )
     shape = (2, *(1,) * (even.dim() - 1))
-    # Constants that are computed on the device: to copy them there from a list, the host would wait for it.
+    # Compute the constants on the device, because copying them from a list would block the host.
     multipliers = _pair(*_MULTIPLIERS[::-1], even.device)
     rounds = torch.arange(_ROUNDS, device=even.device)[:, None]
     keys = (_pair(key & _MASK, key >> 32, even.device) + rounds * _pair(*_WEYL, even.device)) & _MASK
     for round_keys in keys.view(_ROUNDS, *shape):
-        # The product of two 32-bit words wraps in int64, but its 64 bits are the right ones. Stored as (2, 0), the
-        # even words are multiplied in the order in which the next odd words need them.
+        # The product of two 32-bit words may overflow int64, but all its 64 bits are correct. The even words are stored
+        # in the order (2, 0), which is the order in which the next odd words need the products.
         product = even * multipliers.view(shape)
         odd, even = product & _MASK, (((product >> 32) & _MASK) ^ odd ^ round_keys).flip(0)
     return even[1], odd[0], even[0], odd[1]
@@ -52,10 +62,13 @@ def _pair(first: int, second: int, device: torch.device) -> Tensor:
 
 
 def words(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
-    """`count` uniform 32-bit words for each position, as int64 in [0, 2^32): shape (len(positions), count).
+    """Draw `count` uniform 32-bit words per position.
 
     Args:
-        positions: int64, shape (n,), each >= 0; the draw of a position does not depend on the others.
+        positions: int64, shape (n,), each >= 0. The draw of a position does not depend on the other positions.
+
+    Returns:
+        int64 in [0, 2^32), shape (n, count), on the device of `positions`.
     """
     place = positions[:, None]
     block = torch.arange(-(-count // 4), device=positions.device)[None]
@@ -65,13 +78,13 @@ def words(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
 
 
 def uniform(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()) -> Tensor:
-    """U[0, 1) in float32 (multiples of 2^-24), shape (n, *shape)."""
+    """Draw from U[0, 1): float32 multiples of 2^-24, shape (n, *shape). `positions` is as in `words`."""
     drawn = words(seed, purpose, positions, math.prod(shape))
     return ((drawn >> 8).float() * 2.0**-24).view(len(positions), *shape)
 
 
 def normal(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()) -> Tensor:
-    """N(0, 1) in float32, shape (n, *shape), by the Box-Muller transform of pairs of 32-bit uniforms in (0, 1)."""
+    """Draw from N(0, 1) with the Box-Muller transform: float32, shape (n, *shape). `positions` is as in `words`."""
     count = math.prod(shape)
     pairs = (words(seed, purpose, positions, 2 * -(-count // 2)).double() + 0.5) * 2.0**-32
     radius = (-2 * pairs[:, 0::2].log()).sqrt()
@@ -81,6 +94,10 @@ def normal(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()
 
 
 def integers(seed: int, purpose: str, positions: Tensor, high: int, shape: Sequence[int] = ()) -> Tensor:
-    """Uniform integers in [0, high) for high <= 2^31, int64, shape (n, *shape); bias below high * 2^-32."""
+    """Draw uniform integers in [0, high): int64, shape (n, *shape). `positions` is as in `words`.
+
+    Args:
+        high: at most 2^31. The relative bias is below high * 2^-32.
+    """
     drawn = words(seed, purpose, positions, math.prod(shape))
     return ((drawn * high) >> 32).view(len(positions), *shape)

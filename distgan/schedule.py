@@ -1,4 +1,7 @@
-"""What happens when, as pure functions of the config and of progress."""
+"""Training schedules: updates, batch sizes, growth, learning rates and EMA, as pure functions of config and progress.
+
+Steps are 0-based. The stream position is the number of real images that all earlier discriminator updates used.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,39 @@ from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCenteredPenal
 
 @dataclass(frozen=True)
 class Update:
-    """One discriminator update of a step: the stream positions [start, start + batch_size) in micro-batches."""
+    """One discriminator update. It uses the real images at the stream positions [start, start + batch_size)."""
 
     index: int
-    """Number of this discriminator update since the start of training."""
+    """Number of discriminator updates before this one since the start of training."""
     start: int
     batch_size: int
+    """Global batch size, in images."""
     micro_batch: int
+    """Images of all ranks per forward pass; divides `batch_size`."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How far progressive growing has come: the level, counted in doublings from 4x4, and its share in (0, 1]."""
+    """State of progressive growing."""
 
     level: int
+    """Number of doublings from 4x4 pixels."""
     fade: float
+    """Weight of this level's output in the blend with the level before, in (0, 1]."""
 
     @property
     def fading(self) -> bool:
-        """Whether the level is still blended with the one before."""
+        """True if this level is blended with the level before."""
         return self.fade < 1.0
 
     @property
     def resolution(self) -> int:
-        """Pixels a side."""
+        """Pixels per side."""
         return 4 << self.level
 
 
 def critic_steps(config: Config, step: int) -> int:
-    """Discriminator updates of step `step` (0-based); the warm start counts to step 0."""
+    """Return the number of discriminator updates of step `step`. `initial_critic_steps` are added to step 0."""
     extra = config.training.extra_critic_steps
     usual = config.training.critic_steps
     if extra is not None and (step < extra.first or (extra.every is not None and step % extra.every == 0)):
@@ -49,7 +56,7 @@ def critic_steps(config: Config, step: int) -> int:
 
 
 def updates_before(config: Config, step: int) -> int:
-    """Discriminator updates of all steps before step `step`."""
+    """Return the number of discriminator updates of all steps before step `step`."""
     training = config.training
     total = step * training.critic_steps + (training.initial_critic_steps if step > 0 else 0)
     if training.extra_critic_steps is not None:
@@ -63,7 +70,7 @@ def updates_before(config: Config, step: int) -> int:
 
 
 def discriminator_updates(config: Config, step: int, position: int) -> Iterator[Update]:
-    """The discriminator updates of step `step` (0-based), whose first sample is at stream position `position`."""
+    """Yield the discriminator updates of step `step`, which starts at stream position `position`."""
     batch = batch_size(config, position)
     first = updates_before(config, step)
     for number in range(critic_steps(config, step)):
@@ -71,7 +78,7 @@ def discriminator_updates(config: Config, step: int, position: int) -> Iterator[
 
 
 def position_after(config: Config, steps: int) -> int:
-    """Stream position, which is also the number of real images seen, after `steps` steps from the start."""
+    """Return the stream position after the first `steps` steps of a run."""
     step = position = 0
     for next_level in (*_level_starts(config), math.inf):
         reached = _position_while_batches_last(config, step, position)
@@ -81,21 +88,25 @@ def position_after(config: Config, steps: int) -> int:
 
 
 def _position_while_batches_last(config: Config, step: int, position: int) -> Callable[[int], int]:
-    """`position_after` from step `step` at `position` on, for as long as batches are as large as there."""
+    """Return a function like `position_after`, valid from step `step` at `position` until the batch size changes."""
     batch, before = batch_size(config, position), updates_before(config, step)
     return lambda steps: position + (updates_before(config, steps) - before) * batch
 
 
 def generator_slot(config: Config, step: int) -> int:
-    """Address of the first sample that the generator's update of step `step` draws."""
+    """Return the position of the first latent that the generator update of step `step` draws.
+
+    Each step has room for the largest batch of the run, so that latents of different steps never share a position.
+    """
     return step * largest_batch(config)
 
 
 def growth(config: Config, position: int) -> Growth | None:
-    """The growth of a step whose first sample is at stream position `position`; None where networks do not grow.
+    """Return the growth state of a step that starts at stream position `position`; None without progressive growing.
 
-    The first level trains for `stable_kimg`; each later one is faded in linearly, then trains on (Karras et al. 2018,
-    appendix A.1). At the very start of a fade it is still the level before that trains.
+    The first level trains for `stable_kimg`. Each later level is faded in linearly over `fade_kimg`, then trains for
+    `stable_kimg` (Karras et al. 2018, appendix A.1). A step exactly at the start of a fade trains the level before,
+    because the fade would be 0.
     """
     settings = config.growth
     if settings is None:
@@ -107,7 +118,7 @@ def growth(config: Config, position: int) -> Growth | None:
 
 
 def steps_to_grow(config: Config) -> int:
-    """After so many steps networks have grown up: the whole of the last level trains."""
+    """Return the number of steps after which the networks train at full resolution, without fading."""
 
     def grown_up(steps: int) -> bool:
         now = growth(config, position_after(config, steps))
@@ -117,7 +128,7 @@ def steps_to_grow(config: Config) -> int:
 
 
 def _level_starts(config: Config) -> Sequence[int]:
-    """The stream positions beyond which each level but the first begins."""
+    """Return the stream positions at which the fades begin, one for each level after the first."""
     settings = config.growth
     if settings is None:
         return ()
@@ -131,13 +142,13 @@ def _level(side: int) -> int:
 
 
 def resolution(config: Config, position: int) -> int:
-    """Pixels a side of the images that a step from stream position `position` trains on."""
+    """Return the pixels per side of the images in a step that starts at stream position `position`."""
     now = growth(config, position)
     return config.data.resolution if now is None else now.resolution
 
 
 def batch_size(config: Config, position: int) -> int:
-    """The global batch of a step whose first sample is at stream position `position`."""
+    """Return the global batch size of a step that starts at stream position `position`."""
     if config.growth is None:
         return config.training.batch_size
     side = resolution(config, position)
@@ -146,14 +157,17 @@ def batch_size(config: Config, position: int) -> int:
 
 
 def micro_batch(config: Config, position: int) -> int:
-    """The share of `batch_size` that one forward pass of all ranks together sees."""
+    """Return the number of samples per forward pass of all ranks together, in a step that starts at `position`."""
     return batch_size(config, position) // config.training.gradient_accumulation_steps
 
 
 def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str, int]:
-    """How many samples the batch statistics of a step from stream position `position` are over, by the key they are of.
+    """Return the number of samples behind each batch statistic of a step that starts at stream position `position`.
 
-    They are part of the objective: what it is depends on how a batch is cut.
+    These numbers define the objective, so they may not change on resume unless the user accepts it.
+
+    Returns:
+        Config key -> number of samples, for the keys in use.
     """
     whole = micro_batch(config, position)
     sizes = {"global": whole, "rank": whole // world_size}
@@ -176,13 +190,16 @@ def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str
 
 
 def largest_batch(config: Config) -> int:
-    """The largest global batch that any step of the run has."""
+    """Return the largest global batch size of the run."""
     sizes: Iterable[int] = config.growth.batch_sizes.values() if config.growth is not None else ()
     return max((config.training.batch_size, *sizes))
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of step `step` (0-based) of `steps`: linear warm-up, then the schedule; 0 after the last."""
+    """Return the learning rate of step `step` of `steps`: the schedule, times a linear warm-up.
+
+    `linear` and `cosine` decay from the first step on, and reach 0 at `step == steps`.
+    """
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     progress = min(1.0, step / steps)
     decay = {
@@ -194,17 +211,24 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def penalty_gamma(config: ZeroCenteredPenaltyConfig, step: int, steps: int) -> float:
-    """The factor of a zero-centered penalty at step `step` (0-based) of `steps` (Huang et al. 2024, appendix)."""
+    """Return gamma of a zero-centered penalty at step `step` of `steps`.
+
+    It follows a cosine from `gamma` to `final_gamma` (Huang et al. 2024, appendix).
+    """
     final = config.gamma if config.final_gamma is None else config.final_gamma
     share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
     return final + (config.gamma - final) * share
 
 
 def ema_decay(config: EMAConfig, images: int, images_per_step: int) -> float:
-    """Weight kept of the average after a step of `images_per_step` images, `images` seen before it.
+    """Return the weight of the previous average in the EMA update of one step, in [0, 1).
 
-    The half-life is in images, so that it does not depend on the batch size; with a ramp it is at most
+    The half-life is in images, so that it does not depend on the batch size. With a ramp-up it is at most
     `rampup * images` (Karras et al. 2021, released code).
+
+    Args:
+        images: real images seen before this step.
+        images_per_step: real images of this step.
     """
     half_life = config.half_life_kimg * 1000.0
     if config.rampup is not None:
@@ -213,7 +237,7 @@ def ema_decay(config: EMAConfig, images: int, images_per_step: int) -> float:
 
 
 def growth_warnings(config: Config) -> tuple[str, ...]:
-    """Return a line if the run ends before its networks have grown to their full resolution."""
+    """Return one warning if the run ends before its networks train at full resolution, otherwise none."""
     needed, last = steps_to_grow(config), config.training.steps
     if needed <= last:
         return ()

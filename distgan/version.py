@@ -1,4 +1,4 @@
-"""The version of this package, and a digest of its code."""
+"""Package version, and a digest of the package's source code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 
 @cache
 def code_digest() -> str:
-    """Return the SHA-256 of the names and contents of this package's Python sources, in hexadecimal.
+    """Return the SHA-256 of the names and contents of this package's Python files, as 64 hexadecimal digits.
 
-    Ranks that run different sources would train something that is neither.
+    Ranks compare it before training, because their code must be the same.
     """
     root = Path(__file__).parent
     digest = hashlib.sha256()

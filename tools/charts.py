@@ -14,7 +14,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#7
 """Tol's bright color scheme, which is safe for color-blind readers."""
 WIDTH, HEIGHT = 460, 330
 """Pixels of one chart."""
-_FINER = 3  # drawn so much larger, and scaled down, for smooth lines
+_FINER = 3  # charts are drawn larger by this factor and scaled down, which smooths the lines
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 46
 _INK, _GREY = "#222222", "#dddddd"
 
@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """Points joined by straight lines, in the color of that number."""
+    """Points joined by straight lines. `color` is an index of COLOURS."""
 
     label: str
     x: Sequence[float]
@@ -34,18 +34,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """One pair of axes; what lies outside the range of y is cut off."""
+    """One pair of axes with curves. Parts of a curve outside `y_range` are cut off."""
 
     title: str
     x_label: str
     curves: Sequence[Curve]
     y_range: tuple[float, float]
     logarithmic: bool = False
-    """Whether y is."""
+    """True for a logarithmic y axis."""
 
 
 def draw(charts: Sequence[Chart], path: Path, *, columns: int) -> None:
-    """Charts in rows, left to right, in one PNG; makes its folder."""
+    """Draw charts in rows of `columns`, and save them as one PNG. Creates the folder of `path` if needed."""
     rows = -(-len(charts) // columns)
     sheet = Image.new("RGB", (columns * WIDTH * _FINER, rows * HEIGHT * _FINER), "white")
     for number, chart in enumerate(charts):
@@ -62,7 +62,7 @@ def _picture(chart: Chart) -> Image.Image:
     bottom, top = (_scale(chart, y) for y in chart.y_range)
 
     def place(x: float, y: float) -> Point:
-        """Pixels of a point, y already on its scale."""
+        """Convert a point to pixels. `y` is a logarithm on a logarithmic axis."""
         right = (x - low) / (high - low) * (WIDTH - _LEFT - _RIGHT) + _LEFT
         down = (top - y) / (top - bottom) * (HEIGHT - _TOP - _BOTTOM) + _TOP
         return right * _FINER, down * _FINER
@@ -112,7 +112,7 @@ def _between(start: Point, end: Point, share: float) -> Point:
 
 
 def _legend(canvas: ImageDraw.ImageDraw, chart: Chart, corner: Point) -> None:
-    """In the upper right corner, over the curves."""
+    """Draw the legend in the upper right corner, over the curves."""
     labeled = [curve for curve in chart.curves if curve.label]
     if not labeled:
         return
@@ -141,7 +141,7 @@ def _scale(chart: Chart, y: float) -> float:
 
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[tuple[float, str]]:
-    """About five round numbers from low to high, or powers of ten."""
+    """Return positions and labels of about five ticks: round numbers, or powers of ten on a logarithmic axis."""
     step: float
     if logarithmic:
         step = max(1, math.ceil((high - low) / 6))

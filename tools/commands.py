@@ -13,11 +13,15 @@ ENGINES = {
     "zero2": "deepspeed-zero2.yaml",
     "fsdp": "fsdp.yaml",
 }
-"""The launcher's config of each, in launch/accelerate."""
+"""Engine -> its accelerate config in launch/accelerate."""
 
 
 def distgan(*arguments: str) -> str:
-    """Run one command in the project's folder and return what it printed; a failure ends the tool with its status."""
+    """Run a distgan command in the root of the repository, and return its output.
+
+    Raises:
+        SystemExit: the command failed; carries its exit status.
+    """
     done = subprocess.run([sys.executable, "-m", "distgan", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -25,7 +29,7 @@ def distgan(*arguments: str) -> str:
 
 
 def launched(count: int, *arguments: str) -> list[str]:
-    """The same as a command line for so many processes."""
+    """Return the command line that runs a distgan command with `count` processes on this machine."""
     if count == 1:
         return [sys.executable, "-m", "distgan", *arguments]
     launcher = (
@@ -36,7 +40,7 @@ def launched(count: int, *arguments: str) -> list[str]:
 
 
 def under_engine(engine: str, processes: int, *program: str) -> list[str]:
-    """The command line of a program on one machine, under one of `ENGINES`."""
+    """Return the command line that runs a Python program on this machine with one of `ENGINES`."""
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/accelerate" / ENGINES[engine]))
     return [sys.executable, *launcher, "--num_processes", str(processes), *program]
 

@@ -1,9 +1,9 @@
 """Count the collectives of a recipe's training step, and their bytes, by network, purpose and kind.
 
 Two real processes train the recipe for some steps. The tool counts every collective that torch dispatches, including
-those of DDP and DeepSpeed; its caller determines its purpose. The first step is left out. Bytes are those of the full
-tensor that is reduced, gathered or scattered. Scalars are read once per `monitoring.every` steps. A growing network is
-counted at its first level unless `growth=null` is given.
+those of DDP and DeepSpeed. The calling function determines its purpose. The first step is left out. Bytes are those of
+the full tensor that is reduced, gathered or scattered. The tool sets `monitoring.every=1`, so `readings` of scalars
+happen in each step. A growing network is counted at its first level. Pass `growth=null` to count the full network.
 
     python tools/communication.py configs/digits-dcgan.yaml
     python tools/communication.py configs/digits-r3gan.yaml training.batch_size=16 --engine zero2
@@ -32,32 +32,32 @@ from distgan.errors import UserError
 from tools.commands import ENGINES, under_engine
 
 AFTER_A_STEP = ("flags", "readings")
-"""Purposes of what the loop sends when it counts the step as done."""
+"""Purposes of collectives that the loop starts after it has counted the step."""
 
 
 class Kind(NamedTuple):
     """One row of the table."""
 
     player: str
-    """`generator`, `discriminator`, or `both` for what is not of an update."""
+    """`generator` or `discriminator`; `both` for collectives outside of updates."""
     purpose: str
     """`gradients`, `gradient norm`, `weights`, `batch statistics`, `flags`, `readings` or `checkpoint`."""
     collective: str
 
 
 class Traffic(NamedTuple):
-    """Mean per step."""
+    """Mean number of collectives and bytes per step."""
 
     number: float
     bytes: float
 
 
 class Counting(TorchDispatchMode):
-    """Counts the collectives of distgan's training loop while it is entered.
+    """Context manager that records the collectives of distgan's training loop.
 
     Attributes:
-        found: for each step and kind, the bytes of each collective.
-        parameters: of each player's network.
+        found: step, kind and bytes of each collective.
+        parameters: player -> number of parameters of its network.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Counting(TorchDispatchMode):
 
 
 def purpose(names: set[str]) -> str:
-    """What a collective is for, by the distgan functions that it is called in."""
+    """Return the purpose of a collective, given the names of the distgan functions on its call stack."""
     if "save" in names:
         return "checkpoint"
     if "Monitor._measure" in names:
@@ -102,7 +102,7 @@ def purpose(names: set[str]) -> str:
 
 
 def size(argument: Any) -> int:
-    """Bytes of the tensors in an argument of a collective."""
+    """Return the bytes of the tensors in an argument of a collective."""
     if isinstance(argument, torch.Tensor):
         return argument.nbytes
     return sum(map(size, argument)) if isinstance(argument, (list, tuple)) else 0
@@ -111,7 +111,7 @@ def size(argument: Any) -> int:
 def counted(
     recipe: str, settings: Sequence[str], folder: str, steps: int
 ) -> tuple[dict[Kind, Traffic], dict[str, int]]:
-    """Train for some steps as this rank; traffic of an average step but the first, and the players' parameters."""
+    """Train as one rank. Return the mean traffic per step without the first one, and the parameters of each player."""
     from distgan.config import load_config
     from distgan.training.loop import train
 
@@ -135,7 +135,11 @@ def counted(
 def count(
     recipe: str, settings: Sequence[str], *, engine: str = "ddp", processes: int = 2, steps: int = 2
 ) -> tuple[dict[Kind, Traffic], dict[str, int]]:
-    """The same, of processes that are started for it. A failure ends the tool."""
+    """Start processes, and return what `counted` found on rank 0.
+
+    Raises:
+        SystemExit: a process failed; the message is its error or log.
+    """
     with tempfile.TemporaryDirectory() as folder:
         worker = ["--worker", folder, "--steps", str(steps)]
         command = under_engine(engine, processes, __file__, recipe, *settings, *worker)
@@ -149,7 +153,7 @@ def count(
 
 
 def table(traffic: dict[Kind, Traffic], parameters: dict[str, int]) -> str:
-    """In Markdown."""
+    """Return the result as a Markdown table."""
     lines = ["| player | purpose | collective | number per step | bytes per step |", "| --- | --- | --- | --- | --- |"]
     for kind, amount in sorted(traffic.items()):
         lines.append(f"| {' | '.join(kind)} | {amount.number:,.4g} | {amount.bytes:,.0f} |")
@@ -160,10 +164,16 @@ def table(traffic: dict[Kind, Traffic], parameters: dict[str, int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", metavar="CONFIG")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
-    parser.add_argument("--engine", choices=ENGINES, default="ddp", help="default %(default)s")
-    parser.add_argument("--processes", type=int, default=2, help="default %(default)s")
-    parser.add_argument("--steps", type=int, default=2, help="more for penalties that are not in each; default 2")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="overrides of the recipe")
+    parser.add_argument("--engine", choices=ENGINES, default="ddp", help="engine (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="number of ranks (default: %(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=2,
+        help="training steps, the first of which is not counted; raise it for penalties that are not in every step "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     if options.worker:

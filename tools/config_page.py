@@ -1,6 +1,6 @@
-"""Write docs/config.md, the page of every config key, from the schema. `--check` only compares.
+"""Write docs/config.md, the page of every config key, from the schema.
 
-python tools/config_page.py
+Run `python tools/config_page.py`. With `--check` it only compares the page with the schema.
 """
 
 from __future__ import annotations
@@ -167,13 +167,13 @@ def escape(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 if the page is not what the schema says")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the page differs from the schema")
     options = parser.parse_args()
     text = page()
     if not options.check:
         PAGE.write_text(text)
     elif not PAGE.exists() or PAGE.read_text() != text:
-        sys.exit(f"{PAGE}: not what the schema says; run `python tools/config_page.py`")
+        sys.exit(f"{PAGE}: differs from the schema; run `python tools/config_page.py`")
 
 
 if __name__ == "__main__":

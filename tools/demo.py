@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def call(*command: str) -> None:
-    """Run a command in the project's folder; a failure ends the demo with its status."""
+    """Run a command in the root of the repository. If it fails, exit with its status."""
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if status:
         raise SystemExit(status)

@@ -3,12 +3,12 @@
 The tool runs tests/gpu, then measures the DCGAN-64, SNGAN-32 and R3GAN-32 recipes at their published widths against a
 bare PyTorch loop: images/s, peak memory, share of the peak arithmetic, longest kernels and data wait. It also measures
 a discriminator update with R1 and R2 in float32, TF32 and bfloat16, and the stall per checkpoint. Each part is a
-process with a time limit. At the limit its records so far are kept and the next part starts. The data are generated.
-The page is written after every part.
+process with a time limit. At the limit the tool kills the part, keeps its records and starts the next part. The data
+are generated. The page is written after every part.
 
     python tools/gpu.py
-    python tools/gpu.py --r3gan ../R3GAN        # beside R3GAN's own code, from a checkout
-    python tools/gpu.py --dry-run               # everything on the CPU at tiny sizes, to find mistakes
+    python tools/gpu.py --r3gan ../R3GAN        # also measure R3GAN's own code, from a checkout
+    python tools/gpu.py --dry-run               # run everything on the CPU at tiny sizes, to find mistakes
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ PACKAGES = {
     "sklearn": "scikit-learn", "torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", "pytest": "pytest",
     "pytest_timeout": "pytest-timeout", "hypothesis": "hypothesis",
 }  # fmt: skip
-"""Module -> package of all that distgan, its tests and this tool import."""
+"""Modules that distgan, its tests and this tool import -> package to install."""
 
 
 class Part(NamedTuple):
-    """One process."""
+    """Part of the benchmark, which runs in its own process."""
 
     name: str
     limit: float
-    """Seconds."""
+    """Time limit in seconds."""
 
 
 PARTS = (
@@ -62,18 +62,18 @@ PARTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU at tiny sizes")
-    parser.add_argument("--r3gan", type=Path, metavar="PATH", help="checkout of github.com/brownvc/R3GAN")
+    parser.add_argument("--dry-run", action="store_true", help="run on the CPU at tiny sizes")
+    parser.add_argument("--r3gan", type=Path, metavar="PATH", help="checkout of github.com/brownvc/R3GAN to measure")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="page; default docs/benchmarks-gpu.md, or with --dry-run or --only none",
+        help="page to write (default: docs/benchmarks-gpu.md; none with --dry-run or --only)",
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together; default %(default)s")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of all parts (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], default=[], metavar="PART",
-                        help=f"of {', '.join(part.name for part in PARTS)}; default all")  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=6.0, help="that each loop is measured; default %(default)s")
+                        help=f"parts to run: {', '.join(part.name for part in PARTS)} (default: all)")  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=6.0, help="measured time per loop (default: %(default)s)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -108,15 +108,20 @@ def main() -> None:
 
 
 def no_gpu(records: list[Record]) -> bool:
-    """Return True if the machine was seen and has no GPU."""
+    """Return True if the records describe the machine, and it has no GPU."""
     return any(record["kind"] == "machine" and record["card"] == "CPU" for record in records)
 
 
 def run(part: Part, options: argparse.Namespace, folder: Path, left: float, records: list[Record]) -> PartOutcome:
-    """Run a part in a new process, print and keep its records as they come, and kill it at its limit."""
+    """Run a part in a new process, print and store its records as they come, and kill it at its time limit.
+
+    Args:
+        left: seconds left for all parts.
+        records: list to append to.
+    """
     limit = min(part.limit, left)
     if limit < 5:
-        return PartOutcome(part.name, "not started: no time was left", 0.0)
+        return PartOutcome(part.name, "not started: no time left", 0.0)
     print(f"== {part.name} (at most {limit:.0f} s)", flush=True)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
     if options.dry_run:
@@ -164,7 +169,7 @@ def command(name: str, options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def follow(process: subprocess.Popen[str], part: str, records: list[Record], printed: list[str]) -> None:
-    """Read, keep and print the output of a part line by line."""
+    """Read the output of a part line by line. Append records to `records` and other lines to `printed`."""
     assert process.stdout is not None
     for text in process.stdout:
         if text.startswith(MARK):
@@ -177,7 +182,7 @@ def follow(process: subprocess.Popen[str], part: str, records: list[Record], pri
 
 
 def of_output(part: str, printed: list[str]) -> list[Record]:
-    """Return the records of a part that is another tool, from its output."""
+    """Parse the output of a part that is another tool into records."""
     if part == "checkpoint":
         return [{"kind": "page", "title": "A checkpoint's stall", "text": "".join(printed)}]
     if part != "tests":
@@ -192,7 +197,7 @@ def of_output(part: str, printed: list[str]) -> list[Record]:
 def last_line(log: Path, printed: list[str]) -> str:
     """Return the last line of a failed part's standard error, or else of its output."""
     lines = log.read_text(errors="replace").split("\n") + printed
-    return next((text.strip()[:300] for text in reversed(lines) if text.strip()), "nothing was said")
+    return next((text.strip()[:300] for text in reversed(lines) if text.strip()), "it printed nothing")
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
@@ -211,7 +216,7 @@ def measured(options: argparse.Namespace) -> Iterator[Record]:
     seconds = 0.0 if rehearsal else options.seconds
 
     def configured(name: str, run: str) -> tuple[Any, int]:
-        """A recipe, and the real images of an interval of it."""
+        """Return the config of a recipe, and the number of real images per interval."""
         config = RECIPES[name].config(data, options.folder / run, rehearsal=rehearsal)
         return config, config.monitoring.every * config.training.critic_steps * config.training.batch_size
 

@@ -27,7 +27,7 @@ def missing() -> str | None:
 
 
 class Hosts:
-    """Hosts 1 and 2, at 10.77.0.1 and 10.77.0.2. Enter it with `hosts`."""
+    """Simulated hosts 1 and 2, at 10.77.0.1 and 10.77.0.2. Create it with `hosts`."""
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -35,7 +35,7 @@ class Hosts:
     def start(
         self, host: int, command: list[str], log: Path, *, root: Path = ROOT, **environment: str
     ) -> subprocess.Popen[bytes]:
-        """Start a process on a host."""
+        """Start a process on host 1 or 2. Its output is appended to `log`."""
         name = f"distgan{host}"
         inside = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
         inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
@@ -50,7 +50,7 @@ class Hosts:
     def launch(
         self, log: Path, *arguments: str, roots: Sequence[Path] = (ROOT, ROOT), **environment: str
     ) -> list[subprocess.Popen[bytes]]:
-        """Start a distgan command on both hosts, one rank on each, with the launcher for Slurm nodes."""
+        """Start a distgan command on both hosts with the launcher for Slurm nodes, by default one rank on each."""
         shared = {
             "VENV": str(Path(sys.executable).parents[1]), "SLURM_NNODES": "2", "MASTER_ADDR": f"{SUBNET}.1",
             "MASTER_PORT": "29400", "PROCESSES_PER_NODE": "1", **environment,

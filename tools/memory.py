@@ -37,7 +37,7 @@ BYTES: dict[str, tuple[float, ...]] = {
     "zero2": (4, 4 / 2, 4 / 2, 8 / 2, 4),
     "fsdp": (4 / 2, 4 / 2, 0, 8 / 2, 4),
 }
-"""Of each kind a parameter, on each of two ranks: everything is float32, Adam has two moments."""
+"""Engine -> expected bytes per parameter of each kind in KINDS, on each of two ranks. Everything is float32."""
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--width", type=int, default=3584, help="generator width, a multiple of 16 (default: %(default)s)"
     )
-    parser.add_argument("--engines", nargs="+", choices=BYTES, default=list(BYTES), help="default: all")
+    parser.add_argument("--engines", nargs="+", choices=BYTES, default=list(BYTES), help="engines (default: all)")
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def check_room(width: int) -> None:
-    """Leave unless two ranks of DDP, at their peak, are sure to fit."""
+    """Exit with a message unless two DDP ranks fit into the free memory at their peak."""
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free, needed = int(memory["MemAvailable"].split()[0]) * 1024, 2 * 28 * 24 * width**2 + 2e9
     if free < needed:
@@ -71,7 +71,11 @@ def check_room(width: int) -> None:
 
 
 def measure(engine: str, folder: str, width: int) -> dict[str, Any]:
-    """What the greater of two ranks holds, in bytes, and the generator's `parameters`."""
+    """Start two ranks, and return the bytes of each kind on the rank with more, and the generator's `parameters`.
+
+    Raises:
+        SystemExit: a rank failed; the message is the log.
+    """
     command = under_engine(engine, 2, __file__, "--worker", folder, "--width", str(width))
     log = Path(folder, "log")
     with open(log, "wb") as output:
@@ -82,14 +86,14 @@ def measure(engine: str, folder: str, width: int) -> dict[str, Any]:
 
 
 def row(engine: str, found: dict[str, Any]) -> str:
-    """Of the table."""
+    """Return one row of the table."""
     measured = [found[kind] / found["parameters"] for kind in KINDS]
     columns = [*measured, sum(measured), sum(BYTES[engine]), found["backward"] / found["parameters"]]
     return f"| {found['engine']} | {' | '.join(f'{value:.2f}' for value in columns)} | {found['peak'] / 1e9:.1f} |"
 
 
 def recipe(folder: Path, width: int) -> dict[str, Any]:
-    """A generator that is nearly all weights: they work on at most 16x16 pixels."""
+    """Return a config whose generator has many weights and small activations, of at most 16x16 pixels."""
     r3gan = {"architecture": "r3gan", "normalization": "none", "optimizer": {"betas": (0.0, 0.99)}}
     return {
         "run_dir": str(folder / "run"),
@@ -102,7 +106,7 @@ def recipe(folder: Path, width: int) -> dict[str, Any]:
 
 
 def work(folder: Path, width: int) -> None:
-    """One rank."""
+    """Train as one rank, and write the bytes that it counted to `folder`/found.json."""
     from distgan.config import parse_config
     from distgan.data.index.loading import load_index
     from distgan.distributed.runtime import Runtime, leave_process_group
@@ -144,13 +148,13 @@ def work(folder: Path, width: int) -> None:
 
 
 def held(player: Any, average: Any) -> dict[str, int]:
-    """Bytes by kind. A storage counts once, and as the first kind that has it: ZeRO's weights are views of one."""
+    """Return the bytes of each kind. A storage that several tensors share counts once, for the first kind with it."""
     import torch
 
     weights = list(player.network.parameters())
     optimizer = player.engine.optimizer
     shares = [share for group in optimizer.param_groups for share in group["params"]]
-    # Where DeepSpeed keeps a rank's share between the backward pass and the step.
+    # DeepSpeed stores the gradients of a rank's shard here between the backward pass and the step.
     kept = getattr(getattr(player.engine.module, "optimizer", None), "averaged_gradients", {})
     averaged = [gradient for group in kept.values() for gradient in group or ()]
     gradients = [*averaged, *(tensor.grad for tensor in (*weights, *shares))]
@@ -166,7 +170,7 @@ def held(player: Any, average: Any) -> dict[str, int]:
         for tensor in tensors:
             if not isinstance(tensor, torch.Tensor):
                 continue
-            local = getattr(tensor, "_local_tensor", tensor)  # of a tensor that is divided among ranks
+            local = getattr(tensor, "_local_tensor", tensor)  # a DTensor's shard
             storage = local.untyped_storage()
             if storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
@@ -175,7 +179,7 @@ def held(player: Any, average: Any) -> dict[str, int]:
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,7 +1,7 @@
 """Train every recipe with the same budget, and write a table and one picture per recipe to docs/results/.
 
-Run it with `make results`. A finished recipe is not run again, and an interrupted one resumes. All steps use the
-command line: pack, train, stop, evaluate, sample. To repeat a recipe, delete its folder in runs/results/.
+Run it with `make results`. The tool skips finished recipes and resumes interrupted ones. All steps use the command
+line: pack, train, stop, evaluate, sample. To repeat a recipe, delete its folder in runs/results/.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKING: dict[str, list[str]] = {
     "datasets/digits": ["builtin:digits", "--resolution", "32", "--shard-size", "300"],
     "datasets/python": ["builtin:text", "--held-out", "0.1"],
 }
-"""Pack arguments per data folder. Recipes on other data are skipped if the data are missing."""
+"""Data folder -> arguments of `distgan pack`. Recipes on other data are skipped if the data are missing."""
 METRICS = {"images": "[fid,inception_score,classes]", "text": "[ngram_js]"}
 COLUMNS = {
     "FID": "fid[classifier]",
@@ -46,7 +46,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file of configs/."""
+    """Recipe file in configs/."""
 
     path: Path
 
@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def result(self) -> Path:
-        """Where the measured values are kept, beside the run."""
+        """File in the run folder that stores the measured values."""
         return self.run / "result.json"
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     done = []
     for recipe in recipes:
         if not is_packed(recipe):
-            print(f"{recipe.name}: skipped, because {recipe.values['data']['path']} does not exist")
+            print(f"{recipe.name}: skipped: {recipe.values['data']['path']} does not exist; pack it first")
             continue
         done.append(recipe)
         if not recipe.result.exists() or json.loads(recipe.result.read_text())["budget"] != budget:
@@ -97,7 +97,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names in configs/; default: those for a CPU")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="file names in configs/ (default: CPU recipes)")
     parser.add_argument("--minutes", type=float, default=4.0, help="training minutes per recipe (default: %(default)s)")
     parser.add_argument(
         "--processes",
@@ -107,13 +107,13 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, help="training steps per recipe, instead of minutes")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="key=value", help="a change to all recipes"
+        "--set", dest="overrides", action="append", default=[], metavar="key=value", help="override for all recipes"
     )
     return parser.parse_args()
 
 
 def is_packed(recipe: Recipe) -> bool:
-    """Whether the data of a recipe is there, after packing what can be."""
+    """Pack the data of a recipe if PACKING lists them. Return True if the data exist."""
     path = str(recipe.values["data"]["path"])
     if path in PACKING and not (ROOT / path / "index.safetensors").exists():
         distgan("pack", PACKING[path][0], path, *PACKING[path][1:])
@@ -121,19 +121,23 @@ def is_packed(recipe: Recipe) -> bool:
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Train to the step asked for, or until the time is over, which a run is told like by any user."""
+    """Train for `options.steps` steps, or for `options.minutes` minutes and then `distgan stop`.
+
+    Raises:
+        SystemExit: the training failed; carries its exit status.
+    """
     overrides = [f"run_dir={recipe.run}", "evaluation.every=0", *options.overrides]
     if options.steps:
         overrides.append(f"training.steps={options.steps}")
     started, metrics = time.time(), recipe.run / "metrics.jsonl"
     job = subprocess.Popen(launched(options.processes, "train", str(recipe.path), *overrides), cwd=ROOT)
-    begun = None  # with the first row, so that starting does not count
+    begun = None  # time of the first metrics row, so that the startup does not count
     while job.poll() is None:
         time.sleep(0.5)
         if begun is None and metrics.exists() and metrics.stat().st_mtime > started:
             begun = time.monotonic()
         if not options.steps and begun is not None and time.monotonic() - begun > 60 * options.minutes:
-            # It may be done just now, and then there is nothing to stop.
+            # Do not check the exit status, because the run may have finished just now.
             subprocess.run([sys.executable, "-m", "distgan", "stop", str(recipe.run)], cwd=ROOT, check=False)
             job.wait()
     if job.returncode:
@@ -141,7 +145,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 def measure(recipe: Recipe, overrides: list[str]) -> dict[str, Any]:
-    """Metrics of the trained generator, and how fast it was trained."""
+    """Return the metrics of the trained generator, the median training speed in samples/s and the number of steps."""
     said = distgan("evaluate", str(recipe.run), f"evaluation.metrics={METRICS[recipe.kind]}", *overrides)
     rows = [json.loads(line) for line in (recipe.run / "metrics.jsonl").read_text().splitlines()]
     speeds = [row["speed/images_per_second"] for row in rows if "speed/images_per_second" in row]
@@ -151,7 +155,7 @@ def measure(recipe: Recipe, overrides: list[str]) -> dict[str, Any]:
 
 
 def picture(recipe: Recipe) -> None:
-    """Samples of the newest checkpoint: a grid of images, or the picture of some lines."""
+    """Draw samples of the newest checkpoint: a grid of images, or a picture of text lines."""
     target = OUT / f"{recipe.name}.png"
     if target.exists() and target.stat().st_mtime > recipe.result.stat().st_mtime:
         return
@@ -168,7 +172,7 @@ def picture(recipe: Recipe) -> None:
 
 
 def gallery(recipes: list[Recipe]) -> None:
-    """All pictures on one page, each the upper left of its own."""
+    """Draw the upper left corners of all pictures on one page."""
     side, columns, title = 200, 4, 22
     page = Image.new("RGB", (columns * (side + 8), -(-len(recipes) // columns) * (side + title + 8)), "white")
     canvas, font = ImageDraw.Draw(page), ImageFont.load_default(14)
@@ -181,15 +185,18 @@ def gallery(recipes: list[Recipe]) -> None:
 
 
 def table(recipes: list[Recipe], budget: str) -> str:
-    """Markdown: the values side by side, then the pictures."""
+    """Return a Markdown page with a table of the values, and the pictures."""
     results = {recipe.name: json.loads(recipe.result.read_text()) for recipe in recipes}
     lines = [
         "# Every recipe, the same budget",
         "",
-        f"At most {budget} for each, written by `make results`. FID, Inception Score and classes are",
-        "by a classifier trained on the same data, so they compare between rows on the same data only; a class is",
-        "found when at least a tenth of its share in the data are taken for it, and the smallest has that share of the",
-        "samples. How many samples a second were trained on depends on the machine, and on what else it did.",
+        f"Each recipe trained for at most {budget}. `make results` writes this page. FID, IS and classes use",
+        "a classifier trained on the same data. They compare only between rows on the same data, and with nothing",
+        "published.",
+        "",
+        "- Classes found: classes with at least a tenth of their share in the data among the samples.",
+        "- Smallest class: share of the rarest class among the samples.",
+        "- Samples/s: training speed, which depends on the machine and its load.",
         "",
         "| recipe | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),
@@ -203,7 +210,7 @@ def table(recipes: list[Recipe], budget: str) -> str:
 
 
 def shown(value: float | None) -> str:
-    """Three digits are what such numbers are good for."""
+    """Format a value with three significant digits, or as an integer from 100 on; empty for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"

@@ -1,13 +1,14 @@
 """Predict the seconds per step and the efficiency of a recipe on up to 1,024 GPUs.
 
-What ranks send each other is counted on two real processes; the computation of a step is measured here, on one GPU or
-core, for two sizes of its batch, or given; the rest is the model of `tools/scaling.py`. Every GPU's batch stays the
-same however many there are. An update of either player is taken to be equally long. What grows with the batch of all
-ranks, as minibatch statistics do, is counted at the recipe's own.
+The tool counts the communication of a step on two real processes. It measures the computation of a step on this machine
+at two batch sizes, unless `--compute` gives it. The model of `tools/scaling.py` predicts the rest.
+
+Assumptions: the batch per GPU is the same for any number of GPUs. Updates of both players take equally long. Traffic
+that grows with the global batch, such as minibatch statistics, is counted at the recipe's batch size.
 
     python tools/scale.py configs/digits-dcgan.yaml
     python tools/scale.py configs/cifar10-sngan.yaml --compute 16:0.09 64:0.21 --ethernet 50:1.1
-    python tools/scale.py configs/digits-dcgan.yaml generator.width=64 --check 50 200    # as root: two hosts are made
+    python tools/scale.py configs/digits-dcgan.yaml generator.width=64 --check 50 200    # as root: simulates two hosts
 """
 
 from __future__ import annotations
@@ -26,13 +27,22 @@ from tools.scaling import Cluster, Link, Update, efficiency, step_seconds
 
 GPUS = [1 << power for power in range(11)]
 LINKS = {"inside": "3:350", "infiniband": "8:340", "ethernet": "30:11"}
-"""What is reached of an H100's NVLink (450 GB/s each way), of a node's eight NDR adapters (400 GB/s together) and of
-100 Gbit/s Ethernet a node with TCP; microseconds are of one message among those that a small sum takes."""
+"""Default links as `MICROSECONDS:GIGABYTES`: latency per message of a small all-reduce, and achievable GB/s.
+
+The hardware is an H100's NVLink (450 GB/s each way), eight NDR adapters per node (400 GB/s together), and 100 Gbit/s
+Ethernet per node with TCP.
+"""
 EFFICIENT = 0.9
 
 
 def updates(traffic: dict[Kind, Traffic], critic_steps: int, seconds: float) -> list[Update]:
-    """Of a step whose computation takes so long."""
+    """Return the updates of a step, in order.
+
+    Args:
+        traffic: traffic of one step.
+        critic_steps: discriminator updates per step.
+        seconds: computation time of the step.
+    """
     made = []
     for player, count in (("discriminator", critic_steps), ("generator", 1)):
         nothing = Traffic(0, 0)
@@ -48,7 +58,7 @@ def updates(traffic: dict[Kind, Traffic], critic_steps: int, seconds: float) -> 
 
 
 def accumulated(whole: Sequence[Update], micro_batches: int) -> list[Update]:
-    """The same updates, each on so many micro-batches: only the last one's gradients are sent."""
+    """Split each update into `micro_batches` updates of full size, of which only the last one sends gradients."""
     return [
         replace(update, gradient_bytes=0.0, buckets=0) if number < micro_batches - 1 else update
         for update in whole
@@ -57,17 +67,20 @@ def accumulated(whole: Sequence[Update], micro_batches: int) -> list[Update]:
 
 
 def line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Seconds of a step on no images, and of each image in it: the straight line of least squares."""
+    """Fit a straight line to (images, seconds) by least squares. Return the seconds per step and per image."""
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
     return mean_y - slope * mean_x, slope
 
 
 def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int) -> None:
-    """Print a table for each network between nodes."""
+    """Print one table per type of network between nodes."""
     points = options.compute or [(images, speed.alone(options.recipe, options.settings, images)) for images in (8, 32)]
     fixed, each = line(points)
-    print(f"A step computes {fixed * 1e3:.3g} ms and {each * 1e3:.3g} ms an image; {options.images} images a GPU.")
+    print(
+        f"Computation per step: {fixed * 1e3:.3g} ms plus {each * 1e3:.3g} ms per image, with {options.images} images "
+        "per GPU."
+    )
 
     def of(images: int) -> list[Update]:
         return updates(traffic, critic_steps, fixed + each * images)
@@ -83,8 +96,8 @@ def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_st
             needed = " | ".join(_first_efficient(sizes, gpus, cluster) for sizes in (by_images, by_micro_batches))
             print(f"| {gpus} | {seconds * 1e3:.3g} | {share:.0%} | {needed} |")
     print(
-        f"\nimages: the fewest a GPU, of powers of two, for {EFFICIENT:.0%}. micro-batches: the fewest of "
-        f"{options.images} images a GPU for the same (training.gradient_accumulation_steps)."
+        f"\nimages: smallest power of two per GPU that reaches {EFFICIENT:.0%}. micro-batches: smallest number of "
+        f"micro-batches of {options.images} images per GPU that reaches it (training.gradient_accumulation_steps)."
     )
 
 
@@ -93,9 +106,9 @@ def _first_efficient(sizes: dict[int, list[Update]], gpus: int, cluster: Cluster
 
 
 def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int, batch: int) -> None:
-    """Print seconds a step as the model has them beside real ones, of ranks on two hosts of this machine.
+    """Compare predicted and measured seconds per step, with ranks on two simulated hosts of this machine.
 
-    Their computation is that of as many processes by themselves at a time, since they share its cores.
+    The computation time is that of as many independent processes at the same time, because ranks share the cores.
     """
     print("| ranks | link, Mbit/s | measured, s | predicted, s | error |\n| --- | --- | --- | --- | --- |")
     own = {ranks: speed.alone(options.recipe, options.settings, batch // ranks, ranks) for ranks in (1, 2, 4)}
@@ -111,17 +124,17 @@ def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_step
                 measured = speed.together(two, options.recipe, options.settings, ranks)
                 error = predicted / measured - 1
                 print(f"| {ranks} | {megabits:g} | {measured:.3f} | {predicted:.3f} | {error:+.0%} |", flush=True)
-    print(f"\nA step by itself: {own}; a message: {latencies} seconds, by ranks.")
+    print(f"\nSeconds by number of ranks: step without communication {own}, message {latencies}.")
 
 
 def link(text: str) -> Link:
-    """`MICROSECONDS:GIGABYTES`, a message and a second."""
+    """Parse `MICROSECONDS:GIGABYTES`: latency per message and GB/s."""
     latency, bandwidth = map(float, text.split(":"))
     return Link(latency / 1e6, bandwidth * 1e9)
 
 
 def timing(text: str) -> tuple[int, float]:
-    """`IMAGES:SECONDS`."""
+    """Parse `IMAGES:SECONDS`."""
     images, seconds = text.split(":")
     return int(images), float(seconds)
 
@@ -129,16 +142,28 @@ def timing(text: str) -> tuple[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", metavar="CONFIG")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
-    parser.add_argument("--images", type=int, default=32, help="of one GPU's batch; default %(default)s")
-    parser.add_argument("--compute", nargs="+", type=timing, metavar="IMAGES:SECONDS", help="of a step on one GPU")
-    parser.add_argument("--per-node", type=int, default=8, metavar="GPUS", help="default %(default)s")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="overrides of the recipe")
+    parser.add_argument("--images", type=int, default=32, help="batch size per GPU, in images (default: %(default)s)")
+    parser.add_argument(
+        "--compute",
+        nargs="+",
+        type=timing,
+        metavar="IMAGES:SECONDS",
+        help="step times of one GPU at two or more batch sizes (default: measured here at 8 and 32 images)",
+    )
+    parser.add_argument("--per-node", type=int, default=8, metavar="GPUS", help="GPUs per node (default: %(default)s)")
     for name, usual in LINKS.items():
         parser.add_argument(
             f"--{name}", type=link, default=usual, metavar="MICROSECONDS:GIGABYTES",
-            help="a message, and a second: of a GPU inside, of a node outside; default %(default)s",
+            help=f"latency per message and GB/s per {'GPU' if name == 'inside' else 'node'} (default: %(default)s)",
         )  # fmt: skip
-    parser.add_argument("--check", nargs="+", type=float, metavar="MBIT", help="compare with real ranks on such links")
+    parser.add_argument(
+        "--check",
+        nargs="+",
+        type=float,
+        metavar="MBIT",
+        help="compare with real ranks on two simulated hosts, at these link speeds in Mbit/s",
+    )
     options = parser.parse_intermixed_args()
     from distgan.config import load_config
 

@@ -1,9 +1,9 @@
 """Predict the time of a training step on many GPUs with a latency-bandwidth model of the collectives.
 
-A message of n bytes takes `latency + n / bandwidth` over a link (Hockney 1994). A sum over W ranks takes, as a ring,
-2 (W - 1) messages of n / W bytes one after another; as a tree, twice ceil(log2 W) messages in a pipeline, hence
-2 n / bandwidth (Thakur et al. 2005, section 4.5). Between nodes of g ranks it is done by shares: scattered within the
-nodes, summed between them, and gathered within them.
+A message of n bytes takes `latency + n / bandwidth` over a link (Hockney 1994). An all-reduce over W ranks takes
+2 (W - 1) successive messages of n / W bytes in a ring. A pipelined tree takes 2 ceil(log2 W) latencies, and 2 n bytes
+at full bandwidth (Thakur et al. 2005, section 4.5). An all-reduce over several nodes is hierarchical: reduce-scatter in
+each node, all-reduce between nodes, and all-gather in each node.
 
 The model ignores stragglers, other jobs on the network, and kernel launch times.
 """
@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 BACKWARD = 2 / 3
-"""Share of an update's computation that its backward pass is: twice the forward pass."""
+"""Fraction of an update's computation in the backward pass, which takes twice as long as the forward pass."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """Between two GPUs of a node, or between two nodes."""
+    """Link between two GPUs of a node, or between two nodes."""
 
     latency: float
     """Seconds per message."""
@@ -36,36 +36,39 @@ class Cluster:
     inside: Link
     between: Link
     trees: bool = True
-    """True if all-reduces may use trees, as in NCCL; gloo uses rings."""
+    """True if all-reduces may use trees, as in NCCL. gloo uses only rings."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """One player's, on one rank."""
+    """Update of one player on one rank."""
 
     seconds: float
-    """Of computation, forward and backward, without any communication."""
+    """Computation time of the forward and backward pass, without communication."""
     gradient_bytes: float
     buckets: int
-    """Pieces that the gradients are summed in, equally large, as the backward pass completes them; 0: they are not."""
+    """Number of equal gradient buckets. Each is all-reduced once the backward pass has filled it. 0: no all-reduce."""
     statistics: int
-    """Sums of batch statistics, which are waited for; half of them are in the backward pass."""
+    """Number of blocking all-reduces of batch statistics. Half of them happen in the backward pass."""
     statistics_bytes: float
-    """Of one of them."""
+    """Bytes of one all-reduce of batch statistics."""
 
 
 def ring_seconds(size: float, ranks: int, link: Link) -> float:
-    """Of a sum of so many bytes over ranks in a ring."""
+    """Return the time of an all-reduce of `size` bytes over a ring of ranks."""
     return 2 * (ranks - 1) * (link.latency + size / ranks / link.bandwidth)
 
 
 def tree_seconds(size: float, ranks: int, link: Link) -> float:
-    """The same over a tree."""
+    """Return the time of an all-reduce of `size` bytes over a tree of ranks."""
     return 2 * math.ceil(math.log2(ranks)) * link.latency + 2 * size / link.bandwidth if ranks > 1 else 0.0
 
 
 def sum_seconds(size: float, ranks: int, cluster: Cluster) -> float:
-    """Of a sum of so many bytes over ranks that fill one node after another, each part in the faster way."""
+    """Return the time of an all-reduce of `size` bytes. Ranks fill one node after another.
+
+    Within and between nodes, it uses the faster of ring and tree.
+    """
 
     def fastest(among: int, link: Link) -> float:
         ring = ring_seconds(size, among, link)
@@ -76,7 +79,7 @@ def sum_seconds(size: float, ranks: int, cluster: Cluster) -> float:
 
 
 def update_seconds(update: Update, ranks: int, cluster: Cluster) -> float:
-    """Of one update. Sums are made one at a time, in the order in which the backward pass asks for them."""
+    """Return the time of one update. All-reduces run one at a time, in the order in which they start."""
     bucket = sum_seconds(update.gradient_bytes / max(1, update.buckets), ranks, cluster)
     statistic = sum_seconds(update.statistics_bytes, ranks, cluster)
     in_backward = update.statistics // 2
@@ -93,17 +96,17 @@ def update_seconds(update: Update, ranks: int, cluster: Cluster) -> float:
 
 
 def _asked(buckets: int, statistics: int) -> Iterator[tuple[float, bool]]:
-    """When in the backward pass, as a share of it, a sum is asked for, and whether it is waited for."""
+    """Yield the start of each all-reduce, as a fraction of the backward pass, and True if it blocks."""
     ready = [((number + 1) / buckets, False) for number in range(buckets)]
     needed = [((number + 0.5) / statistics, True) for number in range(statistics)]
     yield from sorted(ready + needed)
 
 
 def step_seconds(updates: Sequence[Update], ranks: int, cluster: Cluster) -> float:
-    """Of a step of these updates, one after another."""
+    """Return the time of a step with these updates, one after another."""
     return sum(update_seconds(update, ranks, cluster) for update in updates)
 
 
 def efficiency(updates: Sequence[Update], ranks: int, cluster: Cluster) -> float:
-    """Share of a step that is computation: how much of so many GPUs' work is had, at an unchanged batch of each."""
+    """Return the fraction of a step's time that is computation: the weak-scaling efficiency."""
     return sum(update.seconds for update in updates) / step_seconds(updates, ranks, cluster)

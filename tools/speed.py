@@ -1,4 +1,4 @@
-"""Measure the seconds per step of `distgan train`: of single processes, and of ranks on two slowly linked hosts."""
+"""Measure seconds per step of `distgan train`: in single processes, and on two simulated hosts with a slow link."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INTERVAL, INTERVALS = 8, 4
 
 
 def run_settings(folder: str | Path) -> list[str]:
-    """Changes to a recipe that leave only the training."""
+    """Return overrides that turn off everything but the training: no evaluations, samples or checkpoints."""
     return [
         f"run_dir={folder}", f"training.steps={INTERVAL * INTERVALS}", f"monitoring.every={INTERVAL}",
         "monitoring.samples_every=1000000", "monitoring.tensorboard=false", "checkpoint.every=1000000",
@@ -32,14 +32,18 @@ def run_settings(folder: str | Path) -> list[str]:
 
 
 def step_seconds(run: Path) -> float:
-    """The median over the intervals of a run but the first."""
+    """Return the median seconds per step over the intervals of a run without the first one."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds: list[float] = [row["speed/step_seconds"] for row in rows if "speed/step_seconds" in row]
     return statistics.median(seconds[1:])
 
 
 def alone(recipe: str, settings: Sequence[str], images: int, copies: int = 1) -> float:
-    """Seconds a step on so many images of a process by itself, beside copies of it that share the machine."""
+    """Return the seconds per step of a single process with batch size `images`.
+
+    Args:
+        copies: independent processes that run at the same time. The result is their mean.
+    """
     with tempfile.TemporaryDirectory() as folder:
         commands = [
             [sys.executable, "-m", "distgan", "train", recipe, *settings, *run_settings(f"{folder}/{copy}"),
@@ -53,7 +57,7 @@ def alone(recipe: str, settings: Sequence[str], images: int, copies: int = 1) ->
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], log: Path) -> None:
-    """For all of them; a failure ends the tool."""
+    """Wait for all processes. If one fails, exit with the log as the message."""
     codes = [process.wait() for process in processes]
     if any(codes):
         raise SystemExit(log.read_text())
@@ -87,7 +91,7 @@ def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int) -> fl
 
 
 def latency(two: Hosts, ranks: int) -> float:
-    """Seconds of each message of a sum of a single number over so many ranks in a ring, alone on the network."""
+    """Return the seconds per message of a ring all-reduce of one number, without other traffic."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         nodes = [
@@ -103,7 +107,7 @@ def latency(two: Hosts, ranks: int) -> float:
 
 
 def work(path: str) -> None:
-    """Time such sums as a rank."""
+    """Time all-reduces of one number as one rank. Rank 0 writes the median seconds to `path`."""
     import torch
     import torch.distributed as dist
 

@@ -2,8 +2,8 @@
 
 Contract: training minimizes the mean over ranks of the returned losses, and the backward of an all-reduce sum is an
 all-reduce sum. Gradient averaging (DDP) then gives exactly the gradient of one process with the whole batch. A backward
-that passes the gradient through unchanged would be wrong by a factor of the number of ranks.
-`torch.nn.SyncBatchNorm` has neither a CPU path nor a second derivative, which gradient penalties need.
+that passes the gradient through unchanged would miss the gradients from the other ranks.
+`torch.nn.SyncBatchNorm` supports neither CPUs nor second derivatives, which gradient penalties need.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _waiting: Waiting = nullcontext
 
 
 def watch(waiting: Waiting) -> Callable[[], None]:
-    """Enter a context around every all-reduce, to time it. Call the returned function to stop."""
+    """Enter a new context from `waiting` around every all-reduce, to time it. Call the returned function to stop."""
     global _waiting
     _waiting = waiting
 
@@ -58,7 +58,7 @@ class _AllReduceSum(torch.autograd.Function):
         return _AllReduceSum.apply(gradient)  # type: ignore[no-any-return]
 
 
-# A graph break: traced, the network would be recompiled at each start and end of `watch`.
+# Break the graph here. Otherwise torch.compile would recompile the network at each start and end of `watch`.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _apply_all_reduce_sum(local: Tensor) -> Any:
     return _AllReduceSum.apply(local)

@@ -1,6 +1,6 @@
-"""Communication of host values between ranks, over a separate process group.
+"""Communication of host values between ranks, over a separate gloo process group.
 
-It neither waits for the device nor mixes with gradients.
+It does not wait for the device, and it is independent of the collectives for gradients.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ class Control:
         return Exchange(raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
 
     def run_on_main(self, work: Callable[[Check], Result], asked: Asked = never) -> Result:
-        """Run `work` on rank 0 and broadcast its result. The other ranks wait without a timeout.
+        """Run `work` on rank 0 and broadcast its result. The other ranks wait for it without a timeout.
 
         Args:
-            work: receives a check to call between its pieces, which raises `Interrupted`.
+            work: receives a check. It must call the check between its pieces, which raises `Interrupted` after a stop
+                request.
+            asked: returns True once this rank has received a stop request.
 
         Raises:
             UserError: on all ranks, if `work` raises it on rank 0.
@@ -108,10 +110,14 @@ class Control:
 
     @contextmanager
     def interruptible(self, asked: Asked, rounds: int) -> Iterator[Check]:
-        """Make work in pieces interruptible. Every rank has at least `rounds` pieces. Collective: call on every rank.
+        """Context manager that makes work in pieces interruptible. Collective: call on every rank.
 
         Call the yielded check before each piece. After a stop request on any rank, it raises `Interrupted` on all ranks
         before the same piece. The flags are read one piece later, so that no piece waits for the all-reduce.
+
+        Args:
+            asked: returns True once this rank has received a stop request.
+            rounds: number of pieces that every rank has at least. Later checks do nothing.
         """
         told = self.exchange([False])
         left = rounds
@@ -127,7 +133,7 @@ class Control:
         try:
             yield check
         except UserError:
-            # The other ranks do not know of the error yet, so take part in their remaining exchanges.
+            # The other ranks do not know about the error yet, so take part in their remaining exchanges.
             while left > 0:
                 check()
             raise
@@ -177,7 +183,13 @@ class Control:
             raise UserError(where + mistakes[who[0]], everywhere=True)
 
     def check_equal(self, name: str, value: Any, fix: str) -> None:
-        """Raise UserError if `value` differs between ranks; the message names the ranks that differ from rank 0."""
+        """Raise UserError if `value` differs between ranks. The message names the ranks that differ from rank 0.
+
+        Args:
+            name: noun with article that the message begins with, such as `the config`.
+            value: picklable value of this rank.
+            fix: imperative that ends the message.
+        """
         values = self.gather_objects(value)
         others = [rank for rank, other in enumerate(values) if other != values[0]]
         if others:

@@ -1,6 +1,6 @@
-"""Checks of the environment that a launcher sets, and how a launched process exits.
+"""Checks of the environment variables that launchers set, and the exit of launched processes.
 
-This module imports nothing slow, because every command uses it first.
+This module imports nothing slow, because every command imports it first.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from distgan.errors import UserError
 
 
 def is_first(rank: str) -> bool:
-    """Return True if this is the first process of all (`rank` is RANK) or of its node (LOCAL_RANK)."""
+    """Return True if this is the first process of the run or of its node.
+
+    Args:
+        rank: environment variable to check: `RANK` for the run, `LOCAL_RANK` for the node.
+    """
     alone = natural("WORLD_SIZE") in (None, 0, 1)
     return alone or os.environ.get(rank, "0") in ("", "0")
 
 
 def check_launch() -> None:
-    """Raise UserError if the environment has a WORLD_SIZE but not the variables to reach the other processes."""
+    """Raise UserError if the environment sets WORLD_SIZE, but not valid variables to reach the other processes."""
     if "WORLD_SIZE" not in os.environ:
         return
     fix = "unset it, or start with `accelerate launch` or `torchrun`"
@@ -54,9 +58,8 @@ def refuse_half_precision() -> None:
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked in ("fp16", "fp8"):
         raise UserError(
-            f"accelerate config: mixed_precision: {asked}: gradient penalties and batch-norm statistics "
-            "overflow in it; "
-            "set mixed_precision: no there, and training.mixed_precision: bf16 in the distgan config",
+            f"accelerate config: mixed_precision: {asked}: gradient penalties and batch-norm statistics overflow in "
+            f"{asked}; set mixed_precision: no there, and training.mixed_precision: bf16 in the distgan config",
             everywhere=True,
         )
 
@@ -67,9 +70,8 @@ def check_world_size(world_size: int) -> None:
     if promised is not None and promised != world_size:
         raise UserError(
             f"world size is {world_size}, expected {promised or 'several'}: the launcher started independent "
-            "processes; "
-            "use `accelerate launch --multi_gpu --num_processes N -m distgan ...` (also on machines without a GPU) "
-            "or `torchrun --nproc-per-node N -m distgan ...`",
+            "processes; use `accelerate launch --multi_gpu --num_processes N -m distgan ...`, also on machines without "
+            "a GPU, or `torchrun --nproc-per-node N -m distgan ...`",
             everywhere=True,
         )
 
@@ -91,7 +93,7 @@ def _promised_world_size() -> int | None:
 
 
 def natural(variable: str) -> int | None:
-    """Return a whole number from the environment; None if the variable is unset or holds anything else."""
+    """Return the value of an environment variable as an integer >= 0; None if it is unset or anything else."""
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() and len(text) < 10 else None
 

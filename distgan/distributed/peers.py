@@ -2,7 +2,8 @@
 
 The error of a collective does not name the missing rank. So a thread of every rank answers each connection with the
 rank's current step, even while the rank waits. An ended process refuses the connection. A stopped process accepts it
-but does not answer. Behind a cut link the connection times out."""
+but does not answer. If the network is down, the connection times out.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class PeerAddress(NamedTuple):
 
 
 class PeerProbe:
-    """Answers with this rank's step from a thread, until closed. Collective: create it on every rank."""
+    """Thread that answers each connection with this rank's step until `close`. Collective: create it on every rank."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -47,7 +48,7 @@ class PeerProbe:
         self._thread.start()
 
     def missing(self) -> str:
-        """Query all other ranks, and describe the ranks that this rank waited for."""
+        """Query all other ranks, and return a phrase that names the ranks that this rank waited for."""
         others = [rank for rank in range(len(self._addresses)) if rank != self._runtime.rank]
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             answers = dict(zip(others, pool.map(ask, [self._addresses[rank] for rank in others]), strict=True))
@@ -74,7 +75,7 @@ class PeerProbe:
 
 
 def ask(address: PeerAddress) -> int | str:
-    """Return the step of a rank, or the reason why it does not answer."""
+    """Return the step of a rank, or the reason why it does not answer. Waits at most a few seconds."""
     try:
         line = socket.create_connection((address.address, address.port), timeout=_PATIENCE_SECONDS)
     except ConnectionError:
@@ -93,7 +94,12 @@ def ask(address: PeerAddress) -> int | str:
 
 
 def describe(step: int, addresses: Sequence[PeerAddress], answers: dict[int, int | str]) -> str:
-    """Describe the answers to a rank that waited at `step`, in one phrase."""
+    """Return a phrase that names the ranks that a rank at step `step` waited for.
+
+    Args:
+        addresses: address of each rank.
+        answers: other ranks -> their step, or the reason why they do not answer.
+    """
     silent = [rank for rank, answer in answers.items() if isinstance(answer, str)]
     behind = [rank for rank, answer in answers.items() if isinstance(answer, int) and answer < step]
     if silent:

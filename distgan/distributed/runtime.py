@@ -1,7 +1,8 @@
-"""Processes of a run: their setup, and the engine that trains the players.
+"""Processes of a run: setup, device, process groups, and the engine that trains the players.
 
-Processes start by `accelerate launch`, `torchrun` or without a launcher; Accelerate sets them up. Device tensors use
-the default process group (NCCL or gloo). Host decisions use a separate gloo group (`Control`)."""
+`accelerate launch`, `torchrun` or the user starts the processes, and Accelerate sets them up. Device tensors use the
+default process group (NCCL or gloo). Host decisions use a separate gloo group (`Control`).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ _KNOWN = (
 
 
 class Runtime(Control):
-    """Processes of this run, with their device and collectives. Collective methods: call on every rank.
+    """This process as one rank of a run, with its device and collectives. Collective: create it on every rank.
 
     The process group outlives this object, so that one process can train and evaluate in turn. See
     `leave_process_group`.
@@ -97,8 +98,8 @@ class Runtime(Control):
         super().__init__(timeout)
         if self.world_size != self.accelerator.num_processes:
             raise UserError(
-                f"this process was one of {self.accelerator.num_processes} and has left their process group, which "
-                "cannot be joined again; call destroy_process_group only after the last training or evaluation",
+                f"this process was one of {self.accelerator.num_processes} and has left their process group, so it "
+                "cannot join again; call destroy_process_group only after the last training or evaluation",
                 everywhere=True,
             )
         if inherited and self.world_size > 1:
@@ -106,8 +107,8 @@ class Runtime(Control):
         self._others: list[Any] = []
         if sharing and self.is_main:
             logger.warning(
-                "%s processes share %d GPU(s) on a node: they communicate over gloo, which is slow; start one process "
-                "per GPU",
+                "%s processes share %d GPU(s) on this node, so they communicate over gloo, which is slow; start one "
+                "process per GPU",
                 os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count(),
             )  # fmt: skip
         if self.device.type == "cuda":
@@ -164,7 +165,7 @@ class Runtime(Control):
 
 
 def ranks_share_a_gpu() -> bool:
-    """Return True if this node has more processes than GPUs. NCCL refuses that; gloo does not."""
+    """Return True if this node has GPUs, but fewer than processes. NCCL refuses to share a GPU; gloo does not."""
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return 0 < devices < (natural("LOCAL_WORLD_SIZE") or 1)
 

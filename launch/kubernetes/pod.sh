@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# What a pod runs: `pod.sh train RECIPE [key=value...]`. Options of torchrun are in the environment, as PET_ variables.
-# Its exit code tells Kubernetes what to do: 0 is done, 42 is not to be tried again, 138 is to be started again (the
-# Kubeflow operator tries again from 128 on).
+# Entry point of a training pod: `pod.sh train RECIPE [key=value...]`. PET_ variables set the options of torchrun.
+#
+# Exit codes:
+#   0    the run is finished, or `distgan stop` stopped it
+#   42   the run failed; do not restart
+#   138  restart; the Kubeflow operator restarts on codes from 128 on
 set -euo pipefail
 
-# Restarted ranks must not find the addresses of those before them; and one pod holds the rendezvous.
+# Restarted ranks would find the addresses of the earlier ranks in a shared store, and hang.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# In an Indexed Job, pod 0 hosts the rendezvous store.
 if [[ -n ${JOB_COMPLETION_INDEX:-} ]]; then
   export PET_RDZV_CONF="is_host=$((JOB_COMPLETION_INDEX == 0)),read_timeout=600,join_timeout=600"
 fi
 
-# How long ranks may take to save, of the 120 s that the manifests give a pod.
+# Seconds that ranks get to save a checkpoint, out of the 120 s of grace that the manifests set.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}"
 
 torchrun -m distgan "$@" &
 launcher=$!
-# The eviction of one pod: all ranks save and leave together.
+# When this pod is evicted, all ranks of the run save a checkpoint and exit together.
 trap 'kill -TERM "$launcher"' TERM
 code=0
 while kill -0 "$launcher" 2>/dev/null; do

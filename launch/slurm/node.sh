@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The launcher of one node, started there by srun: `srun --ntasks-per-node=1 launch/slurm/node.sh doctor`.
-# Its arguments are those of distgan. environment.sh explains the settings.
+# Launcher of one node, started by srun: `srun --ntasks-per-node=1 launch/slurm/node.sh doctor`.
+# Its arguments are those of distgan. environment.sh lists the environment variables to set.
 set -euo pipefail
 # shellcheck source=launch/slurm/environment.sh
 source launch/slurm/environment.sh
@@ -24,17 +24,18 @@ if [[ $1 == train ]]; then
   restarts=${MAX_RESTARTS:-3}
 fi
 
-# The rendezvous is torchrun's, below accelerate: PET_ variables are its options. A restart must not find the addresses
-# that the ranks before it left in the rendezvous' own store, or it hangs; and one node, named here, holds that store.
+# accelerate launch runs torchrun, which reads its options from PET_ variables. Restarted ranks would find the addresses
+# of the earlier ranks in a shared store, and hang.
 export PET_RDZV_ENDPOINT="$MASTER_ADDR:$MASTER_PORT"
 export PET_LOCAL_ADDR="${NODE_ADDR:-${SLURMD_NODENAME:-$(hostname)}}"
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# How long ranks may take to save when a launcher is asked to leave; Slurm ends it sooner if it must.
+# Seconds that ranks get to save a checkpoint after the launcher receives SIGTERM. Slurm may kill them earlier.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
-# The processes that it starts have their own; these would be taken for theirs.
+# torchrun sets both for its ranks. It must not pass these values on instead.
 unset MASTER_ADDR MASTER_PORT
 
-# `scancel --signal=USR1` reaches launchers and ranks alike. Ranks save and leave; a launcher would die of it.
+# `scancel --signal=USR1` signals launchers and ranks. Ranks save a checkpoint and exit. A launcher would die, so it
+# ignores the signal.
 trap '' USR1
 
 run exec "${python[@]}" -m accelerate.commands.launch \

@@ -1,7 +1,7 @@
-"""The port where the ranks of a job meet, on the node that runs this.
+"""Choose or check the port of the rendezvous on this node.
 
-`port.py choose FIRST` prints FIRST if it is free, or another port from 20000 to 29999. `port.py check PORT` exits with
-1 and says which process holds it if it is not free.
+`port.py choose FIRST` prints FIRST if it is free, otherwise a free port from 20000 to 29999. `port.py check PORT`
+exits with 1 if the port is in use, and names the process that holds it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import socket
 import sys
 
 LOWEST, COUNT = 20_000, 10_000
-"""Outside of the range that systems give away by themselves."""
+"""First port to choose from, and number of ports: below the ephemeral ports of Linux, which start at 32768."""
 STRIDE = 997
-"""Prime to COUNT, so that all are tried; the neighbors are those of the jobs submitted before and after."""
+"""Distance between two ports that are tried. It is coprime to COUNT, so that every port is tried. It is not 1, because
+jobs submitted next try the next ports."""
 
 
 def is_free(port: int) -> bool:
-    """Return True if a server can listen there, as torch's store does: on all addresses."""
+    """Return True if a server can listen at this port on all addresses, as torch's store does."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         if family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        # Connections of a server that has ended do not count.
+        # Ignore leftover connections of a server that has ended.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -33,7 +34,7 @@ def is_free(port: int) -> bool:
 
 
 def holder(port: int) -> str:
-    """The process that listens at a port, in words."""
+    """Return a phrase that names the process that listens at a port."""
     import psutil  # comes with accelerate
 
     for connection in psutil.net_connections("tcp"):
@@ -47,7 +48,7 @@ def holder(port: int) -> str:
 
 
 def main(command: str, first: int) -> int:
-    """Do what the arguments say. Returns the exit code."""
+    """Run `command`, which is `choose` or `check`, on the port `first`. Return the exit code."""
     if is_free(first):
         if command == "choose":
             print(first)
@@ -61,7 +62,7 @@ def main(command: str, first: int) -> int:
     if chosen is None:
         print(f"{taken}, and no port from {LOWEST} to {LOWEST + COUNT - 1} is free", file=sys.stderr)
         return 1
-    print(f"{taken}; the ranks meet at port {chosen}", file=sys.stderr)
+    print(f"{taken}; using port {chosen} instead", file=sys.stderr)
     print(chosen)
     return 0
 

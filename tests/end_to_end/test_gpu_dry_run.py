@@ -30,7 +30,7 @@ def test_every_part_reports_and_the_page_is_written(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted((ROOT / "docs").rglob("*")) == before
     text = page.read_text()
-    assert "rehearsal" in text.split("\n## ")[0]
+    assert "Dry run" in text.split("\n## ")[0]
     parts = dict(re.findall(r"^\| (.+?) \| (\w.*?) \| \d+ \|$", section(text, "Parts"), re.MULTILINE))
     assert parts == {part.name: "ok" for part in PARTS if part.name != "R3GAN-code"}
     passed, skipped = map(int, re.findall(r"(\d+) passed, (\d+) skipped", section(text, "tests/gpu"))[0])

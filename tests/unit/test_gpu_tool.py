@@ -172,7 +172,7 @@ def test_the_page_has_the_share_of_the_peak() -> None:
     assert text.startswith("# Benchmarks on a GPU: Card 9, 80 GB\n")
     assert "| R3GAN-32 | distgan | 1,000 | 1.250 | 1.25 GB | 0.50 | 25.0% | 1.50 |" in text
     assert "| R3GAN-32 | stopped at its limit | 90 |" in text
-    assert "rehearsal" not in text
+    assert "Dry run" not in text
 
 
 def test_a_card_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """Measure how long a checkpoint stalls training: distgan's writer against a blocking `torch.save` of the same state.
 
 The "training" is a fixed number of matrix products and in-place updates of the state between checkpoints, so that the
-background write competes with it for cores and memory. `torch.save` writes to one file and renames it; once as usual,
-and once followed by an fsync, which distgan always does. Variants alternate; medians with quartiles are printed.
+background write competes with it for cores and memory. `torch.save` writes one file and renames it, in one variant with
+an fsync, which distgan always does. Variants alternate. The output has medians and quartiles.
 
     python tools/bench/checkpoint_stall.py --rounds 5
-    OMP_NUM_THREADS=1 python tools/bench/checkpoint_stall.py --rounds 5     # a core left over for the writer
+    OMP_NUM_THREADS=1 python tools/bench/checkpoint_stall.py --rounds 5     # leaves a core to the writer
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_state(width: int, device: str) -> Files:
 
 
 class Training:
-    """Work between checkpoints."""
+    """Simulated training between checkpoints."""
 
     def __init__(self, files: Files, device: str) -> None:
         self.tensors = [tensor for tensors in files.values() for tensor in tensors.values()]
@@ -69,7 +69,7 @@ class Training:
         self.device = device
 
     def steps(self, number: int, before_change: Callable[[], None] = lambda: None) -> float:
-        """Returns the seconds that `before_change`, called before each update, took."""
+        """Run `number` steps. Return the total seconds of `before_change`, which is called before each update."""
         waited = 0.0
         for _ in range(number):
             for _ in range(4):
@@ -87,12 +87,13 @@ class Training:
 
 
 Run = tuple[list[float], float]
+"""Seconds of each stall, and total seconds until the last byte is on disk."""
 
 
 def with_distgan(training: Training, files: Files, folder: Path, checkpoints: int, steps: int) -> Run:
-    """Seconds of each stall, and of everything until the last byte is on disk.
+    """Measure distgan's writer.
 
-    A stall is what `save` takes, and then what the next update waits for the copy that is made meanwhile.
+    A stall is the time of `save`, plus the time that the next update waits for the copy in the background.
     """
     stalls: list[float] = []
     started = time.perf_counter()
@@ -102,7 +103,7 @@ def with_distgan(training: Training, files: Files, folder: Path, checkpoints: in
             if stalls:
                 stalls[-1] += waited
             before = time.perf_counter()
-            writer.wait()  # a disk too slow for the interval counts as a stall here, so that all are written
+            writer.wait()  # a slow disk counts as a stall, and no checkpoint is skipped
             writer.save(number, files, {"step": number})
             training.wait()
             stalls.append(time.perf_counter() - before)
@@ -112,7 +113,7 @@ def with_distgan(training: Training, files: Files, folder: Path, checkpoints: in
 
 
 def with_torch_save(training: Training, files: Files, folder: Path, checkpoints: int, steps: int, *, sync: bool) -> Run:
-    """Measure the same with a blocking save."""
+    """Measure a blocking `torch.save`."""
     stalls = []
     started = time.perf_counter()
     for number in range(1, checkpoints + 1):
@@ -132,7 +133,7 @@ def with_torch_save(training: Training, files: Files, folder: Path, checkpoints:
 
 
 def without(training: Training, files: Files, folder: Path, checkpoints: int, steps: int) -> Run:
-    """Measure the same without checkpoints."""
+    """Measure the training without checkpoints."""
     started = time.perf_counter()
     for _ in range(checkpoints):
         training.steps(steps)
@@ -152,14 +153,14 @@ def main() -> None:
         default=96,
         help="channels of both networks; 96 gives 200 MB of state (default: %(default)s)",
     )
-    parser.add_argument("--checkpoints", type=int, default=10)
+    parser.add_argument("--checkpoints", type=int, default=10, help="checkpoints per run (default: %(default)s)")
     parser.add_argument(
         "--seconds",
         type=float,
         default=1.5,
         help="approximate training time between checkpoints (default: %(default)s)",
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each variant (default: %(default)s)")
     parser.add_argument("--folder", help="folder to write to (default: a temporary folder)")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,13 +1,13 @@
 """Time FID from feature batches: distgan, torchmetrics and torch-fidelity, cold and with the real side cached.
 
-- cold: from batches of real and generated features to one distance.
-- reals known: from batches of generated features. The real side is what each program caches between evaluations:
-  distgan the factor, torchmetrics its sums (`reset_real_features=False`), torch-fidelity its statistics.
-- distance alone: from the means and covariances of both sides (and the factor, for distgan).
+- cold: compute the distance from batches of real and generated features.
+- reals known: compute it from batches of generated features and what each program caches of the real side: distgan the
+  factor, torchmetrics its sums (`reset_real_features=False`), torch-fidelity its statistics.
+- distance alone: compute it from the means and covariances of both sides, and for distgan the factor.
 
-The time of general eigensolvers depends on the spectrum, so two are measured: features of equal standard deviations,
-and of ones that span two decades. Programs take turns; figures are medians over the rounds, ratios medians of the
-rounds' own ratios.
+The time of general eigensolvers depends on the spectrum. So there are two: features with equal standard deviations, and
+with standard deviations that span two decades. Programs take turns. Times are medians over rounds. Ratios are medians
+of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PROGRAMS = "distgan", "torchmetrics", "torch-fidelity"
 
 
 class _FeaturesAsTheyAre(nn.Module):
-    """What torchmetrics takes for a detector."""
+    """Identity that torchmetrics uses as its feature extractor."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _FeaturesAsTheyAre(nn.Module):
 
 @dataclass
 class Task:
-    """One thing that all programs do, and what each round measured of each."""
+    """Task for all programs, with the seconds of each round and the computed distance."""
 
     name: str
     run: dict[str, Callable[[], float]]
@@ -68,7 +68,11 @@ class Task:
 
 
 def make_features(samples: int, dimension: int, decades: float, seed: int) -> Tensor:
-    """Correlated float32 features (samples, dimension) whose principal deviations span so many decades."""
+    """Return correlated float32 features, shape (samples, dimension).
+
+    Args:
+        decades: decimal logarithm of the ratio of the largest to the smallest principal standard deviation.
+    """
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(0)))[0]
     deviations = torch.logspace(0, -decades, dimension) * (1 + 0.1 * seed)
@@ -105,7 +109,7 @@ def make_tasks(real: Batches, made: Batches, spectrum: str) -> list[Task]:
 
     def torchmetrics(kept: bool) -> float:
         metric = known if kept else torchmetrics_of(real)
-        metric.reset()  # of the generated side only
+        metric.reset()  # resets only the generated side
         for batch in made:
             metric.update(batch, real=False)
         return float(metric.compute())
@@ -136,13 +140,15 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=2048, help="features per sample (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples per batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds per program (default: %(default)s)")
-    parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU seconds, on a machine that is shared")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure the CPU time of one thread, for a shared machine"
+    )
     arguments = parser.parse_args()
     if arguments.cpu_time:
         torch.set_num_threads(1)
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
-    print(f"{arguments.samples} x {arguments.dimension} float32 a side in batches of {arguments.batch_size},", end=" ")
-    print(f"{torch.get_num_threads()} threads. Of the others: seconds, times distgan's, relative difference.\n")
+    print(f"{arguments.samples} x {arguments.dimension} float32 per side, batches of {arguments.batch_size},", end=" ")
+    print(f"{torch.get_num_threads()} threads. Other programs: seconds, ratio to distgan, relative difference.\n")
     print("| task | distgan | torchmetrics | torch-fidelity |\n| --- | --- | --- | --- |")
     for spectrum, decades in (("equal deviations", 0.0), ("over two decades", 2.0)):
         real, made = (

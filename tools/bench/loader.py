@@ -2,14 +2,15 @@
 
 Every pipeline yields batches of uint8 tensors and labels in the main process, in shuffled order.
 
-- distgan: `open_stream` with all checks, in a uniform order over all samples.
-- webdataset: shards, shuffle buffer of 1,000, its own decoder ("rgb8", by Pillow), batches stacked into one tensor.
-- webdataset + simplejpeg: the same pipeline with the codec that distgan uses.
-- Pillow alone, simplejpeg alone: files already in memory, one process, one image after another.
+- distgan: `open_stream` with all checks, in a uniformly random order of all samples.
+- webdataset: shuffled shards, shuffle buffer of 1,000, its own decoder ("rgb8", which uses Pillow), batches stacked
+  into one tensor.
+- webdataset + simplejpeg: the same pipeline with distgan's JPEG decoder.
+- Pillow alone, simplejpeg alone: one process decodes one image after another from memory.
 
-Loaders stay open and take turns; each turn first drains what was loaded while the others ran. Figures are medians over
-the rounds with quartiles; a ratio is the median of the rounds' own ratios. Shards lie in a temporary folder, so in the
-page cache.
+Loaders stay open and take turns. Each turn first drains the batches that were loaded during the other turns. Speeds are
+medians and quartiles over rounds. A ratio is the median of the ratios within a round. The shards are in a temporary
+folder, so the page cache holds them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from distgan.data.stream import open_stream
 
 SHARDS = 8
 MOSAIC = 4
-"""Small images per side of a large one."""
+"""Number of small images per side of a large image."""
 REFILL_SECONDS = 1.0
 
 Pixels = NDArray[np.uint8]
@@ -51,7 +52,7 @@ Batches = Iterator[Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """Shards of one size of image, and how they are measured."""
+    """Shards with images of one size, and the parameters of their measurement."""
 
     name: str
     folder: Path
@@ -64,7 +65,7 @@ class Setting:
 def main() -> None:
     arguments = parse_arguments()
     rounds, seconds = (3, 1.0) if arguments.quick else (arguments.rounds, arguments.seconds)
-    print(f"loader benchmark: {rounds} rounds of {seconds:g} s for each contestant", file=sys.stderr)
+    print(f"loader benchmark: {rounds} rounds of {seconds:g} s per loader", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="distgan-bench-") as scratch:
         small = write_small_set(Path(scratch), arguments.source, 4_000 if arguments.quick else 20_000)
         large = write_large_set(Path(scratch), small, 128 if arguments.quick else 512)
@@ -84,18 +85,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--source",
         metavar="ZIP_OR_FOLDER",
-        help="images of 32 pixels a side to pack, such as CIFAR-10 as JPEGs; default: JPEGs of made-up images whose "
-        "spectrum is that of photographs. The 512-pixel images are mosaics of enlarged ones",
+        help="32-pixel images to pack, such as CIFAR-10 as JPEGs (default: generated JPEGs with the spectrum of "
+        "photographs); the 512-pixel images are mosaics of enlarged ones",
     )
     parser.add_argument(
-        "--workers", metavar="N", type=int, nargs="+", default=[0, 1, 2], help="loader processes (0 1 2)"
+        "--workers", metavar="N", type=int, nargs="+", default=[0, 1, 2], help="data loader workers (default: 0 1 2)"
     )
     parser.add_argument(
-        "--batch-size", metavar="N", type=int, default=256, help="at 32 pixels (256); at most 32 at 512"
+        "--batch-size",
+        metavar="N",
+        type=int,
+        default=256,
+        help="samples per batch at 32 pixels; at 512 pixels at most 32 (default: %(default)s)",
     )
-    parser.add_argument("--rounds", metavar="N", type=int, default=5, help="turns of each contestant (5)")
-    parser.add_argument("--seconds", metavar="S", type=float, default=3.0, help="length of a turn (3)")
-    parser.add_argument("--quick", action="store_true", help="fewer images, 3 rounds of 1 s: a minute instead of seven")
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=5, help="turns of each loader (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", metavar="S", type=float, default=3.0, help="length of a turn in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer images, 3 rounds of 1 s: one minute, not seven")
     return parser.parse_args()
 
 
@@ -103,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_small_set(scratch: Path, source: str | None, count: int) -> Path:
-    """Shards of 32-pixel images: the source's, or `count` made-up ones."""
+    """Write shards of the 32-pixel images of `source`, or of `count` generated ones. Return their folder."""
     if source is None:
         source = str(scratch / "made-up.zip")
         generator = np.random.default_rng(0)
@@ -116,7 +125,7 @@ def write_small_set(scratch: Path, source: str | None, count: int) -> Path:
 
 
 def write_large_set(scratch: Path, small: Path, count: int) -> Path:
-    """Shards of 512-pixel mosaics of a set's images, enlarged, with a little grain as a camera adds it."""
+    """Write shards of 512-pixel mosaics of enlarged images, with a little camera noise. Return their folder."""
     images = first_images(small, count + MOSAIC**2)
     generator = np.random.default_rng(1)
     side = 512 // MOSAIC
@@ -135,7 +144,11 @@ def write_large_set(scratch: Path, small: Path, count: int) -> Path:
 
 
 def natural_noise(generator: np.random.Generator, side: int) -> NDArray[np.float64]:
-    """An image whose amplitude falls as 1/frequency, as in photographs (Field, JOSA A 4, 1987); channels correlate."""
+    """Return an image with correlated channels, whose amplitude falls as 1/frequency (Field, JOSA A 4, 1987).
+
+    Returns:
+        float64, shape (side, side, 3), with values around 128 that may exceed [0, 255].
+    """
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = np.inf
     noise = np.fft.rfft2(generator.normal(size=(3, side, side))) / frequency
@@ -150,7 +163,7 @@ def encode(pixels: NDArray[Any]) -> bytes:
 
 
 def first_images(folder: Path, count: int) -> list[bytes]:
-    """The encoded images at the front of a folder's shards."""
+    """Return the first `count` encoded images of the shards in a folder."""
     images: list[bytes] = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path, "r:") as tar:
@@ -163,7 +176,7 @@ def first_images(folder: Path, count: int) -> list[bytes]:
     return images
 
 
-# Contestants
+# Loaders
 
 
 def open_distgan(setting: Setting, workers: int, stack: ExitStack) -> Batches:
@@ -186,7 +199,7 @@ def decode_with_simplejpeg(key: str, data: bytes) -> Pixels | None:
 
 
 def collate(samples: list[tuple[Pixels, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Into tensors at once: faster than webdataset's own collation, as tensors cross processes in shared memory."""
+    """Stack samples into tensors. This is faster than webdataset's collation, because tensors use shared memory."""
     return torch.from_numpy(np.stack([image for image, _ in samples])), torch.tensor([label for _, label in samples])
 
 
@@ -199,7 +212,7 @@ def decode_with_pillow(data: bytes) -> Pixels:
 
 
 def measure_loaders(setting: Setting, workers: int) -> dict[str, list[float]]:
-    """Samples per second in each round, for each contestant."""
+    """Return the samples per second of each loader in each round."""
     rates: dict[str, list[float]] = {}
     with ExitStack() as stack:
         loaders: dict[str, Batches] = {
@@ -231,7 +244,7 @@ def check(batch: tuple[torch.Tensor, torch.Tensor], setting: Setting) -> None:
 
 
 def measure_batches(batches: Batches, setting: Setting, workers: int) -> float:
-    time.sleep(REFILL_SECONDS if workers else 0)  # let the others' workers fill their queues and go to sleep
+    time.sleep(REFILL_SECONDS if workers else 0)  # wait until the workers of other loaders have filled their queues
     for _ in range(2 * workers + 1):
         next(batches)
     count = 0
@@ -252,7 +265,7 @@ def measure_decoding(decode: Callable[[bytes], Pixels], images: list[bytes], sec
 
 def print_table(setting: Setting, measured: dict[int, dict[str, list[float]]]) -> None:
     print(f"\n{setting.name}, batches of {setting.batch_size}\n")
-    print("| workers | contestant | samples/s (quartiles) | distgan is |")
+    print("| workers | loader | samples/s (quartiles) | speedup of distgan |")
     print("| ---: | --- | ---: | ---: |")
     for workers, rates in measured.items():
         for name, values in rates.items():

@@ -1,7 +1,7 @@
-"""Measure startup seconds: of `distgan --help`, and from the command to the first training step.
+"""Measure startup times: seconds of `distgan --help`, and seconds from the command to the first training step.
 
-The baselines are unavoidable costs: starting Python, and importing torch and Accelerate. Rounds alternate. The table
-has medians and the ratio to the baseline of the same round.
+The baselines are unavoidable: starting Python, and importing torch and Accelerate. Measurements take turns. The table
+has medians, and medians of the ratios to the baseline of the same round.
 
     python tools/bench/startup.py --rounds 5
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
-    parser.add_argument("--recipe", default="configs/digits-dcgan.yaml", help="default %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--recipe", default="configs/digits-dcgan.yaml", help="config to train (default: %(default)s)")
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {"python": [], "help": [], "imports": [], "first step": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def call(*arguments: str) -> float:
-    """Return the seconds that Python runs with these arguments."""
+    """Run Python with these arguments. Return the seconds that it took."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started

@@ -1,8 +1,8 @@
 """Measure images/s of `distgan train`, with all features on, against a bare PyTorch loop.
 
-Both train the same networks on the same data path with the same batch, at one process and at two (gloo on CPUs, NCCL
-on GPUs). The bare loop has two modules in DDP, a loss and two optimizers. It has no EMA, statistics, checks, addressed
-noise, checkpoints or logging. Runs alternate. The result of a run is the median over its intervals; the table has the
+Both train the same networks with the same data loading and batch size, on one process and on two (gloo on CPUs, NCCL on
+GPUs). The bare loop has two modules in DDP, a loss and two optimizers. It has no EMA, statistics, checks, stateless
+noise, checkpoints or logging. Runs alternate. The result of a run is the median over its intervals. The table has the
 median and quartiles over runs.
 
     python tools/bench/training.py --runs 5
@@ -47,9 +47,9 @@ def main() -> None:
         default=12,
         help=f"intervals of {STEPS_PER_INTERVAL} steps per run (default: %(default)s)",
     )
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="default 1 2")
-    parser.add_argument("--recipe", default="configs/digits-dcgan.yaml", help="default %(default)s")
-    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="process counts (default: 1 2)")
+    parser.add_argument("--recipe", default="configs/digits-dcgan.yaml", help="config to train (default: %(default)s)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of the recipe")
     parser.add_argument("--worker", choices=("bare", "distgan"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def show(speeds: list[float]) -> str:
-    """Median and quartiles."""
+    """Format the median and the quartiles."""
     low, median, high = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else speeds * 3
     return f"{median:,.0f} ({low:,.0f} to {high:,.0f})"
 
@@ -105,7 +105,7 @@ def work(name: str, options: argparse.Namespace) -> None:
         from distgan.training.loop import train
 
         train(config)
-        # Wall clock between rows: sample grids and checkpoints are in it.
+        # Use the time between rows, which includes sample grids and checkpoints.
         rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         times = [row["time"] for row in rows if "loss/generator" in row]
     else:
@@ -122,13 +122,13 @@ class Bare:
     """Bare training loop of a recipe. Under torchrun both networks are in DDP.
 
     Args:
-        config: of images without classes, with the loss `non_saturating`, `hinge` or `relativistic_paired`; R1 and R2
-            in every update, in one process only. Everything else that a recipe may ask for is left out.
+        config: recipe for images without labels, with the loss `non_saturating`, `hinge` or `relativistic_paired`. R1
+            and R2 are applied in every update, and need a single process. Other features of a recipe are ignored.
     """
 
     def __init__(self, config: Config) -> None:
         cuda, launched = torch.cuda.is_available(), "RANK" in os.environ
-        if cuda:  # the same arithmetic as distgan's
+        if cuda:  # use the same arithmetic as distgan
             torch.backends.cudnn.benchmark = True
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         if launched:
@@ -153,7 +153,7 @@ class Bare:
         self._share = config.training.batch_size // world_size
 
     def _build(self) -> tuple[nn.Module, nn.Module]:
-        """The generator and the discriminator, on the device."""
+        """Build the generator and the discriminator on the device."""
         shape = sample_shape(self.config.data)
         networks = (
             build_generator(self.config.generator, shape),
@@ -163,7 +163,7 @@ class Bare:
         return generator, discriminator
 
     def step(self) -> None:
-        """All discriminator updates of a step, and the generator's."""
+        """Run the discriminator updates and the generator update of one step."""
         for _ in range(self.config.training.critic_steps):
             reals = self._reals()
             self._discriminator_loss(reals).backward()
@@ -179,7 +179,7 @@ class Bare:
         self.discriminator.requires_grad_(True)
 
     def intervals(self, steps: int) -> Iterator[float]:
-        """Run for as long as it is asked to, and yield the time after each so many steps."""
+        """Train without end, and yield the time in seconds after every `steps` steps."""
         while True:
             for _ in range(steps):
                 self.step()
@@ -188,7 +188,7 @@ class Bare:
             yield time.time()
 
     def close(self) -> None:
-        """Stop the loaders, and leave the process group."""
+        """Stop the data loader workers, and leave the process group."""
         self._stream.close()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -214,7 +214,7 @@ class Bare:
         return latents if normal else 2 * latents - 1
 
     def _discriminator_loss(self, reals: Tensor) -> Tensor:
-        """Reals and fakes apart, each normalized by its own statistics, as distgan and the DCGAN papers' code do."""
+        """Return the loss. Real and fake batches are normalized separately, as in distgan and the code of DCGAN."""
         objective = self.config.objective
         with torch.no_grad():
             fakes = self.generator(self._latents())

@@ -1,7 +1,7 @@
 """Measure the cost of virtual batch norm: seconds per generator and discriminator update, against batch norm.
 
-All variants train in turn, round by round, in one process on random images; the output compares medians over rounds.
-With virtual batch norm in the generator, each update of either network passes the reference batch through it once.
+All variants train in turn in one process on random images. The output compares medians over rounds. With virtual batch
+norm in the generator, each update of either network passes the reference batch through the generator once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ KINDS = {
 
 
 def make_step(kinds: tuple[str, str], options: argparse.Namespace, runtime: Runtime) -> Callable[[], None]:
-    """One update of each player, with these normalizations of the generator and the discriminator."""
+    """Return a function that updates each player once.
+
+    Args:
+        kinds: normalizations of the generator and the discriminator.
+    """
     config: Config = parse_config(
         {
             "run_dir": "unused",
@@ -65,10 +69,10 @@ def make_step(kinds: tuple[str, str], options: argparse.Namespace, runtime: Runt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resolution", type=int, default=32)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--resolution", type=int, default=32, help="pixels per side (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=32, help="width of both networks (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per update (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default: %(default)s)")
     options = parser.parse_args()
     runtime = Runtime()
     steps = {name: make_step(kinds, options, runtime) for name, kinds in KINDS.items()}

@@ -11,18 +11,18 @@ import torch
 
 
 def device() -> torch.device:
-    """The GPU, or the CPU in a rehearsal, which hides GPUs."""
+    """Return the GPU, or the CPU in a dry run, which hides GPUs."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronize() -> None:
-    """Synchronize with the device before reading the host's clock."""
+    """Wait for the GPU, if there is one. Call it before reading the host's clock."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def median_seconds(work: Callable[[], object], *, warm_up: int = 3, repeats: int = 10) -> float:
-    """Median time of `work`, by events on the device's own clock where it is a GPU."""
+    """Return the median time of `work` in seconds, measured with CUDA events on a GPU."""
     for _ in range(warm_up):
         work()
     synchronize()
@@ -52,5 +52,5 @@ def forget() -> None:
 
 
 def peak_gigabytes() -> float | None:
-    """Largest memory in tensors on the GPU since `forget`, in 1e9 bytes; None on the CPU."""
+    """Return the peak memory of tensors on the GPU since `forget`, in 1e9 bytes; None on the CPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None

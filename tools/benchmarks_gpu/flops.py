@@ -1,7 +1,7 @@
-"""Floating-point operations of convolutions and matrix products, counted as they are dispatched.
+"""Count the floating-point operations of convolutions and matrix products that torch dispatches.
 
-`torch.utils.flop_counter.FlopCounterMode` refuses a second derivative of a module, and its formula for the backward
-pass of a convolution is too large by the number of groups.
+`torch.utils.flop_counter.FlopCounterMode` does not support second derivatives of a module. Its formula for the backward
+pass of a grouped convolution is too large by a factor of the number of groups.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class CountedFlops(TorchDispatchMode):
-    """Counts while it is entered. A multiplication with its addition is two operations."""
+    """Context manager that counts operations in `total`. A multiply-add counts as two."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -32,7 +32,10 @@ class CountedFlops(TorchDispatchMode):
 
 
 def _convolution_backward(gradient: Any, inputs: Any, weight: Any, *rest: Any) -> int:
-    """Each gradient that is asked for, by the input and by the weight, costs as much as the forward pass."""
+    """Return the operations of a convolution's backward pass.
+
+    The gradients for the input and for the weight each cost as much as the forward pass, if they are requested.
+    """
     _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, mask = rest
     places = (inputs if transposed else gradient).shape[2:]
     return int(2 * len(inputs) * prod(places) * weight.numel() * (mask[0] + mask[1]))

@@ -1,4 +1,4 @@
-"""Measurements of `tools/gpu.py`, each in its own process. Every function yields records as it makes them."""
+"""Measurements of `tools/gpu.py`. Each public function yields its records as soon as they are measured."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import torch
 from tools.benchmarks_gpu.clock import device, forget, median_seconds, peak_gigabytes, synchronize
 
 Record = dict[str, Any]
-"""Of one measurement: `kind` says which keys it has, see `page.py`."""
+"""Result of one measurement. Its `kind` determines the other keys; see `page.py`."""
 LEAST_INTERVALS = 3
 KERNELS = 10
 STEPS, PROFILED = 6, 3
-"""Steps of a run for `kernels`, the last of which are profiled."""
+"""Steps of a run for `kernels`, and the number of last steps that are profiled."""
 
 
 def machine(*, rehearsal: bool) -> Iterator[Record]:
-    """The card, the versions, and the arithmetic of its matrix products."""
+    """Measure the GPU's peak arithmetic with matrix products, and record its name and the software versions."""
     cuda = torch.cuda.is_available()
     yield {
         "kind": "machine",
@@ -48,11 +48,11 @@ def machine(*, rehearsal: bool) -> Iterator[Record]:
 
 
 def training(config: Any, seconds: float, images: int) -> Iterator[Record]:
-    """`distgan train`, with everything on that a step has.
+    """Measure `distgan train` with all features of a step.
 
     Args:
-        seconds: how long it is measured, after its first interval.
-        images: shown to the discriminator in an interval.
+        seconds: measured time after the first interval.
+        images: real images per interval.
     """
     from distgan.training.loop import train
 
@@ -70,7 +70,7 @@ def training(config: Any, seconds: float, images: int) -> Iterator[Record]:
 
 
 def bare(config: Any, seconds: float, images: int) -> Iterator[Record]:
-    """The same networks and data in a bare loop, and the operations of a step of it."""
+    """Measure a bare PyTorch loop with the same networks and data, and count the operations of one step."""
     from tools.bench.training import Bare
     from tools.benchmarks_gpu.flops import CountedFlops
 
@@ -95,8 +95,7 @@ def for_kernels(config: Any) -> Any:
 
 
 def kernels(config: Any) -> Iterator[Record]:
-    """The kernels that take longest in some steps of `distgan train`, of which config has `STEPS`; on the CPU,
-    operators."""
+    """Profile the longest kernels in a `distgan train` run of `STEPS` steps; on the CPU, the longest operators."""
     from torch.profiler import ProfilerActivity, profile, schedule
 
     from distgan.training.loop import train
@@ -133,7 +132,7 @@ def kernels(config: Any) -> Iterator[Record]:
     yield {
         "kind": "kernels",
         "busy": busy / active,
-        # The loop has called it before the first step too, so that call number k ends the profiler's step k.
+        # The loop also calls after_step before the first step, so call k ends the profiler's step k.
         "step": (clock[wait + active] - clock[wait]) / active,
         "longest": [
             {"name": name, "seconds": seconds / active, "calls": count / active, "share": seconds / busy}
@@ -143,7 +142,7 @@ def kernels(config: Any) -> Iterator[Record]:
 
 
 def published(config: Any, checkout: Path, seconds: float, images: int) -> Iterator[Record]:
-    """R3GAN's own networks and step on the same batch, in float32 and as its CIFAR-10 preset has it."""
+    """Measure R3GAN's own networks and step on the same batch, in float32 and with its CIFAR-10 preset's bfloat16."""
     from tools.benchmarks_gpu import r3gan
 
     implementation = r3gan.load(checkout)
@@ -158,10 +157,10 @@ def published(config: Any, checkout: Path, seconds: float, images: int) -> Itera
 
 
 def each(parts: Iterable[Iterable[Record]]) -> Iterator[Record]:
-    """The records of several measurements. One that fails does not stop the next; the first error is raised at the end.
+    """Yield the records of several measurements. After one fails, continue with the next.
 
     Raises:
-        RuntimeError: a measurement failed; its traceback was printed.
+        RuntimeError: raised at the end if a measurement failed. Its traceback was printed.
     """
     errors: list[Exception] = []
     for part in parts:
@@ -175,7 +174,7 @@ def each(parts: Iterable[Iterable[Record]]) -> Iterator[Record]:
 
 
 def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
-    """A penalized discriminator update in several precisions: time, memory, and how far its gradient moves."""
+    """Measure a discriminator update with R1 and R2 in several precisions: time, memory and error of the gradient."""
     from distgan.networks import build_discriminator, build_generator
     from distgan.networks.shape import sample_shape
     from distgan.players.objective import DiscriminatorObjective, MicroBatch
@@ -189,7 +188,7 @@ def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
         for build, section in ((build_generator, config.generator), (build_discriminator, config.discriminator))
     )
     random = torch.Generator().manual_seed(0)
-    for parameter in discriminator.parameters():  # blocks start as the identity, which would hide most of the gradient
+    for parameter in discriminator.parameters():  # zero weights make blocks the identity, which hides most gradients
         if not parameter.any():
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
     latents = torch.randn(count, config.generator.latent_size, generator=random).to(place)
@@ -229,7 +228,7 @@ def _set_tf32(on: bool) -> None:
 
 
 def _rows(run: Path) -> list[Record]:
-    """Those of metrics.jsonl that training wrote."""
+    """Return the rows of metrics.jsonl that training wrote so far."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
@@ -244,7 +243,7 @@ def _rows(run: Path) -> list[Record]:
 
 
 def _is_enough(times: Sequence[float], seconds: float) -> bool:
-    """Whether there are enough intervals after the first, and long enough ones."""
+    """Return True if the intervals after the first are numerous enough and last long enough together."""
     return len(times) >= LEAST_INTERVALS + 2 and times[-1] - times[1] >= seconds
 
 
@@ -268,7 +267,7 @@ def _stop_in_time(run: Path, seconds: float, over: threading.Event) -> None:
 
 
 def _speed(by: str, times: Sequence[float], images: int) -> Record:
-    """Of intervals that the clock was read after. The first is for warming up."""
+    """Return the record of the speed, given the times at the ends of the intervals. The first interval is a warm-up."""
     lengths = [later - earlier for earlier, later in itertools.pairwise(times[1:])]
     return {
         "kind": "speed",

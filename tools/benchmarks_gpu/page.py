@@ -39,14 +39,15 @@ def line(record: Record) -> str:
 
 
 def page(records: Sequence[Record], outcomes: Sequence[PartOutcome], command: str, *, rehearsal: bool) -> str:
-    """Everything that was measured. A part that failed leaves its row out and stands in the last table."""
+    """Return the Markdown page of all records. Parts that failed have no row, but the last table lists them."""
     machine = next((record for record in records if record["kind"] == "machine"), {})
     lines = [f"# Benchmarks on a GPU: {_card(machine) if machine else 'unknown card'}", ""]
     if rehearsal:
-        lines += ["**A rehearsal on the CPU at tiny sizes: no figure here means anything.**", ""]
+        lines += ["**Dry run on the CPU at tiny sizes: the numbers mean nothing.**", ""]
     lines += [
-        f"By `{command}`, torch {machine.get('torch')}, CUDA {machine.get('cuda')}, cuDNN {machine.get('cudnn')}, NCCL "
-        f"{machine.get('nccl')}. Speeds are of one process, the median over intervals after a warm-up.",
+        f"Command: `{command}`. Versions: torch {machine.get('torch')}, CUDA {machine.get('cuda')}, cuDNN "
+        f"{machine.get('cudnn')}, NCCL {machine.get('nccl')}. Speeds are those of one process: medians over intervals "
+        "after a warm-up.",
         "",
     ]
     for section in (_tests, _speeds, _peaks, _precisions, _kernels, _texts):
@@ -61,7 +62,7 @@ def _tests(records: Sequence[Record]) -> list[str]:
 
 
 def _speeds(records: Sequence[Record]) -> list[str]:
-    """Against the bare loop of the same recipe, with the share of the float32 peak that the card reached."""
+    """Compare speeds with the bare loop of the same recipe, and give the fraction of the measured float32 peak."""
     peak = next((r["flops"] for r in records if r["kind"] == "peak" and r["precision"] == "float32"), None)
     operations = {r["part"]: r["flops"] / r["step_images"] for r in records if r["kind"] == "flops"}
     bare = {r["recipe"]: r["images_per_second"] for r in records if r["kind"] == "speed" and r["by"] == "bare PyTorch"}
@@ -95,7 +96,7 @@ def _precisions(records: Sequence[Record]) -> list[str]:
          f"{r['error']:.1e}"]
         for r in found
     ]  # fmt: skip
-    head = ["R3GAN-32, discriminator", "ms", "faster than float32", "peak memory", "gradient's relative error"]
+    head = ["R3GAN-32, discriminator", "ms", "speedup over float32", "peak memory", "relative error of the gradient"]
     return ["## A discriminator update with R1 and R2", "", *_table(head, rows), ""] if rows else []
 
 

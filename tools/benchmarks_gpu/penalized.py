@@ -1,4 +1,4 @@
-"""The discriminator's objective with penalized passes in bfloat16, which training keeps in float32."""
+"""Discriminator objective that runs gradient penalties in bfloat16. Training runs them in float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distgan.players.objective import DiscriminatorObjective, Judged
 
 
 class HalfPrecisionPenalties(DiscriminatorObjective):
-    """For measuring only."""
+    """`DiscriminatorObjective` with gradient penalties in bfloat16. Use it only for measurements."""
 
     def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool = False) -> Judged:
         if differentiable:

@@ -1,4 +1,4 @@
-"""R3GAN's released networks and training step (github.com/brownvc/R3GAN), from a checkout, on our data and batch."""
+"""Run R3GAN's released networks and training step (github.com/brownvc/R3GAN) on distgan's data and batches."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ _GROUP = 16
 
 
 def load(checkout: Path) -> str:
-    """Make a checkout importable; returns which of its implementations of activations and resampling are used.
+    """Make a checkout importable. Return a phrase for the implementation of its activations and resampling.
 
-    Compiling its own CUDA kernels takes about a minute, and needs nvcc and ninja.
+    It compiles R3GAN's CUDA kernels if nvcc and ninja exist, which takes about a minute.
+
+    Raises:
+        SystemExit: the folder is not a checkout of R3GAN.
     """
     if not (checkout / "R3GAN" / "Networks.py").is_file():
         raise SystemExit(f"--r3gan {checkout}: found no R3GAN/Networks.py; pass a checkout of github.com/brownvc/R3GAN")
     sys.path.insert(0, str(checkout))
-    if importlib.util.find_spec("pkg_resources") is None:  # which newer setuptools no longer has
+    if importlib.util.find_spec("pkg_resources") is None:  # newer setuptools versions removed it
         stand_in: Any = types.ModuleType("pkg_resources")
         stand_in.parse_version = version.parse
         sys.modules["pkg_resources"] = stand_in
@@ -43,22 +46,22 @@ def load(checkout: Path) -> str:
 
 
 def _builds_kernels() -> bool:
-    """Compile its CUDA kernels; return False if that fails for any reason."""
+    """Compile R3GAN's CUDA kernels. Return False if that fails for any reason."""
     if cpp_extension.CUDA_HOME is None or shutil.which("ninja") is None:
         return False
     try:
         return all(importlib.import_module(f"torch_utils.ops.{name}")._init() for name in ("bias_act", "upfirdn2d"))
-    except Exception as error:  # its build scripts raise anything
-        print(f"its CUDA kernels cannot be built: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+    except Exception as error:  # R3GAN's build scripts raise exceptions of any type
+        print(f"R3GAN's CUDA kernels cannot be built: {' '.join(str(error).split())[:200]}", file=sys.stderr)
         return False
 
 
 class Published(Bare):
-    """Its training step. `load` a checkout first.
+    """R3GAN's training step. Call `load` first.
 
     Args:
         config: an R3GAN recipe.
-        half: run all stages but those at 4x4 in bfloat16, as its CIFAR-10 preset does.
+        half: run all stages except those at 4x4 in bfloat16, as R3GAN's CIFAR-10 preset does.
     """
 
     def __init__(self, config: Config, *, half: bool) -> None:
@@ -69,7 +72,7 @@ class Published(Bare):
 
     def _build(self) -> tuple[nn.Module, nn.Module]:
         networks: Any = importlib.import_module("R3GAN.Networks")
-        self._format = torch.contiguous_format  # as its code has it
+        self._format = torch.contiguous_format  # R3GAN's code uses no other memory format
         settings, latent_size = self.config.generator.options, self.config.generator.latent_size
         stages = sample_shape(self.config.data).resolution.bit_length() - 2
         widths = [min(settings.width << stage, settings.max_width) for stage in range(stages)]
@@ -85,7 +88,7 @@ class Published(Bare):
         return generator.to(self.device), discriminator.to(self.device)
 
     def step(self) -> None:
-        """Both players' updates, without its averages, augmentation and reports."""
+        """Update both players, without R3GAN's EMA, augmentation and logging."""
         gamma = self.config.objective.r1.gamma if self.config.objective.r1 else 0.0
         for player, optimizer in zip((self.discriminator, self.generator), self._optimizers[::-1], strict=True):
             optimizer.zero_grad(set_to_none=True)

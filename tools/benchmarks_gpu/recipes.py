@@ -1,4 +1,4 @@
-"""Recipes of the GPU benchmarks, and their data."""
+"""Recipes and generated data of the GPU benchmarks."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ IMAGES, REHEARSAL_IMAGES = 4096, 64
 
 @dataclass(frozen=True)
 class Recipe:
-    """A published network at its published width."""
+    """Recipe file with the overrides that give it the published widths."""
 
     file: str
-    """In configs/."""
+    """Name in configs/."""
     resolution: int
+    """Pixels per side."""
     interval: int
     """Number of steps between two readings of the clock."""
     changes: tuple[str, ...]
     """Overrides of the file."""
     source: str
+    """Paper and settings, for the page."""
 
     def config(self, data: Path, run: Path, *, rehearsal: bool) -> Config:
-        """Only the training, without end: no evaluations, sample grids or checkpoints in between."""
+        """Return the config of an endless run without evaluations, sample grids and checkpoints.
+
+        Args:
+            data: folder with one packed data set per resolution, from `make_data`.
+            run: run folder.
+            rehearsal: use tiny sizes.
+        """
         from distgan.config import load_config
 
         resolution, interval = self.sizes(rehearsal=rehearsal)
@@ -44,13 +52,13 @@ class Recipe:
             for role in ("generator", "discriminator"):
                 changes += [f"{role}.width=8", f"{role}.max_width=16"]
             changes += ["training.batch_size=4", "ema.statistics_samples=4"]
-            # One recipe in a rehearsal has a loader process, which is started from the command's own module.
+            # One recipe of a dry run has a data loader worker, to test that workers start from this tool's module.
             changes += [f"data.num_workers={int(self is RECIPES['DCGAN-64'])}"]
             changes += ["training.critic_steps=2"] if self is RECIPES["SNGAN-32"] else []
         return load_config(ROOT / "configs" / self.file, changes)
 
     def sizes(self, *, rehearsal: bool) -> tuple[int, int]:
-        """Pixels per side, and steps between two readings."""
+        """Return the pixels per side, and the steps between two readings of the clock."""
         return (REHEARSAL_RESOLUTION, 1) if rehearsal else (self.resolution, self.interval)
 
 
@@ -76,7 +84,7 @@ RECIPES = {
 
 
 def make_data(folder: Path, *, rehearsal: bool) -> Iterator[str]:
-    """Generate images, and pack them at every resolution that a recipe wants. Yields one line per data set."""
+    """Generate images and pack them at every resolution of `RECIPES`. Yields one line per data set."""
     import numpy as np
     from PIL import Image
 
@@ -86,7 +94,7 @@ def make_data(folder: Path, *, rehearsal: bool) -> Iterator[str]:
         source = folder / f"images-{resolution}"
         source.mkdir(parents=True)
         for number in range(count):
-            # Smooth colors under a little noise compress as photographs do.
+            # Smooth colors with a little noise compress like photographs.
             colors = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
             smooth = Image.fromarray(colors).resize((resolution, resolution))
             noise = random.integers(0, 12, (resolution, resolution, 3), dtype=np.uint8)

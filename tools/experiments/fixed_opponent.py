@@ -15,14 +15,14 @@ from distgan.schedule import learning_rate
 
 
 class Given(nn.Module):
-    """A generator whose samples are its latents: a density to draw from is all that the theory needs of one."""
+    """Generator that returns its latents, because the theory only needs a distribution to draw from."""
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         return latents
 
 
 class Discriminator(nn.Module):
-    """Points (n, dimensions) to logits (n,): three layers of 64, smooth, so that they can follow a smooth optimum."""
+    """Discriminator of points (n, dimensions) that returns logits (n,). It is smooth, as the optimum is."""
 
     def __init__(self, dimensions: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
 
 
 def configure(dimensions: int, steps: int, batch_size: int, optimizer: dict[str, Any], **objective: Any) -> Config:
-    """A run on points with that optimizer and objective for the discriminator."""
+    """Return the config of a run on points, with the given optimizer of the discriminator and objective."""
     return parse_config(
         {
             "run_dir": "none",
@@ -51,7 +51,7 @@ def configure(dimensions: int, steps: int, batch_size: int, optimizer: dict[str,
 
 
 class Trial:
-    """A discriminator in float64 in the course of its training."""
+    """Training of a float64 discriminator with the objective and optimizer of `config`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -63,7 +63,7 @@ class Trial:
         self.updates = 0
 
     def update(self, reals: Tensor, fakes: Tensor) -> None:
-        """One update, on as many real as generated points, (n, dimensions) each."""
+        """Update the discriminator once. `reals` and `fakes` have the shape (n, dimensions)."""
         rate = learning_rate(self.config.discriminator.optimizer, self.updates, self.config.training.steps)
         addresses = self.updates * len(reals) + torch.arange(len(reals))
         reals, fakes, addresses = (tensor.to(self.runtime.device) for tensor in (reals, fakes, addresses))
@@ -71,5 +71,5 @@ class Trial:
         self.updates += 1
 
     def report(self) -> dict[str, float]:
-        """Means, since the last call, of what a run would write to its curves."""
+        """Return the scalars that a run would write, as means over the updates since the last call."""
         return self.player.statistics.reduce(self.runtime)

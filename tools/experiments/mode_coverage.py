@@ -1,10 +1,12 @@
 """Measure the modes that each objective covers on an equal budget: the ring of 8 and the grid of 25 Gaussians.
 
-PacGAN's protocol (Lin et al. 2018, section 4.1): 100,000 training points; of 2,500 generated ones, those within three
-standard deviations of the nearest mode are of high quality, and a mode with at least one of these is covered. The
-budget is equal in discriminator updates, hence in real points seen, so that objectives with several critic steps have
-fewer generator updates; networks, optimizer and seeds are equal too, but where the table says otherwise. Everything
-runs through the command line, and what is finished is not run again: to do one over, delete its folder in runs/theory/.
+PacGAN's protocol (Lin et al. 2018, section 4.1): train on 100,000 points and generate 2,500. A generated point within
+three standard deviations of the nearest mode is of high quality. A mode with at least one such point is covered.
+
+All objectives have the same number of discriminator updates, so they see the same real points. Objectives with several
+critic steps have fewer generator updates. Networks, optimizer and seeds are equal unless the table says otherwise.
+
+All steps use the command line. Finished runs are not repeated: to repeat one, delete its folder in runs/theory/.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ RUNS = ROOT / "runs" / "theory"
 UPDATES = 8000
 SEEDS = (0,)
 MIXTURES = {"ring": (8, 1.5), "grid": (25, 5.5)}
-"""How many modes there are, and how far out the picture of them goes."""
+"""Mixture -> number of modes, and half the side of the area that its picture shows."""
 
 _CRITIC = ("objective.adversarial=wasserstein", "training.critic_steps=5")
 _RMSPROP = tuple(
@@ -73,7 +75,7 @@ def _run(mixture: str, name: str, seed: int) -> Path:
 
 
 def _coverage(mixture: str, name: str, seed: int) -> tuple[float, float]:
-    """Modes covered, and the share of points of high quality, at the end of a run."""
+    """Train unless it is done. Return the number of covered modes and the fraction of high-quality points."""
     run, overrides = _run(mixture, name, seed), OBJECTIVES[name]
     steps = UPDATES // (5 if "training.critic_steps=5" in overrides else 1)
     result = run / "metrics.jsonl"
@@ -93,7 +95,7 @@ def _rows(path: Path) -> list[dict[str, float]]:
 
 
 def _points(mixture: str, name: str) -> NDArray[np.float32]:
-    """What the run of the first seed generates, (2500, 2)."""
+    """Generate points with the run of the first seed: float32, shape (2500, 2)."""
     run = _run(mixture, name, SEEDS[0])
     distgan("sample", str(run), "--num", "2500", "--out", str(run / "points.npy"))
     points: NDArray[np.float32] = np.load(run / "points.npy", allow_pickle=False)
@@ -101,7 +103,7 @@ def _points(mixture: str, name: str) -> NDArray[np.float32]:
 
 
 def _panels(clouds: dict[str, NDArray[np.float32]], reach: float, path: Path) -> None:
-    """All clouds of points side by side, each from -reach to reach."""
+    """Draw all clouds of points in rows. Each picture shows the square from -reach to reach."""
     side, columns = 220, 5
     sheet = Image.new("RGB", (columns * side, -(-len(clouds) // columns) * (side + 18)), "white")
     canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
@@ -117,11 +119,11 @@ def _panels(clouds: dict[str, NDArray[np.float32]], reach: float, path: Path) ->
 
 
 def _table(columns: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown, of means over the seeds."""
+    """Return a Markdown table of the means over the seeds."""
     lines = [
-        f"{UPDATES} discriminator updates of {_batch()} points, mean over {len(SEEDS)} run(s). A point is of high",
-        "quality within three standard deviations of the nearest mode, a mode covered by at least one of these among",
-        "2,500 (Lin et al. 2018). Written by `make theory`.",
+        f"{UPDATES:,} discriminator updates of {_batch()} points, mean over {len(SEEDS)} run(s). Of 2,500 generated",
+        "points, those within three standard deviations of the nearest mode are of high quality. A mode is covered if",
+        "one of them is at it (Lin et al. 2018). `make theory` writes this page.",
         "",
         "| objective | " + " | ".join(columns) + " |",
         "| --- |" + " ---: |" * len(columns),

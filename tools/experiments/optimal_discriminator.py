@@ -1,9 +1,9 @@
 """Check that a converged discriminator is (alpha p + beta q) / (p + q) and yields the Jensen-Shannon divergence.
 
-Goodfellow et al. 2014, proposition 1 and theorem 1: D* = p / (p + q), whose value V = E log D(x) + E log(1 - D(G(z)))
-is 2 JS(p, q) - 2 log 2. With targets alpha for real and beta for generated samples D* = (alpha p + beta q) / (p + q)
-(Salimans et al. 2016, section 3.4). Here p and q are known densities on a line, and what trains D is distgan's own: its
-objective, player, optimizer and schedule.
+The optimal discriminator is D* = p / (p + q). Its value V = E log D(x) + E log(1 - D(G(z))) is 2 JS(p, q) - 2 log 2
+(Goodfellow et al. 2014, proposition 1 and theorem 1). With targets alpha for real and beta for generated samples,
+D* = (alpha p + beta q) / (p + q) (Salimans et al. 2016, section 3.4). Here p and q are known densities on a line. The
+discriminator trains with distgan's own objective, player, optimizer and schedule.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from .fixed_opponent import Trial, configure
 GRID = torch.linspace(-6, 6, 2401, dtype=torch.float64)
 BATCH = 256
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
-"""Its multiples, modulo 1, fill [0, 1) evenly, so that the samples of successive updates interlock."""
+"""Its multiples modulo 1 fill [0, 1) evenly, so successive updates sample different quantiles."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Equally likely normal distributions on a line: means and standard deviations."""
+    """Mixture of equally likely normal distributions on a line. `components` are (mean, standard deviation)."""
 
     components: tuple[tuple[float, float], ...]
 
     def density(self, x: Tensor) -> Tensor:
-        """At each x."""
+        """Return the density at each x, with the shape of x."""
         parts = [torch.exp(-(((x - mean) / width) ** 2) / 2) / width for mean, width in self.components]
         density: Tensor = torch.stack(parts).mean(0) / math.tau**0.5
         return density
 
     def quantiles(self, number: int, shift: float) -> Tensor:
-        """Samples that cut the mass into equal parts, but for the two at the ends: (n,) float64, shift in [0, 1)."""
+        """Return the quantiles (i + shift) / number for i in [0, number): float64, shape (number,); shift in [0, 1)."""
         density = self.density(GRID)
         mass = torch.cumsum((density[1:] + density[:-1]) / 2, 0)
         mass = torch.cat((mass.new_zeros(1), mass / mass[-1]))
@@ -50,7 +50,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Case:
-    """What is real, what is generated, and the targets of the two."""
+    """Density p of real samples with target alpha, and density q of generated samples with target beta."""
 
     name: str
     p: Mixture
@@ -71,14 +71,14 @@ class Case:
 
     @property
     def loss(self) -> float:
-        """The cross-entropy of D* in nats; without smoothing it is -V* = 2 log 2 - 2 JS(p, q)."""
+        """Cross-entropy of D* in nats. Without label smoothing it is -V* = 2 log 2 - 2 JS(p, q)."""
         p, q = (side.density(GRID) / side.density(GRID).sum() for side in (self.p, self.q))
         one, zero = self.alpha * p + self.beta * q, (1 - self.alpha) * p + (1 - self.beta) * q
         return -(torch.xlogy(one, self.optimum) + torch.xlogy(zero, 1 - self.optimum)).sum().item()
 
     @property
     def seen(self) -> Tensor:
-        """Where on the grid samples are frequent enough to learn from."""
+        """Mask of the grid points where samples are frequent enough to learn from."""
         return (self.p.density(GRID) + self.q.density(GRID)) / 2 > 0.01
 
 
@@ -93,21 +93,21 @@ CASES = (
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a discriminator, and what a run's curves say of it, which are means over the last updates."""
+    """Trained discriminator, with the scalars that a run would report as means over the last fifth of its updates."""
 
     probabilities: Tensor
     """D on the grid."""
     loss: float
     divergence: float
-    """In nats, as the loss is. Smoothing keeps D from the optimum of V, so that the divergence is underrated."""
+    """Reported Jensen-Shannon divergence in nats. Label smoothing makes it too low, because D does not maximize V."""
 
     def error(self, case: Case) -> float:
-        """How far D is from D* at most."""
+        """Return the largest distance |D - D*| where samples are frequent."""
         return (self.probabilities - case.optimum).abs()[case.seen].max().item()
 
 
 def train(case: Case, steps: int = 600) -> Trained:
-    """Train a discriminator between p and q in so many updates."""
+    """Train a discriminator between p and q for `steps` updates."""
     smoothed = (case.alpha, case.beta) != (1.0, 0.0)
     trial = Trial(
         configure(

@@ -1,10 +1,10 @@
 """Show that on disjoint supports the minimax generator's gradient vanishes and the Wasserstein generator's does not.
 
-The parallel segments of Arjovsky et al. 2017, example 1: real samples are (0, Z), generated ones (theta, Z), Z from
-U[0, 1). Then JS = log 2 for every theta but 0, and W = |theta|. A minimax discriminator that is trained with theta held
-fixed becomes certain, and dL_G/dtheta vanishes (Arjovsky and Bottou 2017, theorem 2.4 and figure 2). The Wasserstein
-critic's stays: with gradient penalty lambda its best slope s maximizes s |theta| - lambda (s - 1)^2, so that
-|dL_G/dtheta| = s = 1 + |theta| / (2 lambda), and its estimate of W is s |theta|.
+The setting is example 1 of Arjovsky et al. 2017: real samples (0, Z) and generated samples (theta, Z), with Z from
+U[0, 1). Then JS = log 2 for every theta except 0, and W = |theta|. A minimax discriminator that trains at fixed theta
+becomes certain, and dL_G/dtheta vanishes (Arjovsky and Bottou 2017, theorem 2.4 and figure 2). The gradient of a
+Wasserstein critic does not vanish. With a gradient penalty of weight lambda, its optimal slope s maximizes
+s |theta| - lambda (s - 1)^2. So |dL_G/dtheta| = s = 1 + |theta| / (2 lambda), and its estimate of W is s |theta|.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ADAM = {"learning_rate": 1e-3, "betas": [0.5, 0.9]}
 
 
 class Segment(nn.Module):
-    """Latents (n, 1) in [0, 1) to points (theta, latent), (n, 2): a generator with one parameter."""
+    """Generator with one parameter. It maps latents (n, 1) in [0, 1) to the points (theta, latent), shape (n, 2)."""
 
     def __init__(self, theta: float) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Segment(nn.Module):
 
 
 class Segments:
-    """A discriminator between the two segments, and the gradient that it gives the generator."""
+    """Discriminator of the two segments, and the gradient of the generator's loss."""
 
     def __init__(self, name: str, theta: float) -> None:
         config = configure(2, UPDATES, BATCH, ADAM, **OBJECTIVES[name])
@@ -56,33 +56,34 @@ class Segments:
         self.latents = ((torch.arange(BATCH, device=self.device) + 0.5) / BATCH).double()[:, None]
 
     def train(self, updates: int) -> None:
-        """So many more updates of the discriminator, theta staying as it is."""
+        """Train the discriminator for `updates` more updates, at fixed theta."""
         reals = torch.cat((torch.zeros_like(self.latents), self.latents), 1)
         fakes = self.generator(self.latents).detach()
         for _ in range(updates):
-            # Any real point may meet any generated one, so that interpolates fill the rectangle between the segments.
+            # Pair each real point with other generated points over time, so that the interpolates of the gradient
+            # penalty fill the rectangle between the segments.
             self.trial.update(reals, fakes.roll(7 * self.trial.updates, 0))
 
     def gradient(self) -> float:
-        """dL_G/dtheta."""
+        """Return dL_G/dtheta."""
         batch = MicroBatch(torch.arange(BATCH, device=self.device), self.latents, None, None, None)
         loss, _ = self.objective(batch, 0)
         (gradient,) = torch.autograd.grad(loss, self.generator.theta)
         return float(gradient)
 
     def divergence(self) -> float:
-        """The discriminator's estimate of its divergence, as a run reports it, since the last call."""
+        """Return the divergence estimate that a run would report, as a mean over the updates since the last call."""
         report = self.trial.report()
         return next(value for name, value in report.items() if name.startswith("divergence/"))
 
 
 def main(folder: Path) -> None:
-    """Measure, print and draw."""
+    """Run all measurements, print them, and draw their charts."""
     draw([_over_updates(), *_over_theta(), _between_normals()], folder / "vanishing-gradients.png", columns=2)
 
 
 def _over_updates() -> Chart:
-    """The generator's gradient while the discriminator trains, theta = 1."""
+    """Measure the generator's gradient at theta = 1 while the discriminator trains."""
     every = UPDATES // 40
     curves = []
     for number, name in enumerate(OBJECTIVES):
@@ -90,7 +91,9 @@ def _over_updates() -> Chart:
         for _ in range(0, UPDATES, every):
             segments.train(every)
             gradients.append(abs(segments.gradient()))
-        print(f"{name}, theta = 1: |dL_G/dtheta| {gradients[0]:.2g} after {every} updates, {gradients[-1]:.2g} at last")
+        print(
+            f"{name}, theta = 1: |dL_G/dtheta| {gradients[0]:.2g} after {every} updates, {gradients[-1]:.2g} in the end"
+        )
         curves.append(Curve(name, range(every, UPDATES + 1, every), gradients, number))
     return Chart(
         "|gradient of the generator's loss|, theta = 1", "updates of the discriminator", curves, (1e-12, 1e6), True
@@ -120,7 +123,7 @@ def _over_theta() -> list[Chart]:
 
 
 def _between_normals() -> Chart:
-    """Discriminator and critic of two normal distributions far apart (Arjovsky et al. 2017, figure 2)."""
+    """Train a discriminator and a critic on two distant normal distributions (Arjovsky et al. 2017, figure 2)."""
     real, fake = Mixture(((-2.0, 0.4),)), Mixture(((2.0, 0.4),))
     x = GRID.tolist()
     curves = [Curve("real", x, real.density(GRID).tolist(), 4), Curve("generated", x, fake.density(GRID).tolist(), 1)]

@@ -1,4 +1,4 @@
-"""What a player asks of whatever trains its network: gradients averaged over ranks, and an optimizer step."""
+"""Interface of the engines that train one player's network: gradients averaged over ranks, and optimizer steps."""
 
 from __future__ import annotations
 
@@ -13,69 +13,87 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class EngineRuntime(Protocol):
-    """What an engine needs of the processes of a run; `Runtime` has it."""
+    """Part of `Runtime` that engines use."""
 
     device: torch.device
     world_size: int
     accelerator: Any
     gradients_in_bf16: bool
-    """Whether gradients are reduced over ranks in bf16."""
+    """True if gradients are reduced over ranks in bfloat16."""
     sharded: dict[nn.Module, Any]
-    """Networks whose weights are sharded, with the module that gathers them."""
+    """Networks with sharded weights -> module that gathers them."""
 
     def register_group(self, group: Any) -> None:
-        """Apply the run's time-out to a process group that the engine created."""
+        """Apply the run's timeout to a process group that the engine created."""
 
 
 class Engine(Protocol):
-    """One player's objective on all ranks, and the optimizer of its network. Every rank calls every method."""
+    """Objective of one player, and the optimizer of its network. Collective: call every method on every rank."""
 
     name: str
-    """As users know it."""
+    """Name in messages, such as `DDP`."""
     regroups_moments: bool
-    """Whether `update_param_groups` can keep the moments of parameters that join at different times."""
+    """True if `update_param_groups` can keep the moments of parameters that start training at different times."""
     module: nn.Module
-    """The objective; calling it is a forward pass."""
+    """Wrapped objective; calling it is a forward pass."""
     optimizer: torch.optim.Optimizer
-    """Of what this rank keeps of the weights. It cancels a step by its attribute `found_inf`."""
+    """Optimizer of this rank's weights or shard. It skips a step if its attribute `found_inf` is 1."""
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
-        """Forward and backward of one micro-batch go inside. Gradients add up until they are averaged in the last."""
+        """Context manager for the forward and backward pass of one micro-batch.
+
+        Args:
+            last: True for the last micro-batch of an update. Gradients accumulate until then.
+        """
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss, which was already divided by the number of micro-batches."""
+        """Accumulate the gradients of a loss that the caller divided by the number of micro-batches."""
 
     def step(self, learning_rate: float) -> Tensor:
-        """One optimizer step on the averaged gradients, which are then forgotten.
+        """Take one optimizer step on the averaged gradients, then clear them.
 
-        Returns their norm, a 0-d tensor, the same on all ranks. If it is not finite, weights and optimizer state stay
-        as they are; the host does not wait to learn of it.
+        A non-finite gradient norm cancels the step: weights and optimizer state do not change. The host does not wait
+        for the norm.
+
+        Returns:
+            Gradient norm over all parameters, a 0-d tensor, the same on all ranks.
         """
 
     def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
-        """Make the first gradients be summed in the order of all later ones; `arguments` are of the objective."""
+        """Fix the summation order of gradients before the first update. `arguments` are those of the objective."""
 
     def update_param_groups(self, *, keep_moments: bool) -> None:
-        """Train those of the network's parameters that require gradients now, and no others."""
+        """Call this after parameters changed `requires_grad`: only those that require gradients are trained.
+
+        Args:
+            keep_moments: keep the optimizer's moments if the engine can; see `regroups_moments`.
+        """
 
     def change_weights(self, parameters: Iterable[nn.Parameter], change: Callable[[Tensor], Any]) -> None:
-        """Change weights outside the optimizer: in place, entry by entry, and wherever copies of them are kept."""
+        """Change weights outside the optimizer, in their shards and FP32 master copies too.
+
+        Args:
+            change: changes a tensor in place. It must be elementwise, because it may get only a shard.
+        """
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's state dict, whole on rank 0. Its tensors may be those in use, not copies."""
+        """Return the network's state dict, complete on rank 0. Its tensors may be the live ones, not copies."""
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `weights`, from the same tensors on all ranks. The caller has checked names and shapes."""
+        """Load what `weights` returned on rank 0; pass it on every rank. The caller has checked names and shapes."""
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors as `PARAMETER/QUANTITY`, whole on rank 0; none before the first step."""
+        """Return `PARAMETER/QUANTITY` -> tensor, complete on rank 0. It is empty before the first step."""
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of `optimizer_state`, from the same tensors on all ranks. The caller has checked names and shapes."""
+        """Load what `optimizer_state` returned on rank 0; pass it on every rank. An empty mapping clears the state.
+
+        The caller has checked names and shapes.
+        """
 
 
 def cancel_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-    """Make the optimizer's next step change nothing if the norm of its gradients is not finite."""
+    """Cancel the optimizer's next step on the device if the gradient norm, a 0-d tensor, is not finite."""
     optimizer.found_inf = 1.0 - norm.isfinite().float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
 
@@ -87,7 +105,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """`PARAMETER/QUANTITY` -> tensor, as parameter -> quantity -> tensor."""
+    """Convert `PARAMETER/QUANTITY` -> tensor into parameter -> quantity -> tensor."""
     nested: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, quantity = key.rpartition("/")
@@ -112,7 +130,7 @@ def is_count(quantity: str, value: Tensor, parameter: Tensor) -> bool:
 def restore_state(optimizer: torch.optim.Optimizer, parameter: Tensor, quantity: str, value: Tensor) -> Tensor:
     """Return a saved tensor as the optimizer keeps it for a parameter."""
     if value.shape == parameter.shape and not is_count(quantity, value, parameter):
-        # Fused kernels walk memory as it lies, so moments must lie as their parameter does.
+        # Fused optimizer kernels ignore strides, so moments need the memory layout of their parameter.
         return torch.empty_like(parameter, requires_grad=False, dtype=value.dtype).copy_(value)
     group = optimizer.param_groups[0]
     # Only these kernels count updates on the device.

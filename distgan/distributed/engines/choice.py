@@ -1,4 +1,4 @@
-"""Engines train a player's network on all ranks; the accelerate config or its flags choose which."""
+"""Selection of the engine by the accelerate config or the flags of `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ MakeEngine = Callable[..., Engine]
 
 
 def chosen_engine() -> MakeEngine:
-    """What builds the engine that the launcher chose (DDP if nothing else). Raises UserError for what cannot train."""
+    """Return the constructor of the engine that the launcher chose; DDP by default.
+
+    Raises:
+        UserError: the settings of the engine cannot train.
+    """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         return functools.partial(ZeroEngine, config=read_deepspeed_config())
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):

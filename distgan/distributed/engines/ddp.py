@@ -1,4 +1,4 @@
-"""The engine of one process, and of DDP: every rank has all weights and all of the optimizer's state."""
+"""Engine for DDP and for a single process: weights and optimizer state are replicated on every rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from distgan.distributed.engines.base import (
 
 
 class DDPEngine:
-    """See `Engine`."""
+    """DDP, or plain PyTorch in a single process. See `Engine`."""
 
     name = "DDP"
     regroups_moments = True
@@ -39,10 +39,10 @@ class DDPEngine:
     def _wrap(self) -> nn.Module:
         if self.runtime.world_size == 1:
             return self._objective
-        # The module is on its device already. Accelerate would derive the device from the local rank, which is wrong
-        # where ranks share one.
+        # The module is on its device already. Accelerate would derive the device from the local rank, which is wrong if
+        # ranks share a GPU.
         with warnings.catch_warnings(), patch_environment(accelerate_bypass_device_map="true"):
-            # Newer torch has another name for broadcast_buffers, which Accelerate does not know yet.
+            # Newer torch versions rename broadcast_buffers, and Accelerate still passes the old name.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped: DistributedDataParallel = self.runtime.accelerator.prepare_model(self._objective)
         if self.runtime.gradients_in_bf16:
@@ -66,15 +66,18 @@ class DDPEngine:
         return norm
 
     def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
-        """DDP arranges its buckets after the first backward. A resumed run would otherwise add its first gradients up
-        in another order than the run it continues, and differ from it in the last bits from three ranks on."""
+        """Run two backward passes, because DDP rebuilds its buckets after the first one.
+
+        Without them, a resumed run would sum its first gradients in another order than the uninterrupted run. With
+        three or more ranks the results would differ in the last bits.
+        """
         for _ in range(2 if isinstance(self.module, DistributedDataParallel) else 0):
             loss, _values = self.module(*arguments)
             loss.backward()
             self.optimizer.zero_grad(set_to_none=True)
 
     def update_param_groups(self, *, keep_moments: bool) -> None:
-        # DDP lets go of the parameters when it is gone; else both would average their gradients.
+        # Drop the old DDP wrapper first. Otherwise its hooks and those of the new wrapper would both reduce gradients.
         self.module = self._objective
         self.module = self._wrap()
         if not keep_moments:

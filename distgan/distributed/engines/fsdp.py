@@ -1,8 +1,8 @@
-"""FSDP2: ranks share the weights, the gradients and the optimizer's state of a player.
+"""Engine for FSDP2: weights, gradients and optimizer state of a player are sharded across ranks.
 
-The objective is wrapped whole, so that its weights are whole from the beginning of its forward to the end of its
-backward: with layers wrapped one by one, the second derivative of a gradient penalty would miss some. What else looks
-at a network's weights does so inside `Runtime.full_params`.
+The whole objective is one FSDP unit, so all its weights are gathered from the start of the forward pass to the end of
+the backward pass. With one unit per layer, the second derivative of a gradient penalty would lose gradients. All other
+code reads a network's weights inside `Runtime.full_params`.
 """
 
 from __future__ import annotations
@@ -33,28 +33,32 @@ from distgan.errors import UserError
 
 
 def check_fsdp_config() -> None:
-    """Refuse what the launcher's FSDP settings may not be. Raises UserError."""
+    """Check the FSDP settings of the launcher.
+
+    Raises:
+        UserError: FSDP cannot read them, or they ask for FSDP1, automatic wrapping or CPU offloading.
+    """
     try:
         plugin = FullyShardedDataParallelPlugin()
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"the FSDP config cannot be used: {' '.join(str(error).split())}", everywhere=True) from None
     if plugin.fsdp_version != 2:
         raise UserError(
-            f"fsdp_version: {plugin.fsdp_version}: its flat parameters have no second derivative, which gradient "
+            f"fsdp_version: {plugin.fsdp_version}: FSDP1 does not support the second derivatives that gradient "
             "penalties need; use fsdp_version: 2",
             everywhere=True,
         )
     if plugin.auto_wrap_policy is not None:
         raise UserError(
-            "fsdp_auto_wrap_policy: layers wrapped one by one lose gradients of a gradient penalty; use NO_WRAP",
+            "fsdp_auto_wrap_policy: wrapping single layers loses gradients of a gradient penalty; use NO_WRAP",
             everywhere=True,
         )
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
-        raise UserError("fsdp_offload_params: the players stay on their device; use false", everywhere=True)
+        raise UserError("fsdp_offload_params: distgan does not support CPU offloading; use false", everywhere=True)
 
 
 class FSDPEngine:
-    """See `Engine`."""
+    """FSDP2. See `Engine`."""
 
     name = "FSDP2"
     regroups_moments = True
@@ -65,7 +69,7 @@ class FSDPEngine:
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if runtime.gradients_in_bf16 else None)
         self.module = objective.to(runtime.device)
         self._fsdp = runtime.sharded[network] = fully_shard(self.module, mesh=mesh, mp_policy=policy)
-        # Plain tensors in the shards' own memory, because optimizers know plain tensors best.
+        # Plain tensors that share memory with the shards, because not every optimizer supports DTensor.
         self._shares = {name: nn.Parameter(_local(parameter)) for name, parameter in network.named_parameters()}
         self.optimizer = make_optimizer(list(self._shares.values()))
 
@@ -91,10 +95,10 @@ class FSDPEngine:
         return norm
 
     def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
-        """Gradients are summed in the parameters' order from the first update on."""
+        """Do nothing: FSDP2 sums gradients in the same order from the first update on."""
 
     def update_param_groups(self, *, keep_moments: bool) -> None:
-        """FSDP takes a parameter's word for whether it has a gradient, each time anew."""
+        # FSDP2 checks in each backward pass which parameters have gradients.
         if not keep_moments:
             self.optimizer.state.clear()
 
@@ -136,14 +140,14 @@ class FSDPEngine:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's share of a divided tensor: the memory itself."""
+    """Return this rank's shard of a DTensor. It shares memory with the DTensor."""
     assert isinstance(tensor, DTensor)
     with torch.no_grad():
         return tensor.to_local()
 
 
 def _like(parameter: Tensor, share: Tensor) -> DTensor:
-    """A share as part of a tensor that is divided as a parameter is."""
+    """Return a DTensor that is sharded like `parameter`, with `share` as this rank's shard."""
     assert isinstance(parameter, DTensor)
     return DTensor.from_local(
         share, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
@@ -151,7 +155,10 @@ def _like(parameter: Tensor, share: Tensor) -> DTensor:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, divided or not, in rank 0's host memory: ranks may have no room for all at once."""
+    """Gather a DTensor into rank 0's host memory, because a GPU may not have room for all weights.
+
+    Other ranks get an empty tensor. A plain tensor is returned unchanged. Collective: call on every rank.
+    """
     if not isinstance(tensor, DTensor):
         return tensor
     whole = tensor.full_tensor()
@@ -159,10 +166,10 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _take(tensor: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into one that is divided, or not."""
+    """Copy the full tensor `value` into `tensor`, which may be a DTensor."""
     if isinstance(tensor, DTensor):
         value = value.to(tensor.device)
-        # Each rank has all of it, so none need be sent.
+        # Every rank has the full value, so nothing needs to be sent.
         _local(tensor).copy_(
             _local(distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None))
         )

@@ -1,7 +1,8 @@
-"""DeepSpeed's ZeRO-1 and ZeRO-2 (Rajbhandari et al. 2020): ranks share the optimizer's state, and in 2 the gradients.
+"""Engine for DeepSpeed's ZeRO-1 and ZeRO-2 (Rajbhandari et al. 2020).
 
-The weights are float32 and whole on every rank. Beside them each rank keeps a float32 copy of its own share, which is
-what its optimizer moves and what the weights are overwritten with after each step: DeepSpeed's masters.
+Both shard the optimizer state across ranks; ZeRO-2 also shards the gradients. Every rank has all weights in float32.
+In addition each rank has FP32 master weights of its shard: the optimizer updates them, and DeepSpeed then copies them
+into the weights of all ranks.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from distgan.distributed.engines.base import (
 from distgan.errors import UserError
 
 _BUCKET_SIZE = 6_553_600
-"""Gradients that are averaged at once where the config does not say: DDP's 25 MiB. More would come later, and so be
-overlapped less with the backward pass."""
+"""Default number of gradients per all-reduce: 25 MiB of float32, as in DDP. All-reduces of larger buckets start later,
+so less communication overlaps with the backward pass."""
 
 
 class ZeroEngine:
-    """See `Engine`."""
+    """DeepSpeed ZeRO-1 or ZeRO-2, as `config` says. See `Engine`."""
 
     regroups_moments = False
 
@@ -55,7 +56,7 @@ class ZeroEngine:
         self.name = f"DeepSpeed ZeRO-{config['zero_optimization']['stage']}"
         if runtime.gradients_in_bf16:
             self._config["communication_data_type"] = "bf16"
-        # Its buffers are as large as this says, whatever the network: 4 GB a player by DeepSpeed's default.
+        # DeepSpeed allocates its buffers at this size even for a small network. Its default takes 4 GB per player.
         settings, size = self._config["zero_optimization"], sum(weight.numel() for weight in network.parameters())
         settings["reduce_bucket_size"] = min(size, int(settings.get("reduce_bucket_size", _BUCKET_SIZE)))
         self._initialize()
@@ -71,7 +72,7 @@ class ZeroEngine:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"]))
-            raise UserError(f"DeepSpeed config: {key}: {first['msg']}; mend or leave it out", everywhere=True) from None
+            raise UserError(f"DeepSpeed config: {key}: {first['msg']}; fix or remove it", everywhere=True) from None
         self._runtime.register_group(self.module.data_parallel_group)
 
     @property
@@ -91,7 +92,7 @@ class ZeroEngine:
         return self._norm
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """DeepSpeed has just put this rank's share of the averaged gradients where its optimizer looks for them."""
+        # DeepSpeed has just set the gradient of this rank's shard to the average over ranks.
         gradient = self._share.grad
         assert gradient is not None
         square = collectives.all_reduce_sum(torch.linalg.vector_norm(gradient).double().square())
@@ -99,14 +100,14 @@ class ZeroEngine:
         cancel_unless_finite(optimizer, self._norm)
 
     def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
-        """Buckets are those of the parameters' order from the first update on."""
+        """Do nothing: DeepSpeed's buckets follow the order of the parameters from the first update on."""
 
     def update_param_groups(self, *, keep_moments: bool) -> None:
-        """Moments are forgotten in any case: what is trained is one flat tensor, of which Adam counts the updates once,
-        but parameters that join later have had fewer."""
+        # The moments are always reset. DeepSpeed trains one flat tensor, and Adam has one step count per tensor, but
+        # parameters that start later need their own.
         self.module.destroy()
         for parameter in self.network.parameters():
-            parameter.data = parameter.data.clone()  # out of the flat tensor, which goes
+            parameter.data = parameter.data.clone()  # so that the old flat tensor is freed
         self._initialize()
 
     @torch.no_grad()
@@ -134,7 +135,7 @@ class ZeroEngine:
                     else safe_get_full_optimizer_state(parameter, quantity)
                 )
                 if collectives.rank() == 0:
-                    tensors[f"{name}/{quantity}"] = whole.cpu()  # one at a time, as ranks may have no room for all
+                    tensors[f"{name}/{quantity}"] = whole.cpu()  # because a GPU may not have room for all tensors
         return tensors
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -159,19 +160,21 @@ class ZeroEngine:
 
     @property
     def _share(self) -> Tensor:
-        """This rank's part of all weights, flat: all that the optimizer sees once DeepSpeed has it."""
+        """This rank's shard of the FP32 master weights, shape (n,). It is the optimizer's only parameter."""
         (share,) = self.optimizer.param_groups[0]["params"]
         assert isinstance(share, Tensor)
         return share
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without the shared-memory all-reduce that it would compile on a CPU: training has no use
-    for that, and it takes a compiler and half a minute."""
+    """Import DeepSpeed, silence its log, and disable its shared-memory all-reduce.
+
+    Training does not use that all-reduce, and DeepSpeed would compile it on a CPU for half a minute.
+    """
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # It calls collectives by names that newer versions of torch have others for.
+    # DeepSpeed calls collectives by names that newer torch versions deprecate.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
     import deepspeed.ops
