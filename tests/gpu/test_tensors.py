@@ -17,7 +17,7 @@ from distgan.checkpoint.snapshot import Snapshot
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import DataConfig
 from distgan.evaluation.detectors.classifier import build_classifier
-from distgan.evaluation.metrics.frechet import FrechetDistance, make_reference
+from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.precision import plain_float32
 
@@ -104,7 +104,7 @@ def test_fid_is_the_cpus(device: torch.device) -> None:
             features = network(images.to(place))[0]
         reals = Moments(features.shape[1], sync_on_compute=False).to(place)
         reals.update(features[:200])
-        distance = FrechetDistance(make_reference(reals.compute()), sync_on_compute=False).to(place)
+        distance = FrechetDistanceToReference(make_reference(reals.compute()), sync_on_compute=False).to(place)
         distance.update(features[200:])
         found[place.type] = features.cpu(), float(distance.compute())
     torch.testing.assert_close(found[device.type][0], found["cpu"][0], rtol=1e-4, atol=1e-5)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from distgan.evaluation.metrics import kid
-from distgan.evaluation.metrics.kid import Distance, KernelDistance, cubic_kernel, draw_subsets, subset_distance
+from distgan.evaluation.metrics.kid import (
+    Distance,
+    KernelDistanceToReference,
+    cubic_kernel,
+    draw_subsets,
+    subset_distance,
+)
 
 
 def features_of(count: int, dimension: int, seed: int) -> Tensor:
@@ -18,7 +24,7 @@ def features_of(count: int, dimension: int, seed: int) -> Tensor:
 
 
 def distance_of(features: Tensor, reals: Tensor, order: Tensor | None = None, batch_size: int = 50) -> Distance:
-    metric = KernelDistance(reals, len(features))
+    metric = KernelDistanceToReference(reals, len(features))
     for numbers in (torch.arange(len(features)) if order is None else order).split(batch_size):
         metric.update(features[numbers], numbers)
     return metric.compute()
@@ -57,7 +63,7 @@ def test_one_value_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kid, "SUBSETS", 5)
     monkeypatch.setattr(kid, "SUBSET_SIZE", 30)
     features, reals = features_of(400, 8, 1), features_of(60, 8, 2)
-    metric = KernelDistance(reals, 400)
+    metric = KernelDistanceToReference(reals, 400)
     metric.update(features, torch.arange(400))
     assert len(metric.features[0]) == len(metric.subsets.unique()) < 200  # the others are not kept
     found = metric.compute()
@@ -76,11 +82,11 @@ def test_the_same_distribution_is_near_zero_and_another_is_not() -> None:
 def test_fewer_samples_than_a_subset_are_halved() -> None:
     assert kid.subset_size(5000, 1000) == 1000
     assert kid.subset_size(5000, 999) == 499
-    assert KernelDistance(features_of(60, 4, 1), 40).subsets.shape == (kid.SUBSETS, 20)
+    assert KernelDistanceToReference(features_of(60, 4, 1), 40).subsets.shape == (kid.SUBSETS, 20)
 
 
 def test_missing_samples_are_noticed() -> None:
-    metric = KernelDistance(features_of(20, 4, 1), 30)
+    metric = KernelDistanceToReference(features_of(20, 4, 1), 30)
     metric.update(features_of(10, 4, 2), torch.arange(10))
     with pytest.raises(ValueError, match="10 chosen samples, expected"):
         metric.compute()

@@ -47,7 +47,7 @@ class Detector:
             return Features(*self.network(images))
 
 
-def load_detector(
+def load_configured_detector(
     config: EvaluationConfig, data: DataConfig, index: Index, runtime: Runtime, asked: Asked = never
 ) -> Detector:
     """Load the configured detector, with the same weights on every rank. Collective: call on every rank.

@@ -29,7 +29,7 @@ class Distance(NamedTuple):
     deviation: Tensor
 
 
-class KernelDistance(Metric):
+class KernelDistanceToReference(Metric):
     """Update with features and numbers of generated samples; compute a `Distance` to the real features.
 
     Subsets are chosen by sample number, so the value does not depend on the split into batches and ranks. Only the
