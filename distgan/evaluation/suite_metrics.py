@@ -158,7 +158,7 @@ def _lines(setting: MetricContext) -> _Pool:
 def _kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     features, generated = reals.tensors["rows"], setting.config.evaluation.num_samples
-    size = subset_size(generated, len(features))
+    size = subset_size(generated, len(features), SUBSET_SIZE)
     if size < 2:
         raise UserError(
             f"{value_name('kid', setting.config)}: found {generated} generated and {len(features)} real images, "

@@ -49,14 +49,15 @@ def test_equal_to_torch_fidelity_on_its_subsets() -> None:
 
 
 def test_subsets_are_drawn_without_replacement_and_evenly() -> None:
-    subsets = draw_subsets(50, 20, "test")
+    subsets = draw_subsets(50, 20, "test", kid.SUBSETS)
     assert subsets.shape == (kid.SUBSETS, 20)
     assert all(len(subset.unique()) == 20 for subset in subsets)
     # Each number is in 40 % of the subsets, give or take five standard deviations.
     counts = torch.bincount(subsets.flatten(), minlength=50)
     assert len(counts) == 50
     assert (counts - 0.4 * kid.SUBSETS).abs().max() < 5 * (0.4 * 0.6 * kid.SUBSETS) ** 0.5
-    assert not torch.equal(subsets[0], draw_subsets(50, 20, "another")[0])
+    assert not torch.equal(subsets[0], draw_subsets(50, 20, "another", 1)[0])
+    assert not torch.equal(subsets, draw_subsets(50, 20, "test", kid.SUBSETS, seed=1))
 
 
 def test_one_value_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +81,8 @@ def test_the_same_distribution_is_near_zero_and_another_is_not() -> None:
 
 
 def test_fewer_samples_than_a_subset_are_halved() -> None:
-    assert kid.subset_size(5000, 1000) == 1000
-    assert kid.subset_size(5000, 999) == 499
+    assert kid.subset_size(5000, 1000, 1000) == 1000
+    assert kid.subset_size(5000, 999, 1000) == 499
     assert KernelDistanceToReference(features_of(60, 4, 1), 40).subsets.shape == (kid.SUBSETS, 20)
 
 
