@@ -69,7 +69,8 @@ def test_depends_on_the_data_alone_and_leaves_no_trace(tmp_path: Path) -> None:
         assert torch.get_num_threads() == seed
     torch.set_num_threads(threads)
     assert statistics_cache.digest(found[0].tensors) == statistics_cache.digest(found[1].tensors)
-    assert found[0].facts == found[1].facts == {"accuracy": found[0].facts["accuracy"], "held_out": 6}
+    shape = {"resolution": 32, "channels": 3, "num_classes": 3}
+    assert found[0].facts == found[1].facts == {**shape, "accuracy": found[0].facts["accuracy"], "held_out": 6}
 
 
 def test_probabilities_fit_the_held_out_labels() -> None:
@@ -86,9 +87,8 @@ def test_probabilities_fit_the_held_out_labels() -> None:
 
 
 @pytest.mark.parametrize("resolution", [4, 8, 16, 64, 256])
-def test_any_resolution(resolution: int, tmp_path: Path) -> None:
-    config = evaluation_config("unused", tmp_path, resolution=resolution, channels=3)
-    network = classifier.build_classifier(config.data, 5).eval()
+def test_any_resolution(resolution: int) -> None:
+    network = classifier.build_classifier(resolution, 3, 5).eval()
     images = torch.full((2, 3, resolution, resolution), 200, dtype=torch.uint8)
     images[1, :, : resolution // 2] = 0
     features, logits = network(images)

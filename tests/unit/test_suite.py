@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +231,7 @@ def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path,
     pixels = REALS.float().flatten(1)
     np.testing.assert_allclose(first["mean"], torch.stack((pixels.mean(1), pixels.std(1))).double().mean(1), rtol=1e-6)
     if what == "detector":
-        detector = replace(detector, hash="another")
+        detector = Detector("classifier", 2, 2, "another", _Brightness())
     statistics(*changed(config, index, what))
     assert len(list(tmp_path.rglob("real-*.safetensors"))) == 2
 
