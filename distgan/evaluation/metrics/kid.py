@@ -69,7 +69,7 @@ class KernelDistanceToReference(Metric):
 
     def compute(self) -> Distance:
         """Compute the distance of all samples of all ranks. Raises ValueError if samples are missing or repeated."""
-        numbers = _joined(self.numbers).long().cpu()
+        numbers = joined(self.numbers).long().cpu()
         if not torch.equal(numbers.sort().values, self._kept):
             raise ValueError(
                 f"kid: found features of {len(numbers)} chosen samples, expected {len(self._kept)}, each once; "
@@ -77,7 +77,7 @@ class KernelDistanceToReference(Metric):
             )
         place = torch.empty(int(self._kept[-1]) + 1, dtype=torch.int64)
         place[numbers] = torch.arange(len(numbers))
-        return subset_distance(_joined(self.features), self.reals, place[self.subsets], self.real_subsets)
+        return subset_distance(joined(self.features), self.reals, place[self.subsets], self.real_subsets)
 
 
 def subset_size(generated: int, real: int, wanted: int) -> int:
@@ -117,6 +117,6 @@ def draw_subsets(population: int, size: int, purpose: str, count: int, seed: int
     return torch.from_numpy(permute(places, population, keys.repeat(size)).reshape(count, size))
 
 
-def _joined(rows: list[Tensor] | Tensor) -> Tensor:
+def joined(rows: list[Tensor] | Tensor) -> Tensor:
     """Concatenate a torchmetrics list state, which is a single tensor after synchronization."""
     return torch.cat(rows or [torch.empty(0)]) if isinstance(rows, list) else rows
