@@ -45,28 +45,48 @@ class Moments(Metric):
         assert dimension >= 2, "torchmetrics turns results of one number into scalars"
         super().__init__(**{"dist_sync_fn": all_reduce, **settings})
         self.dimension = dimension
-        width = -(-(dimension + 1) // _ALIGNED) * _ALIGNED
-        self.add_state("gram", torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("gram", empty_gram(dimension), dist_reduce_fx="sum")
 
     def update(self, features: Tensor) -> None:
         """Add a batch of features: shape (n, d), any real dtype, on the metric's device."""
-        width = len(self.gram)
-        rows = torch.nn.functional.pad(features.detach().double(), (0, width - self.dimension))
-        rows[:, self.dimension] = 1.0
-        # The product is symmetric, so only the blocks on and above the diagonal are computed.
-        for start in range(0, width, _BLOCK):
-            stop = start + _BLOCK
-            self.gram[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+        add_to_gram(self.gram, features)
 
     def compute(self) -> Gaussian:
         """Compute the moments of all samples of all ranks. Raises UserError for fewer than two."""
-        size = self.dimension
-        count = round(float(self.gram[size, size]))
-        if count < 2:
-            raise UserError(f"covariance: found {count} samples, expected at least 2; evaluate more samples")
-        mean = self.gram[:size, size] / count
-        upper = torch.addr(self.gram[:size, :size], mean, mean, beta=1 / (count - 1), alpha=-count / (count - 1))
-        return Gaussian(count, mean, _mirror(upper))
+        return gaussian_of_gram(self.gram, self.dimension)
+
+
+def empty_gram(dimension: int) -> Tensor:
+    """Return the gram matrix of no samples of `dimension` features: zeros, float64, see `Moments`."""
+    width = -(-(dimension + 1) // _ALIGNED) * _ALIGNED
+    return torch.zeros(width, width, dtype=torch.float64)
+
+
+def add_to_gram(gram: Tensor, features: Tensor) -> None:
+    """Add samples to a gram matrix, in place: shape (n, d), any real dtype, on the matrix's device."""
+    width, dimension = len(gram), features.shape[1]
+    rows = torch.nn.functional.pad(features.detach().double(), (0, width - dimension))
+    rows[:, dimension] = 1.0
+    # The product is symmetric, so only the blocks on and above the diagonal are computed.
+    for start in range(0, width, _BLOCK):
+        stop = start + _BLOCK
+        gram[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+
+
+def samples_in_gram(gram: Tensor, dimension: int) -> int:
+    """Return the number of samples that were added to a gram matrix of `dimension` features."""
+    return round(float(gram[dimension, dimension]))
+
+
+def gaussian_of_gram(gram: Tensor, dimension: int) -> Gaussian:
+    """Return the moments of the samples in a gram matrix. Raises UserError for fewer than two samples."""
+    count = samples_in_gram(gram, dimension)
+    if count < 2:
+        raise UserError(f"covariance: found {count} samples, expected at least 2; evaluate more samples")
+    mean = gram[:dimension, dimension] / count
+    square = gram[:dimension, :dimension]
+    upper = torch.addr(square, mean, mean, beta=1 / (count - 1), alpha=-count / (count - 1))
+    return Gaussian(count, mean, _mirror(upper))
 
 
 def _mirror(upper: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -28,18 +29,26 @@ class Entry(NamedTuple):
 def read(path: Path) -> Entry | None:
     """Read the entry that `write` wrote; None if the file is missing, or, with a warning, damaged."""
     try:
-        content = path.read_bytes()
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s: the cached file is damaged: %s; computing it again", path, error)
+        return None
+
+
+def parse(content: bytes) -> Entry:
+    """Return the entry in the content of a file that `write` wrote. Raises ValueError if it is damaged."""
+    try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         facts = json.loads(header["__metadata__"]["facts"])
         tensors = load(content)
-        if header["__metadata__"]["sha256"] != digest(tensors):
-            raise ValueError("its checksum does not match")
-        return Entry(tensors, facts)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        log.warning("%s: the cached file is damaged: %s; computing it again", path, error)
-        return None
+        intact = header["__metadata__"]["sha256"] == digest(tensors)
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise ValueError(reason(error)) from None
+    if not intact:
+        raise ValueError("its checksum does not match")
+    return Entry(tensors, facts)
 
 
 def write(path: Path, entry: Entry) -> None:
@@ -61,9 +70,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256, in hex, of the names, dtypes, shapes and contents of CPU tensors."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].detach().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.numpy().tobytes())
+        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return total.hexdigest()
 
 

@@ -17,7 +17,7 @@ from distgan.config import Config
 from distgan.data.index.table import Index
 from distgan.distributed.control import Asked, never
 from distgan.errors import within_memory
-from distgan.evaluation.detectors.features import load_detector
+from distgan.evaluation.detectors.features import load_configured_detector
 from distgan.evaluation.names import WITH_DETECTOR, value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.real_statistics import extract_features, real_statistics
@@ -43,13 +43,14 @@ class Evaluator:
             asked: returns True if this rank was asked to stop; this and later evaluations then raise Interrupted.
 
         Raises:
-            UserError: see `load_detector`; too many real samples are unreadable, or they are too few for a metric.
+            UserError: see `load_configured_detector`; too many real samples are unreadable, or they are too few for a
+                metric.
             Interrupted: some rank was asked to stop.
         """
         self.config, self.runtime, self._asked = config, runtime, asked
         self.detector = None
         if WITH_DETECTOR & set(config.metrics):
-            self.detector = load_detector(config.evaluation, config.data, index, runtime, asked)
+            self.detector = load_configured_detector(config.evaluation, config.data, index, runtime, asked)
         setting = MetricContext(config, index, runtime, self.detector)
         self.reals = real_statistics(make_collectors(setting), self.detector, config, index, runtime, asked)
         with runtime.raise_on_all_ranks():

@@ -19,9 +19,9 @@ from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors.features import Detector
 from distgan.evaluation.metrics.class_coverage import ClassSpread, Spread
-from distgan.evaluation.metrics.frechet import FrechetDistance, Reference, make_reference
-from distgan.evaluation.metrics.inception_score import InceptionScore
-from distgan.evaluation.metrics.kid import SUBSET_SIZE, KernelDistance, subset_size
+from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, Reference, make_reference
+from distgan.evaluation.metrics.inception_score import InceptionScoreOfLogits
+from distgan.evaluation.metrics.kid import SUBSET_SIZE, KernelDistanceToReference, subset_size
 from distgan.evaluation.metrics.mode_coverage import Coverage, MixtureMoments, ModeCoverage, Modes
 from distgan.evaluation.metrics.ngrams import (
     ORDERS,
@@ -114,13 +114,15 @@ def _fid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteM
             value_name("fid", setting.config), generated, samples, setting.detector.dimension,
         )  # fmt: skip
     reference = Reference(samples, reals.tensors["mean"], reals.tensors["factor"])
-    metric = FrechetDistance(reference, sync_on_compute=False)
+    metric = FrechetDistanceToReference(reference, sync_on_compute=False)
     return SuiteMetric(metric, lambda seen: (seen.features,), lambda distance: {"": float(distance)})
 
 
 def _inception_score(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteMetric:
     assert setting.detector is not None
-    metric = InceptionScore(setting.detector.num_logits, setting.config.evaluation.num_samples, sync_on_compute=False)
+    metric = InceptionScoreOfLogits(
+        setting.detector.num_logits, setting.config.evaluation.num_samples, sync_on_compute=False
+    )
     return SuiteMetric(metric, lambda seen: (seen.logits, seen.numbers), _mean_and_deviation)
 
 
@@ -156,7 +158,7 @@ def _lines(setting: MetricContext) -> _Pool:
 def _kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     features, generated = reals.tensors["rows"], setting.config.evaluation.num_samples
-    size = subset_size(generated, len(features))
+    size = subset_size(generated, len(features), SUBSET_SIZE)
     if size < 2:
         raise UserError(
             f"{value_name('kid', setting.config)}: found {generated} generated and {len(features)} real images, "
@@ -168,7 +170,7 @@ def _kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteM
             "raise evaluation.num_samples",
             value_name("kid", setting.config), generated, len(features), size, SUBSET_SIZE,
         )  # fmt: skip
-    metric = KernelDistance(
+    metric = KernelDistanceToReference(
         features, generated, sync_on_compute=False,
         dist_sync_fn=lambda rows, group=None: [setting.runtime.gather_rows(rows)],
     )  # fmt: skip

@@ -17,7 +17,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.inception import load_inception
-from distgan.evaluation.metrics.frechet import FrechetDistance, make_reference
+from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.suite import Evaluator
 from tests.labelled_shards import evaluation_config, pictures, write_shards
@@ -48,7 +48,7 @@ def reduced_distance() -> tuple[float, int, list[int]]:
         moments = Moments(20)
         for row in FEATURES[0, runtime.rank :: runtime.world_size].split(7):
             moments.update(row)
-        metric = FrechetDistance(make_reference(moments.compute()))
+        metric = FrechetDistanceToReference(make_reference(moments.compute()))
         metric.update(FEATURES[1, runtime.rank :: runtime.world_size])
         distance = float(metric.compute())
     return distance, metric.compute().ndim, sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ from distgan import randomness
 from distgan.checkpoint.loading import load_files
 from distgan.checkpoint.snapshot import Snapshot
 from distgan.checkpoint.writer import CheckpointWriter
-from distgan.config import DataConfig
 from distgan.evaluation.detectors.classifier import build_classifier
-from distgan.evaluation.metrics.frechet import FrechetDistance, make_reference
+from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.precision import plain_float32
+from distgan.metrics import FrechetDistance, InceptionScore, KernelDistance, load_detector
 
 pytestmark = pytest.mark.gpu
 
@@ -99,14 +100,30 @@ def test_fid_is_the_cpus(device: torch.device) -> None:
     images[200:] = images[200:] // 2 + 60
     found: dict[str, tuple[Tensor, float]] = {}
     for place in (torch.device("cpu"), device):
-        network = build_classifier(DataConfig(path="unused", resolution=16), 10).eval().to(place)
+        network = build_classifier(16, 3, 10).eval().to(place)
         with torch.no_grad(), plain_float32(place):
             features = network(images.to(place))[0]
         reals = Moments(features.shape[1], sync_on_compute=False).to(place)
         reals.update(features[:200])
-        distance = FrechetDistance(make_reference(reals.compute()), sync_on_compute=False).to(place)
+        distance = FrechetDistanceToReference(make_reference(reals.compute()), sync_on_compute=False).to(place)
         distance.update(features[200:])
         found[place.type] = features.cpu(), float(distance.compute())
     torch.testing.assert_close(found[device.type][0], found["cpu"][0], rtol=1e-4, atol=1e-5)
     assert found[device.type][1] == pytest.approx(found["cpu"][1], rel=1e-4)
     assert found["cpu"][1] > 1e-3
+
+
+def test_metrics_of_images_are_the_cpus(device: torch.device) -> None:
+    """The images come from the CPU, and one detector follows the metrics to each device and back."""
+    images = randomness.integers(0, "images", torch.arange(400), 256, (3, 16, 16)).to(torch.uint8)
+    images[200:] = images[200:] // 2 + 60
+    detector = load_detector(build_classifier(16, 3, 10), image_shape=(3, 16, 16))
+    for make in (FrechetDistance, partial(KernelDistance, subset_size=100), InceptionScore):
+        found = []
+        for place in (torch.device("cpu"), device):
+            metric = make(detector).to(place)
+            for part, real in ((images[:200], True), (images[200:], False)):
+                metric.update(part, real=real, **({} if make is FrechetDistance else {"numbers": torch.arange(200)}))
+            value = metric.compute()
+            found.append([float(part) for part in (value if isinstance(value, tuple) else (value,))])
+        assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -13,7 +13,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors import classifier
-from distgan.evaluation.detectors.features import evaluation_folder, load_detector
+from distgan.evaluation.detectors.features import evaluation_folder, load_configured_detector
 from distgan.evaluation.precision import plain_float32
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 
@@ -33,7 +33,7 @@ def test_tells_bars_apart_and_is_kept(
     config = evaluation_config(shards, tmp_path / "cache")
     index, runtime = build_index(shards), Runtime()
     caplog.set_level(logging.INFO, "distgan")
-    detector = load_detector(config.evaluation, config.data, index, runtime)
+    detector = load_configured_detector(config.evaluation, config.data, index, runtime)
     features, logits = detector(pictures(9))
     assert features.shape == (9, detector.dimension)
     assert features.dtype == logits.dtype == torch.float32
@@ -42,13 +42,13 @@ def test_tells_bars_apart_and_is_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(classifier, "train_classifier", lambda *_: pytest.fail("trained again"))
-        again = load_detector(config.evaluation, config.data, index, runtime)
+        again = load_configured_detector(config.evaluation, config.data, index, runtime)
     assert again.hash == detector.hash
     assert torch.equal(again(pictures(9)).features, features)
 
     (file,) = evaluation_folder(config.evaluation).iterdir()
     file.write_bytes(file.read_bytes()[:-40])
-    third = load_detector(config.evaluation, config.data, index, runtime)
+    third = load_configured_detector(config.evaluation, config.data, index, runtime)
     assert third.hash == detector.hash
     assert str(file) in caplog.text
 
@@ -69,7 +69,8 @@ def test_depends_on_the_data_alone_and_leaves_no_trace(tmp_path: Path) -> None:
         assert torch.get_num_threads() == seed
     torch.set_num_threads(threads)
     assert statistics_cache.digest(found[0].tensors) == statistics_cache.digest(found[1].tensors)
-    assert found[0].facts == found[1].facts == {"accuracy": found[0].facts["accuracy"], "held_out": 6}
+    shape = {"resolution": 32, "channels": 3, "num_classes": 3}
+    assert found[0].facts == found[1].facts == {**shape, "accuracy": found[0].facts["accuracy"], "held_out": 6}
 
 
 def test_probabilities_fit_the_held_out_labels() -> None:
@@ -86,9 +87,8 @@ def test_probabilities_fit_the_held_out_labels() -> None:
 
 
 @pytest.mark.parametrize("resolution", [4, 8, 16, 64, 256])
-def test_any_resolution(resolution: int, tmp_path: Path) -> None:
-    config = evaluation_config("unused", tmp_path, resolution=resolution, channels=3)
-    network = classifier.build_classifier(config.data, 5).eval()
+def test_any_resolution(resolution: int) -> None:
+    network = classifier.build_classifier(resolution, 3, 5).eval()
     images = torch.full((2, 3, resolution, resolution), 200, dtype=torch.uint8)
     images[1, :, : resolution // 2] = 0
     features, logits = network(images)
@@ -101,7 +101,7 @@ def test_needs_labels(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", pictures(6), labels=False)
     config = evaluation_config(shards, tmp_path)
     with pytest.raises(UserError, match=r"no labels.* set evaluation.detector=inception") as caught:
-        load_detector(config.evaluation, config.data, build_index(shards), Runtime())
+        load_configured_detector(config.evaluation, config.data, build_index(shards), Runtime())
     assert "\n" not in str(caught.value)
 
 
@@ -109,7 +109,7 @@ def test_needs_a_few_images(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", pictures(24), broken=frozenset(range(5)))
     config = evaluation_config(shards, tmp_path)
     with pytest.raises(UserError, match="19 readable images"):
-        load_detector(config.evaluation, config.data, build_index(shards), Runtime())
+        load_configured_detector(config.evaluation, config.data, build_index(shards), Runtime())
 
 
 @pytest.mark.parametrize("tf32", [False, True])

@@ -205,7 +205,7 @@ def test_weights_that_do_not_fit_are_no_failed_download(
         monkeypatch.setattr(inception, "_URL", f"{server.url}/weights.pth")
         make_ill, cause = fault
         make_ill(disk)
-        said = refusal(inception._download, disk.point / "weights")
+        said = refusal(inception._download, disk.point / "weights", inception.IN_CONFIG)
     assert said.startswith(f"{disk.point}/weights/weights.pth: cannot write the weights: ")
     assert cause in said
     assert content(disk.point) == {}

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from distgan.evaluation.metrics.frechet import FrechetDistance, frechet_distance, make_reference, triangular_factor
+from distgan.evaluation.metrics.frechet import (
+    FrechetDistanceToReference,
+    frechet_distance,
+    make_reference,
+    triangular_factor,
+)
 from distgan.evaluation.moments import Gaussian, Moments
 
 
@@ -122,7 +127,7 @@ def test_equal_to_torch_fidelity_and_torchmetrics(dimension: int) -> None:
 def test_metric_is_the_distance_of_its_moments() -> None:
     one, other = features_of(200, 8, 1), features_of(150, 8, 2)
     reference = make_reference(gaussian_of(one))
-    metric = FrechetDistance(reference)
+    metric = FrechetDistanceToReference(reference)
     for batch in other.split(40):
         metric.update(batch)
     assert float(metric.compute()) == pytest.approx(float(frechet_distance(reference, gaussian_of(other))), rel=1e-12)

@@ -18,6 +18,7 @@ LAYERS = (
     {"inference"},
     {"runs"},
     {"checkpoint"},
+    {"metrics"},
     {"evaluation", "monitoring", "players"},
     {"data", "losses", "networks"},
     {"distributed", "schedule"},

@@ -19,6 +19,7 @@ from distgan.evaluation.detectors import inception
 from distgan.evaluation.detectors.inception import load_inception
 from distgan.evaluation.metrics.frechet import frechet_distance, make_reference
 from distgan.evaluation.moments import Moments
+from distgan.metrics import load_detector
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 Theirs = inception.FeatureExtractorInceptionV3
@@ -62,6 +63,9 @@ def test_features_are_torch_fidelitys(weights: str, tmp_path: Path, caplog: pyte
     assert torch.equal(features, expected_features)
     assert torch.equal(logits, expected_logits)
     assert features.std() > 0.01
+    detector = load_detector("inception", weights=weights)
+    assert (detector.name, detector.hash) == ("inception", sha256)
+    assert torch.equal(detector(images).features, expected_features)
     gray = noise(1, 1, 32)
     assert torch.equal(ours(gray)[0], theirs(gray.repeat(1, 3, 1, 1))[0])
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distgan.errors import UserError
-from distgan.evaluation.metrics.inception_score import InceptionScore, Score
+from distgan.evaluation.metrics.inception_score import InceptionScoreOfLogits, Score
 
 
 def score_of(logits: Tensor, splits: int = 10, order: Tensor | None = None) -> Score:
-    metric = InceptionScore(logits.shape[1], len(logits), splits)
+    metric = InceptionScoreOfLogits(logits.shape[1], len(logits), splits)
     for numbers in (torch.arange(len(logits)) if order is None else order).split(7):
         metric.update(logits[numbers], numbers)
     return metric.compute()
@@ -70,4 +70,4 @@ def test_equal_to_torch_fidelity_when_it_does_not_shuffle() -> None:
 
 def test_needs_a_sample_a_split() -> None:
     with pytest.raises(UserError, match="num_samples = 9"):
-        InceptionScore(3, 9)
+        InceptionScoreOfLogits(3, 9)

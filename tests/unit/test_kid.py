@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from distgan.evaluation.metrics import kid
-from distgan.evaluation.metrics.kid import Distance, KernelDistance, cubic_kernel, draw_subsets, subset_distance
+from distgan.evaluation.metrics.kid import (
+    Distance,
+    KernelDistanceToReference,
+    cubic_kernel,
+    draw_subsets,
+    subset_distance,
+)
 
 
 def features_of(count: int, dimension: int, seed: int) -> Tensor:
@@ -18,7 +24,7 @@ def features_of(count: int, dimension: int, seed: int) -> Tensor:
 
 
 def distance_of(features: Tensor, reals: Tensor, order: Tensor | None = None, batch_size: int = 50) -> Distance:
-    metric = KernelDistance(reals, len(features))
+    metric = KernelDistanceToReference(reals, len(features))
     for numbers in (torch.arange(len(features)) if order is None else order).split(batch_size):
         metric.update(features[numbers], numbers)
     return metric.compute()
@@ -43,21 +49,22 @@ def test_equal_to_torch_fidelity_on_its_subsets() -> None:
 
 
 def test_subsets_are_drawn_without_replacement_and_evenly() -> None:
-    subsets = draw_subsets(50, 20, "test")
+    subsets = draw_subsets(50, 20, "test", kid.SUBSETS)
     assert subsets.shape == (kid.SUBSETS, 20)
     assert all(len(subset.unique()) == 20 for subset in subsets)
     # Each number is in 40 % of the subsets, give or take five standard deviations.
     counts = torch.bincount(subsets.flatten(), minlength=50)
     assert len(counts) == 50
     assert (counts - 0.4 * kid.SUBSETS).abs().max() < 5 * (0.4 * 0.6 * kid.SUBSETS) ** 0.5
-    assert not torch.equal(subsets[0], draw_subsets(50, 20, "another")[0])
+    assert not torch.equal(subsets[0], draw_subsets(50, 20, "another", 1)[0])
+    assert not torch.equal(subsets, draw_subsets(50, 20, "test", kid.SUBSETS, seed=1))
 
 
 def test_one_value_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kid, "SUBSETS", 5)
     monkeypatch.setattr(kid, "SUBSET_SIZE", 30)
     features, reals = features_of(400, 8, 1), features_of(60, 8, 2)
-    metric = KernelDistance(reals, 400)
+    metric = KernelDistanceToReference(reals, 400)
     metric.update(features, torch.arange(400))
     assert len(metric.features[0]) == len(metric.subsets.unique()) < 200  # the others are not kept
     found = metric.compute()
@@ -74,13 +81,13 @@ def test_the_same_distribution_is_near_zero_and_another_is_not() -> None:
 
 
 def test_fewer_samples_than_a_subset_are_halved() -> None:
-    assert kid.subset_size(5000, 1000) == 1000
-    assert kid.subset_size(5000, 999) == 499
-    assert KernelDistance(features_of(60, 4, 1), 40).subsets.shape == (kid.SUBSETS, 20)
+    assert kid.subset_size(5000, 1000, 1000) == 1000
+    assert kid.subset_size(5000, 999, 1000) == 499
+    assert KernelDistanceToReference(features_of(60, 4, 1), 40).subsets.shape == (kid.SUBSETS, 20)
 
 
 def test_missing_samples_are_noticed() -> None:
-    metric = KernelDistance(features_of(20, 4, 1), 30)
+    metric = KernelDistanceToReference(features_of(20, 4, 1), 30)
     metric.update(features_of(10, 4, 2), torch.arange(10))
     with pytest.raises(ValueError, match="10 chosen samples, expected"):
         metric.compute()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from distgan.errors import UserError
 from distgan.evaluation import real_statistics
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.features import Detector
-from distgan.evaluation.metrics.frechet import FrechetDistance
-from distgan.evaluation.metrics.inception_score import InceptionScore
-from distgan.evaluation.metrics.kid import KernelDistance
+from distgan.evaluation.metrics.frechet import FrechetDistanceToReference
+from distgan.evaluation.metrics.inception_score import InceptionScoreOfLogits
+from distgan.evaluation.metrics.kid import KernelDistanceToReference
 from distgan.evaluation.names import criterion
 from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
@@ -111,7 +110,7 @@ def test_all_metrics_of_images_from_one_pass(shards: str, tmp_path: Path, monkey
     assert found["fid[classifier]"] == pytest.approx(distance_of(features, real_features), rel=1e-5)
     score = torch_fidelity_isc.isc_features_to_metric(logits, shuffle=False)
     assert found["inception_score[classifier]"] == pytest.approx(score["inception_score_mean"], rel=1e-5)
-    distance = KernelDistance(real_features, 120)
+    distance = KernelDistanceToReference(real_features, 120)
     distance.update(features, torch.arange(120))
     assert found["kid[classifier]"] == pytest.approx(float(distance.compute().mean), rel=1e-4)
     shares = torch.bincount(logits.argmax(1), minlength=3) / 120
@@ -169,7 +168,11 @@ def test_too_few_samples_for_a_metric_are_a_mistake(shards: str, tmp_path: Path,
 
 
 def test_the_first_metric_decides_in_its_own_direction(shards: str, tmp_path: Path) -> None:
-    for name, metric in {"fid": FrechetDistance, "kid": KernelDistance, "inception_score": InceptionScore}.items():
+    for name, metric in {
+        "fid": FrechetDistanceToReference,
+        "kid": KernelDistanceToReference,
+        "inception_score": InceptionScoreOfLogits,
+    }.items():
         chosen = criterion(evaluation_config(shards, tmp_path, metrics=[name, "classes"]))
         assert chosen.name == f"{name}[classifier]"
         assert chosen.higher_is_better == metric.higher_is_better
@@ -228,7 +231,7 @@ def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path,
     pixels = REALS.float().flatten(1)
     np.testing.assert_allclose(first["mean"], torch.stack((pixels.mean(1), pixels.std(1))).double().mean(1), rtol=1e-6)
     if what == "detector":
-        detector = replace(detector, hash="another")
+        detector = Detector("classifier", 2, 2, "another", _Brightness())
     statistics(*changed(config, index, what))
     assert len(list(tmp_path.rglob("real-*.safetensors"))) == 2
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 
-from distgan.evaluation.metrics.frechet import FrechetDistance, frechet_distance, make_reference
+from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, frechet_distance, make_reference
 from distgan.evaluation.moments import Gaussian, Moments
 
 Batches = tuple[Tensor, ...]
@@ -102,7 +102,7 @@ def make_tasks(real: Batches, made: Batches, spectrum: str) -> list[Task]:
     theirs = [fid_features_to_statistics(torch.cat(side).double()) for side in (real, made)]
 
     def distgan(kept: bool) -> float:
-        metric = FrechetDistance(reference if kept else make_reference(moments_of(real)))
+        metric = FrechetDistanceToReference(reference if kept else make_reference(moments_of(real)))
         for batch in made:
             metric.update(batch)
         return float(metric.compute())

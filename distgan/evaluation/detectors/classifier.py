@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.precision import cpu_threads, plain_float32
 from distgan.evaluation.samples import read_reals
+from distgan.files import read_bounded, reason
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -42,6 +43,7 @@ _MAX_RESOLUTION = 64
 _MAX_SAMPLES = 20_000
 _FEWEST = 20
 _MAX_BYTES = 1 << 30
+_MAX_FILE = 1 << 28
 _BATCH = 64
 _EPOCHS = 5
 _FEWEST_STEPS, _MOST_STEPS = 400, 1200
@@ -105,26 +107,69 @@ def load_classifier(
         return entry.tensors
 
     weights = runtime.run_on_main(read_or_train, asked)
-    classifier = build_classifier(data, index.num_classes)
+    classifier = build_classifier(data.resolution, data.channels, index.num_classes)
     classifier.load_state_dict(weights)
     return classifier, statistics_cache.digest(weights)
 
 
-def build_classifier(data: DataConfig, num_classes: int) -> Classifier:
+class Cached(NamedTuple):
+    """Classifier from a cached file."""
+
+    network: Classifier
+    hash: str
+    """Digest of the weights, as in `load_classifier`."""
+    image_shape: tuple[int, int, int]
+    """(C, R, R)."""
+    num_classes: int
+
+
+def read_classifier(path: Path) -> Cached:
+    """Read a classifier from the file that `load_classifier` cached. Nothing in the file is unpickled.
+
+    Raises:
+        UserError: the file is missing, damaged, not a classifier, or from a version that did not store its shape.
+    """
+    content = read_bounded(path, _MAX_FILE)
+    again = "remove the file and run `distgan evaluate RUN`, which trains and caches the classifier again"
+    try:
+        tensors, facts = statistics_cache.parse(content)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, or not a cached classifier: {error}; {again}") from None
+    if not {"resolution", "channels", "num_classes"} <= facts.keys():
+        raise UserError(f"{path}: found no resolution, channels and num_classes in the file's metadata; {again}")
+    resolution, channels, num_classes = (facts[name] for name in ("resolution", "channels", "num_classes"))
+    try:
+        if not (isinstance(resolution, int) and 4 <= resolution <= 1 << 16 and resolution.bit_count() == 1):
+            raise ValueError(f"resolution {resolution}")
+        # Compared before the network is built, so that no metadata can ask for more memory than the file has.
+        shapes = tensors["body.0.weight"].shape[1], *tensors["head.weight"].shape
+        if shapes != (channels, num_classes, DIMENSION):
+            raise ValueError(f"weights for {shapes[0]} channels and {shapes[1]} classes")
+        assert isinstance(channels, int)
+        assert isinstance(num_classes, int)
+        network = build_classifier(resolution, channels, num_classes)
+        network.load_state_dict(tensors)
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise UserError(f"{path}: the weights are not those of its metadata: {reason(error)}; {again}") from None
+    return Cached(network, statistics_cache.digest(tensors), (channels, resolution, resolution), num_classes)
+
+
+def build_classifier(resolution: int, channels: int, num_classes: int) -> Classifier:
     """Build the untrained network. Its weights depend only on its shape; global random generators stay unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_SEED)
-        return Classifier(data.resolution, data.channels, num_classes)
+        return Classifier(resolution, channels, num_classes)
 
 
 def train_classifier(
     data: DataConfig, index: Index, device: torch.device, check: Check = lambda: None
 ) -> statistics_cache.Entry:
-    """Train the classifier and return its weights, with the facts `accuracy` and `held_out`.
+    """Train the classifier and return its weights with facts.
 
-    `accuracy` is that on the held-out samples (a tenth, at most 2,000); `held_out` is their number. Training reads at
-    most 20,000 samples or 1 GiB of pixels. It runs AdamW for 5 epochs, clamped to 400-1,200 steps, on batches of 64.
-    The learning rate decays linearly to 0.
+    The facts `resolution`, `channels` and `num_classes` are the network's shape. `accuracy` is that on the held-out
+    samples (a tenth, at most 2,000); `held_out` is their number. Training reads at most 20,000 samples or 1 GiB of
+    pixels. It runs AdamW for 5 epochs, clamped to 400-1,200 steps, on batches of 64. The learning rate decays linearly
+    to 0.
 
     Args:
         check: called before each batch; an exception from it ends the training.
@@ -132,7 +177,7 @@ def train_classifier(
     with plain_float32(device), cpu_threads(_THREADS), torch.enable_grad():
         images, labels = _read_labeled(data, index, device, check)
         held_out = len(images) // 10
-        network = build_classifier(data, index.num_classes).to(device)
+        network = build_classifier(data.resolution, data.channels, index.num_classes).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=0.05)
         count = len(images) - held_out
         steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _EPOCHS * count // _BATCH))
@@ -152,7 +197,8 @@ def train_classifier(
             network.head.bias.mul_(sharpness)
     accuracy = (logits.argmax(1) == labels[:held_out]).double().mean().item()
     weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    return statistics_cache.Entry(weights, {"accuracy": accuracy, "held_out": held_out})
+    shape = {"resolution": data.resolution, "channels": data.channels, "num_classes": index.num_classes}
+    return statistics_cache.Entry(weights, {**shape, "accuracy": accuracy, "held_out": held_out})
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distgan.config import DataConfig, EvaluationConfig, cache_folder
 from distgan.data.index.table import Index
 from distgan.distributed.control import Asked, never
+from distgan.errors import UserError
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.precision import plain_float32
 from distgan.packages import missing_package
@@ -28,26 +29,68 @@ class Features(NamedTuple):
     logits: Tensor
 
 
-@dataclass(frozen=True)
-class Detector:
-    """Frozen network from uint8 images to features and logits, in full float32 with deterministic kernels."""
+class Detector(nn.Module):
+    """Frozen network from uint8 images to features and logits, in full float32 with deterministic kernels.
 
-    name: Literal["classifier", "inception"]
-    dimension: int
-    """Number of features per image."""
-    num_logits: int
-    """Number of classes."""
-    hash: str
-    """Identifies the weights and the preprocessing."""
-    network: nn.Module
+    Its network is in eval mode, in `train()` too. It follows the images to their device.
+    """
 
-    def __call__(self, images: Tensor) -> Features:
-        """Compute features and logits of images (n, C, R, R), uint8, on the network's device."""
+    def __init__(
+        self,
+        name: str,
+        dimension: int,
+        num_logits: int,
+        hash: str,
+        network: nn.Module,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Freeze the network.
+
+        Args:
+            name: `classifier`, `inception` or the class of a user's network.
+            dimension: number of features per image.
+            num_logits: number of classes, 0 without logits.
+            hash: identifies the weights and the preprocessing.
+            network: maps images (n, C, R, R), uint8, to features (n, dimension) and logits (n, num_logits), float32.
+            image_shape: the only (C, R, R) that the network takes; None if it takes several.
+        """
+        super().__init__()
+        self.name, self.dimension, self.num_logits, self.hash = name, dimension, num_logits, hash
+        self.network = network.requires_grad_(False)
+        self.image_shape = image_shape
+        self.eval()
+
+    def train(self, mode: bool = True) -> Detector:
+        """Stay in eval mode, as part of a module that trains too."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Features:
+        """Compute features and logits of images (n, C, R, R), uint8, on their device.
+
+        Raises:
+            UserError: the images have a shape that the network does not take, or gives another number of features for.
+        """
+        shape = tuple(images.shape[1:])
+        if self.image_shape is not None and shape != self.image_shape:
+            raise UserError(
+                f"images: found shape {shape}, expected {self.image_shape}, the shape that the detector {self.name} "
+                "was trained on; resize the images, or load another detector"
+            )
+        place = next(chain(self.network.parameters(), self.network.buffers()), None)
+        if place is not None and place.device != images.device:
+            self.network.to(images.device)
         with torch.no_grad(), plain_float32(images.device):
-            return Features(*self.network(images))
+            found = Features(*self.network(images))
+        widths = found.features.shape[1], found.logits.shape[1]
+        if widths != (self.dimension, self.num_logits):
+            raise UserError(
+                f"detector {self.name}: found {widths[0]} features and {widths[1]} logits of images of shape {shape}, "
+                f"expected {self.dimension} and {self.num_logits}; pass image_shape={shape} to load_detector"
+            )
+        return found
 
 
-def load_detector(
+def load_configured_detector(
     config: EvaluationConfig, data: DataConfig, index: Index, runtime: Runtime, asked: Asked = never
 ) -> Detector:
     """Load the configured detector, with the same weights on every rank. Collective: call on every rank.
@@ -70,8 +113,7 @@ def load_detector(
     else:
         network, hash = classifier.load_classifier(data, index, folder, runtime, asked)
         dimension, num_logits = classifier.DIMENSION, index.num_classes
-    network = network.eval().requires_grad_(False).to(runtime.device)
-    return Detector(config.detector, dimension, num_logits, hash, network)
+    return Detector(config.detector, dimension, num_logits, hash, network).to(runtime.device)
 
 
 def evaluation_folder(config: EvaluationConfig) -> Path:

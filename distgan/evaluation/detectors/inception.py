@@ -10,15 +10,16 @@ import hashlib
 import io
 import logging
 import pickle
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from distgan.errors import UserError
-from distgan.files import explained, is_disk_error, new_file, reason, writing
+from distgan.files import explained, is_disk_error, locked, new_file, reason, writing
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -30,6 +31,23 @@ NUM_LOGITS = 1008
 _URL: str = URL_INCEPTION_V3
 _PUBLISHED_SHA256 = "6726825d"
 _MAX_BYTES = 1 << 30
+
+
+class Wording(NamedTuple):
+    """Names of the settings in messages: keys of a config, or arguments of a call."""
+
+    detector: str
+    weights: str
+    cache: str
+    instead: str
+    """What works without these weights."""
+
+
+IN_CONFIG = Wording(
+    "evaluation.detector = inception", "evaluation.inception_weights", "evaluation.cache_dir",
+    "set evaluation.detector=classifier",
+)  # fmt: skip
+IN_CALL = Wording('load_detector("inception")', "weights", "cache_dir", "pass a network of yours")
 
 
 class Inception(nn.Module):
@@ -49,6 +67,8 @@ class Inception(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
+        elif images.shape[1] != 3:
+            raise UserError(f"images: found {images.shape[1]} channels, expected 1 or 3; convert the images to RGB")
         features, logits = self.extractor(images)
         return features, logits
 
@@ -67,17 +87,42 @@ def load_inception(path: str | None, cache: Path, runtime: Runtime) -> tuple[Inc
     loaded = None
     with runtime.raise_on_all_ranks():
         if runtime.is_main:
-            loaded = _read_weights(Path(path) if path else _download(cache))
+            loaded = _read_weights(Path(path) if path else _download(cache, IN_CONFIG), IN_CONFIG)
     weights, sha256 = runtime.broadcast_object(loaded)
     with runtime.raise_on_all_ranks():
-        try:
-            return Inception(weights), sha256
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{path}: not the weights of torch-fidelity's Inception-v3: {reason}; "
-                f"download {_URL}, or remove evaluation.inception_weights"
-            ) from None
+        return _build(weights, path, IN_CONFIG), sha256
+
+
+def read_inception(path: str | None, cache: Path) -> tuple[Inception, str]:
+    """Do the same as `load_inception` in one process, without a Runtime.
+
+    Processes of one node that start together download once.
+    """
+    if path is None:
+        file = weights_file(None, cache)
+        with ExitStack() as lock:
+            if not file.exists():
+                try:
+                    cache.mkdir(parents=True, exist_ok=True)
+                    lock.enter_context(locked(file.with_suffix(".lock"), wait=True))
+                except OSError:  # a folder without locks, or one that the download explains
+                    pass
+            file = _download(cache, IN_CALL)
+    else:
+        file = Path(path)
+    weights, sha256 = _read_weights(file, IN_CALL)
+    return _build(weights, path, IN_CALL), sha256
+
+
+def _build(weights: dict[str, Tensor], path: str | None, wording: Wording) -> Inception:
+    try:
+        return Inception(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not the weights of torch-fidelity's Inception-v3: {reason}; "
+            f"download {_URL}, or remove {wording.weights}"
+        ) from None
 
 
 def weights_file(path: str | None, cache: Path) -> Path:
@@ -85,7 +130,7 @@ def weights_file(path: str | None, cache: Path) -> Path:
     return Path(path) if path else cache / _URL.rpartition("/")[2]
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+def _read_weights(path: Path, wording: Wording) -> tuple[dict[str, Tensor], str]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"the file is larger than {_MAX_BYTES} bytes")
@@ -96,8 +141,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(
-            f"evaluation.inception_weights = {path}: cannot read PyTorch weights: {reason}; "
-            f"set it to the path of a copy of {_URL}"
+            f"{wording.weights} = {path}: cannot read PyTorch weights: {reason}; set it to the path of a copy of {_URL}"
         ) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(_PUBLISHED_SHA256):
@@ -111,7 +155,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     return weights, sha256
 
 
-def _download(cache: Path) -> Path:
+def _download(cache: Path, wording: Wording) -> Path:
     """Return the published weights file in the cache folder; download and check it on first use."""
     path = weights_file(None, cache)
     if path.exists():
@@ -125,10 +169,10 @@ def _download(cache: Path) -> Path:
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and is_disk_error(error):
             raise UserError(
-                f"{path}: cannot write the weights: {reason(explained(error, path))}; or set evaluation.cache_dir"
+                f"{path}: cannot write the weights: {reason(explained(error, path))}; or set {wording.cache}"
             ) from None
         raise UserError(
-            f"evaluation.detector = inception: cannot download {_URL}: {error}; download it on another machine and "
-            "set evaluation.inception_weights to its path, or set evaluation.detector=classifier"
+            f"{wording.detector}: cannot download {_URL}: {error}; download it on another machine and "
+            f"set {wording.weights} to its path, or {wording.instead}"
         ) from None
     return path

@@ -33,7 +33,7 @@ class Reference(NamedTuple):
     """Lower-triangular L with L L^T the covariance, shape (d, d)."""
 
 
-class FrechetDistance(Moments):
+class FrechetDistanceToReference(Moments):
     """Squared Fréchet distance of features to a reference: update with (n, d) batches, compute a float64 scalar.
 
     Make the reference from the moments of the other side: `make_reference(moments.compute())`.

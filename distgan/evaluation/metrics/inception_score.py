@@ -29,7 +29,7 @@ class Score(NamedTuple):
     deviation: Tensor
 
 
-class InceptionScore(Metric):
+class InceptionScoreOfLogits(Metric):
     """Update with logits and the numbers of their samples; compute a `Score`.
 
     The score of a split needs only the sums of p and of sum p log p over its samples. These sums are the state. Ranks

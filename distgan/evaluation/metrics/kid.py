@@ -29,7 +29,7 @@ class Distance(NamedTuple):
     deviation: Tensor
 
 
-class KernelDistance(Metric):
+class KernelDistanceToReference(Metric):
     """Update with features and numbers of generated samples; compute a `Distance` to the real features.
 
     Subsets are chosen by sample number, so the value does not depend on the split into batches and ranks. Only the
@@ -53,9 +53,8 @@ class KernelDistance(Metric):
         """
         super().__init__(**settings)
         self.register_buffer("reals", reals, persistent=False)
-        size = subset_size(num_samples, len(reals))
-        self.real_subsets = draw_subsets(len(reals), size, "kid/real subsets")
-        self.subsets = draw_subsets(num_samples, size, "kid/generated subsets")
+        size = subset_size(num_samples, len(reals), SUBSET_SIZE)
+        self.subsets, self.real_subsets = draw_subset_pairs(num_samples, len(reals), size, SUBSETS)
         self._kept = self.subsets.unique()
         self.add_state("features", [], dist_reduce_fx="cat")
         self.add_state("numbers", [], dist_reduce_fx="cat")
@@ -70,7 +69,7 @@ class KernelDistance(Metric):
 
     def compute(self) -> Distance:
         """Compute the distance of all samples of all ranks. Raises ValueError if samples are missing or repeated."""
-        numbers = _joined(self.numbers).long().cpu()
+        numbers = joined(self.numbers).long().cpu()
         if not torch.equal(numbers.sort().values, self._kept):
             raise ValueError(
                 f"kid: found features of {len(numbers)} chosen samples, expected {len(self._kept)}, each once; "
@@ -78,13 +77,13 @@ class KernelDistance(Metric):
             )
         place = torch.empty(int(self._kept[-1]) + 1, dtype=torch.int64)
         place[numbers] = torch.arange(len(numbers))
-        return subset_distance(_joined(self.features), self.reals, place[self.subsets], self.real_subsets)
+        return subset_distance(joined(self.features), self.reals, place[self.subsets], self.real_subsets)
 
 
-def subset_size(generated: int, real: int) -> int:
-    """Return 1,000, or half of the smaller side if that is less, so that subsets differ."""
+def subset_size(generated: int, real: int, wanted: int) -> int:
+    """Return the wanted size, or half of the smaller side if that side has fewer samples, so that subsets differ."""
     fewer = min(generated, real)
-    return SUBSET_SIZE if fewer >= SUBSET_SIZE else fewer // 2
+    return wanted if fewer >= wanted else fewer // 2
 
 
 def subset_distance(features: Tensor, reals: Tensor, subsets: Tensor, real_subsets: Tensor) -> Distance:
@@ -103,13 +102,21 @@ def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def draw_subsets(population: int, size: int, purpose: str) -> Tensor:
-    """Draw `SUBSETS` addressed subsets of `size` indices in [0, population), without replacement: (SUBSETS, size)."""
-    keys = np.array([derive_key(0, f"{purpose}/{number}") for number in range(SUBSETS)], np.uint64)
-    places = np.tile(np.arange(size), SUBSETS)
-    return torch.from_numpy(permute(places, population, keys.repeat(size)).reshape(SUBSETS, size))
+def draw_subset_pairs(generated: int, real: int, size: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw `count` pairs of subsets, of generated and of real samples: two tensors of shape (count, size), int64."""
+    return (
+        draw_subsets(generated, size, "kid/generated subsets", count, seed),
+        draw_subsets(real, size, "kid/real subsets", count, seed),
+    )
 
 
-def _joined(rows: list[Tensor] | Tensor) -> Tensor:
+def draw_subsets(population: int, size: int, purpose: str, count: int, seed: int = 0) -> Tensor:
+    """Draw `count` addressed subsets of `size` indices in [0, population), each without replacement: (count, size)."""
+    keys = np.array([derive_key(seed, f"{purpose}/{number}") for number in range(count)], np.uint64)
+    places = np.tile(np.arange(size), count)
+    return torch.from_numpy(permute(places, population, keys.repeat(size)).reshape(count, size))
+
+
+def joined(rows: list[Tensor] | Tensor) -> Tensor:
     """Concatenate a torchmetrics list state, which is a single tensor after synchronization."""
     return torch.cat(rows or [torch.empty(0)]) if isinstance(rows, list) else rows
