@@ -59,6 +59,11 @@ def trusting(trust: bool = True) -> Iterator[None]:
         _trusting.pop()
 
 
+def is_trusting() -> bool:
+    """Return True inside `trusting`: what is read now is the user's own."""
+    return _trusting[-1]
+
+
 def is_allowed(path: str) -> bool:
     """Return True if the code at an import path may be imported. Inside `trusting`, this allows its package."""
     if _trusting[-1]:

@@ -49,6 +49,15 @@ def wait_for_rows(run: Path, job: Job, count: int = 1) -> None:
         time.sleep(0.02)
 
 
+def wait_for_checkpoint(run: Path, step: int, job: Job) -> None:
+    """Until a job has written the checkpoint of a step."""
+    deadline = time.monotonic() + 90
+    while not (run / "checkpoints" / f"step-{step:08d}").exists():
+        assert time.monotonic() < deadline
+        assert job.running(), "the job ended by itself"
+        time.sleep(0.005)
+
+
 def losses(run: Path) -> dict[int, dict[str, float]]:
     """What metrics.jsonl says of the training itself, without speed and memory."""
     kept = ("loss/", "discriminator/", "gradient_norm/", "ema/", "learning_rate/", "skipped")

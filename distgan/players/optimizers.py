@@ -78,10 +78,12 @@ def _make_cancelable(optimizer: torch.optim.Optimizer) -> None:
     original = type(optimizer)
 
     class Cancelable(original):  # type: ignore[misc, valid-type]
+        found_inf: Tensor | None
+
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
-            if self.found_inf is None or not self.found_inf.item():
-                return original.step(self, closure)
-            return None
+            # Taken away first, because torch's other kernels refuse the attribute.
+            canceled, self.found_inf = self.found_inf, None
+            return None if canceled is not None and canceled.item() else original.step(self, closure)
 
     optimizer.found_inf = None  # type: ignore[attr-defined]
     optimizer.__class__ = Cancelable

@@ -13,17 +13,9 @@ from typing import Any
 import pytest
 
 from tests.ranks import Job
-from tests.runs import differing, losses, recipe, status, tensors
+from tests.runs import differing, losses, recipe, status, tensors, wait_for_checkpoint
 
 STEPS = 12
-
-
-def wait_for(run: Path, step: int, job: Job) -> None:
-    deadline = time.monotonic() + 90
-    while not (run / "checkpoints" / f"step-{step:08d}").exists():
-        assert time.monotonic() < deadline
-        assert job.running(), "the job ended by itself"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +50,7 @@ def test_killed_runs_end_bitwise_the_same(
     chance = random.Random(world_size)
     for after in (2, 6):
         job = Job(world_size, ["train", str(config)])
-        wait_for(tmp_path / "run", after, job)
+        wait_for_checkpoint(tmp_path / "run", after, job)
         time.sleep(chance.uniform(0, 0.1))
         # One rank only: its peers must notice and end by themselves.
         job.kill(chance.randrange(world_size))
@@ -75,7 +67,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed(
 ) -> None:
     config = make_recipe(tmp_path, digits)
     job = Job(2, ["train", str(config)])
-    wait_for(tmp_path / "run", 2, job)
+    wait_for_checkpoint(tmp_path / "run", 2, job)
     job.signal(signal.SIGTERM)
     assert job.wait() == [0, 0]
     assert status(tmp_path / "run")["outcome"] == "preempted"

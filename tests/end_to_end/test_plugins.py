@@ -1,0 +1,178 @@
+"""A stranger's networks, losses, terms and optimizer in whole runs: killed, resumed, evaluated, exported, loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import distgan
+from distgan import extensions
+from distgan.cli import main
+from distgan.errors import UserError
+from tests.engines import LAUNCHED, needs
+from tests.ranks import Job, free_port
+from tests.runs import differing, recipe, rows, tensors, wait_for_checkpoint
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+
+SECTIONS: dict[str, Any] = {
+    "generator": {
+        "architecture": "lab.nets:Generator", "hidden": 16, "latent_size": 8,
+        "optimizer": {"name": "torch.optim:AdamW", "weight_decay": 0.01, "betas": [0.5, 0.9]},
+    },
+    "discriminator": {"architecture": "lab.nets:Discriminator", "hidden": 8},
+    "objective": {
+        "adversarial": {"family": "lab.losses:Margin", "margin": 0.5},
+        "r1": {"gamma": 1.0, "every": 3},
+        "terms": [
+            {"term": "lab.losses:ModeSeeking", "weight": 0.1},
+            {"term": "lab.losses:FeatureNorm", "player": "discriminator", "sigma": 0.2},
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package can be imported, as by PYTHONPATH, and is not allowed yet."""
+    monkeypatch.syspath_prepend(str(PLUGINS))
+    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
+        del sys.modules[name]
+
+
+def write_recipe(folder: Path, shards: Path, **sections: Any) -> str:
+    path = recipe(folder, shards, **sections)
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **SECTIONS}))
+    return str(path)
+
+
+def train(config: str, world_size: int, *arguments: str, engine: str = "ddp") -> None:
+    job = Job(world_size, ["train", config, *arguments], environment=LAUNCHED[engine])
+    assert job.wait() == [0] * world_size
+
+
+@pytest.mark.parametrize("engine", ["one process", "ddp", needs("fsdp"), needs("zero2")])
+def test_a_run_is_resumed_bitwise(tmp_path: Path, digits: Path, engine: str) -> None:
+    world_size, launched = (1, "ddp") if engine == "one process" else (2, engine)
+    config = write_recipe(tmp_path, digits)
+    for folder, parts in (("whole", [6]), ("parts", [4, 6])):
+        for steps in parts:
+            train(config, world_size, f"training.steps={steps}", f"run_dir={tmp_path / folder}", engine=launched)
+    found, expected = tensors(tmp_path / "parts", 6), tensors(tmp_path / "whole", 6)
+    assert differing(found, expected) == []
+    names = {name.partition("/")[2] for name in expected}
+    assert {"layers.0.running_mean", "features.2.parametrizations.weight.0._u"} <= names
+    last = rows(tmp_path / "whole")[-1]
+    assert {"loss/generator.ModeSeeking", "loss/discriminator.FeatureNorm"} <= last.keys()
+
+
+def test_killed_at_any_step_and_resumed_bitwise(tmp_path: Path, digits: Path) -> None:
+    config = write_recipe(tmp_path, digits)
+    train(config, 2, f"run_dir={tmp_path / 'whole'}")
+    job = Job(2, ["train", config])
+    wait_for_checkpoint(tmp_path / "run", 4, job)
+    job.kill(1)
+    train(config, 2)
+    assert differing(tensors(tmp_path / "run", 12), tensors(tmp_path / "whole", 12)) == []
+
+
+def test_evaluated_exported_and_loaded_with_and_without_trust(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    train(write_recipe(tmp_path, digits, training={"steps": 2}, evaluation={"num_samples": 32}), 1)
+    with pytest.raises(UserError, match="--allow lab"):
+        distgan.load_generator(run)
+    with pytest.raises(SystemExit):
+        main(["export", str(run), str(tmp_path / "refused")])
+    assert "--allow lab" in capsys.readouterr().err
+    assert "lab" not in sys.modules
+    main(["evaluate", str(run), "--allow", "lab"])
+    assert json.loads(capsys.readouterr().out)["fid[classifier]"] > 0
+    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    main(["export", str(run), str(tmp_path / "exported"), "--allow", "lab"])
+    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    with pytest.raises(UserError, match="--allow lab"):
+        distgan.load_generator(tmp_path / "exported")
+    generator = distgan.load_generator(tmp_path / "exported", trust_code=["lab"])
+    images = generator(generator.latents(3))
+    assert images.shape == (3, 1, 16, 16)
+    torch.testing.assert_close(images, distgan.load_generator(run)(generator.latents(3)))
+
+
+def test_a_generator_loads_without_the_code_of_the_discriminator(tmp_path: Path, digits: Path) -> None:
+    package = tmp_path / "site" / "mine"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "nets.py"):
+        shutil.copy(PLUGINS / "lab" / name, package / name)
+    (package / "critic.py").write_text("from mine.nets import Discriminator")
+    sys.path.insert(0, str(tmp_path / "site"))
+    try:
+        config = write_recipe(tmp_path, digits, training={"steps": 1})
+        train(
+            config,
+            1,
+            "generator.architecture=mine.nets:Generator",
+            "discriminator.architecture=mine.critic:Discriminator",
+        )
+        (package / "critic.py").unlink()
+        assert distgan.load_generator(tmp_path / "run", trust_code=["mine"])(torch.zeros(1, 8)).shape == (1, 1, 16, 16)
+    finally:
+        sys.path.remove(str(tmp_path / "site"))
+
+
+def test_changed_code_is_accepted_only_when_asked(tmp_path: Path, digits: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(PLUGINS / "lab", site / "lab")
+    sys.path.insert(0, str(site))
+    try:
+        config, log = write_recipe(tmp_path, digits), tmp_path / "log"
+        train(config, 1, "training.steps=1")
+        with open(site / "lab" / "losses.py", "a") as file:
+            file.write("# changed\n")
+        assert Job(1, ["train", config, "training.steps=2"], log=log).wait() == [2]
+        assert "package lab" in log.read_text()
+        assert "--accept code" in log.read_text()
+        train(config, 1, "training.steps=2", "--accept", "code")
+    finally:
+        sys.path.remove(str(site))
+
+
+def test_ranks_with_other_copies_are_refused(tmp_path: Path, digits: Path) -> None:
+    """As on a node whose package was not updated."""
+    copies = []
+    for rank in range(2):
+        shutil.copytree(PLUGINS / "lab", tmp_path / f"site{rank}" / "lab")
+        with open(tmp_path / f"site{rank}" / "lab" / "nets.py", "a") as file:
+            file.write(f"# copy {rank}\n")
+        copies.append(str(tmp_path / f"site{rank}"))
+    config, log = write_recipe(tmp_path, digits), tmp_path / "log"
+    command = (
+        "import os, runpy, sys; sys.path.insert(0, os.environ['SITES'].split(':')[int(os.environ['RANK'])]); "
+        "sys.argv[0] = 'distgan'; runpy.run_module('distgan', run_name='__main__')"
+    )
+    environment = {**os.environ, "SITES": ":".join(copies), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    with open(log, "w") as file:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", command, "train", config],
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=file, stderr=file,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        assert [process.wait(120) for process in ranks] == [2, 2]
+    assert "the code of the package lab" in log.read_text()
