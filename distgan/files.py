@@ -236,3 +236,17 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise UserError(f"{path}: larger than {limit} bytes, the limit for this file")
     return content
+
+
+def cache_folder(configured: str | None) -> Path:
+    """The node-local cache: as configured, else ``$DISTGAN_CACHE``, else ``~/.cache/distgan``.
+
+    Raises:
+        UserError: it lies in a home folder, and this user has none.
+    """
+    try:
+        return Path(configured or os.environ.get("DISTGAN_CACHE") or Path.home() / ".cache" / "distgan").expanduser()
+    except RuntimeError:
+        raise UserError(
+            "the cache folder lies in a home folder, and this user has none; set DISTGAN_CACHE to a writable folder"
+        ) from None

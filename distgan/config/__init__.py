@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from distgan.config.architectures import MinibatchDiscriminationConfig, MinibatchStddevConfig
 from distgan.config.data import DataConfig
-from distgan.config.loading import dump_config, flatten, json_schema, load_config, parse_config
+from distgan.config.evaluation import DetectorConfig, EvaluationConfig, MetricConfig
+from distgan.config.loading import dump_config, flatten, is_run_folder, json_schema, load_config, parse_config
 from distgan.config.objective import (
     AdversarialConfig,
     FeatureMatchingConfig,
@@ -21,7 +22,6 @@ from distgan.config.objective import (
     WeightClippingConfig,
     ZeroCenteredPenaltyConfig,
 )
-from distgan.config.paths import cache_folder, is_run_folder
 from distgan.config.players import (
     DiscriminatorConfig,
     EMAConfig,
@@ -34,7 +34,6 @@ from distgan.config.run import Config
 from distgan.config.training import (
     CheckpointConfig,
     EarlyStoppingConfig,
-    EvaluationConfig,
     ExtraCriticStepsConfig,
     MonitoringConfig,
     TrainingConfig,
@@ -45,6 +44,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DetectorConfig",
     "DiscriminatorConfig",
     "EMAConfig",
     "EarlyStoppingConfig",
@@ -57,6 +57,7 @@ __all__ = [
     "HistoricalAveragingConfig",
     "InstanceNoiseConfig",
     "LabelSmoothingConfig",
+    "MetricConfig",
     "MinibatchDiscriminationConfig",
     "MinibatchStddevConfig",
     "MonitoringConfig",
@@ -67,7 +68,6 @@ __all__ = [
     "TrainingConfig",
     "WeightClippingConfig",
     "ZeroCenteredPenaltyConfig",
-    "cache_folder",
     "dump_config",
     "flatten",
     "is_run_folder",

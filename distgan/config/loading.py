@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from distgan import extensions
 from distgan.config.error_messages import explain, types_of
-from distgan.config.paths import is_run_folder
 from distgan.config.run import Config
 from distgan.config.yaml_text import read_flow, read_recipe
 from distgan.errors import UserError
@@ -55,6 +54,11 @@ def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, sourc
 def _concerns(overridden: str, key: str, line: str) -> bool:
     """Return True if a line about a key is about what an override set: the key, a section of it, or an option in it."""
     return f"{key}.".startswith(f"{overridden}.") or line.startswith((f"{overridden}:", f"{overridden} "))
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return True if a run has written to the folder. A config.yaml alone can be a recipe of the user."""
+    return any((folder / name).exists() for name in ("status.json", "checkpoints"))
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -13,7 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from distgan import extensions
@@ -109,6 +117,11 @@ class NamedSection(Section):
         if isinstance(values, Mapping) and callable(values.get(cls.naming_key)):
             values = {**values, cls.naming_key: extensions.import_path(values[cls.naming_key])}
         return values
+
+    @model_serializer(mode="wrap")
+    def _write_a_name_alone_as_text(self, write: SerializerFunctionWrapHandler) -> Any:
+        values = write(self)
+        return values[self.naming_key] if values.keys() == {self.naming_key} else values
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:

@@ -8,19 +8,14 @@ from pydantic import AfterValidator, model_validator
 
 from distgan.config.architectures import GroupingOptions
 from distgan.config.data import DataConfig
+from distgan.config.evaluation import DEFAULT_METRIC, METRICS, EvaluationConfig, MetricConfig
 from distgan.config.fields import Section, Seed, folder
 from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
 from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
-from distgan.config.training import CheckpointConfig, EvaluationConfig, MetricName, MonitoringConfig, TrainingConfig
+from distgan.config.training import CheckpointConfig, MonitoringConfig, TrainingConfig
 from distgan.extensions import package_of
 
-METRICS: dict[str, list[MetricName]] = {
-    "images": ["fid", "inception_score", "kid", "classes"],
-    "text": ["ngram_js"],
-    "points": ["modes"],
-}
-"""Which metrics are for which kind of data; the first is the default."""
 MAX_STATISTICS_BATCH = 128
 """Moments of more samples hardly differ, and a device must hold their activations."""
 
@@ -79,9 +74,9 @@ class Config(Section):
         return sorted({package_of(section.technique) for section in named})
 
     @property
-    def metrics(self) -> list[MetricName]:
+    def metrics(self) -> list[MetricConfig]:
         """What evaluations measure: as configured, else what suits the kind of data."""
-        return self.evaluation.metrics or METRICS[self.data.kind][:1]
+        return self.evaluation.metrics or [MetricConfig(metric=DEFAULT_METRIC[self.data.kind])]
 
     @property
     def config_warnings(self) -> tuple[str, ...]:
@@ -140,10 +135,11 @@ class Config(Section):
                     f"for these choose {' or '.join(suited)}"
                 )
         for metric in self.metrics:
-            if metric not in METRICS[kind]:
+            if kind not in metric.facts.kinds:
+                suited = [name for name, built_in in METRICS.items() if kind in built_in.options.kinds]
                 raise ValueError(
-                    f"evaluation.metrics: {metric} does not measure {kind} (data.kind); "
-                    f"for these choose from {', '.join(METRICS[kind])}"
+                    f"evaluation.metrics: {metric.metric} does not measure {kind} (data.kind); "
+                    f"for these choose from {', '.join(suited)}"
                 )
         return self
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from distgan.config.fields import Batch, Count, CountOrZero, Real, Section
-
-MetricName = Literal["fid", "inception_score", "kid", "classes", "modes", "ngram_js"]
 
 
 class ExtraCriticStepsConfig(Section):
@@ -114,41 +112,3 @@ class MonitoringConfig(Section):
     """Number of samples in each sample grid."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
-
-
-class EvaluationConfig(Section):
-    """Metrics of the EMA generator."""
-
-    takes_effect_with: ClassVar = {"inception_weights": ("detector", ("inception",))}
-
-    every: CountOrZero = 0
-    """Steps between evaluations; 0 evaluates only by `distgan evaluate`."""
-    num_samples: Annotated[Count, Field(le=2**24)] = 10_000
-    """Number of generated samples per evaluation."""
-    batch_size: Batch = 64
-    """Number of samples per forward pass on one rank."""
-    metrics: Annotated[list[MetricName], Field(min_length=1)] | None = None
-    """Metrics to compute; the first one decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
-    `modes` for points. Images also have `inception_score` and `kid`, and `classes` with the classifier: the number of
-    classes with at least a tenth of their share in the data."""
-    detector: Literal["classifier", "inception"] = "classifier"
-    """Feature extractor of the metrics: a classifier trained on the labeled shards, or the Inception-v3 of 2015."""
-    inception_weights: str | None = None
-    """Path of torch-fidelity's pt_inception-2015-12-05 weights; null downloads them."""
-    held_out: str | None = None
-    """Folder of text shards that are not trained on, for `ngram_js`. null: `held-out` beside the training shards, where
-    `pack --held-out` puts it."""
-    cache_dir: str | None = None
-    """Folder that keeps statistics of real samples and detectors. null: `$DISTGAN_CACHE`, or `~/.cache/distgan`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> EvaluationConfig:
-        metrics = self.metrics or []
-        twice = [name for name in metrics if metrics.count(name) > 1]
-        if twice:
-            raise ValueError(f"metrics: {twice[0]} is named twice")
-        if "classes" in metrics and self.detector != "classifier":
-            raise ValueError(
-                "metrics: classes needs the classes of the data, which only evaluation.detector=classifier tells apart"
-            )
-        return self

@@ -84,7 +84,7 @@ def detector(config: Config) -> Finding:
     settings = config.evaluation
     if not settings.every:
         return Finding("ok", "detector", "not needed while training: evaluation.every is 0")
-    if settings.detector == "classifier":
+    if settings.detector.detector == "classifier":
         return Finding("ok", "detector", "classifier; the first evaluation trains it on the shards")
     if not is_installed("torch_fidelity"):
         text = "evaluation.detector = inception: torch-fidelity is not installed; pip install torch-fidelity"

@@ -7,10 +7,10 @@ import socket
 import time
 from pathlib import Path
 
-from distgan.config import Config, cache_folder
+from distgan.config import Config
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
-from distgan.files import explained, reason, try_lock
+from distgan.files import cache_folder, explained, reason, try_lock
 
 _PATIENCE_SECONDS = 10.0
 _LATE_SECONDS = 1.0

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from distgan.config import Config
-
-WITH_DETECTOR = frozenset({"fid", "inception_score", "kid", "classes"})
-"""Metrics of detector outputs; the names of their values include the detector."""
-_CHIEF = {"ngram_js": "[4]"}
-"""Suffix of the main value, by metric, where it has one."""
-HIGHER_IS_BETTER = frozenset({"inception_score", "classes", "modes"})
+from distgan.config import Config, MetricConfig
 
 
 class Criterion(NamedTuple):
@@ -26,14 +20,23 @@ class Criterion(NamedTuple):
 
 def criterion(config: Config) -> Criterion:
     """Return the value that decides the best checkpoint: that of the run's first metric."""
-    return Criterion(value_name(config.metrics[0], config), config.metrics[0] in HIGHER_IS_BETTER)
+    first = config.metrics[0]
+    return Criterion(value_name(first, config), bool(first.facts.higher_is_better))
 
 
-def value_name(metric: str, config: Config, suffix: str | None = None) -> str:
+def needs_detector(config: Config) -> bool:
+    """Return True if a metric of the run takes the features or logits of a detector."""
+    return any(metric.facts.takes != "samples" for metric in config.metrics)
+
+
+def value_name(metric: MetricConfig | str, config: Config, suffix: str | None = None) -> str:
     """Return the name of a metric's value, such as `fid[classifier]`, `modes` or `ngram_js[4]`.
 
     Args:
         suffix: selects a value of the metric; None is the main one.
     """
-    suffix = _CHIEF.get(metric, "") if suffix is None else suffix
-    return f"{metric}{suffix}[{config.evaluation.detector}]" if metric in WITH_DETECTOR else metric + suffix
+    if isinstance(metric, str):
+        metric = MetricConfig(metric=metric)
+    facts = metric.facts
+    name = metric.label + (facts.main_value if suffix is None else suffix)
+    return name if facts.takes == "samples" else f"{name}[{config.evaluation.detector.label}]"

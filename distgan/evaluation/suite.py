@@ -17,8 +17,8 @@ from distgan.config import Config
 from distgan.data.index.table import Index
 from distgan.distributed.control import Asked, never
 from distgan.errors import within_memory
-from distgan.evaluation.detectors.features import load_configured_detector
-from distgan.evaluation.names import WITH_DETECTOR, value_name
+from distgan.evaluation.detectors.configured import load_configured_detector
+from distgan.evaluation.names import needs_detector, value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.real_statistics import extract_features, real_statistics
 from distgan.evaluation.samples import fill, rank_batches
@@ -49,12 +49,12 @@ class Evaluator:
         """
         self.config, self.runtime, self._asked = config, runtime, asked
         self.detector = None
-        if WITH_DETECTOR & set(config.metrics):
+        if needs_detector(config):
             self.detector = load_configured_detector(config.evaluation, config.data, index, runtime, asked)
         setting = MetricContext(config, index, runtime, self.detector)
         self.reals = real_statistics(make_collectors(setting), self.detector, config, index, runtime, asked)
         with runtime.raise_on_all_ranks():
-            self._measures = {name: make_measure(name, setting, self.reals.get(name)) for name in config.metrics}
+            self._measures = [(metric, make_measure(metric, setting, self.reals)) for metric in config.metrics]
 
     def __call__(self, generate: Generate) -> dict[str, float]:
         """Return the metric values by name, the same on every rank, such as `{"fid[classifier]": 12.3}`.
@@ -74,24 +74,24 @@ class Evaluator:
                 check()
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)
                 seen = extract_features(self.detector, numbers, samples, torch.full_like(numbers, -1))
-                for measure in self._measures.values():
+                for _, measure in self._measures:
                     measure.metric.update(*measure.take(seen))
         values: dict[str, float] = {}
         with ExitStack() as synchronized:
-            for measure in self._measures.values():
+            for _, measure in self._measures:
                 synchronized.enter_context(measure.metric.sync_context(dist_sync_fn=measure.metric.dist_sync_fn))
             # On one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
             with runtime.raise_on_all_ranks():
                 if runtime.is_main:
-                    for name, measure in self._measures.items():
+                    for metric, measure in self._measures:
                         for suffix, value in measure.values(measure.metric.compute()).items():
-                            values[value_name(name, self.config, suffix)] = value
+                            values[value_name(metric, self.config, suffix)] = value
         self._forget()
         found: dict[str, float] = runtime.broadcast_object(values)
         return found
 
     def _forget(self) -> None:
-        for measure in self._measures.values():
+        for _, measure in self._measures:
             measure.metric.reset()
 
 

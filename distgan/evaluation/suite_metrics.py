@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from distgan.config import Config
+from distgan.config import Config, MetricConfig
 from distgan.data.index.table import Index
 from distgan.data.order import permute
 from distgan.errors import UserError
@@ -69,17 +69,54 @@ class SuiteMetric(NamedTuple):
 
 def make_collectors(setting: MetricContext) -> dict[str, Collector]:
     """Make the collectors, by metric, of the metrics that need statistics of the real samples."""
-    return {name: COLLECTORS[name](setting) for name in setting.config.metrics if name in COLLECTORS}
+    made: dict[str, Collector] = {}
+    for metric in setting.config.metrics:
+        if metric.metric in COLLECTORS:
+            made[metric.metric] = COLLECTORS[metric.metric](setting)
+        elif not metric.is_built_in and hasattr(metric.load(), "set_reals"):
+            made[metric.metric] = _pool(setting, metric.facts.takes)
+    return made
 
 
-def make_measure(name: str, setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
-    """Make the metric of that name from its collector's entry.
+def make_measure(
+    metric: MetricConfig, setting: MetricContext, reals: Mapping[str, statistics_cache.Entry]
+) -> SuiteMetric:
+    """Make a metric from its collector's entry.
 
-    Raises UserError if there are too few samples.
+    Raises:
+        UserError: there are too few samples, or a user's class is no `torchmetrics.Metric`.
     """
-    measure = MEASURES[name](setting, reals)
+    entry = reals.get(metric.metric)
+    measure = metric.build(setting, entry) if metric.is_built_in else _users(metric, entry)
+    assert isinstance(measure, SuiteMetric)
     measure.metric.to(setting.runtime.device)
     return measure
+
+
+def _users(config: MetricConfig, reals: statistics_cache.Entry | None) -> SuiteMetric:
+    """Make a metric of the user's: `update` takes what its attribute `takes` says, `compute` returns one or more."""
+    metric = config.build()
+    if not isinstance(metric, Metric):
+        raise UserError(
+            f"evaluation.metrics: {config.metric} returned {type(metric).__name__}, expected a torchmetrics.Metric"
+        )
+    metric.sync_on_compute = metric._to_sync = False  # the suite synchronizes
+    if reals is not None:
+        set_reals: Any = metric.set_reals
+        set_reals(reals.tensors["rows"])
+    takes = config.facts.takes
+
+    def values(result: Any) -> dict[str, float]:
+        named = {f"_{name}": value for name, value in result.items()} if isinstance(result, dict) else {"": result}
+        try:
+            return {suffix: float(value) for suffix, value in named.items()}
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(
+                f"evaluation.metrics: {config.metric}: compute returned {type(result).__name__}, expected a number or "
+                "a dict of numbers"
+            ) from None
+
+    return SuiteMetric(metric, lambda seen: (getattr(seen, takes),), values)
 
 
 class _Moments:
@@ -102,7 +139,7 @@ class _Moments:
         )
 
 
-def _fid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
+def fid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert setting.detector is not None
     assert reals is not None
     samples, generated = int(reals.facts["samples"]), setting.config.evaluation.num_samples
@@ -118,7 +155,7 @@ def _fid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteM
     return SuiteMetric(metric, lambda seen: (seen.features,), lambda distance: {"": float(distance)})
 
 
-def _inception_score(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteMetric:
+def inception_score(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteMetric:
     assert setting.detector is not None
     metric = InceptionScoreOfLogits(
         setting.detector.num_logits, setting.config.evaluation.num_samples, sync_on_compute=False
@@ -147,15 +184,15 @@ class _Pool:
         return statistics_cache.Entry({"rows": rows}, {"samples": len(rows)})
 
 
-def _features(setting: MetricContext) -> _Pool:
-    return _Pool(setting, "real-features", lambda seen: seen.features)
+def _pool(setting: MetricContext, takes: str) -> _Pool:
+    return _Pool(setting, f"real-{takes}", lambda seen: getattr(seen, takes))
 
 
 def _lines(setting: MetricContext) -> _Pool:
     return _Pool(setting, "real-lines", lambda seen: seen.samples.int())
 
 
-def _kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
+def kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     features, generated = reals.tensors["rows"], setting.config.evaluation.num_samples
     size = subset_size(generated, len(features), SUBSET_SIZE)
@@ -177,7 +214,7 @@ def _kid(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteM
     return SuiteMetric(metric, lambda seen: (seen.features, seen.numbers), _mean_and_deviation)
 
 
-def _classes(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteMetric:
+def classes(setting: MetricContext, _: statistics_cache.Entry | None) -> SuiteMetric:
     labels = torch.from_numpy(setting.index.labels.astype(np.int64))
     metric = ClassSpread(torch.bincount(labels, minlength=setting.index.num_classes), sync_on_compute=False)
 
@@ -213,7 +250,7 @@ class _Mixture:
             return statistics_cache.Entry(self._moments.compute()._asdict(), {"samples": count})
 
 
-def _modes(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
+def modes(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     metric = ModeCoverage(Modes(**reals.tensors), sync_on_compute=False)
 
@@ -223,7 +260,7 @@ def _modes(setting: MetricContext, reals: statistics_cache.Entry | None) -> Suit
     return SuiteMetric(metric, lambda seen: (seen.samples,), values)
 
 
-def _ngram_js(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
+def ngram_js(setting: MetricContext, reals: statistics_cache.Entry | None) -> SuiteMetric:
     assert reals is not None
     index, held_out = held_out_index(setting.config, setting.index), torch.empty(0)
     baseline = torch.zeros(len(ORDERS))
@@ -249,15 +286,7 @@ def _mean_and_deviation(result: Any) -> dict[str, float]:
 
 COLLECTORS: dict[str, Callable[[MetricContext], Collector]] = {
     "fid": _Moments,
-    "kid": _features,
+    "kid": lambda setting: _pool(setting, "features"),
     "modes": _Mixture,
     "ngram_js": _lines,
-}
-MEASURES: dict[str, Callable[[MetricContext, statistics_cache.Entry | None], SuiteMetric]] = {
-    "fid": _fid,
-    "inception_score": _inception_score,
-    "kid": _kid,
-    "classes": _classes,
-    "modes": _modes,
-    "ngram_js": _ngram_js,
 }

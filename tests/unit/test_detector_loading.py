@@ -20,7 +20,8 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors import classifier
-from distgan.evaluation.detectors.features import evaluation_folder, load_configured_detector
+from distgan.evaluation.detectors.configured import load_configured_detector
+from distgan.evaluation.detectors.features import evaluation_folder
 from distgan.metrics import load_detector
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 from tests.shards import refusal

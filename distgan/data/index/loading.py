@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.config import cache_folder
 from distgan.data.index.checks import find_problem
 from distgan.data.index.file import INDEX_NAME, SUFFIX, read_file
 from distgan.data.index.table import ARRAYS, EXTENSIONS, Index, Shard, concatenate, kind_of
 from distgan.data.storage import filesystem, locations, patterns
 from distgan.errors import UserError
-from distgan.files import reason
+from distgan.files import cache_folder, reason
 
 _MAX_FILE_BYTES = 64 << 30
 

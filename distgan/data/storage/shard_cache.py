@@ -23,10 +23,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from distgan.config import DataConfig, cache_folder
+from distgan.config import DataConfig
 from distgan.data.index.table import Shard
 from distgan.data.storage import filesystem
-from distgan.files import DiskError, disk_errors, locked
+from distgan.files import DiskError, cache_folder, disk_errors, locked
 
 _POLL_SECONDS = 0.02
 _WAIT_SECONDS = 300.0

@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distgan.config import DataConfig, EvaluationConfig, cache_folder
-from distgan.data.index.table import Index
-from distgan.distributed.control import Asked, never
+from distgan.config import EvaluationConfig
 from distgan.errors import UserError
-from distgan.evaluation.detectors import classifier
 from distgan.evaluation.precision import plain_float32
-from distgan.packages import missing_package
+from distgan.files import cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from distgan.distributed.runtime import Runtime
 
 
 class Features(NamedTuple):
@@ -88,32 +83,6 @@ class Detector(nn.Module):
                 f"expected {self.dimension} and {self.num_logits}; pass image_shape={shape} to load_detector"
             )
         return found
-
-
-def load_configured_detector(
-    config: EvaluationConfig, data: DataConfig, index: Index, runtime: Runtime, asked: Asked = never
-) -> Detector:
-    """Load the configured detector, with the same weights on every rank. Collective: call on every rank.
-
-    Raises:
-        UserError: the classifier has no labels to train on, or Inception's package or weights are missing or damaged.
-        Interrupted: a rank was asked to stop during the classifier's training.
-    """
-    folder = evaluation_folder(config)
-    network: nn.Module
-    if config.detector == "inception":
-        try:
-            from distgan.evaluation.detectors import inception
-        except ImportError:
-            raise missing_package(
-                "evaluation.detector = inception", "torch-fidelity", "set evaluation.detector=classifier"
-            ) from None
-        network, hash = inception.load_inception(config.inception_weights, folder, runtime)
-        dimension, num_logits = inception.DIMENSION, inception.NUM_LOGITS
-    else:
-        network, hash = classifier.load_classifier(data, index, folder, runtime, asked)
-        dimension, num_logits = classifier.DIMENSION, index.num_classes
-    return Detector(config.detector, dimension, num_logits, hash, network).to(runtime.device)
 
 
 def evaluation_folder(config: EvaluationConfig) -> Path:

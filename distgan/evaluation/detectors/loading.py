@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distgan.config import cache_folder
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors.classifier import DIMENSION, read_classifier
 from distgan.evaluation.detectors.features import Detector
 from distgan.evaluation.precision import plain_float32
-from distgan.files import reason
+from distgan.files import cache_folder, reason
 from distgan.packages import missing_package
 
 
