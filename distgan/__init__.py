@@ -13,17 +13,36 @@ from typing import TYPE_CHECKING, Any
 from distgan.version import __version__
 
 if TYPE_CHECKING:
-    from distgan.config import load_config
+    from distgan.config import Config, load_config
+    from distgan.extensions import allow
     from distgan.inference.evaluate import evaluate
     from distgan.inference.export import load_generator
+    from distgan.inference.sample import sample
     from distgan.training.loop import train
+    from distgan.training.result import Callbacks, RunResult
 
-__all__ = ["__version__", "evaluate", "load_config", "load_generator", "train"]
+__all__ = [
+    "Callbacks",
+    "Config",
+    "RunResult",
+    "__version__",
+    "allow",
+    "evaluate",
+    "load_config",
+    "load_generator",
+    "sample",
+    "train",
+]
 
 _HOMES = {
+    "Callbacks": "distgan.training.result",
+    "Config": "distgan.config",
+    "RunResult": "distgan.training.result",
+    "allow": "distgan.extensions",
     "evaluate": "distgan.inference.evaluate",
     "load_config": "distgan.config",
     "load_generator": "distgan.inference.export",
+    "sample": "distgan.inference.sample",
     "train": "distgan.training.loop",
 }
 

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ def package_of(path: str) -> str:
     return path.partition(":")[0].partition(".")[0]
 
 
-def allow(packages: Iterable[str]) -> None:
+def allow(*packages: str) -> None:
     """Trust packages, and everything in them, for the rest of the process.
 
     Raises:
@@ -81,8 +81,8 @@ def load(path: str) -> Callable[..., Any]:
     if not is_allowed(path):
         package = package_of(path)
         raise UserError(
-            f"{path}: code of the package {package}, which was not run, because anyone may have written the "
-            f"file that names it; if you trust the package, add --allow {package} (in Python: trust_code=[{package!r}])"
+            f"{path}: code of the package {package}, which was not run, because anyone may have written the file that "
+            f"names it; if you trust the package, add --allow {package}, or call distgan.allow({package!r})"
         )
     try:
         found: Any = importlib.import_module(module)

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exits with 0, with 2 for a mistake of the user's, with 1 for anything else."""
     options = parse(arguments)
     try:
-        allow(getattr(options, "allow", ()))
+        allow(*getattr(options, "allow", ()))
         COMMANDS[options.command](options)
     except OutputError as error:
         discard_output()

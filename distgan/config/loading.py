@@ -31,7 +31,7 @@ def load_config(
     Raises:
         UserError: one line naming the file and key, what was found and what is accepted.
     """
-    extensions.allow(trust_code)
+    extensions.allow(*trust_code)
     of_a_run = os.path.basename(path) == "config.yaml" and is_run_folder(Path(path).parent)
     with extensions.trusting(not of_a_run):
         return parse_config(read_recipe(path), overrides, source=str(path))

@@ -114,7 +114,7 @@ def load_generator(
         UserError: a file is missing, damaged or of another kind, or it names code that is not trusted; the message
             names it.
     """
-    extensions.allow(trust_code)
+    extensions.allow(*trust_code)
     if not os.fspath(path):
         raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
     folder = Path(path)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,7 @@ from distgan.schedule import discriminator_updates, ema_decay, learning_rate
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
+from distgan.training.result import Callbacks, RunResult
 from distgan.training.resume import open_writer, resume_run
 from distgan.training.setup import assemble, batch_memory, check_ranks_agree, log_warnings, validate_run
 from distgan.training.state import TrainingState
@@ -32,7 +34,9 @@ from distgan.training.state import TrainingState
 logger = logging.getLogger("distgan")
 
 
-def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -> str:
+def train(
+    config: Config, *, resume: str = "auto", accept: Iterable[str] = (), callbacks: Callbacks | None = None
+) -> RunResult:
     """Train a run to its last step or until a stop request. Collective: call on every rank.
 
     In your own program under a launcher, call `torch.distributed.destroy_process_group()` after the last `train` or
@@ -42,12 +46,14 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         resume: `auto` continues from the newest valid checkpoint of the run folder, if there is one. `never` moves the
             content of the run folder aside and starts at step 0. Any other value is the path of a checkpoint or run.
         accept: accepted differences from the checkpoint, from `contents.ACCEPTABLE`.
+        callbacks: functions to call between steps.
 
     Returns:
-        `finished` or `preempted`, as in status.json of the run folder.
+        The outcome, `finished` or `preempted`, as in status.json of the run folder, with what the run left.
 
     Raises:
         UserError: the config, data, checkpoint, run folder or launch is wrong; the message gives the fix.
+        RuntimeError: a callback failed.
     """
     if not resume:
         raise UserError("--resume: empty; expected auto, never, or the path of a checkpoint or run", everywhere=True)
@@ -85,9 +91,11 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 evaluations = Evaluations(state, feed.latents, runtime, stop)
                 monitor = held.enter_context(closing(Monitor(state, feed, evaluations, writer, runtime)))
-            result = run(state, feed, monitor, writer, runtime, stop)
-        outcome(result, state.progress.step, stop.reason if result == "preempted" else early_stop_reason(state))
-        return result
+            result = run(state, feed, monitor, writer, runtime, stop, callbacks or Callbacks())
+        reason = stop.reason if result == "preempted" else early_stop_reason(state)
+        outcome(result, state.progress.step, reason)
+        progress, packages = state.progress, tuple(config.packages)
+        return RunResult(result, progress.step, reason, progress.best, Path(config.run_dir), packages)
 
 
 def run(
@@ -97,13 +105,17 @@ def run(
     writer: CheckpointWriter | None,
     runtime: Runtime,
     stop: StopRequest,
+    callbacks: Callbacks,
 ) -> Result:
     """Run the remaining steps. Return `preempted` if a stop request ended the run early, else `finished`."""
     config, progress = state.config, state.progress
     report = monitor.before_first_step()
     stopping = report.evaluation_left
+    if report.metrics:
+        callbacks.call("on_evaluation", progress.step, report.metrics)
     if stopping or report.is_best:
         save(state, feed, writer, runtime, last=stopping, is_best=report.is_best)
+        callbacks.call("on_checkpoint", progress.step)
     flags = runtime.exchange([False, False])
     while not (stopping or is_done(state)):
         train_step(state, feed, runtime, before_change=writer.copied if writer is not None else None)
@@ -117,11 +129,15 @@ def run(
             feed.share_failures()
         if progress.step % config.monitoring.every == 0:
             check_skipped_updates(state, writer, runtime)
+        callbacks.call("on_step", progress.step)
         report = monitor.after_step(evaluate=not stopping)
+        if report.metrics:
+            callbacks.call("on_evaluation", progress.step, report.metrics)
         stopping = stopping or report.evaluation_left
         last = stopping or is_done(state)
         if last or report.is_best or progress.step % config.checkpoint.every == 0:
             save(state, feed, writer, runtime, last=last, is_best=report.is_best)
+            callbacks.call("on_checkpoint", progress.step)
     flags.result()
     return "finished" if is_done(state) and not report.evaluation_left else "preempted"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class StepReport(NamedTuple):
     """True if the EMA generator was evaluated and is the best so far."""
     evaluation_left: bool = False
     """True if a stop request left a due evaluation to the next start."""
+    metrics: Mapping[str, float] = {}
+    """Values of the evaluation, if there was one."""
 
 
 class Monitor:
@@ -88,7 +91,7 @@ class Monitor:
         evaluation = self.evaluations.measure()
         self._write(evaluation.metrics)
         self._start_interval()
-        return StepReport(evaluation.is_best, evaluation.interrupted)
+        return StepReport(evaluation.is_best, evaluation.interrupted, evaluation.metrics)
 
     def after_step(self, *, evaluate: bool = True) -> StepReport:
         """Record what is due after a step. Collective: call on every rank.
@@ -116,7 +119,7 @@ class Monitor:
         if due and evaluate:
             evaluation = self.evaluations.measure()
             row |= evaluation.metrics
-            report = StepReport(evaluation.is_best, evaluation.interrupted)
+            report = StepReport(evaluation.is_best, evaluation.interrupted, evaluation.metrics)
         if pictured and self.runtime.is_main:
             self._draw_samples()
         self._write(row)

@@ -27,7 +27,7 @@ def test_micro_batches_are_drawn_while_they_are_trained_on(
 
     monkeypatch.setattr(Player, "update", watched)
     config = recipe(tmp_path, digits, training={"steps": 1, "critic_steps": 1, "gradient_accumulation_steps": 4})
-    assert loop.train(load_config(config)) == "finished"
+    assert loop.train(load_config(config)).outcome == "finished"
     assert given == [("discriminator", True), ("generator", True)]
 
 
@@ -43,7 +43,7 @@ def test_tf32_is_asked_for_and_said_to_be_absent_from_a_cpu(
 
     monkeypatch.setattr(loop, "Runtime", runtime)
     config = recipe(tmp_path, digits, training={"steps": 1, "mixed_precision": precision})
-    assert loop.train(load_config(config)) == "finished"
+    assert loop.train(load_config(config)).outcome == "finished"
     assert asked == [precision == "tf32"]
     if Runtime().device.type != "cuda":
         assert ("training.mixed_precision = tf32" in caplog.text) == (precision == "tf32")
