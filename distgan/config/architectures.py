@@ -39,6 +39,8 @@ class NetworkOptions(Section):
 
     kinds: ClassVar[Collection[str]] = ("images", "text", "points")
     """Kinds of data that it is for."""
+    power_of_two: ClassVar[bool] = False
+    """Its images have a power of two of pixels per side."""
     grows: ClassVar[bool] = False
     """It grows with the stream position; see `networks.progressive.GrowingNetwork`."""
     compares_batch: ClassVar[bool] = False
@@ -132,6 +134,7 @@ class DCGANOptions(NormalizedOptions):
     """Strided convolutions (Radford et al. 2016), for images of 16 to 256 pixels."""
 
     kinds = ("images",)
+    power_of_two = True
 
     width: Size = 64
     """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`."""
@@ -147,6 +150,7 @@ class ResNetOptions(NormalizedOptions):
     """Residual networks of WGAN-GP and SNGAN, for images of 32 to 256 pixels."""
 
     kinds = ("images",)
+    power_of_two = True
 
     width: Size = 64
     """Channels throughout at 32 pixels (128 in WGAN-GP, 256 and 128 in SNGAN). Larger images multiply it by SNGAN's
@@ -166,6 +170,7 @@ class ProgressiveOptions(NetworkOptions):
     """Growing networks with an equalized learning rate (Karras et al. 2018)."""
 
     kinds = ("images",)
+    power_of_two = True
     grows = True
 
     width: Size = 64
@@ -184,6 +189,7 @@ class R3GANOptions(NetworkOptions):
     """Residual networks of R3GAN (Huang et al. 2024), for images of 8 pixels and more."""
 
     kinds = ("images",)
+    power_of_two = True
 
     width: Size = 64
     """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`. Both

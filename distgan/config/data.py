@@ -27,8 +27,8 @@ class DataConfig(Section):
     path: str | list[str]
     """Shards: a folder, a glob, a brace expansion, a URL that fsspec understands, or a list of these."""
     resolution: Annotated[CountOrZero, Field(le=2**16)] = 0
-    """Height and width of the images in pixels, a power of two from 4 up. Images are cropped to their central square
-    and resized to it. Required for images."""
+    """Height and width of the images in pixels, from 4 up; a power of two for distgan's networks. Images are cropped to
+    their central square and resized to it. Required for images."""
     channels: Annotated[Literal[1, 3], BeforeValidator(number)] = 3
     """Channels of the images: 1 for grayscale, 3 for RGB. Other images are converted."""
     background: Color = "white"
@@ -69,6 +69,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
-            raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
+        if self.kind == "images" and self.resolution < 4:
+            found = f"{self.resolution} is below 4 pixels" if self.resolution else "missing; images need it"
+            raise ValueError(f"resolution: {found}")
         return self

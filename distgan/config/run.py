@@ -134,6 +134,11 @@ class Config(Section):
                     f"{role}.architecture: {network.architecture} does not make {kind} (data.kind); "
                     f"for these choose {' or '.join(suited)}"
                 )
+            side = self.data.resolution
+            if kind == "images" and network.facts.power_of_two and side & (side - 1):
+                raise ValueError(
+                    f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
+                )
         for metric in self.metrics:
             if kind not in metric.facts.kinds:
                 suited = [name for name, built_in in METRICS.items() if kind in built_in.options.kinds]

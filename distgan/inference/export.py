@@ -76,8 +76,10 @@ class _Description(BaseModel):
                 raise ValueError(f"kind: {self.kind} needs {' and '.join(_SIZES[self.kind])}, and no other size")
         if self.kind not in self.generator.facts.kinds:
             raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
-        if self.kind == "images" and (self.resolution < 4 or self.resolution & (self.resolution - 1)):
-            raise ValueError(f"resolution: {self.resolution} is not a power of two from 4 up")
+        if self.kind == "images" and self.resolution < 4:
+            raise ValueError(f"resolution: {self.resolution} is below 4 pixels")
+        if self.generator.facts.power_of_two and self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution: {self.resolution} is not a power of two")
         if self.generator.facts.has_reference and self.generator.facts.reference_samples is None:
             raise ValueError(
                 "generator.reference_size: found null, expected the size of virtual batch norm's reference"

@@ -70,4 +70,11 @@ def test_its_facts_are_those_that_are_read() -> None:
     read = {fact for base in (NetworkOptions, LossOptions, TermOptions, MetricOptions) for fact in base.__class_vars__}
     assert named <= read
     # What only built-in techniques have a use for is left out.
-    assert read - named == {"takes_effect_with", "grows", "log_odds", "estimates_wasserstein", "main_value"}
+    assert read - named == {
+        "takes_effect_with",
+        "grows",
+        "power_of_two",
+        "log_odds",
+        "estimates_wasserstein",
+        "main_value",
+    }

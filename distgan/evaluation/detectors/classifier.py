@@ -54,8 +54,8 @@ _THREADS = 1
 class Classifier(nn.Module):
     """uint8 images (n, C, R, R) -> features (n, 64) and logits (n, num_classes), float32.
 
-    Images larger than 64 pixels are averaged down to 64. Strided convolutions halve them to 4x4. A 4x4 convolution
-    then computes the features, which are linear in the last hidden layer.
+    Images larger than 64 pixels are averaged down to 64. Strided convolutions halve them to 4x4 (up to 7x7
+    for other sizes than powers of two). A convolution of that size computes the features, which are linear in the last hidden layer.
     """
 
     def __init__(self, resolution: int, channels: int, num_classes: int) -> None:
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         size, width = resolution // self.shrink, channels
         for hidden in (32, 64, 128, 128)[: int(math.log2(size)) - 2]:
             layers += [nn.Conv2d(width, hidden, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU()]
-            size, width = size // 2, hidden
+            size, width = (size + 1) // 2, hidden
         self.body = nn.Sequential(*layers, nn.Conv2d(width, DIMENSION, size))
         self.head = nn.Linear(DIMENSION, num_classes)
 
@@ -139,7 +139,7 @@ def read_classifier(path: Path) -> Cached:
         raise UserError(f"{path}: found no resolution, channels and num_classes in the file's metadata; {again}")
     resolution, channels, num_classes = (facts[name] for name in ("resolution", "channels", "num_classes"))
     try:
-        if not (isinstance(resolution, int) and 4 <= resolution <= 1 << 16 and resolution.bit_count() == 1):
+        if not (isinstance(resolution, int) and 4 <= resolution <= 1 << 16):
             raise ValueError(f"resolution {resolution}")
         # Compared before the network is built, so that no metadata can ask for more memory than the file has.
         shapes = tensors["body.0.weight"].shape[1], *tensors["head.weight"].shape
