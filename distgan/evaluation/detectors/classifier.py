@@ -54,8 +54,8 @@ _THREADS = 1
 class Classifier(nn.Module):
     """uint8 images (n, C, R, R) -> features (n, 64) and logits (n, num_classes), float32.
 
-    Images larger than 64 pixels are averaged down to 64. Strided convolutions halve them to 4x4 (up to 7x7
-    for other sizes than powers of two). A convolution of that size computes the features, which are linear in the last hidden layer.
+    Images larger than 64 pixels are averaged down to 64. Strided convolutions halve them to 4x4, or up to 7x7 if the
+    size is no power of two. A convolution of that size computes the features, linear in the last hidden layer.
     """
 
     def __init__(self, resolution: int, channels: int, num_classes: int) -> None:
