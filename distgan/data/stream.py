@@ -79,7 +79,7 @@ class SampleDataset(Dataset[Decoded]):
             self._reader.close()
 
 
-def open_stream(
+def open_rank_stream(
     config: DataConfig,
     seed: int,
     index: Index,
@@ -160,7 +160,7 @@ class _Requested(NamedTuple):
 
 
 class Stream(Iterator[Batch]):
-    """An open stream of batches, created by `open_stream`. Close it to end its data loader workers."""
+    """An open stream of batches, created by `open_rank_stream`. Close it to end its data loader workers."""
 
     def __init__(
         self,

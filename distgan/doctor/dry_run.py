@@ -10,7 +10,7 @@ from pathlib import Path
 from distgan.config import Config, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
@@ -51,7 +51,7 @@ def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Find
     failures, count, mistake = [], 0, None
     seconds = 1.0
     try:
-        stream = open_stream(
+        stream = open_rank_stream(
             config.data, config.seed, found, start=0, micro_batch=config.micro_batch,
             rank=runtime.rank, world_size=runtime.world_size,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from distgan import randomness, schedule
 from distgan.data.reader import Batch
 from distgan.data.replacements import Failure, check_failure_rate
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.inference.generation import dequantize, to_network
 from distgan.networks.progressive import fade_reals, shrink
@@ -49,7 +49,7 @@ class Feed:
             role: LatentPrefetcher(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
             for role, distance in apart.items()
         }
-        self._stream = open_stream(
+        self._stream = open_rank_stream(
             self.config.data,
             self.config.seed,
             self.state.index,

@@ -18,7 +18,7 @@ from distgan import schedule
 from distgan.cli import main
 from distgan.config import load_config
 from distgan.data.index.loading import load_index
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference.export import export, load_generator
@@ -155,7 +155,9 @@ def boxes(images: np.ndarray[Any, Any], factor: int) -> np.ndarray[Any, Any]:
 def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digits: Path) -> None:
     """From the middle of a fade over the step where the batch size changes, against the images as they were read."""
     config, index = load_config(make_recipe(tmp_path, digits)), load_index(str(digits))
-    with closing(open_stream(config.data, config.seed, index, start=0, micro_batch=352, rank=0, world_size=1)) as whole:
+    with closing(
+        open_rank_stream(config.data, config.seed, index, start=0, micro_batch=352, rank=0, world_size=1)
+    ) as whole:
         pixels = next(whole).data.numpy() / 127.5 - 1
     runtime = Runtime()
     state = assemble(config, index, runtime)

@@ -120,12 +120,12 @@ def test_training_goes_on_when_checkpoints_cannot_be_written(tmp_path: Path, dig
 
 def batches(config_path: str, workers: int, steps: int) -> list[tuple[list[int], list[int]]]:
     """Positions and pixel sums of what this rank reads."""
-    from distgan.data.stream import open_stream
+    from distgan.data.stream import open_rank_stream
     from distgan.distributed.runtime import Runtime
 
     config = load_config(config_path, [f"data.num_workers={workers}"])
     runtime = Runtime()
-    stream = open_stream(
+    stream = open_rank_stream(
         config.data, config.seed, load_index(config.data.path), start=32, micro_batch=16,
         rank=runtime.rank, world_size=runtime.world_size,
     )  # fmt: skip

@@ -29,7 +29,7 @@ from distgan.data.reader import read_samples
 from distgan.data.storage import filesystem
 from distgan.data.storage.prefetch import Prefetcher, check_capacity
 from distgan.data.storage.shard_cache import ShardCache
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 from distgan.errors import UserError
 from tests.servers import RangeServer, free_port, range_server, s3_server, wait_for
 from tests.shards import numbered_index, numbers_of, write_numbered, write_tar
@@ -162,7 +162,7 @@ def test_a_store_that_falls_silent_is_not_waited_for_for_ever(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_remote_stream_is_the_local_one(index: Index, server: RangeServer, order: str, workers: int) -> None:
     def images(source: Index) -> list[bytes]:
-        stream = open_stream(config(order=order, num_workers=workers), 0, source, start=0, micro_batch=10)
+        stream = open_rank_stream(config(order=order, num_workers=workers), 0, source, start=0, micro_batch=10)
         try:
             return [next(stream).data.numpy().tobytes() for _ in range(20)]
         finally:
@@ -231,9 +231,10 @@ def test_a_download_does_not_hold_up_a_process_that_leaves(index: Index, server:
 import time
 from distgan.config import DataConfig
 from distgan.data.index.loading import load_index
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 config = DataConfig(path="unused", resolution=8, num_workers=0, cache_dir={str(tmp_path / "slow")!r})
-stream = open_stream(config, 0, load_index({str(server.folder)!r}.replace("served", "named")), start=0, micro_batch=4)
+index = load_index({str(server.folder)!r}.replace("served", "named"))
+stream = open_rank_stream(config, 0, index, start=0, micro_batch=4)
 time.sleep(0.5)
 stream.close()
 """
@@ -285,7 +286,7 @@ def test_shards_in_s3(tmp_path: Path) -> None:
         assert written.index.class_names == ("a", "b", "c")
         loaded = load_index("s3://bucket/data")
         assert loaded.fingerprint == local.fingerprint
-        stream = open_stream(config(order="lanes", num_workers=1), 0, loaded, start=0, micro_batch=17)
+        stream = open_rank_stream(config(order="lanes", num_workers=1), 0, loaded, start=0, micro_batch=17)
         samples = [sample for _ in range(5) for sample in numbers_of(next(stream).data.numpy())]
         stream.close()
         assert sorted(samples) == list(range(85))

@@ -23,7 +23,7 @@ from distgan.data.kinds import points
 from distgan.data.kinds.text import PAD, UNKNOWN, LineEncoder, decode_lines, make_vocabulary
 from distgan.data.packing.sources.lines import open_lines
 from distgan.data.reader import read_samples
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 from distgan.errors import UnreadableSampleError
 from tests.shards import numbered_png, refusal, write_tar
 
@@ -244,7 +244,7 @@ def test_a_strangers_vocabulary_is_checked(tmp_path: Path, vocabulary: Any) -> N
 def test_the_config_must_say_the_kind_of_the_shards(tmp_path: Path) -> None:
     index = text_index(tmp_path)
     for settings in (config("points"), config("images", resolution=8)):
-        said = refusal(lambda settings=settings: open_stream(settings, 0, index, start=0, micro_batch=4))
+        said = refusal(lambda settings=settings: open_rank_stream(settings, 0, index, start=0, micro_batch=4))
         assert said.endswith("hold text; set data.kind=text, or set data.path to other shards")
 
 
@@ -255,7 +255,7 @@ def test_a_stream_of_text_or_points_holds_what_the_index_says(tmp_path: Path, wo
     text, numbers = text_index(tmp_path / "t", lines), points_index(tmp_path / "p", values)
     for settings, index in ((config("text", length=9), text), (config("points"), numbers)):
         settings = settings.model_copy(update={"num_workers": workers})
-        stream = open_stream(settings, 5, index, start=3, micro_batch=4)
+        stream = open_rank_stream(settings, 5, index, start=3, micro_batch=4)
         seen: list[int] = []
         for _ in range(6):
             batch = next(stream)

@@ -27,7 +27,7 @@ from distgan.data.index.table import Index
 from distgan.data.order import make_order, trace
 from distgan.data.reader import Batch, replacements
 from distgan.data.replacements import Failure, Substitutions
-from distgan.data.stream import Stream, open_stream
+from distgan.data.stream import Stream, open_rank_stream
 from distgan.errors import UserError
 from distgan.randomness import uniform
 from tests.shards import damage, numbered_index, numbers_of, refusal, write_tar
@@ -47,7 +47,7 @@ def index(tmp_path: Path) -> Index:
 
 @contextmanager
 def streaming(*arguments: Any, **options: Any) -> Iterator[Stream]:
-    stream = open_stream(*arguments, **({"start": 0, "micro_batch": 12} | options))
+    stream = open_rank_stream(*arguments, **({"start": 0, "micro_batch": 12} | options))
     try:
         yield stream
     finally:
@@ -235,7 +235,7 @@ def test_batches_stay_what_they_were(index: Index) -> None:
 
 
 def test_closing_ends_the_loaders(index: Index) -> None:
-    stream = open_stream(config(num_workers=2), SEED, index, start=0, micro_batch=12)
+    stream = open_rank_stream(config(num_workers=2), SEED, index, start=0, micro_batch=12)
     next(stream)
     workers = [psutil.Process(worker.pid) for worker in stream._workers]
     assert len(workers) == 2
@@ -249,7 +249,7 @@ def test_closing_ends_the_loaders(index: Index) -> None:
 def test_a_loader_that_hangs_is_killed(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "_STOP_SECONDS", 0.1)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    stream = open_stream(config(num_workers=1), SEED, index, start=0, micro_batch=12)
+    stream = open_rank_stream(config(num_workers=1), SEED, index, start=0, micro_batch=12)
     next(stream)
     (worker,) = (psutil.Process(worker.pid) for worker in stream._workers)
     worker.suspend()
@@ -273,10 +273,10 @@ TRAINER = """
 import sys, time
 from distgan.config import DataConfig
 from distgan.data.index.loading import load_index
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 if __name__ == "__main__":
     index = load_index(sys.argv[1])
-    stream = open_stream(DataConfig(path="-", resolution=8, num_workers=2), 0, index, start=0, micro_batch=8)
+    stream = open_rank_stream(DataConfig(path="-", resolution=8, num_workers=2), 0, index, start=0, micro_batch=8)
     next(stream)
     print(*(worker.pid for worker in stream._workers), flush=True)
     if sys.argv[2] == "leave":

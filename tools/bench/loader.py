@@ -2,7 +2,7 @@
 
 Every pipeline yields batches of uint8 tensors and labels in the main process, in shuffled order.
 
-- distgan: `open_stream` with all checks, in a uniformly random order of all samples.
+- distgan: `open_rank_stream` with all checks, in a uniformly random order of all samples.
 - webdataset: shuffled shards, shuffle buffer of 1,000, its own decoder ("rgb8", which uses Pillow), batches stacked
   into one tensor.
 - webdataset + simplejpeg: the same pipeline with distgan's JPEG decoder.
@@ -39,7 +39,7 @@ from PIL import Image
 from distgan.config import DataConfig
 from distgan.data.index.loading import load_index
 from distgan.data.packing.pack import pack
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 
 SHARDS = 8
 MOSAIC = 4
@@ -181,7 +181,7 @@ def first_images(folder: Path, count: int) -> list[bytes]:
 
 def open_distgan(setting: Setting, workers: int, stack: ExitStack) -> Batches:
     config = DataConfig(path=str(setting.folder), resolution=setting.resolution, num_workers=workers, labels=True)
-    stream = open_stream(config, 0, load_index(config.path), start=0, micro_batch=setting.batch_size)
+    stream = open_rank_stream(config, 0, load_index(config.path), start=0, micro_batch=setting.batch_size)
     stack.callback(stream.close)
     return ((batch.data, batch.labels) for batch in stream)
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distgan.config import Config, load_config
 from distgan.data.index.loading import load_index
-from distgan.data.stream import open_stream
+from distgan.data.stream import open_rank_stream
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.shape import sample_shape
 from distgan.training.setup import uses_channels_last
@@ -146,7 +146,7 @@ class Bare:
             torch.optim.Adam(network.parameters(), lr=rate.learning_rate, betas=rate.options.betas, fused=True)
             for network, rate in zip((self.generator, self.discriminator), rates, strict=True)
         ]
-        self._stream = open_stream(
+        self._stream = open_rank_stream(
             config.data, 0, load_index(config.data.path), start=0, micro_batch=config.training.batch_size,
             rank=rank, world_size=world_size, pin_memory=cuda,
         )  # fmt: skip
