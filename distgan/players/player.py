@@ -15,7 +15,7 @@ from distgan.networks.layers.normalization import normalization_parameters
 from distgan.networks.moving import foreign_moving_buffers, moving_buffers
 from distgan.networks.progressive import GrowingNetwork
 from distgan.players.accumulator import ScalarAccumulator
-from distgan.players.objective import Objective
+from distgan.players.objective_base import Objective
 from distgan.players.optimizers import build_optimizer
 
 

@@ -16,7 +16,7 @@ from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.inference.generation import dequantize, to_network
 from distgan.networks.progressive import fade_reals, shrink
-from distgan.players.objective import MicroBatch
+from distgan.players.objective_base import MicroBatch
 from distgan.training.latent_prefetch import LatentPrefetcher
 from distgan.training.setup import latent_source, uses_channels_last
 from distgan.training.state import TrainingState

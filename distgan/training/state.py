@@ -31,7 +31,7 @@ from distgan.extensions import package_digest
 from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
-from distgan.players.objective import blank_batch
+from distgan.players.objective_base import blank_batch
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator
 from distgan.version import __version__

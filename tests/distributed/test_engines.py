@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.distributed.runtime import Runtime
-from distgan.players.objective import Objective
+from distgan.players.objective_base import Objective
 from distgan.players.player import Player
 from tests.distributed.test_players import build, small_config, train_steps
 from tests.engines import LAUNCHED, needs, under

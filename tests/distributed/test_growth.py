@@ -19,7 +19,8 @@ from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.progressive import fade_reals, set_growth, shrink
 from distgan.networks.shape import sample_shape
-from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch
+from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
+from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator
 from distgan.training.state import Progress, TrainingState

@@ -14,7 +14,7 @@ from distgan import schedule
 from distgan.config import load_config
 from distgan.data.index.loading import load_index
 from distgan.distributed.runtime import Runtime
-from distgan.players.objective import MicroBatch
+from distgan.players.objective_base import MicroBatch
 from distgan.training.inputs import Feed
 from distgan.training.setup import assemble
 from tests.ranks import RankPool

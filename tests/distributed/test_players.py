@@ -14,7 +14,8 @@ from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.shape import sample_shape
-from distgan.players.objective import DiscriminatorObjective, GeneratorObjective, MicroBatch, Objective
+from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
+from distgan.players.objective_base import MicroBatch, Objective
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator
 from tests.ranks import RankPool

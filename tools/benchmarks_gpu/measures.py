@@ -177,7 +177,8 @@ def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
     """Measure a discriminator update with R1 and R2 in several precisions: time, memory and error of the gradient."""
     from distgan.networks import build_discriminator, build_generator
     from distgan.networks.shape import sample_shape
-    from distgan.players.objective import DiscriminatorObjective, MicroBatch
+    from distgan.players.objective import DiscriminatorObjective
+    from distgan.players.objective_base import MicroBatch
     from distgan.training.setup import uses_channels_last
     from tools.benchmarks_gpu.penalized import HalfPrecisionPenalties
 

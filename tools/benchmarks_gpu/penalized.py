@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from distgan.distributed.collectives import at_least_float32
-from distgan.players.objective import DiscriminatorObjective, Judged
+from distgan.players.objective import DiscriminatorObjective
+from distgan.players.objective_base import Judged
 
 
 class HalfPrecisionPenalties(DiscriminatorObjective):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
-from distgan.players.objective import DiscriminatorObjective, MicroBatch
+from distgan.players.objective import DiscriminatorObjective
+from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
 from distgan.schedule import learning_rate
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distgan.players.objective import GeneratorObjective, MicroBatch
+from distgan.players.objective import GeneratorObjective
+from distgan.players.objective_base import MicroBatch
 
 from ..charts import Chart, Curve, draw
 from .fixed_opponent import Trial, configure
