@@ -55,7 +55,7 @@ def test_a_point_is_a_dot_where_it_lies() -> None:
         pixels = dots(picture)
         assert len(pixels) == 9
         assert pixels.float().mean(0).tolist() == [1 if y > 0 else SIDE - 2, SIDE - 2 if x > 0 else 1]
-        assert (picture[:, pixels[:, 0], pixels[:, 1]].T == torch.tensor(ONCE)).all()
+        assert (torch.tensor(ONCE) == picture[:, pixels[:, 0], pixels[:, 1]].T).all()
     both = dots(scatter(torch.tensor([[0.5, -0.25], [1.0, 0.0]])))
     left = both[both[:, 1] < SIDE - 5].float().mean(0)
     assert left.tolist() == pytest.approx([(1.25 / 2) * (SIDE - 3) + 1, (1.5 / 2) * (SIDE - 3) + 1], abs=0.5)
