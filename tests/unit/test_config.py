@@ -119,52 +119,74 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "key", "cause", "others"),
     [
-        ("data.kind=points", "data.resolution: has no effect with kind: points, only with images; leave it out"),
-        ("data={path: d, kind: text, channels: 1}", "data.channels: has no effect with kind: text, only with images"),
-        ("data={path: d, kind: text, mirror: true}", "data.mirror: has no effect with kind: text, only with images"),
-        ("data={path: d, kind: text, dimensions: 3}", "data.dimensions: has no effect with kind: text, only with po"),
-        ("data={path: d, kind: points, length: 8}", "data.length: has no effect with kind: points, only with text"),
-        ("data.length=8", "data.length: has no effect with kind: images, only with text"),
-        ("data.lanes=64", "data.lanes: has no effect with order: permutation, only with lanes"),
-        ("data.shuffle_block=64", "data.shuffle_block: has no effect with order: permutation, only with lanes"),
+        ("data.kind=points", "data.resolution", "kind: points", ["images"]),
+        ("data={path: d, kind: text, channels: 1}", "data.channels", "kind: text", ["images"]),
+        ("data={path: d, kind: text, mirror: true}", "data.mirror", "kind: text", ["images"]),
+        ("data={path: d, kind: text, dimensions: 3}", "data.dimensions", "kind: text", ["points"]),
+        ("data={path: d, kind: points, length: 8}", "data.length", "kind: points", ["text"]),
+        ("data.length=8", "data.length", "kind: images", ["text"]),
+        ("data.lanes=64", "data.lanes", "order: permutation", ["lanes"]),
+        ("data.shuffle_block=64", "data.shuffle_block", "order: permutation", ["lanes"]),
+        ("generator.depth=3", "generator.depth", "architecture: dcgan", ["characters", "mlp", "r3gan"]),
         (
-            "generator.depth=3",
-            "generator.depth: has no effect with architecture: dcgan, only with characters or mlp or",
+            "generator={architecture: mlp, max_width: 8}",
+            "generator.max_width",
+            "architecture: mlp",
+            ["dcgan", "resnet", "progressive", "r3gan"],
         ),
-        ("generator={architecture: mlp, max_width: 8}", "generator.max_width: has no effect with architecture: mlp"),
-        ("discriminator={architecture: characters, max_width: 8}", "discriminator.max_width: has no effect with arch"),
-        ("generator.reference_size=8", "generator.reference_size: has no effect with normalization: synchronized, on"),
-        ("discriminator.pooling=mean", "discriminator.pooling: has no effect with architecture: dcgan, only with res"),
+        (
+            "discriminator={architecture: characters, max_width: 8}",
+            "discriminator.max_width",
+            "architecture: characters",
+            ["dcgan", "resnet", "progressive", "r3gan"],
+        ),
+        ("generator.reference_size=8", "generator.reference_size", "normalization: synchronized", ["virtual"]),
+        ("discriminator.pooling=mean", "discriminator.pooling", "architecture: dcgan", ["resnet"]),
         (
             "discriminator={architecture: resnet, minibatch_discrimination: {}}",
-            "discriminator.minibatch_discrimination: has no effect with architecture: resnet, only with dcgan or mlp",
+            "discriminator.minibatch_discrimination",
+            "architecture: resnet",
+            ["dcgan", "mlp"],
         ),
         (
             "discriminator={architecture: mlp, minibatch_stddev: {}}",
-            "discriminator.minibatch_stddev: has no effect with architecture: mlp, only with dcgan or progressive",
+            "discriminator.minibatch_stddev",
+            "architecture: mlp",
+            ["dcgan", "progressive"],
         ),
         (
             "generator.optimizer={name: rmsprop, betas: [0.0, 0.9]}",
-            "generator.optimizer.betas: has no effect with name: rmsprop, only with adam; leave it out, or change name",
+            "generator.optimizer.betas",
+            "name: rmsprop",
+            ["adam"],
         ),
-        ("generator.optimizer.alpha=0.9", "generator.optimizer.alpha: has no effect with name: adam, only w"),
+        ("generator.optimizer.alpha=0.9", "generator.optimizer.alpha", "name: adam", ["rmsprop"]),
         (
             "objective={adversarial: hinge, label_smoothing: {}}",
-            "objective.label_smoothing: has no effect with adversarial: hinge, only with non_saturating or minimax",
+            "objective.label_smoothing",
+            "adversarial: hinge",
+            ["non_saturating", "minimax"],
         ),
         (
             "objective.gradient_penalty={points: uniform, perturbation: 2}",
-            "objective.gradient_penalty.perturbation: has no effect with points: uniform, only with gaussian",
+            "objective.gradient_penalty.perturbation",
+            "points: uniform",
+            ["gaussian"],
         ),
-        ("evaluation.inception_weights=w", "evaluation.inception_weights: has no effect with detector: classifier"),
+        ("evaluation.inception_weights=w", "evaluation.inception_weights", "detector: classifier", ["inception"]),
     ],
 )
-def test_keys_without_effect_are_refused(override: str, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"config: {message}")) as caught:
+def test_keys_without_effect_are_refused(override: str, key: str, cause: str, others: list[str]) -> None:
+    """The line names the key, the setting that it has no effect with, and those that it has one with."""
+    with pytest.raises(UserError) as caught:
         parse_config(MINIMAL, [override])
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"config: {key}: ")
+    _, found = message.split(cause)
+    assert re.findall("|".join(map(re.escape, others)), found.partition(";")[0]) == others
 
 
 def test_a_key_without_effect_may_be_given_its_default() -> None:
@@ -208,7 +230,7 @@ def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
         ("a: [", "not valid YAML"),
         ("- 1", "mapping of sections, found a list"),
         ("", "mapping of sections, found nothing"),
-        ("run_dir: null", "run_dir = None: input should be a valid string"),
+        ("run_dir: null", "run_dir = None: "),
         ("!!python/object/apply:os.system [true]", "not valid YAML"),
         ("!!python/name:os.system : 3", "line 1: the tag 'tag:yaml.org,2002:python/name:os.system'"),
         ("a: 1\n!x b: 3", "line 2: the tag '!x'"),
@@ -296,7 +318,7 @@ def test_numbers_of_overrides_are_decimal_or_refused(text: str) -> None:
 @pytest.mark.parametrize("quote", ["", "'"])
 @pytest.mark.parametrize("text", NO_DECIMALS)
 def test_numbers_of_files_are_decimal_or_refused(tmp_path: Path, text: str, quote: str) -> None:
-    with pytest.raises(UserError, match="seed: expected a decimal number, found") as caught:
+    with pytest.raises(UserError, match=f"seed: .*decimal.*{re.escape(repr(text))}") as caught:
         load_config(write(tmp_path, f"{VALID}\nseed: {quote}{text}{quote}"))
     assert "\n" not in str(caught.value)
 
@@ -387,14 +409,14 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_file_and_binary_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give the recipe first, then key=value"):
+    with pytest.raises(UserError, match=r"^training\.steps=5: .*recipe.*key=value"):
         load_config("training.steps=5")
-    with pytest.raises(UserError, match="found a folder, expected a recipe; give the path"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: found a folder, .*path of a YAML recipe"):
         load_config(tmp_path)
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(UserError, match=re.escape(f"name the recipe in it, {tmp_path}/config.yaml")):
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}: .* {re.escape(str(tmp_path))}/config\.yaml$"):
         load_config(tmp_path)
-    with pytest.raises(UserError, match="cannot read the config: No such file"):
+    with pytest.raises(UserError, match=r"none\.yaml: .*No such file"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
@@ -461,9 +483,9 @@ def test_recipes_are_valid_and_named_after_their_file() -> None:
 @pytest.mark.parametrize(
     ("growth", "message"),
     [
-        ("{first_resolution: 64}", "growth.first_resolution: 64 is above data.resolution = 32"),
-        ("{batch_sizes: {16: 8, 64: 4}}", "growth.batch_sizes: 64 is above data.resolution = 32"),
-        ("{batch_sizes: {16: 7}}", "7 at 16 does not divide into training.gradient_accumulation_steps=2 micro-batches"),
+        ("{first_resolution: 64}", r"growth\.first_resolution: 64 .*data\.resolution = 32"),
+        ("{batch_sizes: {16: 8, 64: 4}}", r"growth\.batch_sizes: 64 .*data\.resolution = 32"),
+        ("{batch_sizes: {16: 7}}", r"growth\.batch_sizes: 7 at 16 .*training\.gradient_accumulation_steps=2"),
     ],
 )
 def test_growth_that_does_not_fit(growth: str, message: str) -> None:
@@ -479,6 +501,6 @@ def test_growth_that_does_not_fit(growth: str, message: str) -> None:
 
 def test_networks_grow_together() -> None:
     network = "{architecture: progressive, normalization: none}"
-    for role in ("generator", "discriminator"):
-        with pytest.raises(UserError, match="must be progressive as the"):
+    for role, other in (("generator", "discriminator"), ("discriminator", "generator")):
+        with pytest.raises(UserError, match=rf"{other}\.architecture: .*progressive"):
             parse_config(MINIMAL, [f"{role}={network}"])

@@ -8,6 +8,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -173,7 +174,7 @@ def test_shard_size(text: int | str, size: ShardSize) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "MB", "1.5GB", "3 apples", 0, "1TB", "9" * 40])
 def test_wrong_shard_size(text: int | str) -> None:
-    with pytest.raises(UserError, match="expected samples such as 1000, or bytes such as 256MB"):
+    with pytest.raises(UserError, match=f"^shard size {re.escape(repr(str(text)))}: .*256MB"):
         ShardSize.parse(text)
 
 
@@ -236,7 +237,7 @@ def test_progress_counts_to_the_total(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_image_stops_the_pack_with_its_name(images: Path, tmp_path: Path, workers: int) -> None:
     (images / "b" / "030.png").write_bytes(png(30)[:40])
-    with pytest.raises(UserError, match=r"^b/030\.png: is not a JPEG, .*--on-error skip$"):
+    with pytest.raises(UserError, match=r"^b/030\.png: .*JPEG.*--on-error skip$"):
         pack(images, tmp_path / "out", workers=workers)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -247,15 +248,13 @@ def test_bad_images_are_left_out_when_asked(images: Path, tmp_path: Path, worker
     (images / "a" / "x\n.png").write_bytes(b"")
     report = pack(images, tmp_path / "out", workers=workers, on_error="skip", shuffle=False)
     assert report.samples == 50 - 1
-    assert report.skipped == (
-        "a/x?.png: is not a JPEG, PNG or WebP image, or is damaged at its start",
-        "b/030.png: is not a JPEG, PNG or WebP image, or is damaged at its start",
-    )
+    assert [line.partition(": ")[0] for line in report.skipped] == ["a/x?.png", "b/030.png"]
+    assert all("is not a JPEG" in line for line in report.skipped)
     assert len(load_index(str(tmp_path / "out"))) == 49
 
 
 def test_no_readable_image(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none of the 1 samples are readable; .* a\.png: is not"):
+    with pytest.raises(UserError, match=r"none of the 1 samples .*: a\.png: is not a JPEG"):
         pack(write_tree(tmp_path / "in", {"a.png": b"-"}), tmp_path / "out", workers=1, on_error="skip")
     assert not (tmp_path / "out").exists()
 
@@ -266,7 +265,8 @@ def test_an_image_that_vanishes_or_may_not_be_read(
     (images / "a" / "big.png").write_bytes(bytes(3000))
     monkeypatch.setattr("distgan.data.packing.sources.folder.FolderReader.__init__.__defaults__", (2000,))
     report = pack(images, tmp_path / "out", workers=1, on_error="skip")
-    assert report.skipped == ("a/big.png: file too large: expected at most 2000 bytes",)
+    [line] = report.skipped
+    assert re.match(r"a/big\.png: file too large: .*2000 bytes", line)
 
 
 # The destination
@@ -274,9 +274,9 @@ def test_an_image_that_vanishes_or_may_not_be_read(
 
 def test_a_folder_that_is_not_empty(images: Path, tmp_path: Path) -> None:
     out = write_tree(tmp_path / "out", {"precious.txt": b"-"})
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match=r"out: .*not empty"):
         pack(images, out, workers=1)
-    with pytest.raises(UserError, match=r"found precious\.txt, which pack did not write"):
+    with pytest.raises(UserError, match=r"out: found precious\.txt, "):
         pack(images, out, workers=1, overwrite=True)
     assert digests(out).keys() == {"precious.txt"}
 
@@ -284,7 +284,7 @@ def test_a_folder_that_is_not_empty(images: Path, tmp_path: Path) -> None:
 def test_overwriting_shards(images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     pack(images, tmp_path / "out", shard_size=10, workers=1)
-    with pytest.raises(UserError, match=r"is not empty; .* --overwrite"):
+    with pytest.raises(UserError, match=r"out: .*not empty.* --overwrite"):
         pack(images, tmp_path / "out", workers=1)
     pack(images, tmp_path / "out", shard_size=40, workers=1, overwrite=True)
     pack(images, tmp_path / "fresh", shard_size=40, workers=1)
@@ -295,10 +295,10 @@ def test_overwriting_shards(images: Path, tmp_path: Path) -> None:
 def test_only_what_pack_wrote_is_removed(images: Path, tmp_path: Path, stranger: str) -> None:
     pack(images, tmp_path / "out", workers=1)
     write_tree(tmp_path / "out", {stranger: b"-"})
-    with pytest.raises(UserError, match=r"which pack did not write"):
+    with pytest.raises(UserError, match=rf"out: found {re.escape(stranger)}, "):
         pack(images, tmp_path / "out", workers=1, overwrite=True)
     write_tree(tmp_path / "new.partial", {stranger: b"-"})
-    with pytest.raises(UserError, match=r"which pack did not write"):
+    with pytest.raises(UserError, match=rf"new\.partial: found {re.escape(stranger)}, "):
         pack(images, tmp_path / "new", workers=1)
     assert digests(tmp_path / "new.partial").keys() == {stranger}
 
@@ -344,7 +344,7 @@ def test_a_killed_overwrite_leaves_whole_shards(
         with pytest.raises(KeyboardInterrupt):
             pack(images, tmp_path / "out", shard_size=40, workers=1, overwrite=True)
     assert not (tmp_path / "out").exists() or digests(tmp_path / "out") in (old, new)
-    with pytest.raises(UserError, match=r"is not empty; .* --overwrite"):
+    with pytest.raises(UserError, match=r"out: .*not empty.* --overwrite"):
         pack(images, tmp_path / "out", workers=1)
     assert digests(tmp_path / "out") == (new if step == 2 else old)
     pack(images, tmp_path / "out", shard_size=40, workers=1, overwrite=True)
@@ -359,7 +359,7 @@ def test_what_comes_to_the_folder_while_packing_stays(images: Path, tmp_path: Pa
     def save(done: int, total: int) -> None:
         write_tree(tmp_path / "out", {"thesis.doc": b"-"})
 
-    with pytest.raises(UserError, match=r"the shards are complete in \S+out\.partial: rename") as error:
+    with pytest.raises(UserError, match=r"out: .*complete in \S+out\.partial: ") as error:
         pack(images, tmp_path / "out", workers=1, progress=save, overwrite=overwrite)
     assert "\n" not in str(error.value)
     assert digests(tmp_path / "out").keys() == {"thesis.doc"}
@@ -376,7 +376,7 @@ def test_a_pack_that_finished_meanwhile_is_not_replaced(
         return open_source(*arguments, **options)
 
     monkeypatch.setattr("distgan.data.packing.pack.open_source", other_first)
-    with pytest.raises(UserError, match=r"is not empty; .* --overwrite"):
+    with pytest.raises(UserError, match=r"out: .*not empty.* --overwrite"):
         pack(images, tmp_path / "out", workers=1, progress=lambda done, total: pytest.fail("it was packed in vain"))
     assert len(list((tmp_path / "out").glob("*.tar"))) == 5
     assert not (tmp_path / "out.partial").exists()
@@ -394,7 +394,7 @@ def test_a_failed_overwrite_leaves_the_old_shards(images: Path, tmp_path: Path) 
 def test_wrong_destinations(images: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for dest, message in [
-        (tmp_path / "file", "found a file"),
+        (tmp_path / "file", "/file: found a file"),
         (tmp_path / "file" / "below", "cannot be written: File exists"),
         ("/", "found a mount point"),
         ("s3://bucket/shards", "a URL"),
@@ -408,7 +408,7 @@ def test_a_full_disk(images: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(UserError, match=r"out: cannot be written: File too large; name another"):
+        with pytest.raises(UserError, match=r"out: .*File too large; "):
             pack(images, tmp_path / "out", workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -420,7 +420,7 @@ def test_two_packs_to_one_folder(images: Path, tmp_path: Path) -> None:
     partial.mkdir()
     descriptor = os.open(partial, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another pack is writing there"):
+    with pytest.raises(UserError, match="out: another pack "):
         pack(images, tmp_path / "out", workers=1)
     os.close(descriptor)
     pack(images, tmp_path / "out", workers=1)
@@ -437,7 +437,7 @@ def test_wrong_options(images: Path, tmp_path: Path) -> None:
     for options, message in [
         ({"resolution": 0}, "resolution 0"),
         ({"resolution": 10**6}, "resolution 1000000"),
-        ({"image_format": "gif"}, "image format 'gif': expected one of keep, png, jpg, webp"),
+        ({"image_format": "gif"}, "image format 'gif': .*keep, png, jpg, webp"),
         ({"quality": 0}, "quality 0"),
         ({"seed": -1}, "seed -1"),
         ({"on_error": "ignore"}, "on-error 'ignore'"),
@@ -490,7 +490,7 @@ def test_a_worker_that_is_killed(tmp_path: Path) -> None:
     killed: list[multiprocessing.process.BaseProcess] = []
     others = set(multiprocessing.active_children())
 
-    with pytest.raises(UserError, match="a worker process was killed"):
+    with pytest.raises(UserError, match=r"^workers 2: .*killed"):
         pack(source, tmp_path / "out", resolution=128, workers=2, progress=kill_one)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images-idx3-ubyte"]
 

@@ -73,7 +73,9 @@ def observed(source: Source) -> tuple:
 def test_class_folders_become_labels_in_sorted_order(tmp_path: Path) -> None:
     source = open_source(write_tree(tmp_path / "tree", TREE))
     assert observed(source) == EXPECTED
-    assert source.notes == ("ignored 1 files that are not .jpg/.jpeg/.png/.webp: 1 .txt",)
+    [note] = source.notes
+    assert note.startswith("ignored 1 files")
+    assert note.endswith(": 1 .txt")
 
 
 @pytest.mark.parametrize("top", ["", "photos/"])
@@ -98,7 +100,7 @@ def test_windows_separators_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_images_at_two_levels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"class folders \(cat/\) and outside \(a.png\)") as error:
+    with pytest.raises(UserError, match=r"mixed: .*\(cat/\).*\(a\.png\)") as error:
         open_source(write_tree(tmp_path / "mixed", {"a.png": png(1), "cat/b.png": png(2)}))
     one_line(error)
 
@@ -189,7 +191,7 @@ def test_wrong_dataset_json(tmp_path: Path, content: str | bytes, message: str) 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "x/../../a.png", "C:\\a.png", "..\\a.png"])
 def test_names_that_lead_out_of_a_zip(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="points outside the archive") as error:
+    with pytest.raises(UserError, match=r"evil\.zip: .*outside the archive") as error:
         open_source(write_zip(tmp_path / "evil.zip", {"b.png": png(1), name: png(2)}))
     one_line(error)
 
@@ -232,7 +234,7 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
 def test_overlapping_members_are_a_bomb(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "bomb.zip", {"a.png": png(1), "b.png": png(2)})
     patch_directory(path, 1, 42, struct.pack("<I", 0))
-    with pytest.raises(UserError, match="overlaps another member"):
+    with pytest.raises(UserError, match=r"bomb\.zip: b\.png overlaps"):
         open_source(path)
 
 
@@ -315,12 +317,12 @@ def test_an_idx_file_without_labels_says_so(tmp_path: Path) -> None:
 def test_idx_labels_that_differ_in_number(tmp_path: Path) -> None:
     path = write_idx(tmp_path / "images-idx3-ubyte", np.zeros((2, 3, 3)))
     write_idx(tmp_path / "labels-idx1-ubyte", np.zeros(3))
-    with pytest.raises(UserError, match=r"labels-idx1-ubyte: .*found 3, expected 2, .* images-idx3-ubyte"):
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte: .*\b3\b.*\b2\b.* images-idx3-ubyte"):
         open_source(path)
 
 
 def test_a_labels_file_named_as_the_source(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 dimensions \(a labels file\), expected 3"):
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte: .*\b1 dimensions .*labels.*\b3\b"):
         open_source(write_idx(tmp_path / "labels-idx1-ubyte", np.zeros(3)))
 
 
@@ -330,7 +332,7 @@ def test_a_labels_file_named_as_the_source(tmp_path: Path) -> None:
     [
         (
             b"\0\0\x08\x03" + struct.pack(">3I", 2, 3, 3) + bytes(17),
-            "truncated: found 17 bytes, expected 18 for 2 x 3 x 3 uint8",
+            r"truncated: .*\b17 .*\b18 .*2 x 3 x 3 ",
         ),
         (b"\0\0\x08\x03" + struct.pack(">3I", 2, 3, 3) + bytes(99), "longer than its header says"),
         (b"\0\0\x08\x03" + bytes(5), "truncated inside its header"),
@@ -349,14 +351,14 @@ def test_wrong_idx_files(tmp_path: Path, suffix: str, content: bytes, message: s
 
 def test_idx_images_above_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distgan.data.packing.sources.idx.MAX_PIXELS", 8)
-    with pytest.raises(UserError, match="found 3 x 3, expected at most 8 pixels"):
+    with pytest.raises(UserError, match=r"images-idx3-ubyte: .*3 x 3, .*\b8 pixels"):
         open_source(write_idx(tmp_path / "images-idx3-ubyte", np.zeros((2, 3, 3))))
 
 
 def test_a_truncated_gzip_file(tmp_path: Path) -> None:
     path = write_idx(tmp_path / "images-idx3-ubyte.gz", np.random.default_rng(0).integers(0, 255, (9, 30, 30)))
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(UserError, match=r"cannot read the file: .*download it again"):
+    with pytest.raises(UserError, match=r"images-idx3-ubyte\.gz: cannot read .*download"):
         open_source(path)
 
 
