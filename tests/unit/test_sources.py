@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import json
 import os
 import pickle
@@ -17,39 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from distgan.data.packing.sources.opening import open_source
 from distgan.data.packing.sources.source import InvalidSampleError, Source
 from distgan.data.packing.sources.zip_archive import ZipReader
 from distgan.errors import UserError
-
-
-def png(value: int, side: int = 4) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (side, side), value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_tree(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data, method)
-    return path
-
-
-def write_idx(path: Path, array: np.ndarray) -> Path:
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    content = header + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
-    return path
+from tests.sources import TREE, png, write_idx, write_tree, write_zip
 
 
 def contents(source: Source) -> list[bytes]:
@@ -61,7 +33,6 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     return str(error.value)
 
 
-TREE = {"dog/b.png": png(3), "dog/a.JPG": png(2), "cat/x/deep.png": png(1), "cat/readme.txt": b"-", "cat/.h.png": b"-"}
 EXPECTED = (["cat/x/deep.png", "dog/a.JPG", "dog/b.png"], [png(1), png(2), png(3)], [0, 1, 1], ("cat", "dog"))
 
 

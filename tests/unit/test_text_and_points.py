@@ -21,8 +21,7 @@ from distgan.data.packing.sources.opening import open_source
 from distgan.data.reader import read_samples
 from distgan.errors import UserError
 from tests.shards import refusal
-
-from .test_pack import digests
+from tests.sources import digests
 
 
 def write_text(path: Path, lines: list[str], end: str = "\n") -> Path:
