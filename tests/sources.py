@@ -10,7 +10,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from distgan.errors import UserError
 
 
 def png(value: int, side: int = 4) -> bytes:
@@ -50,3 +53,8 @@ def digests(folder: Path) -> dict[str, str]:
 def numbered_images(root: Path, count: int) -> Path:
     """`count` images in two class folders; the gray value of the image that sorts as number i is i."""
     return write_tree(root, {f"{'ab'[i >= count // 2]}/{i:03d}.png": png(i) for i in range(count)})
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
