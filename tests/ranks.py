@@ -44,6 +44,7 @@ class Job:
 
     Args:
         environment: what a launcher would add to that of all ranks.
+        before: a function of a module that each rank calls first, such as to set a clock.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class Job:
         *,
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        before: Callable[[], object] | None = None,
     ) -> None:
         context = _context()
         port = free_port()
         self.processes = [
-            context.Process(target=_command, args=(arguments, rank, world_size, port, log, environment or {}))
+            context.Process(target=_command, args=(arguments, rank, world_size, port, log, environment or {}, before))
             for rank in range(world_size)
         ]
         for process in self.processes:
@@ -91,7 +93,13 @@ class Job:
 
 
 def _command(
-    arguments: list[str], rank: int, world_size: int, port: int, log: Path | None, environment: Mapping[str, str]
+    arguments: list[str],
+    rank: int,
+    world_size: int,
+    port: int,
+    log: Path | None,
+    environment: Mapping[str, str],
+    before: Callable[[], object] | None,
 ) -> None:
     import torch
 
@@ -107,6 +115,8 @@ def _command(
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+    if before is not None:
+        before()
     main(arguments)
 
 

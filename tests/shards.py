@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,3 +99,22 @@ def refusal(action: Any, *arguments: Any) -> str:
 def entries(index: Index) -> list[tuple[int, int, int, int, str]]:
     """All entries of an index."""
     return [index.entry(sample) for sample in range(len(index))]
+
+
+def held(index: Index) -> dict[str, bytes]:
+    """Key and bytes of each sample, as they lie in the tars."""
+    found = {}
+    for sample in range(len(index)):
+        shard, offset, size, *_ = index.entry(sample)
+        content = Path(index.shards[shard].url).read_bytes()
+        assert 0 < offset <= len(content) - size
+        found[index.key(sample)] = content[offset : offset + size]
+    return found
+
+
+def one(folder: Path, name: str, key: str) -> bytes:
+    """A tar of one image, as GNU tar writes it."""
+    (folder / f"{key}.png").write_bytes(key.encode())
+    path = folder / f"{name}.tar"
+    subprocess.run(["tar", "-C", str(folder), "-cf", str(path), f"{key}.png"], check=True)
+    return path.read_bytes()

@@ -3,86 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.faults import measure, rows_if_any, trainer, wait_for_step
-from tests.cluster.slurm import PATIENCE_SECONDS, Slurm, missing, slurm, wait_until
+from tests.cluster.jobs import (
+    CHECKPOINT,
+    ENVIRONMENT,
+    TRAINING,
+    check_nothing_lost,
+    check_same,
+    make_recipe,
+    submit,
+)
+from tests.cluster.slurm import Slurm, missing, wait_until
 from tests.ranks import Job
-from tests.runs import differing, losses, recipe, rows, status, tensors
+from tests.runs import losses, recipe, status
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+    pytest.mark.usefixtures("no_job_left"),
 ]
-
-STEPS = 100
-CHECKPOINT = {"every": 10, "keep": 100}
-ENVIRONMENT = {
-    "VENV": str(Path(sys.executable).parents[1]),
-    # Both nodes are this machine.
-    "MASTER_ADDR": "127.0.0.1",
-    "NODE_ADDR": "127.0.0.1",
-    "OMP_NUM_THREADS": "1",
-}
-TRAINING = {"steps": STEPS, "batch_size": 16, "critic_steps": 2, "deterministic": True}
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with slurm(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def no_job_left(cluster: Slurm) -> Iterator[None]:
-    cluster.wait_for_nodes()
-    yield
-    cluster.cancel_all()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    config = recipe(folder, digits, training=TRAINING, checkpoint=CHECKPOINT)
-    assert Job(2, ["train", str(config)]).wait(PATIENCE_SECONDS) == [0, 0]
-    return folder / "run"
-
-
-def submit(cluster: Slurm, config: Path, *arguments: str, nodes: str = "1", restarts: int = 3) -> str:
-    """A training job of two processes on one node, or one on each of two."""
-    environment = ENVIRONMENT | {
-        "PROCESSES_PER_NODE": "2" if nodes == "1" else "1",
-        "MAX_RESTARTS": str(restarts),
-    }
-    options = [f"--nodes={nodes}", "--cpus-per-task=2"]
-    return cluster.submit("train.sbatch", str(config), *arguments, options=options, **environment)
-
-
-def make_recipe(folder: Path, shards: Path) -> Path:
-    return recipe(folder, shards, training=TRAINING, checkpoint=CHECKPOINT)
-
-
-def check_same(run: Path, undisturbed: Path) -> None:
-    assert differing(tensors(run, STEPS), tensors(undisturbed, STEPS)) == []
-    assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(undisturbed)]
-
-
-def check_nothing_lost(cluster: Slurm, job: str, run: Path, warnings: int) -> None:
-    """After each warning the job went on from the very step that it had reached."""
-    assert cluster.restarts(job) == warnings
-    log = cluster.log(job)
-    saved = [int(step) for step in re.findall(r"warned and saved at step (\d+);", log)]
-    assert len(saved) == warnings
-    for step in saved:
-        assert f"resuming from {run}/checkpoints/step-{step:08d}" in log
 
 
 def test_two_nodes(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
@@ -311,40 +257,6 @@ def test_fewer_and_more_nodes_continue_the_same_stream(
             assert losses(run)[step] == pytest.approx(values, rel=1e-2, abs=1e-3)
 
 
-def test_a_sweep(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
-    config = recipe(tmp_path, digits, training=TRAINING | {"steps": 12})
-    (tmp_path / "sweep.txt").write_text(f"seed=1\nseed=2 run_dir={tmp_path / 'two'}\n")
-    job = cluster.submit(
-        "array-sweep.sbatch", str(config), str(tmp_path / "sweep.txt"), "training.steps=6", options=["--array=1-2"],
-        **ENVIRONMENT,
-    )  # fmt: skip
-    for folder in (tmp_path / "sweep" / "1", tmp_path / "two"):
-        wait_until(lambda folder=folder: (folder / "status.json").exists(), f"{folder} does not start")
-        wait_until(lambda folder=folder: status(folder)["outcome"] == "finished", f"{folder} does not finish")
-        assert status(folder)["step"] == 6
-    cluster.wait_for(job, "COMPLETED")
-
-
-def test_a_warned_task_of_a_sweep_leaves_the_others_alone(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
-    config = recipe(tmp_path, digits, training=TRAINING | {"steps": 1_000_000}, checkpoint=CHECKPOINT)
-    (tmp_path / "sweep.txt").write_text("seed=1\nseed=2\n")
-    array = cluster.submit(
-        "array-sweep.sbatch", str(config), str(tmp_path / "sweep.txt"), options=["--array=1-2"], **ENVIRONMENT
-    )
-    runs = [tmp_path / "sweep" / number for number in ("1", "2")]
-    for run in runs:
-        wait_for_step(run, 10)
-    # Its number is that of the whole array.
-    [last] = [task for task in ("1", "2") if cluster.show(f"{array}_{task}")["JobId"] == array]
-    cluster.warn(f"{array}_{last}")
-    wait_until(lambda: cluster.restarts(f"{array}_{last}") == 1, "not requeued")
-    wait_until(lambda: status(runs[int(last) - 1])["restarts"] == 1, "not continued")
-    other = str(3 - int(last))
-    assert cluster.restarts(f"{array}_{other}") == 0
-    assert status(runs[int(other) - 1])["restarts"] == 0
-    assert cluster.state(f"{array}_{other}") == "RUNNING"
-
-
 def test_a_second_job_of_a_run_fails_and_the_first_goes_on(tmp_path: Path, digits: Path, cluster: Slurm) -> None:
     config = make_recipe(tmp_path, digits)
     first = submit(cluster, config, "training.steps=1000000")
@@ -370,13 +282,3 @@ def test_an_evaluation_that_never_ends_in_time_does_not_loop(tmp_path: Path, dig
     cluster.wait_for(job, "FAILED")
     assert cluster.restarts(job) == 1
     assert "no step between two warnings; raise --time" in cluster.log(job)
-
-
-def test_an_evaluation(tmp_path: Path, digits: Path, cluster: Slurm, undisturbed: Path) -> None:
-    job = cluster.submit(
-        "evaluate.sbatch", str(undisturbed), "evaluation.num_samples=128", options=["--nodes=2"],
-        **ENVIRONMENT,
-        DISTGAN_CACHE=str(tmp_path / "cache"),
-    )  # fmt: skip
-    cluster.wait_for(job, "COMPLETED")
-    assert '"fid' in cluster.log(job)

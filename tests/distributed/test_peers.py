@@ -15,12 +15,9 @@ ADDRESSES = [PeerAddress(host, "127.0.0.1", 1) for host in ("n1", "n1", "n2", "n
 
 
 def test_a_process_that_has_ended_refuses_and_a_stopped_one_is_silent() -> None:
-    assert ask(PeerAddress("here", "127.0.0.1", free_port())) == "its process has ended"
+    assert "ended" in ask(PeerAddress("here", "127.0.0.1", free_port()))
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert (
-            ask(PeerAddress("here", "127.0.0.1", silent.getsockname()[1]))
-            == "its process is stopped or too busy to answer"
-        )
+        assert "stopped" in ask(PeerAddress("here", "127.0.0.1", silent.getsockname()[1]))
 
 
 def test_a_host_that_is_not_there_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +26,7 @@ def test_a_host_that_is_not_there_is_not_reached(monkeypatch: pytest.MonkeyPatch
 
     # With a real cut link: tests/cluster/test_two_hosts.py.
     monkeypatch.setattr(socket, "create_connection", never)
-    assert ask(PeerAddress("nowhere", "192.0.2.1", 9)) == "its host is not reachable: timed out"
+    assert ask(PeerAddress("nowhere", "192.0.2.1", 9)).endswith("not reachable: timed out")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +34,7 @@ def test_a_host_that_is_not_there_is_not_reached(monkeypatch: pytest.MonkeyPatch
     [
         ({1: 7, 2: "gone", 3: 6}, "waited at step 7 for rank 2 on n2 (gone)"),
         ({1: 7, 2: 6, 3: 7}, "waited at step 7 for rank 2 on n2 (at step 6)"),
-        ({1: 7, 2: 7, 3: 8}, "waited at step 7, and so did all other ranks: the network failed or"),
+        ({1: 7, 2: 7, 3: 8}, "waited at step 7, and so did all other ranks"),
         (dict.fromkeys(range(1, 7), "x"), "rank 4 on n3 (x) and 2 more"),
     ],
 )

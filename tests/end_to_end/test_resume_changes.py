@@ -52,9 +52,7 @@ def test_a_reference_batch_keeps_its_size(tmp_path: Path, train: Train) -> None:
     virtual = ["generator.normalization=virtual", "discriminator.normalization=none"]
     train(*virtual)
     changed = [*virtual, "training.gradient_accumulation_steps=2", "training.steps=4"]
-    with pytest.raises(
-        UserError, match=r"generator\.reference_size was 16, but is 8 .* set generator\.reference_size=16"
-    ):
+    with pytest.raises(UserError, match=r"generator\.reference_size .*\b16\b.*\b8\b.*generator\.reference_size=16"):
         train(*changed)
     train(*changed, "generator.reference_size=16")
     assert state(tmp_path, 4)["position"] == 4 * 16
@@ -83,7 +81,7 @@ def test_a_launcher_that_restarts_does_not_start_over_each_time(
     tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, resume: str
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    with pytest.raises(UserError, match=f"--resume {resume}: the launcher would repeat it .* --max-restarts 0"):
+    with pytest.raises(UserError, match=f"--resume {resume}: .*--max-restarts 0"):
         train(resume=resume)
     assert train().outcome == "finished"
 
@@ -91,8 +89,8 @@ def test_a_launcher_that_restarts_does_not_start_over_each_time(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resume": ""}, "--resume: empty; expected auto, never, or the path"),
-        ({"accept": ["seed", "seeds"]}, "--accept seeds: expected one of data, seed, batch, statistics"),
+        ({"resume": ""}, "--resume: empty.*auto, never"),
+        ({"accept": ["seed", "seeds"]}, "--accept seeds: .*data, seed, batch, statistics"),
     ],
 )
 def test_what_is_no_way_to_resume(tmp_path: Path, train: Train, options: dict[str, Any], message: str) -> None:

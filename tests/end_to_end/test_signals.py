@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from distgan.data.loader_processes import STOP_SIGNALS
+from distgan.runs import stop_request
 from tests.ranks import Job, free_port
 from tests.runs import recipe, rows, status
 
@@ -129,20 +133,52 @@ def test_stopped_by_request(tmp_path: Path, digits: Path) -> None:
     assert not (tmp_path / "run" / "stop.request").exists()
 
 
+@dataclasses.dataclass
+class Presses:
+    """A clock of the presses of Ctrl-C, that goes on ten seconds for each, and leaves a file for each."""
+
+    folder: Path
+    count: int = 0
+
+    def monotonic(self) -> float:
+        self.count += 1
+        (self.folder / f"press-{self.count}").touch()
+        return 10.0 * self.count
+
+
+def count_presses(folder: Path) -> None:
+    stop_request.time = Presses(folder)  # type: ignore[attr-defined]
+
+
+def catches(process: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    [line] = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("SigCgt:")]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+def wait_until(condition: Callable[[], bool], job: Job) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        assert job.running(), "the job ended by itself"
+        time.sleep(0.01)
+
+
 def test_a_second_interrupt_aborts(tmp_path: Path, digits: Path) -> None:
     # One very long step, so that the first request is not acted upon before the second.
     training = {"steps": 3, "batch_size": 16, "critic_steps": 1_000_000}
-    job = Job(1, ["train", str(recipe(tmp_path, digits, training=training))], log=tmp_path / "log")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "config.yaml").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)
+    config = recipe(tmp_path, digits, training=training)
+    job = Job(1, ["train", str(config)], log=tmp_path / "log", before=functools.partial(count_presses, tmp_path))
+    [process] = job.processes
+    assert process.pid is not None
+    pid = process.pid
+    # The last handler that a run sets; before that, the first press would be Python's own.
+    wait_until(lambda: catches(pid, STOP_SIGNALS[-1]) and (tmp_path / "run" / "config.yaml").exists(), job)
     job.signal(signal.SIGINT)
-    time.sleep(2.5)
-    assert job.running()
+    wait_until((tmp_path / "press-1").exists, job)
     job.signal(signal.SIGINT)
-    assert job.wait(20) == [130]
+    assert job.wait(60) == [130]
+    assert (tmp_path / "press-2").exists(), "the first press ended the run"
     assert status(tmp_path / "run")["outcome"] == "failed"
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -156,9 +192,9 @@ def test_a_lost_rank_is_a_failure_and_not_a_preemption(tmp_path: Path, digits: P
         assert time.monotonic() < deadline
         time.sleep(0.05)
     job.processes[1].kill()
+    job.processes[1].join(60)
     # What torchrun does to the survivors of a crash.
-    time.sleep(0.2)
     job.processes[0].terminate()
-    assert job.wait(30)[0] not in (0, None)
+    assert job.wait(60)[0] not in (0, None)
     assert status(tmp_path / "run")["outcome"] == "failed"
     assert "another rank" in status(tmp_path / "run")["reason"]

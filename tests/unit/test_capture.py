@@ -56,7 +56,7 @@ def test_nothing_is_captured_afterwards() -> None:
 
 
 def test_a_layer_that_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"no layer 'block\.0'; similar names are blocks\.0, ") as caught:
+    with pytest.raises(UserError, match=r"'block\.0'; .*\bblocks\.0, ") as caught:
         find_layer(Network(), "block.0")
     assert caught.value.everywhere
     with pytest.raises(UserError, match="no layer ''"):
@@ -90,5 +90,5 @@ def test_features_of_a_layer_that_is_not_there_name_the_key() -> None:
     for layer in ("nope", "layers.0.weight", "__class__"):
         config = parse_config(values, [f"objective.feature_matching.layer={layer}"])
         shape = SampleShape(resolution=16, channels=1)
-        with pytest.raises(UserError, match=r"^objective\.feature_matching\.layer: the network has no layer"):
+        with pytest.raises(UserError, match=rf"^objective\.feature_matching\.layer: .*no layer {layer!r}"):
             GeneratorObjective(nn.Identity(), build_discriminator(config.discriminator, shape), config, None)

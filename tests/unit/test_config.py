@@ -1,3 +1,5 @@
+"""The sections and keys of a recipe: mistakes, keys without effect, what is filled in, and what reads back equal."""
+
 from __future__ import annotations
 
 import re
@@ -12,21 +14,7 @@ from hypothesis import strategies as st
 from distgan.config import dump_config, json_schema, load_config, parse_config
 from distgan.errors import UserError
 from distgan.files import cache_folder
-
-MINIMAL: dict[str, Any] = {
-    "run_dir": "r",
-    "data": {"path": "d", "resolution": 32},
-    "training": {"steps": 5, "batch_size": 8},
-}
-
-VALID = "run_dir: r\ndata: {path: d, resolution: 32}\ntraining: {steps: 5, batch_size: 8}"
-"""The same as a file."""
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(text)
-    return path
+from tests.configs import MINIMAL, write
 
 
 @pytest.mark.parametrize(
@@ -122,52 +110,74 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "key", "cause", "others"),
     [
-        ("data.kind=points", "data.resolution: has no effect with kind: points, only with images; leave it out"),
-        ("data={path: d, kind: text, channels: 1}", "data.channels: has no effect with kind: text, only with images"),
-        ("data={path: d, kind: text, mirror: true}", "data.mirror: has no effect with kind: text, only with images"),
-        ("data={path: d, kind: text, dimensions: 3}", "data.dimensions: has no effect with kind: text, only with po"),
-        ("data={path: d, kind: points, length: 8}", "data.length: has no effect with kind: points, only with text"),
-        ("data.length=8", "data.length: has no effect with kind: images, only with text"),
-        ("data.lanes=64", "data.lanes: has no effect with order: permutation, only with lanes"),
-        ("data.shuffle_block=64", "data.shuffle_block: has no effect with order: permutation, only with lanes"),
+        ("data.kind=points", "data.resolution", "kind: points", ["images"]),
+        ("data={path: d, kind: text, channels: 1}", "data.channels", "kind: text", ["images"]),
+        ("data={path: d, kind: text, mirror: true}", "data.mirror", "kind: text", ["images"]),
+        ("data={path: d, kind: text, dimensions: 3}", "data.dimensions", "kind: text", ["points"]),
+        ("data={path: d, kind: points, length: 8}", "data.length", "kind: points", ["text"]),
+        ("data.length=8", "data.length", "kind: images", ["text"]),
+        ("data.lanes=64", "data.lanes", "order: permutation", ["lanes"]),
+        ("data.shuffle_block=64", "data.shuffle_block", "order: permutation", ["lanes"]),
+        ("generator.depth=3", "generator.depth", "architecture: dcgan", ["r3gan", "characters", "mlp"]),
         (
-            "generator.depth=3",
-            "generator.depth: no option of architecture: dcgan, only of r3gan or characters or mlp",
+            "generator={architecture: mlp, max_width: 8}",
+            "generator.max_width",
+            "architecture: mlp",
+            ["dcgan", "resnet", "progressive", "r3gan"],
         ),
-        ("generator={architecture: mlp, max_width: 8}", "generator.max_width: no option of architecture: mlp"),
-        ("discriminator={architecture: characters, max_width: 8}", "discriminator.max_width: no option of arch"),
-        ("generator.reference_size=8", "generator.reference_size: has no effect with normalization: synchronized, on"),
-        ("discriminator.pooling=mean", "discriminator.pooling: no option of architecture: dcgan, only of res"),
+        (
+            "discriminator={architecture: characters, max_width: 8}",
+            "discriminator.max_width",
+            "architecture: characters",
+            ["dcgan", "resnet", "progressive", "r3gan"],
+        ),
+        ("generator.reference_size=8", "generator.reference_size", "normalization: synchronized", ["virtual"]),
+        ("discriminator.pooling=mean", "discriminator.pooling", "architecture: dcgan", ["resnet"]),
         (
             "discriminator={architecture: resnet, minibatch_discrimination: {}}",
-            "discriminator.minibatch_discrimination: no option of architecture: resnet, only of dcgan or mlp",
+            "discriminator.minibatch_discrimination",
+            "architecture: resnet",
+            ["dcgan", "mlp"],
         ),
         (
             "discriminator={architecture: mlp, minibatch_stddev: {}}",
-            "discriminator.minibatch_stddev: no option of architecture: mlp, only of dcgan or progressive",
+            "discriminator.minibatch_stddev",
+            "architecture: mlp",
+            ["dcgan", "progressive"],
         ),
         (
             "generator.optimizer={name: rmsprop, betas: [0.0, 0.9]}",
-            "generator.optimizer.betas: no option of name: rmsprop, only of adam; leave it out, or change name",
+            "generator.optimizer.betas",
+            "name: rmsprop",
+            ["adam"],
         ),
-        ("generator.optimizer.alpha=0.9", "generator.optimizer.alpha: no option of name: adam, only of rmsprop"),
+        ("generator.optimizer.alpha=0.9", "generator.optimizer.alpha", "name: adam", ["rmsprop"]),
         (
             "objective={adversarial: hinge, label_smoothing: {}}",
-            "objective.label_smoothing: has no effect with adversarial: hinge, only with non_saturating or minimax",
+            "objective.label_smoothing",
+            "adversarial: hinge",
+            ["non_saturating", "minimax"],
         ),
         (
             "objective.gradient_penalty={points: uniform, perturbation: 2}",
-            "objective.gradient_penalty.perturbation: has no effect with points: uniform, only with gaussian",
+            "objective.gradient_penalty.perturbation",
+            "points: uniform",
+            ["gaussian"],
         ),
-        ("evaluation.inception_weights=w", "evaluation.inception_weights: has no effect with detector: classifier"),
+        ("evaluation.inception_weights=w", "evaluation.inception_weights", "detector: classifier", ["inception"]),
     ],
 )
-def test_keys_without_effect_are_refused(override: str, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f": {message}")) as caught:
+def test_keys_without_effect_are_refused(override: str, key: str, cause: str, others: list[str]) -> None:
+    """The line names the key, the setting that it has no effect with, and those that it has one with."""
+    with pytest.raises(UserError) as caught:
         parse_config(MINIMAL, [override])
-    assert "\n" not in str(caught.value)
+    message = str(caught.value).removeprefix(f"override {override!r}: ").removeprefix("config: ")
+    assert "\n" not in message
+    assert message.startswith(f"{key}: ")
+    _, found = message.split(cause)
+    assert re.findall("|".join(map(re.escape, others)), found.partition(";")[0]) == others
 
 
 def test_a_key_without_effect_may_be_given_its_default() -> None:
@@ -207,190 +217,6 @@ def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
     assert all(part in line for part, line in zip(doubts, found, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("training: {steps: 1, steps: 2}", "the key 'steps' is given twice"),
-        ("a: [", "not valid YAML"),
-        ("- 1", "mapping of sections, found a list"),
-        ("", "mapping of sections, found nothing"),
-        ("run_dir: null", "run_dir = None: input should be a valid string"),
-        ("!!python/object/apply:os.system [true]", "not valid YAML"),
-        ("!!python/name:os.system : 3", "line 1: the tag 'tag:yaml.org,2002:python/name:os.system'"),
-        ("a: 1\n!x b: 3", "line 2: the tag '!x'"),
-        ("run_dir: r", "missing"),
-        ("run_dir: !!timestamp nonsense", "not valid YAML"),
-        ("run_dir: !!int ''", "not valid YAML"),
-        ("2024-01-02: 3", "unknown key '2024-01-02'"),
-        ("2024-13-45: 3", "unknown key '2024-13-45'"),
-        ("[a, b]: 3", "a key is not a word"),
-        ("seed: " + "[" * 5000, "nested too deeply"),
-        (VALID + "\nseed: " + "1" * 5000, "seed: expected a decimal number"),
-        ("foo: &a [*a]", "an alias that contains itself"),
-        ("foo: &a {b: *a}", "an alias that contains itself"),
-        ("foo: &a {a: 1}\nbar: {<<: *a}", "line 2: merge keys (<<)"),
-        ("x: {a: 1, a: 2}", "line 1: the key 'a' is given twice"),
-        ("a: 1\n---\na: 2", "not valid YAML"),
-        ("# " + "x" * (1 << 20), "larger than the 1048576 bytes"),
-    ],
-    ids=lambda value: value[:30],
-)
-def test_bad_files(tmp_path: Path, text: str, part: str) -> None:
-    with pytest.raises(UserError, match=re.escape(part)) as caught:
-        load_config(write(tmp_path, text))
-    assert "recipe.yaml" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
-
-
-def test_aliases_that_unfold_into_billions_of_values(tmp_path: Path) -> None:
-    lines = ["a0: &a0 [1, 2, 3]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
-    with pytest.raises(UserError, match="more than 100000 values"):
-        load_config(write(tmp_path, "\n".join(lines)))
-
-
-def test_an_alias_repeats_a_section(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, f"{VALID}\ngenerator: &player {{width: 32}}\ndiscriminator: *player"))
-    assert (config.generator.width, config.discriminator.width) == (32, 32)
-
-
-ODD_TEXTS = [
-    "runs/hash #2", "#2", "a: b", "a:", "'quoted'", '"quoted"', "'half", " spaces ", "\ttab", "no", "Yes", "on", "off",
-    "~", "true", "010", "0x10", "1:30", "1_000", "1e-4", ".inf", "!tag", "&anchor", "*alias", "{", "}", "[", "]",
-    "{a: 1}", "[a] b", "a, b", "- a", "? a", "%YAML", "@", "`", "|", ">", "<<", "---", "a=b", "=", "2024-01-02", "\\n",
-    "é\u2028ü",
-]  # fmt: skip
-
-
-@given(st.sampled_from(ODD_TEXTS) | st.text(max_size=30))
-def test_an_override_of_a_text_key_arrives_as_typed(text: str) -> None:
-    changes = [f"{key}={text}" for key in ("data.path", "data.cache_dir", "evaluation.held_out")]
-    config = parse_config(MINIMAL, changes)
-    if not (text.strip().startswith("[") and text.strip().endswith("]")):
-        assert config.data.path == text
-    for found in (config.data.cache_dir, config.evaluation.held_out):
-        assert found == (None if text == "null" else text)
-
-
-@given(st.sampled_from(ODD_TEXTS) | st.text(max_size=30))
-def test_a_text_key_of_a_file_takes_what_yaml_quotes(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    path = tmp_path_factory.mktemp("quoted") / "recipe.yaml"
-    path.write_text(f"{VALID}\n{yaml.safe_dump({'evaluation': {'held_out': text}})}", encoding="utf-8")
-    assert load_config(path).evaluation.held_out == text
-
-
-YAML_1_1 = ["no", "yes", "on", "off", "true", "010", "0x10", "1:30", "1_000", "1e-4", "2024-01-02"]
-
-
-@pytest.mark.parametrize("word", YAML_1_1)
-def test_plain_words_of_yaml_1_1_are_text(tmp_path: Path, word: str) -> None:
-    assert load_config(write(tmp_path, f"{VALID}\nevaluation: {{held_out: {word}}}")).evaluation.held_out == word
-
-
-NO_DECIMALS = ["010", "0123", "-01", "0x10", "0o17", "0b1", "1:30", "1_000", "1,000", "+-1", "1e", ".", "٣", "yes"]
-
-
-@pytest.mark.parametrize("text", [*NO_DECIMALS, "1 #2"])
-def test_numbers_of_overrides_are_decimal_or_refused(text: str) -> None:
-    for override in (f"training.steps={text}", f"generator.optimizer.betas=[{text}, 0.5]", f"data.channels={text}"):
-        with pytest.raises(UserError, match=re.escape(override.partition("=")[0])) as caught:
-            parse_config(MINIMAL, [override])
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("quote", ["", "'"])
-@pytest.mark.parametrize("text", NO_DECIMALS)
-def test_numbers_of_files_are_decimal_or_refused(tmp_path: Path, text: str, quote: str) -> None:
-    with pytest.raises(UserError, match="seed: expected a decimal number, found") as caught:
-        load_config(write(tmp_path, f"{VALID}\nseed: {quote}{text}{quote}"))
-    assert "\n" not in str(caught.value)
-
-
-@given(st.integers(0, 2**63 - 1), st.floats(0, 1e12), st.sampled_from(["", "+"]))
-def test_decimal_numbers_of_all_forms(whole: int, real: float, sign: str) -> None:
-    for text in (repr(real), f"{real:e}", f"{real:.20g}", f"{real:.3E}"):
-        config = parse_config(MINIMAL, [f"seed={sign}{whole}", f"ema.half_life_kimg={sign}{text}"])
-        assert (config.seed, config.ema.half_life_kimg) == (whole, float(text))
-
-
-def test_no_is_a_precision(tmp_path: Path) -> None:
-    path = write(tmp_path, VALID.replace("steps: 5", "steps: 5, mixed_precision: no"))
-    assert load_config(path).training.mixed_precision == "no"
-    assert load_config(path, ["training.mixed_precision=no"]).training.mixed_precision == "no"
-
-
-@pytest.mark.parametrize(("word", "value"), [("true", True), ("no", False), ("on", True), ("False", False)])
-def test_booleans(tmp_path: Path, word: str, value: bool) -> None:
-    path = write(tmp_path, VALID.replace("steps: 5", f"steps: 5, channels_last: {word}"))
-    assert load_config(path).training.channels_last is value
-    assert parse_config(MINIMAL, [f"data.mirror={word}"]).data.mirror is value
-
-
-def test_overrides_leave_the_values_alone() -> None:
-    before = repr(MINIMAL)
-    assert parse_config(MINIMAL, ["training.steps=7", "generator.optimizer.eps=1"]).training.steps == 7
-    assert repr(MINIMAL) == before
-
-
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [("training.steps=many", "training.steps"), ("generator.widht=3", "generator.widht"), ("run_dir=null", "run_dir"),
-     ("objective.r1={gamma: -1}", "objective.r1.gamma"), ("data.path=null", "data.path")],
-)  # fmt: skip
-def test_a_wrong_override_is_named_instead_of_the_file(tmp_path: Path, override: str, key: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"override '{override}': ")) as caught:
-        load_config(write(tmp_path, VALID), ["seed=3", override])
-    assert key in str(caught.value)
-    assert "recipe.yaml" not in str(caught.value)
-
-
-def test_the_last_override_of_a_key_counts() -> None:
-    assert parse_config(MINIMAL, ["seed=1", "seed=2"]).seed == 2
-
-
-def test_values_that_are_nested_deeply_are_refused() -> None:
-    nested: Any = 1
-    for _ in range(2000):
-        nested = [nested]
-    with pytest.raises(UserError, match="unknown key 'deep'"):
-        parse_config({**MINIMAL, "deep": nested}, ["seed=1"])
-
-
-def test_overrides_of_lists_and_mappings() -> None:
-    config = parse_config(
-        MINIMAL,
-        ["data.path=[a, 's3://b/#1.tar']", "evaluation.metrics=[fid, kid]", "objective.r1={gamma: 1e-1}",
-         "generator.optimizer.betas=[0, 0.9]", "objective.label_smoothing.real=[0.7, 0.9]", "data.channels=1",
-         "growth=null",
-         "training.early_stopping=null", "generator.reference_size=null"],
-    )  # fmt: skip
-    assert config.data.path == ["a", "s3://b/#1.tar"]
-    assert config.model_dump()["evaluation"]["metrics"] == ["fid", "kid"]
-    assert config.objective.r1 is not None
-    assert config.objective.r1.gamma == 0.1
-    assert config.generator.optimizer.betas == (0.0, 0.9)
-    assert config.objective.label_smoothing is not None
-    assert config.objective.label_smoothing.real == (0.7, 0.9)
-    assert config.data.channels == 1
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["[ab]*.tar", "[ab]/*[0-4]", "[a", "*.tar", "{0..3}.tar", "{a,b}/*.tar", "s3://b/{000..127}.tar", "2024-13-45"],
-)
-def test_paths_in_overrides_need_no_quotes(tmp_path: Path, path: str) -> None:
-    assert load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [f"data.path={path}"]).data.path == path
-
-
-def test_folders_that_look_like_dates_or_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/of-mine")
-    path = write(tmp_path, yaml.safe_dump(MINIMAL))
-    for text, folder in {"2024-13-45": "2024-13-45", "2024-01-02": "2024-01-02", "runs/x": "runs/x",
-                         "runs/hash #2": "runs/hash #2", "~/x": "/home/of-mine/x"}.items():  # fmt: skip
-        assert load_config(path, [f"run_dir={text}"]).run_dir == folder
-
-
 def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home(_: object = None) -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -402,21 +228,6 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match="set DISTGAN_CACHE to a writable folder"):
             cache_folder(configured)
     assert cache_folder("/cache") == Path("/cache")
-
-
-def test_missing_file_and_binary_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give the recipe first, then key=value"):
-        load_config("training.steps=5")
-    with pytest.raises(UserError, match="found a folder, expected a recipe; give the path"):
-        load_config(tmp_path)
-    (tmp_path / "config.yaml").touch()
-    with pytest.raises(UserError, match=re.escape(f"name the recipe in it, {tmp_path}/config.yaml")):
-        load_config(tmp_path)
-    with pytest.raises(UserError, match="cannot read the config: No such file"):
-        load_config(tmp_path / "none.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
-        load_config(tmp_path / "binary.yaml")
 
 
 @given(
@@ -457,12 +268,6 @@ def test_comparisons_that_fit_the_batch(discriminator: dict[str, Any]) -> None:
     assert parse_config({**MINIMAL, "discriminator": discriminator}).discriminator.architecture == "dcgan"
 
 
-def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
-    # YAML 1.1 reads 2e-4 as text.
-    config = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), ["generator.optimizer.learning_rate=2e-4"])
-    assert config.generator.optimizer.learning_rate == 2e-4
-
-
 def test_every_key_is_documented_in_the_schema() -> None:
     schema = json_schema()
     for section in (schema, *schema["$defs"].values()):
@@ -479,9 +284,9 @@ def test_recipes_are_valid_and_named_after_their_file() -> None:
 @pytest.mark.parametrize(
     ("growth", "message"),
     [
-        ("{first_resolution: 64}", "growth.first_resolution: 64 is above data.resolution = 32"),
-        ("{batch_sizes: {16: 8, 64: 4}}", "growth.batch_sizes: 64 is above data.resolution = 32"),
-        ("{batch_sizes: {16: 7}}", "7 at 16 does not divide into training.gradient_accumulation_steps=2 micro-batches"),
+        ("{first_resolution: 64}", r"growth\.first_resolution: 64 .*data\.resolution = 32"),
+        ("{batch_sizes: {16: 8, 64: 4}}", r"growth\.batch_sizes: 64 .*data\.resolution = 32"),
+        ("{batch_sizes: {16: 7}}", r"growth\.batch_sizes: 7 at 16 .*training\.gradient_accumulation_steps=2"),
     ],
 )
 def test_growth_that_does_not_fit(growth: str, message: str) -> None:
@@ -497,6 +302,6 @@ def test_growth_that_does_not_fit(growth: str, message: str) -> None:
 
 def test_networks_grow_together() -> None:
     network = "{architecture: progressive, normalization: none}"
-    for role in ("generator", "discriminator"):
-        with pytest.raises(UserError, match="must grow as the"):
+    for role, other in (("generator", "discriminator"), ("discriminator", "generator")):
+        with pytest.raises(UserError, match=rf"{other}\.architecture: .*progressive"):
             parse_config(MINIMAL, [f"{role}={network}"])

@@ -97,14 +97,14 @@ def test_damaged_or_missing_deepspeed_files(
     if content is not None:
         path.write_text(content)
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
-    with pytest.raises(UserError, match=r"^the DeepSpeed config cannot be used: [^\n]+$"):
+    with pytest.raises(UserError, match=r"^the DeepSpeed config [^\n:]+: [^\n]+$"):
         read_deepspeed_config()
 
 
 def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else object())
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match=r"transformers cannot be imported here; pip install 'distgan\[deepspeed\]'"):
+    with pytest.raises(UserError, match=r"transformers .*pip install 'distgan\[deepspeed\]'"):
         chosen_engine()
 
 
@@ -114,7 +114,7 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"FSDP_VERSION": "1"}, "use fsdp_version: 2"),
         ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "100"}, "use NO_WRAP"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
-        ({"FSDP_AUTO_WRAP_POLICY": "STRANGE"}, "the FSDP config cannot be used"),
+        ({"FSDP_AUTO_WRAP_POLICY": "STRANGE"}, "FSDP config .*STRANGE"),
     ],
 )
 def test_refused_fsdp_configs(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str) -> None:
@@ -126,5 +126,5 @@ def test_refused_fsdp_configs(monkeypatch: pytest.MonkeyPatch, settings: dict[st
 
 def test_half_precision_of_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(UserError, match=r"training\.mixed_precision: bf16 in the distgan config"):
+    with pytest.raises(UserError, match=r"fp16.*training\.mixed_precision: bf16"):
         refuse_half_precision()

@@ -130,7 +130,7 @@ def test_an_export_that_cannot_be_published_leaves_the_earlier_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail)
-        with pytest.raises(UserError, match="target: cannot write the export: No space left"):
+        with pytest.raises(UserError, match=r"target: .*: No space left"):
             export(source, target, overwrite=True)
     assert content(target) == before
     assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
@@ -155,11 +155,8 @@ def test_an_empty_destination(tmp_path: Path) -> None:
     [
         ({"resolution": 16.0}, "resolution = 16.0"),
         ({"resolution": 17}, "17 is not a power of two"),
-        (
-            {"resolution": 4},
-            "config.json: data.resolution = 4: the dcgan generator supports powers of two from 16 to 256",
-        ),
-        ({"generator": {"normalization": "virtual"}}, "config.json: not the description of an exported generator: gen"),
+        ({"resolution": 4}, "config.json: data.resolution = 4: the dcgan generator "),
+        ({"generator": {"normalization": "virtual"}}, "generator.reference_size"),
         ({"resolution": "16"}, "resolution = '16'"),
         ({"resolution": 10**5000}, "not the description"),
         ({"channels": -1}, "channels = -1"),
@@ -168,7 +165,7 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"generator": {"widht": 4}}, "did you mean 'width'"),
         ({"generator": 5}, "generator = 5"),
         ({"class_names": 5}, "class_names = 5"),
-        ({"class_names": ["a"]}, "class_names: expected as many as class_counts"),
+        ({"class_names": ["a"]}, "as many as class_counts"),
         ({"class_names": ["a", 2]}, "class_names.1 = 2"),
         ({"class_counts": [3, -1]}, "class_counts.1 = -1"),
         ({"class_counts": [0, 0]}, "sum is not in"),
@@ -179,12 +176,12 @@ def test_an_empty_destination(tmp_path: Path) -> None:
         ({"generator": PROGRESSIVE, "growth": {"level": -1, "fade": 1.0}}, "growth.level = -1"),
         ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": 0}}, "growth.fade = 0"),
         ({"generator": PROGRESSIVE, "growth": {"level": 0, "fade": float("nan")}}, "growth.fade"),
-        ({"kind": "points"}, "kind: points needs dimensions, and no other size"),
-        ({"dimensions": 2}, "kind: images needs resolution and channels, and no other size"),
+        ({"kind": "points"}, "kind: points needs dimensions"),
+        ({"dimensions": 2}, "kind: images needs resolution and channels"),
         ({"kind": "sounds"}, "kind = 'sounds'"),
-        (TEXT | {"length": 0}, "kind: text needs length and vocabulary, and no other size"),
+        (TEXT | {"length": 0}, "kind: text needs length and vocabulary"),
         (TEXT | {"length": 2**40}, "length"),
-        (TEXT | {"vocabulary": None}, "kind: text needs length and vocabulary, and no other size"),
+        (TEXT | {"vocabulary": None}, "kind: text needs length and vocabulary"),
         (TEXT | {"vocabulary": ["a", "b"]}, "vocabulary"),
         (TEXT | {"vocabulary": ["\ufffd", "`", "\x1b[2J"]}, "vocabulary"),
         (TEXT | {"vocabulary": ["\ufffd", "`", *map(chr, range(0x4E00, 0x4E00 + 2047))]}, "2 to 2048 different"),
@@ -216,11 +213,11 @@ def test_descriptions_of_strangers(tmp_path: Path, change: Any, part: str) -> No
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda name, value: {name: value * float("nan")}, "embedding.weight holds numbers that are not finite"),
-        (lambda name, value: {name: value / 0.0}, "embedding.weight holds numbers that are not finite"),
+        (lambda name, value: {name: value * float("nan")}, "embedding.weight holds numbers"),
+        (lambda name, value: {name: value / 0.0}, "embedding.weight holds numbers"),
         (lambda name, value: {name: value.to(torch.int8)}, "embedding.weight: found torch.int8 (2, 8)"),
         (lambda name, value: {name: value[:1]}, "embedding.weight: found torch.float32 (1, 8)"),
-        (lambda name, value: {"a\n\x1b[31m": value.clone()}, "a??[31m: found torch.float32 (2, 8), expected absent"),
+        (lambda name, value: {"a\n\x1b[31m": value.clone()}, "a??[31m: found torch.float32 (2, 8), "),
     ],
     ids=["nan", "infinite", "whole numbers", "shape", "name"],
 )
@@ -323,12 +320,12 @@ def test_samples_mix_with_no_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "gif"])
 def test_samples_in_other_formats_are_no_folders(tmp_path: Path, ending: str) -> None:
-    with pytest.raises(UserError, match=r"--out .* a file ending in \.png, or a folder"):
+    with pytest.raises(UserError, match=rf"--out .*out\.{ending}: .*\.png"):
         sample(write(tmp_path / "export"), tmp_path / f"out.{ending}")
 
 
 def test_an_export_has_no_best(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--best needs a run folder, found an export"):
+    with pytest.raises(UserError, match=f"{tmp_path}/export: --best .*an export"):
         load_generator(write(tmp_path / "export"), best=True)
 
 

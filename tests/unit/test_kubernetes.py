@@ -1,8 +1,10 @@
-"""The manifests have what we rely on, and a pod ends with the code that Kubernetes is to act on."""
+"""The manifests fit the published schemas and have what we rely on; a pod ends with a code for Kubernetes to act on."""
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -13,27 +15,114 @@ from typing import Any
 
 import pytest
 import yaml
+from kubeflow.training import models
+from kubernetes_validate.utils import ValidationError, latest_version, validate
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "kubernetes"
-# Of the API references: batch/v1 JobSpec, core/v1 PodSpec and Container, kubeflow.org/v1 PyTorchJob.
-JOB = {"completionMode", "completions", "parallelism", "backoffLimit", "podFailurePolicy", "template"}
-POD = {"subdomain", "restartPolicy", "terminationGracePeriodSeconds", "containers", "volumes"}
-CONTAINER = {"name", "image", "command", "args", "env", "resources", "volumeMounts"}
-PYTORCH = {"nprocPerNode", "elasticPolicy", "runPolicy", "pytorchReplicaSpecs"}
-ELASTIC = {"minReplicas", "maxReplicas", "rdzvBackend", "maxRestarts"}
+VERSIONS = ["1.31", latest_version()]
+"""Of Kubernetes: the oldest that indexed-job.yaml is for, and the newest whose schema is published."""
 
 
 def documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 
 
+def check_kubeflow(value: Any, kind: str) -> None:
+    """Hold a value against a type of the Kubeflow training operator's API, as its own client declares it."""
+    if match := re.fullmatch(r"(?:list\[|dict\(str, )(.*)[])]", kind):
+        for each in value.values() if isinstance(value, dict) else value:
+            check_kubeflow(each, match[1])
+    elif kind in ("V1ObjectMeta", "V1PodTemplateSpec"):
+        part = {"V1ObjectMeta": "metadata", "V1PodTemplateSpec": "template"}[kind]
+        for version in VERSIONS:
+            check_kubernetes({"apiVersion": "v1", "kind": "PodTemplate", part: value}, version)
+    elif (model := getattr(models, kind, None)) is not None:
+        names = {model.attribute_map[name]: name for name in model.openapi_types}
+        assert value.keys() <= names.keys()
+        for key, each in value.items():
+            check_kubeflow(each, model.openapi_types[names[key]])
+        model(**{names[key]: each for key, each in value.items()})  # refuses to be without what is required
+    else:
+        assert type(value) is {"str": str, "int": int, "bool": bool}[kind], kind
+
+
+def check_kubernetes(document: dict[str, Any], version: str) -> None:
+    """Hold a document against the schema that Kubernetes publishes, which allows no other keys."""
+    assert document["apiVersion"] in ("v1", "batch/v1")
+    validate(document, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_indexed_job_fits_the_schema_of_kubernetes(version: str) -> None:
+    for document in documents("indexed-job.yaml"):
+        check_kubernetes(document, version)
+
+
+def test_the_pytorch_job_fits_the_api_of_kubeflow() -> None:
+    [job] = documents("pytorchjob.yaml")
+    check_kubeflow(job, "KubeflowOrgV1PyTorchJob")
+
+
+def changed(document: dict[str, Any], place: str, key: str, value: Any) -> dict[str, Any]:
+    """A copy of a document with a key set at a place in it, or removed."""
+    copied: dict[str, Any] = copy.deepcopy(document)
+    part: Any = copied
+    for step in filter(None, place.split(".")):
+        part = part[int(step) if isinstance(part, list) else step]
+    if value is None:
+        del part[key]
+    else:
+        part[key] = value
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("spec", "completionmode", "Indexed"),
+        ("spec", "completions", "2"),
+        ("spec.podFailurePolicy.rules.0", "action", None),
+        ("spec.podFailurePolicy.rules.0.onExitCodes", "value", [42]),
+        ("spec.template.spec", "subDomain", "distgan"),
+        ("spec.template.spec", "containers", None),
+        ("spec.template.spec.containers.0", "volumeMount", []),
+        ("spec.template.spec.containers.0.env.0", "value", 2),
+        ("spec.template.spec.containers.0.resources", "limit", {}),
+        ("spec.template.spec.volumes.1.emptyDir", "sizelimit", "8Gi"),
+    ],
+)
+def test_the_schema_of_kubernetes_tells_a_mistake(place: str, key: str, value: Any) -> None:
+    _, job = documents("indexed-job.yaml")
+    for version in VERSIONS:
+        with pytest.raises(ValidationError) as caught:
+            check_kubernetes(changed(job, place, key, value), version)
+        assert key in (caught.value.message.split("'")[1], *caught.value.path)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("spec", "nprocPerNodes", "8"),
+        ("spec", "nprocPerNode", 8),
+        ("spec", "pytorchReplicaSpecs", None),
+        ("spec.elasticPolicy", "maxRestart", 3),
+        ("spec.runPolicy", "backoffLimits", 100),
+        ("spec.pytorchReplicaSpecs.Worker", "replicas", "2"),
+        ("spec.pytorchReplicaSpecs.Worker.template.spec", "restartpolicy", "Never"),
+        ("spec.pytorchReplicaSpecs.Worker.template.spec.containers.0", "volumeMount", []),
+    ],
+)
+def test_the_api_of_kubeflow_tells_a_mistake(place: str, key: str, value: Any) -> None:
+    [job] = documents("pytorchjob.yaml")
+    with pytest.raises((AssertionError, ValueError, ValidationError)):
+        check_kubeflow(changed(job, place, key, value), "KubeflowOrgV1PyTorchJob")
+
+
 def check_pod(spec: dict[str, Any]) -> dict[str, Any]:
     """The only container of a pod that can save before it leaves."""
-    assert spec.keys() <= POD
     assert spec["terminationGracePeriodSeconds"] >= 60
     [container] = spec["containers"]
-    assert container.keys() <= CONTAINER
     assert container["command"][1] == "train"
     script = container["command"][0].removeprefix("/opt/distgan/")
     assert os.access(ROOT / script, os.X_OK)
@@ -55,7 +144,6 @@ def test_the_indexed_job() -> None:
     assert service["spec"]["publishNotReadyAddresses"] is True
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     spec = job["spec"]
-    assert spec.keys() <= JOB
     assert spec["completionMode"] == "Indexed"
     container = check_pod(spec["template"]["spec"])
     # A policy for failed pods is only allowed with this.
@@ -82,8 +170,6 @@ def test_the_pytorch_job() -> None:
     [job] = documents("pytorchjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     spec = job["spec"]
-    assert spec.keys() <= PYTORCH
-    assert spec["elasticPolicy"].keys() <= ELASTIC
     worker = spec["pytorchReplicaSpecs"]["Worker"]
     assert worker["replicas"] == spec["elasticPolicy"]["minReplicas"] == spec["elasticPolicy"]["maxReplicas"]
     assert worker["restartPolicy"] == "ExitCode"

@@ -85,7 +85,7 @@ def test_an_animation_goes_to_and_fro(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ({"steps": 1}, "--interpolate 1 --num 8: expected at least 2 steps"),
+        ({"steps": 1}, "--interpolate 1 .*at least 2 "),
         ({"steps": 1000}, "at most 4096 images"),
         ({"steps": 4, "number": 0}, "--num 0"),
         ({"steps": 4, "out": "folder"}, "ending in .png, .gif or .webp"),

@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import json
 import os
 import pickle
 import struct
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 from distgan.data.packing.sources.opening import open_source
-from distgan.data.packing.sources.source import InvalidSampleError, Source
-from distgan.data.packing.sources.zip_archive import ZipReader
+from distgan.data.packing.sources.source import Source
 from distgan.errors import UserError
-
-
-def png(value: int, side: int = 4) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (side, side), value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_tree(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data, method)
-    return path
-
-
-def write_idx(path: Path, array: np.ndarray) -> Path:
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    content = header + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
-    return path
+from tests.sources import TREE, one_line, png, write_idx, write_tree, write_zip
 
 
 def contents(source: Source) -> list[bytes]:
     return [source.read(slot) for slot in source.slots]
 
 
-def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-TREE = {"dog/b.png": png(3), "dog/a.JPG": png(2), "cat/x/deep.png": png(1), "cat/readme.txt": b"-", "cat/.h.png": b"-"}
 EXPECTED = (["cat/x/deep.png", "dog/a.JPG", "dog/b.png"], [png(1), png(2), png(3)], [0, 1, 1], ("cat", "dog"))
 
 
@@ -73,7 +34,9 @@ def observed(source: Source) -> tuple:
 def test_class_folders_become_labels_in_sorted_order(tmp_path: Path) -> None:
     source = open_source(write_tree(tmp_path / "tree", TREE))
     assert observed(source) == EXPECTED
-    assert source.notes == ("ignored 1 files that are not .jpg/.jpeg/.png/.webp: 1 .txt",)
+    [note] = source.notes
+    assert note.startswith("ignored 1 files")
+    assert note.endswith(": 1 .txt")
 
 
 @pytest.mark.parametrize("top", ["", "photos/"])
@@ -98,7 +61,7 @@ def test_windows_separators_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_images_at_two_levels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"class folders \(cat/\) and outside \(a.png\)") as error:
+    with pytest.raises(UserError, match=r"mixed: .*\(cat/\).*\(a\.png\)") as error:
         open_source(write_tree(tmp_path / "mixed", {"a.png": png(1), "cat/b.png": png(2)}))
     one_line(error)
 
@@ -184,112 +147,6 @@ def test_wrong_dataset_json(tmp_path: Path, content: str | bytes, message: str) 
     assert "s.zip/dataset.json" in one_line(error)
 
 
-# Archives from strangers
-
-
-@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "x/../../a.png", "C:\\a.png", "..\\a.png"])
-def test_names_that_lead_out_of_a_zip(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="points outside the archive") as error:
-        open_source(write_zip(tmp_path / "evil.zip", {"b.png": png(1), name: png(2)}))
-    one_line(error)
-
-
-def test_links_in_a_zip_are_no_images(tmp_path: Path) -> None:
-    link = zipfile.ZipInfo("link.png")
-    link.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "l.zip", "w") as archive:
-        archive.writestr(link, "/etc/passwd")
-        archive.writestr("a.png", png(1))
-    assert list(open_source(tmp_path / "l.zip").names) == ["a.png"]
-
-
-def test_a_name_twice_in_a_zip(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
-        archive.writestr("a.png", png(1))
-        with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("a.png", png(2))
-    with pytest.raises(UserError, match=r"found a\.png twice"):
-        open_source(tmp_path / "twice.zip")
-
-
-def patch_directory(path: Path, entry: int, offset: int, value: bytes) -> None:
-    """Overwrite bytes of one entry of a zip's central directory."""
-    data = bytearray(path.read_bytes())
-    start = -1
-    for _ in range(entry + 1):
-        start = data.index(b"PK\1\2", start + 1)
-    data[start + offset : start + offset + len(value)] = value
-    path.write_bytes(data)
-
-
-def test_an_encrypted_zip(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "locked.zip", {"a.png": png(1)})
-    patch_directory(path, 0, 8, b"\1")
-    with pytest.raises(UserError, match=r"a\.png is encrypted"):
-        open_source(path)
-
-
-def test_overlapping_members_are_a_bomb(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "bomb.zip", {"a.png": png(1), "b.png": png(2)})
-    patch_directory(path, 1, 42, struct.pack("<I", 0))
-    with pytest.raises(UserError, match="overlaps another member"):
-        open_source(path)
-
-
-def test_a_member_that_inflates_to_more_than_declared(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "bomb.zip", {"a.png": bytes(50_000_000)})
-    patch_directory(path, 0, 24, struct.pack("<I", 1000))
-    source = open_source(path)
-    tracemalloc.start()
-    with pytest.raises(InvalidSampleError, match="size or checksum"):
-        source.read(source.slots[0])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_000_000
-
-
-def test_a_member_above_the_cap(tmp_path: Path) -> None:
-    source = open_source(write_zip(tmp_path / "big.zip", {"a.png": bytes(2000), "b.png": bytes(1000)}))
-    reader = ZipReader(str(tmp_path / "big.zip"), max_bytes=1000)
-    with pytest.raises(InvalidSampleError, match="at most 1000 bytes"):
-        reader(source.slots[0])
-    assert reader(source.slots[1]) == bytes(1000)
-
-
-def test_an_unknown_compression(tmp_path: Path) -> None:
-    source = open_source(write_zip(tmp_path / "x.zip", {"a.png": png(1)}, zipfile.ZIP_LZMA))
-    with pytest.raises(InvalidSampleError, match="method 14"):
-        source.read(source.slots[0])
-
-
-@pytest.mark.parametrize("cut", [1, 100, 5000])
-def test_a_truncated_zip(tmp_path: Path, cut: int) -> None:
-    path = write_zip(tmp_path / "cut.zip", {"a.png": png(1), "b.png": os.urandom(6000)})
-    path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(UserError, match="not a readable zip archive") as error:
-        open_source(path)
-    one_line(error)
-
-
-@given(position=st.integers(0, 10_000), value=st.integers(0, 255))
-def test_a_damaged_zip_is_refused_or_read_right(
-    tmp_path_factory: pytest.TempPathFactory, position: int, value: int
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "damaged.zip"
-    write_zip(path, {"a/1.png": png(1), "b/2.png": png(2)})
-    data = bytearray(path.read_bytes())
-    data[position % len(data)] = value
-    path.write_bytes(data)
-    try:
-        source = open_source(path)
-    except UserError as error:
-        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
-        return
-    for slot in source.slots:
-        with contextlib.suppress(InvalidSampleError):
-            assert source.read(slot) in (png(1), png(2))
-
-
 # idx
 
 
@@ -315,12 +172,12 @@ def test_an_idx_file_without_labels_says_so(tmp_path: Path) -> None:
 def test_idx_labels_that_differ_in_number(tmp_path: Path) -> None:
     path = write_idx(tmp_path / "images-idx3-ubyte", np.zeros((2, 3, 3)))
     write_idx(tmp_path / "labels-idx1-ubyte", np.zeros(3))
-    with pytest.raises(UserError, match=r"labels-idx1-ubyte: .*found 3, expected 2, .* images-idx3-ubyte"):
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte: .*\b3\b.*\b2\b.* images-idx3-ubyte"):
         open_source(path)
 
 
 def test_a_labels_file_named_as_the_source(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 dimensions \(a labels file\), expected 3"):
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte: .*\b1 dimensions .*labels.*\b3\b"):
         open_source(write_idx(tmp_path / "labels-idx1-ubyte", np.zeros(3)))
 
 
@@ -330,7 +187,7 @@ def test_a_labels_file_named_as_the_source(tmp_path: Path) -> None:
     [
         (
             b"\0\0\x08\x03" + struct.pack(">3I", 2, 3, 3) + bytes(17),
-            "truncated: found 17 bytes, expected 18 for 2 x 3 x 3 uint8",
+            r"truncated: .*\b17 .*\b18 .*2 x 3 x 3 ",
         ),
         (b"\0\0\x08\x03" + struct.pack(">3I", 2, 3, 3) + bytes(99), "longer than its header says"),
         (b"\0\0\x08\x03" + bytes(5), "truncated inside its header"),
@@ -349,14 +206,14 @@ def test_wrong_idx_files(tmp_path: Path, suffix: str, content: bytes, message: s
 
 def test_idx_images_above_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distgan.data.packing.sources.idx.MAX_PIXELS", 8)
-    with pytest.raises(UserError, match="found 3 x 3, expected at most 8 pixels"):
+    with pytest.raises(UserError, match=r"images-idx3-ubyte: .*3 x 3, .*\b8 pixels"):
         open_source(write_idx(tmp_path / "images-idx3-ubyte", np.zeros((2, 3, 3))))
 
 
 def test_a_truncated_gzip_file(tmp_path: Path) -> None:
     path = write_idx(tmp_path / "images-idx3-ubyte.gz", np.random.default_rng(0).integers(0, 255, (9, 30, 30)))
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(UserError, match=r"cannot read the file: .*download it again"):
+    with pytest.raises(UserError, match=r"images-idx3-ubyte\.gz: cannot read .*download"):
         open_source(path)
 
 

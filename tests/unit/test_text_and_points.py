@@ -21,8 +21,7 @@ from distgan.data.packing.sources.opening import open_source
 from distgan.data.reader import read_samples
 from distgan.errors import UserError
 from tests.shards import refusal
-
-from .test_pack import digests
+from tests.sources import digests
 
 
 def write_text(path: Path, lines: list[str], end: str = "\n") -> Path:
@@ -132,7 +131,7 @@ def test_overwriting_takes_the_held_out_lines_along(tmp_path: Path) -> None:
 def test_a_line_that_is_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good\ncaf\xe9\nfine\n")
     said = refusal(lambda: pack(tmp_path / "a.txt", tmp_path / "out", workers=1))
-    assert said.startswith("a.txt:2: is not UTF-8 text at byte 3")
+    assert said.startswith("a.txt:2: is not UTF-8")
     report = pack(tmp_path / "a.txt", tmp_path / "out", workers=1, on_error="skip")
     assert (report.samples, len(report.skipped)) == (2, 1)
 
@@ -142,11 +141,11 @@ def test_a_line_that_is_not_utf_8(tmp_path: Path) -> None:
     [
         (b"", {}, "it is empty"),
         (b"\n  \n", {}, "only blank lines"),
-        (b"a\nb\n", {"resolution": 32}, "resolution, format: these options need images, found text"),
+        (b"a\nb\n", {"resolution": 32}, "resolution, format: "),
         (b"a\nb\n", {"image_format": "png"}, "resolution, format: "),
         (b"a\nb\n", {"held_out": 1.0}, "from 0 to below 1"),
         (b"a\nb\n", {"held_out": float("nan")}, "from 0 to below 1"),
-        (b"a\na\n", {"held_out": 0.5}, "held-out 0.5: the split holds out 2 of 2 lines"),
+        (b"a\na\n", {"held_out": 0.5}, "2 of 2 lines"),
     ],
 )
 def test_text_that_cannot_be_packed(tmp_path: Path, content: bytes, options: dict, message: str) -> None:
@@ -191,13 +190,13 @@ def test_rows_of_an_array_are_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(3), r"found float64 of shape \(3,\), expected an array of shape \(points, dimensions\)"),
+        (np.zeros(3), r"a\.npy: .*float64 of shape \(3,\), "),
         (np.zeros((3, 2), int), "found int64"),
         (np.zeros((0, 2)), r"shape \(0, 2\)"),
         (np.zeros((2, 3), np.float16), "found float16"),
         (np.array([[{}]]), "cannot read the array: .*Python objects"),
-        (np.array([[1.0, 2.0], [3.0, np.inf]]), r"a\.npy\[1\]: holds numbers that are not finite in float32"),
-        (np.array([[1.0, 2.0], [3.0, 1e300]]), r"a\.npy\[1\]: holds numbers that are not finite in float32"),
+        (np.array([[1.0, 2.0], [3.0, np.inf]]), r"a\.npy\[1\]: .*not finite in float32"),
+        (np.array([[1.0, 2.0], [3.0, 1e300]]), r"a\.npy\[1\]: .*not finite in float32"),
     ],
 )
 def test_arrays_that_cannot_be_packed(tmp_path: Path, array: np.ndarray, message: str) -> None:

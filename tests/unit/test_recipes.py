@@ -1,0 +1,140 @@
+"""Every recipe of configs/ has what the paper that it names says."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distgan.config import load_config
+
+FOLDER = Path(__file__).parents[2] / "configs"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+
+
+def both(key: str, value: Any) -> dict[str, Any]:
+    """A value of both players."""
+    return {f"generator.{key}": value, f"discriminator.{key}": value}
+
+
+PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cifar10-dcgan": (
+        "Radford et al. 2016",
+        {"generator.architecture": "dcgan", "objective.adversarial": "non_saturating", "training.batch_size": 128,
+         "generator.latent_size": 100, **both("optimizer.learning_rate", 2e-4),
+         **both("optimizer.betas", (0.5, 0.999))},
+    ),
+    "mnist-dcgan": (
+        "Radford et al. 2016",
+        {"generator.architecture": "dcgan", "objective.adversarial": "non_saturating", "training.batch_size": 128,
+         "generator.latent_size": 100, **both("optimizer.learning_rate", 2e-4),
+         **both("optimizer.betas", (0.5, 0.999)), "data.labels": True},
+    ),
+    "cifar10-sngan": (
+        "Miyato et al. 2018",
+        {**both("architecture", "resnet"), "objective.adversarial": "hinge", "training.critic_steps": 5,
+         **both("optimizer.learning_rate", 2e-4), **both("optimizer.betas", (0.0, 0.9)),
+         **both("optimizer.schedule", "linear"), "training.steps": 50_000, "training.batch_size": 64,
+         "generator.latent_size": 128, "generator.latent_distribution": "normal", "generator.width": 256,
+         "discriminator.width": 128, "discriminator.spectral_norm": True, "discriminator.normalization": "none",
+         "discriminator.pooling": "sum", "objective.gradient_penalty": None},
+    ),
+    "cifar10-wgan-gp": (
+        "Gulrajani et al. 2017",
+        {**both("architecture", "resnet"), "objective.adversarial": "wasserstein", "training.critic_steps": 5,
+         "objective.gradient_penalty.weight": 10, **both("optimizer.learning_rate", 2e-4),
+         **both("optimizer.betas", (0.0, 0.9)), **both("optimizer.schedule", "linear"), "training.steps": 100_000,
+         "training.batch_size": 64, "generator.latent_size": 128, "generator.latent_distribution": "normal",
+         **both("width", 128), "discriminator.normalization": "none", "discriminator.pooling": "mean"},
+    ),
+    "text-wgan-gp": (
+        "Gulrajani et al. 2017",
+        {"objective.adversarial": "wasserstein", "objective.gradient_penalty.weight": 10, "training.critic_steps": 10,
+         **both("optimizer.learning_rate", 1e-4), **both("optimizer.betas", (0.5, 0.9)), **both("width", 512),
+         "generator.latent_size": 128, "training.batch_size": 64, "training.steps": 200_000, "data.length": 32},
+    ),
+    "digits-wgan-gp": (
+        "Gulrajani et al. 2017",
+        {"objective.adversarial": "wasserstein", "objective.gradient_penalty.weight": 10, "training.critic_steps": 5,
+         **both("optimizer.betas", (0.0, 0.9)), "discriminator.normalization": "layer", "training.batch_size": 64},
+    ),
+    "digits-wgan": (
+        "Arjovsky et al. 2017",
+        # Ten times the paper's learning rate of 5e-5; the long critic phases are those of the released code.
+        {"objective.adversarial": "wasserstein", "objective.weight_clipping.limit": 0.01, "training.critic_steps": 5,
+         **both("optimizer.name", "rmsprop"), **both("optimizer.learning_rate", 5e-4), "training.batch_size": 64,
+         "training.extra_critic_steps.updates": 100, "training.extra_critic_steps.first": 25,
+         "training.extra_critic_steps.every": 500},
+    ),
+    "digits-progressive": (
+        "Karras et al. 2018",
+        {**both("architecture", "progressive"), "objective.adversarial": "wasserstein",
+         "objective.gradient_penalty.weight": 10, "objective.drift": 0.001, "training.batch_size": 16,
+         **both("optimizer.learning_rate", 1e-3), **both("optimizer.betas", (0.0, 0.99)),
+         "discriminator.minibatch_stddev.group_size": 4, "training.critic_steps": 1,
+         "generator.latent_distribution": "normal"},
+    ),
+    "digits-r3gan": (
+        "Huang et al. 2024",
+        {**both("architecture", "r3gan"), **both("normalization", "none"),
+         "objective.adversarial": "relativistic_paired", "objective.r1.every": 1, "objective.r2.every": 1,
+         # The paper's penalties fall to a tenth.
+         "objective.r1.gamma": 2.0, "objective.r1.final_gamma": 0.2, "objective.r2.gamma": 2.0,
+         "objective.r2.final_gamma": 0.2},
+    ),
+    "digits-feature-matching": ("Salimans et al. 2016", {"objective.feature_matching.weight": 1.0}),
+    "digits-minibatch-discrimination": (
+        "Salimans et al. 2016",
+        {"discriminator.minibatch_discrimination.kernels": 100, "discriminator.minibatch_discrimination.dimensions": 5},
+    ),
+    "digits-vbn": (
+        "Salimans et al. 2016",
+        {"generator.normalization": "virtual", "objective.label_smoothing.real": 0.9,
+         "objective.label_smoothing.fake": 0.0},
+    ),
+    "digits-minimax": ("Goodfellow et al. 2014", {"objective.adversarial": "minimax"}),
+    "digits-dcgan": (
+        "Radford et al. 2016", {"generator.architecture": "dcgan", "objective.adversarial": "non_saturating"},
+    ),
+    # Points of the protocol, of the generator as it is.
+    "ring": ("Lin et al. 2018", {"data.kind": "points", "evaluation.num_samples": 2500, "ema.half_life_kimg": 0}),
+}  # fmt: skip
+"""Which paper each recipe is after, and what it has of it."""
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_recipe_names_its_paper_and_has_what_is_published(name: str) -> None:
+    path = FOLDER / f"{name}.yaml"
+    paper, published = PAPERS[name]
+    config = load_config(path)
+    assert config.run_dir == f"runs/{name}"
+    comment = " ".join(line.removeprefix("#") for line in path.read_text().splitlines() if line.startswith("#"))
+    assert paper in " ".join(comment.split())
+    for key, value in published.items():
+        assert functools.reduce(getattr, key.split("."), config) == value, key
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("cifar10-dcgan", {}), ("cifar10-sngan", {}), ("cifar10-wgan-gp", {}),
+     ("text-wgan-gp", {"training.critic_steps": 5, **both("optimizer.learning_rate", 1e-3)})],
+)  # fmt: skip
+def test_a_small_recipe_trains_as_its_large_one(name: str, changed: dict[str, Any]) -> None:
+    """Sizes, lengths and what is measured differ; the objective, the kinds of layers and the optimizers do not."""
+    path = FOLDER / f"{name}-small.yaml"
+    assert load_config(path).run_dir == f"runs/{path.stem}"
+    small = load_config(path).model_dump()
+    large = load_config(FOLDER / f"{name}.yaml", [f"{key}={value}" for key, value in changed.items()]).model_dump()
+    assert small["objective"] == large["objective"]
+    assert small["training"] | {"steps": 0} == large["training"] | {"steps": 0}
+    for role in ("generator", "discriminator"):
+        sizes = dict.fromkeys(("width", "max_width", "depth", "latent_size"))
+        assert small[role] | sizes == large[role] | sizes
+        assert small[role]["width"] < large[role]["width"]
+    assert small["training"]["steps"] < large["training"]["steps"]
+
+
+def test_every_recipe_is_held_against_a_paper_or_its_large_one() -> None:
+    assert {path.stem.removesuffix("-small") for path in RECIPES} == PAPERS.keys()
