@@ -1,7 +1,8 @@
 """Curves of a run: `metrics.jsonl` and TensorBoard, with the same numbers.
 
-A resumed run drops the rows after the step that it resumes from, so its curves have no overlap and no gap. A write
-that fails is logged once per file and counted; it never ends a run.
+TensorBoard gets a scalar from its first value that is not zero on. A resumed run drops the rows after the step that it
+resumes from, so its curves have no overlap and no gap. A write that fails is logged once per file and counted; it never
+ends a run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from distgan.files import disk_errors, explained, reason, write_atomically
 from distgan.monitoring.event_files import EventFile, drop_later_events
+from distgan.monitoring.layout import Layout, custom_layout
 from distgan.packages import is_installed
 
 logger = logging.getLogger("distgan")
@@ -78,6 +80,7 @@ class _RunTracker(Tracker):
         self._rows = _Rows(self._rows_file)
         self._events = _Events(self._events_folder, last_step) if tensorboard else None
         self._first_step = max(0, last_step)
+        self._layout: Layout = {}
         self._attempt(self._rows_file, lambda: self._rows.truncate(last_step))
         if tensorboard:
             self._attempt(self._events_folder, lambda: drop_later_events(self._events_folder, last_step))
@@ -86,14 +89,23 @@ class _RunTracker(Tracker):
         numbers = {tag: float(value) for tag, value in values.items()}
         row = {"step": step, "images": images, "time": time.time(), **numbers}
         self._attempt(self._rows_file, lambda: self._rows.append(row))
+        shown = {"progress/kimg": images / 1000, **numbers}
+        self._rows.nonzero.update(tag for tag, value in shown.items() if value != 0)
+        layout, failures = custom_layout(self._rows.nonzero), self.failures
 
         def write(file: EventFile) -> None:
-            from torch.utils.tensorboard.summary import scalar
+            from torch.utils.tensorboard import summary
 
-            for tag, value in {"progress/kimg": images / 1000, **numbers}.items():
-                file.add(scalar(tag, value), step)
+            # TensorBoard uses the last layout. Each process writes one at its first row, and again when a chart joins.
+            if layout != self._layout:
+                file.add(summary.custom_scalars(layout), step)
+            for tag, value in shown.items():
+                if tag in self._rows.nonzero:
+                    file.add(summary.scalar(tag, value), step)
 
         self._on_tensorboard(write)
+        if self.failures == failures:
+            self._layout = layout
 
     def recorded(self, step: int) -> frozenset[str]:
         return frozenset(self._rows.last if self._rows.last.get("step") == step else ())
@@ -155,6 +167,8 @@ class _Rows:
     def __init__(self, path: Path) -> None:
         self.last: dict[str, Any] = {}
         """The last row."""
+        self.nonzero: set[str] = set()
+        """Names of the numbers that were not zero in some row."""
         self._path = path
         self._descriptor: int | None = None
         self._end = 0
@@ -172,7 +186,9 @@ class _Rows:
                     dropped = True
         if dropped:
             write_atomically(self._path, b"".join(kept))
-        self.last = json.loads(kept[-1]) if kept else {}
+        rows = [json.loads(line) for line in kept]
+        self.nonzero = {name for row in rows for name, value in row.items() if value != 0}
+        self.last = rows[-1] if rows else {}
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row, or extend the last one if its step is the same."""
