@@ -36,6 +36,7 @@ from distgan.config.training import (
     EvaluationConfig,
     ExtraCriticStepsConfig,
     MonitoringConfig,
+    TrackerConfig,
     TrainingConfig,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "TrackerConfig",
     "TrainingConfig",
     "WeightClippingConfig",
     "ZeroCenteredPenaltyConfig",
