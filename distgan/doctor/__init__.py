@@ -81,6 +81,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
 def _look_at_data(config: Config, runtime: Runtime, note: Callable[..., None]) -> float:
     """Check the data and return its reading rate in samples/s. Collective: call on every rank."""
     note(dry_run.detector(config))
+    note(*(dry_run.trackers(config) if runtime.is_main else ()))
     index, found = dry_run.index(config, runtime)
     note(found)
     if index is None:
