@@ -40,7 +40,7 @@ GROUPS = {
     "health": {
         "skipped updates": r"skipped_updates/",
         "replaced samples": r"data/replaced_samples$",
-        "failed writes": r"checkpoint/failures$",
+        "failed writes": r"(checkpoint|tracker)/failures$",
         "EMA decay": r"ema/decay$",
         "growth": r"growth/(level|fade)$",
     },

@@ -18,6 +18,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
+from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
@@ -71,6 +72,8 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         with runtime.raise_on_all_ranks():
             index = load_index(config.data.path, config.data.cache_dir)
             validate_run(config, index, runtime.world_size)
+            if runtime.is_main:
+                check_installed(config.monitoring.trackers)
         check_ranks_agree(config, index, runtime)
         log_warnings(config, index, runtime)
         state = assemble(config, index, runtime)
