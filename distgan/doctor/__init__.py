@@ -66,6 +66,8 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
         if config is None:
             note(storage.room(folder))
         else:
+            config, launcher = dry_run.launcher(config)
+            note(launcher)
             rate = _look_at_data(config, runtime, note)
             if not _failed(findings):
                 # Not `note`, which is collective: after a failure on rank 0, other ranks may have exited.

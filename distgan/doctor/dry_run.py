@@ -11,6 +11,7 @@ from distgan.config import Config, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.data.stream import open_stream
+from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
@@ -102,6 +103,16 @@ def detector(config: Config) -> Finding:
     text = f"the Inception weights {file} do not exist yet; the first evaluation downloads them"
     fix = "on nodes without internet, first run `distgan evaluate` on a machine with internet and the same cache"
     return Finding("warning", "detector", f"{text}; {fix}")
+
+
+def launcher(config: Config) -> tuple[Config, Finding]:
+    """Return the config as training gets it from this launcher, and whether the two agree."""
+    try:
+        launched = with_launcher_settings(config)
+    except UserError as error:
+        return config, Finding("FAILED", "launcher", str(error))
+    filled = ", ".join(f"{key} = {str(value).lower()}" for key, value in filled_keys(config, launched).items())
+    return launched, Finding("ok", "launcher", f"sets {filled}" if filled else "sets no key of the config")
 
 
 def trackers(config: Config) -> list[Finding]:

@@ -14,6 +14,7 @@ from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config
 from distgan.data.index.loading import load_index
 from distgan.distributed.control import Check
+from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.console import setup_logging
@@ -70,6 +71,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as outcome:
         with runtime.raise_on_all_ranks():
+            config = _launched(config, runtime)
             index = load_index(config.data.path, config.data.cache_dir)
             validate_run(config, index, runtime.world_size)
             if runtime.is_main:
@@ -91,6 +93,14 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
             result = run(state, feed, monitor, writer, runtime, stop)
         outcome(result, state.progress.step, stop.reason if result == "preempted" else early_stop_reason(state))
         return result
+
+
+def _launched(config: Config, runtime: Runtime) -> Config:
+    """Return the config with the settings of the launcher; see `with_launcher_settings`."""
+    launched = with_launcher_settings(config)
+    for key, value in filled_keys(config, launched).items() if runtime.is_main else ():
+        logger.info("%s = %s, as accelerate launch sets it", key, str(value).lower())
+    return launched
 
 
 def run(
