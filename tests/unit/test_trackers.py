@@ -253,6 +253,8 @@ def wandb_records(folder: Path) -> Iterator[Any]:
             _, length, kind = struct.unpack_from("<IHB", content, place)
             whole += content[place + 7 : place + 7 + length]
             place += 7 + length
+            if place > len(content):  # still being written
+                break
             if kind in (1, 4):  # a whole record, or the end of one
                 yield wandb_internal_pb2.Record.FromString(whole)
                 whole = b""
@@ -271,6 +273,11 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path) -> None:
     resumed = open_main(tmp_path, config, resume_step=20)
     log(resumed, 30)
     resumed.close()
+    deadline = time.monotonic() + 30
+    # wandb's own process writes the end of a file after the run has finished here.
+    while [record.HasField("exit") for record in wandb_records(tmp_path)].count(True) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     records = list(wandb_records(tmp_path))
     runs = {(r.run.run_id, r.run.project, r.run.display_name) for r in records if r.HasField("run")}
     assert runs == {(identifier, "digits", "try")}
