@@ -36,6 +36,7 @@ from distgan.config.training import (
     EarlyStoppingConfig,
     ExtraCriticStepsConfig,
     MonitoringConfig,
+    TrackerConfig,
     TrainingConfig,
 )
 
@@ -65,6 +66,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "TermConfig",
+    "TrackerConfig",
     "TrainingConfig",
     "WeightClippingConfig",
     "ZeroCenteredPenaltyConfig",

@@ -37,7 +37,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> tuple[str, str]:
     elif kind == "model_type" and found in (None, ""):
         line = f"{key} is empty; {_needs(_section_at(location, root))}"
     elif key and (kind in _STRUCTURES or kind == "model_type"):
-        section = _section_at(location, root)
+        section = _section_at(location, root) if kind == "model_type" else None
         expected = f"a section with the keys {', '.join(section.model_fields)}" if section else _STRUCTURES[kind]
         line = f"{key} = {_shown(found, kind)[:80]}: expected {expected}"
     else:
@@ -128,6 +128,8 @@ def _nearest(location: list[str], root: type[BaseModel]) -> str:
 def _section_at(location: list[str], root: type[BaseModel]) -> type[BaseModel] | None:
     section: type[BaseModel] | None = root
     for part in location:
+        if part.isdecimal():  # an item of a list
+            continue
         field = _fields(section).get(part) if section else None
         section = _section_of(field.annotation) if field else None
     return section

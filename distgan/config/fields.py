@@ -27,6 +27,18 @@ def number(value: Any) -> Any:
     return int(text) if text.lstrip("+-").isdecimal() else float(text)
 
 
+def plain_value(value: Any) -> Any:
+    """Return text of a recipe as the number or boolean that it reads as, also in lists and mappings."""
+    if isinstance(value, dict):
+        return {key: plain_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_value(item) for item in value]
+    if value in ("true", "false"):
+        return value == "true"
+    is_number = isinstance(value, str) and len(value) <= _MAX_DIGITS and _DECIMAL.fullmatch(value)
+    return number(value) if is_number else value
+
+
 def folder(value: str) -> str:
     """A folder's path with its home expanded. Raises ValueError for one that cannot be."""
     if not value.strip() or not value.isprintable():

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from distgan import extensions
-from distgan.config.fields import Section, number
+from distgan.config.fields import Section, plain_value
 from distgan.errors import UserError
 
 
@@ -189,21 +189,7 @@ def _sections_in(key: str, value: Any) -> list[tuple[str, BaseModel]]:
     return [(key, value)] if isinstance(value, BaseModel) else []
 
 
-def _plain(value: Any) -> Any:
-    """Return the number or truth value that a text of a recipe stands for, where no annotation says what it is."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if value in ("true", "false"):
-        return value == "true"
-    try:
-        return number(value)
-    except ValueError:
-        return value
-
-
-_Plain = Annotated[Any, BeforeValidator(_plain)]
+_Plain = Annotated[Any, BeforeValidator(plain_value)]
 
 
 @cache

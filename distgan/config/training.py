@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from distgan.config.fields import Batch, Count, CountOrZero, Real, Section
+from distgan.config.fields import Batch, Count, CountOrZero, Real, Section, plain_value
 
 
 class ExtraCriticStepsConfig(Section):
@@ -101,6 +101,30 @@ class CheckpointConfig(Section):
     """Number of newest checkpoints to keep, besides the best one."""
 
 
+def _named(trackers: Any) -> Any:
+    """Return a list of trackers with those that are given by their name alone as sections."""
+    if not isinstance(trackers, list):
+        return trackers
+    return [{"name": tracker} if isinstance(tracker, str) else tracker for tracker in trackers]
+
+
+class TrackerConfig(Section):
+    """Experiment tracker that gets the rows of metrics.jsonl. Further keys are its own options, as of `wandb.init`."""
+
+    model_config = ConfigDict(extra="allow")
+    takes_effect_with: ClassVar = {"run_name": ("name", ("wandb", "mlflow"))}
+
+    __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(plain_value)]]
+
+    name: Literal["wandb", "mlflow", "comet_ml", "clearml", "swanlab", "trackio", "aim", "dvclive"]
+    """Tracker, as accelerate names it. A resumed run goes on in the same run of `wandb` and `mlflow`, and begins a new
+    run with all rows in the others."""
+    project: str = "distgan"
+    """Project or experiment that the run belongs to."""
+    run_name: str | None = None
+    """Name of the run there, for `wandb` and `mlflow`; null: the name of the run folder."""
+
+
 class MonitoringConfig(Section):
     """What the run writes while it trains."""
 
@@ -112,3 +136,13 @@ class MonitoringConfig(Section):
     """Number of samples in each sample grid."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    trackers: Annotated[list[TrackerConfig], BeforeValidator(_named)] = Field(default_factory=list)
+    """Experiment trackers that rank 0 logs to: names such as `[wandb, mlflow]`, or sections with options."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MonitoringConfig:
+        names = [tracker.name for tracker in self.trackers]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"trackers: {twice[0]} is named twice; remove one")
+        return self

@@ -53,17 +53,6 @@ def leave(status: int) -> None:
     raise SystemExit(status)
 
 
-def refuse_half_precision() -> None:
-    """Raise UserError if the accelerate config asks for fp16 or fp8."""
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked in ("fp16", "fp8"):
-        raise UserError(
-            f"accelerate config: mixed_precision: {asked}: gradient penalties and batch-norm statistics overflow in "
-            f"{asked}; set mixed_precision: no there, and training.mixed_precision: bf16 in the distgan config",
-            everywhere=True,
-        )
-
-
 def check_world_size(world_size: int) -> None:
     """Raise UserError if the world size differs from the one that the launcher set in the environment."""
     promised = _promised_world_size()

@@ -24,7 +24,8 @@ from distgan.distributed.control import Control
 from distgan.distributed.engines.base import Engine, MakeOptimizer
 from distgan.distributed.engines.choice import chosen_engine
 from distgan.distributed.engines.ddp import DDPEngine
-from distgan.distributed.launch import check_world_size, natural, refuse_half_precision
+from distgan.distributed.launch import check_world_size, natural
+from distgan.distributed.launcher_settings import check_launcher_settings
 from distgan.errors import UserError
 
 logger = logging.getLogger("distgan")
@@ -65,7 +66,7 @@ class Runtime(Control):
     ) -> None:
         if deterministic:
             _use_deterministic_kernels()
-        refuse_half_precision()
+        check_launcher_settings()
         self._make_engine = chosen_engine()
         self.gradients_in_bf16 = gradients_in_bf16
         self.sharded: dict[nn.Module, FSDPModule] = {}
@@ -76,7 +77,7 @@ class Runtime(Control):
         self.accelerator = Accelerator(
             # Without cpu=True, Accelerate makes each of several CPU ranks an independent one-process job.
             cpu=not torch.accelerator.is_available(),
-            # The distgan config decides precision and compilation, not the accelerate config.
+            # The config decides precision and compilation, after with_launcher_settings.
             mixed_precision="no",
             dynamo_backend="no",
             kwargs_handlers=[

@@ -66,6 +66,8 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
         if config is None:
             note(storage.room(folder))
         else:
+            config, launcher = dry_run.launcher(config)
+            note(launcher)
             rate = _look_at_data(config, runtime, note)
             if not _failed(findings):
                 # Not `note`, which is collective: after a failure on rank 0, other ranks may have exited.
@@ -81,6 +83,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
 def _look_at_data(config: Config, runtime: Runtime, note: Callable[..., None]) -> float:
     """Check the data and return its reading rate in samples/s. Collective: call on every rank."""
     note(dry_run.detector(config))
+    note(*(dry_run.trackers(config) if runtime.is_main else ()))
     index, found = dry_run.index(config, runtime)
     note(found)
     if index is None:

@@ -11,10 +11,12 @@ from distgan.config import Config, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.data.stream import open_rank_stream
+from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
 from distgan.errors import LostRankError, UserError
+from distgan.monitoring.trackers import check_installed
 from distgan.packages import is_installed
 from distgan.training.setup import validate_run
 
@@ -103,6 +105,25 @@ def detector(config: Config) -> Finding:
     return Finding("warning", "detector", f"{text}; {fix}")
 
 
+def launcher(config: Config) -> tuple[Config, Finding]:
+    """Return the config as training gets it from this launcher, and whether the two agree."""
+    try:
+        launched = with_launcher_settings(config)
+    except UserError as error:
+        return config, Finding("FAILED", "launcher", str(error))
+    filled = ", ".join(f"{key} = {str(value).lower()}" for key, value in filled_keys(config, launched).items())
+    return launched, Finding("ok", "launcher", f"sets {filled}" if filled else "sets no key of the config")
+
+
+def trackers(config: Config) -> list[Finding]:
+    """Check that the packages of the experiment trackers are installed. Only rank 0 needs them."""
+    try:
+        check_installed(config.monitoring.trackers)
+    except UserError as error:
+        return [Finding("FAILED", "trackers", str(error))]
+    return []
+
+
 def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -> list[Finding]:
     """Train some steps in a temporary folder. Collective: call on every rank.
 
@@ -114,7 +135,7 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     short = parse_config(config.model_dump(mode="json"), [
         f"run_dir={folder}", f"training.steps={_STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
         f"monitoring.every={_STEPS // 2}", "monitoring.samples_every=1000000", "monitoring.tensorboard=false",
-        "checkpoint.every=1000000",
+        "monitoring.trackers=[]", "checkpoint.every=1000000",
     ])  # fmt: skip
     logging.disable(logging.INFO)
     try:

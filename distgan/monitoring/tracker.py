@@ -1,7 +1,8 @@
-"""Curves of a run: `metrics.jsonl` and TensorBoard, with the same numbers.
+"""Curves of a run: `metrics.jsonl`, TensorBoard and experiment trackers, with the same numbers.
 
-A resumed run drops the rows after the step that it resumes from, so its curves have no overlap and no gap. A write
-that fails is logged once per file and counted; it never ends a run.
+TensorBoard gets a scalar from its first value that is not zero on. A resumed run drops the rows after the step that it
+resumes from, so its curves have no overlap and no gap. A write that fails is logged once per file and counted; it never
+ends a run.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from distgan.config import TrackerConfig
+from distgan.errors import UserError
 from distgan.files import disk_errors, explained, reason, write_atomically
 from distgan.monitoring.event_files import EventFile, drop_later_events
+from distgan.monitoring.layout import Layout, custom_layout
+from distgan.monitoring.trackers import ExperimentTracker
 from distgan.packages import is_installed
 
 logger = logging.getLogger("distgan")
@@ -29,8 +34,10 @@ logger = logging.getLogger("distgan")
 class Tracker:
     """Interface of trackers. This one writes nothing: it is the tracker of every rank but the main one."""
 
-    failures = 0
-    """Number of writes that failed."""
+    @property
+    def failures(self) -> int:
+        """Number of writes that failed."""
+        return 0
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         """Write one row of numbers, with the time in seconds since 1970. A kill after this call does not lose it.
@@ -57,43 +64,89 @@ class Tracker:
         """Close the files."""
 
 
-def open_tracker(run_dir: str | Path, *, tensorboard: bool, resume_step: int | None, main: bool) -> Tracker:
+def open_tracker(
+    run_dir: str | Path,
+    *,
+    tensorboard: bool,
+    resume_step: int | None,
+    main: bool,
+    trackers: Sequence[TrackerConfig] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Tracker:
     """Open the tracker of this rank; only the `main` rank's writes.
 
     Args:
         run_dir: folder of `metrics.jsonl` and, with `tensorboard` and its package, of `tensorboard/` event files.
         resume_step: step that training continues from; later rows are dropped. None drops all.
+        trackers: experiment trackers that get the same rows.
+        settings: config of the run by dotted key, for these.
+
+    Raises:
+        UserError: an experiment tracker cannot start.
     """
     if not main:
         return Tracker()
     tensorboard = tensorboard and is_installed("tensorboard")
-    return _RunTracker(Path(run_dir), tensorboard=tensorboard, last_step=-1 if resume_step is None else resume_step)
+    last_step = -1 if resume_step is None else resume_step
+    return _RunTracker(Path(run_dir), trackers, settings or {}, tensorboard=tensorboard, last_step=last_step)
 
 
 class _RunTracker(Tracker):
-    def __init__(self, run_dir: Path, *, tensorboard: bool, last_step: int) -> None:
-        self.failures = 0
+    def __init__(
+        self,
+        run_dir: Path,
+        trackers: Iterable[TrackerConfig],
+        settings: Mapping[str, Any],
+        *,
+        tensorboard: bool,
+        last_step: int,
+    ) -> None:
+        self._failures = 0
         self._complained: set[Path] = set()
         self._rows_file, self._events_folder = run_dir / "metrics.jsonl", run_dir / "tensorboard"
         self._rows = _Rows(self._rows_file)
         self._events = _Events(self._events_folder, last_step) if tensorboard else None
         self._first_step = max(0, last_step)
-        self._attempt(self._rows_file, lambda: self._rows.truncate(last_step))
+        self._layout: Layout = {}
+        kept: list[dict[str, Any]] = []
+        self._attempt(self._rows_file, lambda: kept.extend(self._rows.truncate(last_step)))
         if tensorboard:
             self._attempt(self._events_folder, lambda: drop_later_events(self._events_folder, last_step))
+        self._experiments: list[ExperimentTracker] = []
+        try:
+            for tracker in trackers:
+                self._experiments.append(ExperimentTracker(tracker, run_dir, settings, kept))
+        except UserError:
+            self.close()
+            raise
+
+    @property
+    def failures(self) -> int:
+        return self._failures + sum(tracker.failures for tracker in self._experiments)
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
         numbers = {tag: float(value) for tag, value in values.items()}
         row = {"step": step, "images": images, "time": time.time(), **numbers}
         self._attempt(self._rows_file, lambda: self._rows.append(row))
+        for tracker in self._experiments:
+            tracker.log(row)
+        shown = {"progress/kimg": images / 1000, **numbers}
+        self._rows.nonzero.update(tag for tag, value in shown.items() if value != 0)
+        layout, failures = custom_layout(self._rows.nonzero), self._failures
 
         def write(file: EventFile) -> None:
-            from torch.utils.tensorboard.summary import scalar
+            from torch.utils.tensorboard import summary
 
-            for tag, value in {"progress/kimg": images / 1000, **numbers}.items():
-                file.add(scalar(tag, value), step)
+            # TensorBoard uses the last layout. Each process writes one at its first row, and again when a chart joins.
+            if layout != self._layout:
+                file.add(summary.custom_scalars(layout), step)
+            for tag, value in shown.items():
+                if tag in self._rows.nonzero:
+                    file.add(summary.scalar(tag, value), step)
 
         self._on_tensorboard(write)
+        if self._failures == failures:
+            self._layout = layout
 
     def recorded(self, step: int) -> frozenset[str]:
         return frozenset(self._rows.last if self._rows.last.get("step") == step else ())
@@ -132,6 +185,8 @@ class _RunTracker(Tracker):
         self._attempt(self._rows_file, self._rows.close)
         if self._events is not None:
             self._attempt(self._events_folder, self._events.close)
+        for tracker in self._experiments:
+            tracker.close()
 
     def _on_tensorboard(self, write: Callable[[EventFile], object]) -> None:
         events = self._events
@@ -142,7 +197,7 @@ class _RunTracker(Tracker):
         try:
             write()
         except OSError as error:
-            self.failures += 1
+            self._failures += 1
             if path not in self._complained:
                 self._complained.add(path)
                 why = reason(explained(error, path))
@@ -155,14 +210,16 @@ class _Rows:
     def __init__(self, path: Path) -> None:
         self.last: dict[str, Any] = {}
         """The last row."""
+        self.nonzero: set[str] = set()
+        """Names of the numbers that were not zero in some row."""
         self._path = path
         self._descriptor: int | None = None
         self._end = 0
 
-    def truncate(self, last_step: int) -> None:
-        """Keep the rows up to a step; remove later ones and a line that a killed process left incomplete."""
+    def truncate(self, last_step: int) -> list[dict[str, Any]]:
+        """Keep the rows up to a step, and return them; remove later ones and a line that a killed process left."""
         if not self._path.exists():
-            return
+            return []
         kept, dropped = [], False
         with open(self._path, "rb") as file:
             for line in file:
@@ -172,7 +229,10 @@ class _Rows:
                     dropped = True
         if dropped:
             write_atomically(self._path, b"".join(kept))
-        self.last = json.loads(kept[-1]) if kept else {}
+        rows = [json.loads(line) for line in kept]
+        self.nonzero = {name for row in rows for name, value in row.items() if value != 0}
+        self.last = rows[-1] if rows else {}
+        return rows
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row, or extend the last one if its step is the same."""

@@ -17,7 +17,7 @@ from distgan.errors import UserError
 
 logger = logging.getLogger("distgan")
 
-HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "samples")
+HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "trackers", "samples")
 """Files of one training history; they are moved aside when a run starts at step 0."""
 
 

@@ -15,10 +15,12 @@ from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config
 from distgan.data.index.loading import load_index
 from distgan.distributed.control import Check
+from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
+from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
@@ -75,8 +77,11 @@ def train(
     setup_logging(runtime.rank)
     with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as outcome:
         with runtime.raise_on_all_ranks():
+            config = _launched(config, runtime)
             index = load_index(config.data.path, config.data.cache_dir)
             validate_run(config, index, runtime.world_size)
+            if runtime.is_main:
+                check_installed(config.monitoring.trackers)
         check_ranks_agree(config, index, runtime)
         log_warnings(config, index, runtime)
         state = assemble(config, index, runtime)
@@ -96,6 +101,14 @@ def train(
         outcome(result, state.progress.step, reason)
         progress, packages = state.progress, tuple(config.packages)
         return RunResult(result, progress.step, reason, progress.best, Path(config.run_dir), packages)
+
+
+def _launched(config: Config, runtime: Runtime) -> Config:
+    """Return the config with the settings of the launcher; see `with_launcher_settings`."""
+    launched = with_launcher_settings(config)
+    for key, value in filled_keys(config, launched).items() if runtime.is_main else ():
+        logger.info("%s = %s, as accelerate launch sets it", key, str(value).lower())
+    return launched
 
 
 def run(

@@ -68,6 +68,8 @@ class Monitor:
             tensorboard=self.config.monitoring.tensorboard,
             resume_step=step if step else None,
             main=runtime.is_main,
+            trackers=self.config.monitoring.trackers,
+            settings=flatten(self.config),
         )
         self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
@@ -166,6 +168,7 @@ class Monitor:
         row["data/replaced_samples"] = len(progress.substitutions)
         if self.writer is not None:
             row["checkpoint/failures"] = self.writer.failures
+        row["tracker/failures"] = self.tracker.failures
         row["progress/kimg"] = progress.position / 1000
         if state.growth is not None:
             row["growth/level"] = state.growth.level

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from distgan.distributed.runtime import Runtime
 from distgan.players.objective_base import Objective
@@ -77,6 +78,26 @@ def test_accumulated_gradients_are_those_of_ddp(ranks: RankPool, engine: str) ->
     expected, found = (trained(ranks, kind, 6, **accumulated)[0] for kind in ("ddp", engine))
     assert_close(found["state"], expected["state"], 1e-7)
     assert_close(found["moments"], expected["moments"], 1e-6)
+
+
+def weights_after_a_forward_pass() -> bool:
+    """Whether the weights of a network are sharded between the forward and the backward pass of its player."""
+    player = four_weights(Linear)
+    player.engine.module(1.0)
+    return isinstance(player.network.weight, DTensor)
+
+
+@pytest.mark.parametrize(("setting", "sharded"), [("true", True), ("false", False), (None, False)])
+def test_fsdp_reshard_after_forward_is_honored(ranks: RankPool, setting: str | None, sharded: bool) -> None:
+    launched = LAUNCHED["fsdp"] | ({} if setting is None else {"FSDP_RESHARD_AFTER_FORWARD": setting})
+    assert ranks.run(2, under, launched, weights_after_a_forward_pass) == [sharded] * 2
+
+
+def test_resharded_weights_end_where_ddp_does(ranks: RankPool) -> None:
+    accumulated = {**PENALISED, "training": {"gradient_accumulation_steps": 4}}
+    launched = LAUNCHED["fsdp"] | {"FSDP_RESHARD_AFTER_FORWARD": "true"}
+    found = ranks.run(2, under, launched, train_steps, 6, dtype=torch.float32, **accumulated)[0]
+    assert_close(found["state"], trained(ranks, "ddp", 6, **accumulated)[0]["state"], 1e-7)
 
 
 @pytest.mark.parametrize("engine", ZERO2_AND_FSDP)

@@ -13,6 +13,7 @@ from typing import IO
 import psutil
 import pytest
 
+from distgan.config import load_config
 from tests.engines import deepspeed_is_there
 from tests.ranks import Job, free_port
 from tests.runs import differing, recipe, status, tensors
@@ -70,6 +71,34 @@ def test_on_one_machine(
     assert status(tmp_path / "run")["world_size"] == world_size
     # Accelerate has ways to start one of these and get another.
     assert engine is None or f"2 ranks train with {engine}" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flag", "setting", "key", "value", "other"),
+    [
+        ("--mixed_precision", "bf16", "mixed_precision", "bf16", "no"),
+        pytest.param("--dynamo_backend", "inductor", "compile", True, "false", marks=pytest.mark.slow),
+    ],
+)
+def test_settings_of_the_launcher_train_and_are_written_down(
+    tmp_path: Path, digits: Path, start: Start, flag: str, setting: str, key: str, value: object, other: str
+) -> None:
+    config = recipe(tmp_path, digits, training={"steps": 1})
+    flags = ["--multi_gpu", "--num_processes", "2", flag, setting, "--main_process_port", "0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "distgan"]
+    with open(tmp_path / "log", "wb") as log:
+        assert start([*launch, "train", str(config)], log).wait(240) == 0, (tmp_path / "log").read_text()
+    assert getattr(load_config(tmp_path / "run" / "config.yaml").training, key) == value
+    assert f"training.{key} = {str(value).lower()}, as accelerate launch sets it" in (tmp_path / "log").read_text()
+    # Where the config has the key, the two must not differ.
+    for command in ("train", "doctor"):
+        again = [*launch, command, str(config), f"training.{key}={other}", f"run_dir={tmp_path}/second"]
+        with open(tmp_path / command, "wb") as log:
+            assert start(again, log).wait(120) != 0
+        said = (tmp_path / command).read_text().splitlines()
+        (line,) = [line for line in said if line.startswith(("distgan: error", "FAILED"))]
+        assert f"{flag} {setting}" in line
+        assert f"training.{key} = {other}" in line
 
 
 @WITH_DEEPSPEED

@@ -49,7 +49,8 @@ def train(run_dir: Path, resume_step: int | None, steps: range, offset: float) -
     tracker.text("config", "seed: 0\ndata:\n  path: shards")
     tracker.hyperparameters({"training.batch_size": 64}, ["loss/generator"])
     for step in steps:
-        tracker.scalars(step, step * 64, {"loss/generator": step + offset, "fid[classifier]": 1000 / step})
+        row = {"loss/generator": step + offset, "fid[classifier]": 1000 / step, "skipped_updates/generator": 0.0}
+        tracker.scalars(step, step * 64, row)
         if step == 400 and resume_step is None:
             tracker.scalars(step + 1, 0, {"logged only in the future that was given up": 1.0})
         if step % 100 == 0:
@@ -114,6 +115,18 @@ def test_each_step_is_served_once(server: str) -> None:
     before, after = range(10, 310, 10), range(310, 510, 10)
     assert [step for _, step, _ in points] == [*before, *after]
     assert [value for _, _, value in points] == [*map(float, before), *(step + 0.5 for step in after)]
+
+
+def test_the_layout_is_served_once(server: str) -> None:
+    groups = get(server, "custom_scalars/layout")["category"]
+    assert [group["title"] for group in groups] == ["players", "metrics"]
+    charts = [chart for group in groups for chart in group["chart"]]
+    assert [chart["title"] for chart in charts] == ["losses", "FID"]
+    for chart, tag in zip(charts, ("loss/generator", "fid[classifier]"), strict=True):
+        (pattern,) = chart["multiline"]["tag"]
+        found = get(server, "custom_scalars/scalars", run=".", tag=pattern)
+        assert found["regex_valid"]
+        assert list(found["tag_to_events"]) == [tag]
 
 
 def test_pictures_texts_and_settings_are_served(server: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distgan.config import dump_config, json_schema, load_config, parse_config
 from distgan.errors import UserError
 from distgan.files import cache_folder
-from tests.configs import MINIMAL, write
+from tests.configs import MINIMAL, VALID, write
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,12 @@ from tests.configs import MINIMAL, write
         ("data=3", ["data = '3'", "a section with the keys kind, path"]),
         ("objective.r1=1", ["objective.r1 = '1'", "a section with the keys gamma, final_gamma, every"]),
         ("objective.r1=", ["objective.r1 is empty; it needs: gamma"]),
+        ("monitoring.trackers=wandb", ["monitoring.trackers = 'wandb'", "a list such as [a, b]"]),
+        ("monitoring.trackers=[tensorboard]", ["monitoring.trackers.0.name = 'tensorboard'", "'wandb', 'mlflow'"]),
+        ("monitoring.trackers=[{project: x}]", ["'monitoring.trackers.0.name' is missing"]),
+        ("monitoring.trackers=[[wandb]]", ["monitoring.trackers.0", "a section with the keys name, project"]),
+        ("monitoring.trackers=[wandb, wandb]", ["monitoring.trackers: wandb is named twice"]),
+        ("monitoring.trackers=[{name: aim, run_name: x}]", ["monitoring.trackers.0.run_name", "wandb or mlflow"]),
         ("evaluation.metrics=fid", ["evaluation.metrics = 'fid'", "a list such as [a, b]"]),
         ("evaluation.metrics=", ["evaluation.metrics = ''", "a list"]),
         ("generator.optimizer.betas=0.5", ["generator.optimizer.betas = '0.5'", "a list such as [0.5, 0.9]"]),
@@ -178,6 +184,16 @@ def test_keys_without_effect_are_refused(override: str, key: str, cause: str, ot
     assert message.startswith(f"{key}: ")
     _, found = message.split(cause)
     assert re.findall("|".join(map(re.escape, others)), found.partition(";")[0]) == others
+
+
+def test_options_of_a_tracker_keep_their_types(tmp_path: Path) -> None:
+    options = "{name: wandb, anonymous: true, n: 3, rate: 1e-3, tags: [a, 2], notes: on, group: null}"
+    config = load_config(write(tmp_path, VALID + f"\nmonitoring: {{trackers: [mlflow, {options}]}}\n"))
+    mlflow, wandb = config.monitoring.trackers
+    assert (mlflow.name, mlflow.project, mlflow.model_extra) == ("mlflow", "distgan", {})
+    expected = {"anonymous": True, "n": 3, "rate": 0.001, "tags": ["a", 2], "notes": "on", "group": None}
+    assert wandb.model_extra == expected
+    assert load_config(write(tmp_path, dump_config(config))) == config
 
 
 def test_a_key_without_effect_may_be_given_its_default() -> None:

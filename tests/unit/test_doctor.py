@@ -15,6 +15,7 @@ from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
 from distgan.doctor import dry_run, examine, machine, network, storage
 from distgan.doctor.finding import Finding, merge, summary
+from distgan.monitoring import trackers
 from distgan.version import code_digest
 from tests.ranks import Job, RankPool
 from tests.runs import recipe, status
@@ -118,6 +119,16 @@ def test_detector_weights(tmp_path: Path, digits: Path, detector: str, verdict: 
         assert dry_run.detector(missing).verdict == "FAILED"
         there = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'recipe.yaml'}"])
         assert dry_run.detector(there).verdict == "ok"
+
+
+def test_trackers_need_their_packages(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(recipe(tmp_path, digits, monitoring={"trackers": ["wandb"]}))
+    monkeypatch.setattr(trackers, "is_installed", lambda name: False)
+    (found,) = dry_run.trackers(config)
+    assert found.verdict == "FAILED"
+    assert "pip install wandb" in found.text
+    monkeypatch.setattr(trackers, "is_installed", lambda name: True)
+    assert dry_run.trackers(config) == []
 
 
 def test_alone_and_without_a_recipe(

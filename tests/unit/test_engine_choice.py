@@ -14,7 +14,6 @@ from distgan.distributed.engines.ddp import DDPEngine
 from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
 from distgan.distributed.engines.fsdp import FSDPEngine
 from distgan.distributed.engines.zero import ZeroEngine
-from distgan.distributed.launch import refuse_half_precision
 from distgan.errors import UserError
 
 
@@ -114,6 +113,8 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"FSDP_VERSION": "1"}, "use fsdp_version: 2"),
         ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "100"}, "use NO_WRAP"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing"),
+        ({"FSDP_IGNORED_MODULES": "logit"}, "fsdp_ignored_modules"),
         ({"FSDP_AUTO_WRAP_POLICY": "STRANGE"}, "FSDP config .*STRANGE"),
     ],
 )
@@ -122,9 +123,3 @@ def test_refused_fsdp_configs(monkeypatch: pytest.MonkeyPatch, settings: dict[st
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         chosen_engine()
-
-
-def test_half_precision_of_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(UserError, match=r"fp16.*training\.mixed_precision: bf16"):
-        refuse_half_precision()

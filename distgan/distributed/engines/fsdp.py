@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
@@ -55,6 +55,14 @@ def check_fsdp_config() -> None:
         )
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise UserError("fsdp_offload_params: distgan does not support CPU offloading; use false", everywhere=True)
+    if plugin.activation_checkpointing:
+        raise UserError(
+            "fsdp_activation_checkpointing: distgan keeps the activations; use false, and lower the memory with "
+            "training.gradient_accumulation_steps",
+            everywhere=True,
+        )
+    if plugin.ignored_modules is not None:
+        raise UserError("fsdp_ignored_modules: distgan shards all weights of a player; leave it out", everywhere=True)
 
 
 class FSDPEngine:
@@ -68,7 +76,10 @@ class FSDPEngine:
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if runtime.gradients_in_bf16 else None)
         self.module = objective.to(runtime.device)
-        self._fsdp = runtime.sharded[network] = fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        reshard = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD")
+        self._fsdp = runtime.sharded[network] = fully_shard(
+            self.module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard
+        )
         # Plain tensors that share memory with the shards, because not every optimizer supports DTensor.
         self._shares = {name: nn.Parameter(_local(parameter)) for name, parameter in network.named_parameters()}
         self.optimizer = make_optimizer(list(self._shares.values()))
