@@ -1,7 +1,8 @@
 """Code of users: import paths such as `my_package.nets:MyGenerator`, which packages are trusted, and their digests.
 
-Importing a module runs its code. A module is imported only if the user's own recipe names it, or if the user allows its
-top-level package by name; never because a checkpoint, an export or a run folder that somebody handed over names it.
+Importing a module runs its code. A module is imported only if the user wrote its path in a recipe, an override or a
+program, or allows its top-level package by name; never because a checkpoint, an export or a run folder that somebody
+handed over names it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from distgan.errors import UserError, printable
 
 _PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
-_OWN = "distgan"
-_allowed: set[str] = {_OWN}
-_trusting: list[bool] = [False]
+_OPTIMIZERS = "torch.optim:"
+_packages: set[str] = set()
+"""Packages that the user allowed by name."""
+_paths: set[str] = set()
+"""Import paths that the user wrote."""
+_distrusting = [False]
 
 
 def is_import_path(name: str) -> bool:
@@ -36,7 +41,7 @@ def package_of(path: str) -> str:
 
 
 def allow(*packages: str) -> None:
-    """Trust packages, and everything in them, for the rest of the process.
+    """Trust the code of packages for the rest of the process.
 
     Raises:
         UserError: a name is not that of a top-level package.
@@ -46,44 +51,59 @@ def allow(*packages: str) -> None:
             raise UserError(
                 f"--allow {printable(package)[:100]}: expected the name of a top-level package, such as my_package"
             )
-        _allowed.add(package)
+        _packages.add(package)
 
 
 @contextmanager
-def trusting(trust: bool = True) -> Iterator[None]:
-    """Allow every package that is named inside, because the user wrote the names."""
-    _trusting.append(trust)
+def allowing(*packages: str) -> Iterator[None]:
+    """Trust the code of packages inside. Raises UserError as `allow` does."""
+    before = set(_packages)
+    try:
+        allow(*packages)
+        yield
+    finally:
+        _packages.intersection_update(before)
+
+
+@contextmanager
+def distrusting(distrust: bool = True) -> Iterator[None]:
+    """Read a file that anyone may have written: import paths in it are not the user's."""
+    _distrusting.append(distrust)
     try:
         yield
     finally:
-        _trusting.pop()
+        _distrusting.pop()
 
 
-def is_trusting() -> bool:
-    """Return True inside `trusting`: what is read now is the user's own."""
-    return _trusting[-1]
+def is_distrusting() -> bool:
+    """Return True inside `distrusting`."""
+    return _distrusting[-1]
+
+
+def trust_paths_in(text: str) -> None:
+    """Trust the import paths in a text that the user wrote."""
+    _paths.update(_PATH.findall(text))
 
 
 def is_allowed(path: str) -> bool:
-    """Return True if the code at an import path may be imported. Inside `trusting`, this allows its package."""
-    if _trusting[-1]:
-        _allowed.add(package_of(path))
-    return package_of(path) in _allowed
+    """Return True if the user wrote this import path or allowed its package. Optimizers of torch are always allowed."""
+    is_optimizer = path.startswith(_OPTIMIZERS) and "." not in path.removeprefix(_OPTIMIZERS)
+    return path in _paths or package_of(path) in _packages or is_optimizer
 
 
-def load(path: str) -> Callable[..., Any]:
+def load(path: str, *, built_in: bool = False) -> Callable[..., Any]:
     """Import and return what an import path names.
 
+    Args:
+        built_in: the path is from distgan's own tables.
+
     Raises:
-        UserError: the package is not allowed, the module or the name does not exist, or importing it fails.
+        UserError: the path is not allowed, the module or the name does not exist, importing it fails, or it leads to
+            code of another package that is not allowed.
     """
     module, _, name = path.partition(":")
-    if not is_allowed(path):
-        package = package_of(path)
-        raise UserError(
-            f"{path}: code of the package {package}, which was not run, because anyone may have written the file that "
-            f"names it; if you trust the package, add --allow {package}, or call distgan.allow({package!r})"
-        )
+    if not built_in and not is_allowed(path):
+        raise _not_allowed(path, package_of(path))
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -92,30 +112,37 @@ def load(path: str) -> Callable[..., Any]:
                 f"{path}: there is no module {error.name}; install its package, or add its folder to PYTHONPATH"
             ) from None
         raise _import_failed(path, error) from error
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise _import_failed(path, error) from error
     for part in name.split("."):
         if not hasattr(found, part):
             known = [public for public in vars(found) if not public.startswith("_")][:10]
             raise UserError(f"{path}: {module} has no {name}; it has {', '.join(known) or 'no public name'}")
         found = getattr(found, part)
+        if isinstance(found, ModuleType):
+            raise UserError(f"{path}: {part} is a module; name its own path, such as {found.__name__}:Name")
     if not callable(found):
         raise UserError(f"{path}: found {type(found).__name__}, expected a class or a function")
+    owner = str(getattr(found, "__module__", None)).partition(".")[0]
+    # A module of an allowed package can hold what it imported from another one, such as os.system.
+    if not built_in and path not in _paths and owner != package_of(path) and owner not in _packages:
+        raise _not_allowed(path, owner)
     return found  # type: ignore[no-any-return]
 
 
 def import_path(thing: Callable[..., Any]) -> str:
-    """Return the import path of a class or function that Python code passed, and allow its package.
+    """Return the import path of a class or function that Python code passed, and trust it.
 
     Raises:
-        UserError: it cannot be imported by a path, because it was defined inside a function.
+        UserError: it cannot be imported by a path, because it was defined inside a function or made by a call.
     """
-    path = f"{thing.__module__}:{thing.__qualname__}"
-    if not is_import_path(path):
-        raise UserError(f"{path}: cannot be imported by this path; define it at the top level of a module")
-    with trusting():
-        load(path)
-    return path
+    path = f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', None)}"
+    if is_import_path(path):
+        _paths.add(path)
+        if load(path) is thing:
+            return path
+    shown = printable(repr(thing))[:100]
+    raise UserError(f"{shown}: cannot be imported by a path; define it at the top level of a module")
 
 
 @cache
@@ -145,6 +172,13 @@ def _sources(package: str) -> list[tuple[str, Path]]:
     return sorted((path.relative_to(root).as_posix(), path) for root in roots for path in root.rglob("*.py"))
 
 
-def _import_failed(path: str, error: Exception) -> UserError:
+def _not_allowed(path: str, package: str) -> UserError:
+    return UserError(
+        f"{path}: code of the package {package}, which was not run, because anyone may have written the file that "
+        f"names it; if you trust the package, add --allow {package}, or call distgan.allow({package!r})"
+    )
+
+
+def _import_failed(path: str, error: BaseException) -> UserError:
     said = " ".join(str(error).split())[:300]
     return UserError(f"{path}: importing it failed: {type(error).__name__}: {said}")

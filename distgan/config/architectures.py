@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -37,7 +36,7 @@ class MinibatchStddevConfig(Section):
 class NetworkOptions(Section):
     """Options of a network. Class variables and properties are facts that the rest of a run depends on."""
 
-    kinds: ClassVar[Collection[str]] = ("images", "text", "points")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points")
     """Kinds of data that it is for."""
     power_of_two: ClassVar[bool] = False
     """Its images have a power of two of pixels per side."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -14,7 +13,7 @@ from distgan.config.named import BuiltIn, NamedSection
 class MetricOptions(Section):
     """Options of a metric. Class variables are facts that an evaluation depends on."""
 
-    kinds: ClassVar[Collection[str]] = ("images", "text", "points")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points")
     """Kinds of data that it measures."""
     takes: ClassVar[Literal["features", "logits", "samples"]] = "samples"
     """What its `update` gets: the detector's features (n, d) or logits (n, k), or the samples."""

@@ -17,33 +17,38 @@ from distgan.config.yaml_text import read_flow, read_recipe
 from distgan.errors import UserError
 
 
-def load_config(
-    path: str | os.PathLike[str], overrides: Iterable[str] = (), *, trust_code: Iterable[str] = ()
-) -> Config:
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
     """Read a YAML recipe, apply `section.key=value` overrides, and check it.
 
-    Code that the recipe names by an import path is imported, except for the config.yaml of a run folder, which may be
-    anyone's: pass the packages that you trust as `trust_code`.
-
     A value is taken as typed, without quotes or comments; only for keys that take lists or mappings are `[a, b]` and
-    `{a: 1}` YAML. `null` is none where a key may be none.
+    `{a: 1}` YAML. `null` is none where a key may be none. Code that the recipe names by an import path is imported; for
+    the config.yaml of a run folder, which may be anyone's, only if its package is allowed (see `extensions.allow`).
 
     Raises:
         UserError: one line naming the file and key, what was found and what is accepted.
     """
-    extensions.allow(*trust_code)
     of_a_run = os.path.basename(path) == "config.yaml" and is_run_folder(Path(path).parent)
-    with extensions.trusting(not of_a_run):
-        return parse_config(read_recipe(path), overrides, source=str(path))
+    return parse_config(read_recipe(path), overrides, source=str(path), trust=not of_a_run)
 
 
-def parse_config(values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
-    """Check plain values (as YAML or JSON give them) against the schema. Raises UserError naming file or override."""
+def parse_config(
+    values: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config", trust: bool = False
+) -> Config:
+    """Check plain values (as YAML or JSON give them) against the schema.
+
+    Args:
+        trust: the user wrote the values, so that the import paths in them are allowed. Those in overrides always are.
+
+    Raises:
+        UserError: one line naming the file or override and the key.
+    """
     plain, overrides = dict(values), list(overrides)
     for override in overrides:
+        extensions.trust_paths_in(override.partition("=")[2])
         _apply_override(plain, override)
     try:
-        return Config.model_validate(plain)
+        with extensions.distrusting(not trust):
+            return Config.model_validate(plain)
     except ValidationError as error:
         key, line = explain(error, Config)
         given = [override for override in overrides if _concerns(override.partition("=")[0], key, line)]

@@ -17,15 +17,20 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    GetJsonSchemaHandler,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
     create_model,
     model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema
 
 from distgan import extensions
-from distgan.config.fields import Section, plain_value
+from distgan.config.fields import Real, Section, number, plain_value
 from distgan.errors import UserError
 
 
@@ -51,8 +56,10 @@ class NamedSection(Section):
     given: ClassVar[tuple[str, ...]] = ()
     """Leading positional parameters that distgan passes; the others are options."""
     facts_base: ClassVar[type[Section]] = Section
-    """Base class of options. Its class variables are facts about the technique. A user's class sets its own as
-    attributes."""
+    """Base class of options. Its class variables and properties are facts about the technique. A user's class sets its
+    own as attributes."""
+
+    _options: Any = PrivateAttr(None)
 
     @property
     def technique(self) -> str:
@@ -78,12 +85,14 @@ class NamedSection(Section):
     @property
     def options(self) -> Any:
         """The validated options, an instance of `facts_base`. Raises UserError if the code is not allowed."""
-        return self._schema().model_validate(self.__pydantic_extra__)
+        if self._options is None:
+            self._options = self._schema().model_validate(self.__pydantic_extra__)
+        return self._options
 
     @property
     def facts(self) -> Any:
         """The options, or an instance of `facts_base` if the code is not allowed or cannot be loaded."""
-        if not self.is_allowed:
+        if self._options is None and not self.is_allowed:
             return self.facts_base()
         try:
             return self.options
@@ -92,17 +101,21 @@ class NamedSection(Section):
 
     def load(self) -> Callable[..., Any]:
         """Return the class or function. Raises UserError if it is not allowed or cannot be imported."""
-        return extensions.load(self.path)
+        return extensions.load(self.path, built_in=self.is_built_in)
 
-    def build(self, *given: Any, **keywords: Any) -> Any:
-        """Call the technique with what distgan passes and with its options.
+    def build(self, *given: Any, technique: Callable[..., Any] | None = None) -> Any:
+        """Call the technique, or one in its place, with what distgan passes and with the options.
 
         Raises:
             UserError: its code is not allowed or cannot be imported, or it raised UserError itself.
         """
         options = self.options
         passed = {key: getattr(options, key) for key in type(options).model_fields} | (options.model_extra or {})
-        return self.load()(*given, **passed, **keywords)
+        return (technique or self.load())(*given, **passed)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # The class of a user's options is made at run time, so that another process cannot import it.
+        return {**super().__getstate__(), "__pydantic_private__": {"_options": None}}
 
     def _schema(self) -> type[Section]:
         if self.is_built_in:
@@ -137,12 +150,14 @@ class NamedSection(Section):
                 )
             if not extensions.is_import_path(self.technique):
                 raise ValueError(f"{key}: {self.technique[:100]!r} is no import path, such as my_package.module:Name")
+            if not extensions.is_distrusting():
+                extensions.trust_paths_in(self.technique)
             if not self.is_allowed:
                 return self
         try:
             schema = self._schema()
         except UserError as error:
-            if not extensions.is_trusting():
+            if extensions.is_distrusting():
                 return self  # a run's generator loads without the code of its discriminator
             raise ValueError(f"{key}: {error}") from None
         taken = sorted(schema.model_fields.keys() & type(self).model_fields)
@@ -153,7 +168,7 @@ class NamedSection(Section):
         for unknown in extra.keys() - schema.model_fields.keys():
             if schema.model_config.get("extra") != "allow":
                 raise ValueError(f"{unknown[:100]}: {self._no_such_option(unknown, schema)}")
-        checked = schema.model_validate(extra)
+        checked = self._options = schema.model_validate(extra)
         extra.clear()
         extra.update({field: getattr(checked, field) for field in schema.model_fields} | (checked.model_extra or {}))
         return self
@@ -166,6 +181,17 @@ class NamedSection(Section):
         keys = [*type(self).model_fields, *schema.model_fields]
         near = difflib.get_close_matches(unknown[:100], keys, n=1, cutoff=0.5)
         return f"{said}; did you mean {near[0]!r}?" if near else f"{said}; accepted here: {', '.join(keys)}"
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Add the options of all built-in techniques, for editors."""
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        for built_in in cls.built_in.values():
+            options = handler.resolve_ref_schema(handler(built_in.options.__pydantic_core_schema__))
+            for name, described in options.get("properties", {}).items():
+                schema.setdefault("properties", {}).setdefault(name, described)
+        return reference
 
     @classmethod
     def option_fields(cls) -> dict[str, FieldInfo]:
@@ -190,6 +216,7 @@ def _sections_in(key: str, value: Any) -> list[tuple[str, BaseModel]]:
 
 
 _Plain = Annotated[Any, BeforeValidator(plain_value)]
+_Integer = Annotated[int, BeforeValidator(number)]
 
 
 @cache
@@ -204,24 +231,26 @@ def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[S
     """
     try:
         parameters = list(inspect.signature(technique).parameters.values())
-        function = technique.__init__ if inspect.isclass(technique) else technique
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (ValueError, TypeError, NameError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: its signature cannot be read: {error}") from None
     kinds = [parameter.kind for parameter in parameters]
-    positional = [kind in (_P.POSITIONAL_ONLY, _P.POSITIONAL_OR_KEYWORD) for kind in kinds]
-    if sum(positional) < given and _P.VAR_POSITIONAL not in kinds:
-        raise UserError(f"{path}: takes {sum(positional)} positional parameters, expected at least {given}")
+    in_order = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(in_order) < given and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        raise UserError(f"{path}: takes {len(in_order)} positional parameters, expected at least {given}")
     fields: dict[str, Any] = {}
-    for parameter in parameters[given:]:
-        if parameter.kind in (_P.POSITIONAL_OR_KEYWORD, _P.KEYWORD_ONLY):
-            default = ... if parameter.default is _P.empty else parameter.default
-            kind = str if isinstance(default, str) else _Plain
-            fields[parameter.name] = (hints.get(parameter.name, kind), default)
-    facts = {name: getattr(technique, name) for name in base.__class_vars__ if hasattr(technique, name)}
-    settings = ConfigDict(extra="allow" if _P.VAR_KEYWORD in kinds else "forbid", arbitrary_types_allowed=True)
+    for parameter in (*in_order[given:], *(p for p in parameters if p.kind is p.KEYWORD_ONLY)):
+        name = parameter.name
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise UserError(f"{path}: its parameter {name!r} is positional only; options are passed by name")
+        if name.startswith("_") or hasattr(base, name):
+            raise UserError(f"{path}: its parameter {name!r} has a name that is taken; rename it in the code")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (_hint(path, technique, parameter), default)
+    facts = _facts(path, technique, base)
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    settings = ConfigDict(extra="allow" if takes_any else "forbid", arbitrary_types_allowed=True)
     members: dict[str, Any] = {"__module__": __name__, "model_config": settings}
-    if _P.VAR_KEYWORD in kinds:
+    if takes_any:
         members["__annotations__"] = {"__pydantic_extra__": dict[str, _Plain]}
     try:
         root = type(f"{base.__name__}Of", (base,), members)
@@ -233,4 +262,43 @@ def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[S
     return schema
 
 
-_P = inspect.Parameter
+def _hint(path: str, technique: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Return the type of one option. Numbers are read as those of a recipe, decimal and finite."""
+    if parameter.annotation is parameter.empty:
+        return str if isinstance(parameter.default, str) else _Plain
+    function = technique.__init__ if inspect.isclass(technique) else technique
+
+    # Only this one, because others may name what is imported for type checkers alone.
+    def alone() -> None: ...
+
+    alone.__annotations__ = {parameter.name: parameter.annotation}
+    try:
+        scope = getattr(inspect.unwrap(function), "__globals__", {})
+        hint = typing.get_type_hints(alone, scope, include_extras=True)[parameter.name]
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        raise UserError(f"{path}: its signature cannot be read: {error}") from None
+    return {int: _Integer, float: Real}.get(hint, hint)
+
+
+def _facts(path: str, technique: Callable[..., Any], base: type[Section]) -> dict[str, Any]:
+    """Return the facts that a technique sets as attributes. Raises UserError for a value of another type."""
+    hints = typing.get_type_hints(base)
+    facts = {}
+    properties = {name for name in dir(base) if isinstance(inspect.getattr_static(base, name), property)}
+    for name in (base.__class_vars__ - {"takes_effect_with"}) | (properties - set(dir(BaseModel))):
+        value = inspect.getattr_static(technique, name, None)
+        if value is None or isinstance(value, property):
+            continue
+        hint = typing.get_args(hints[name])[0] if name in hints else _property_type(base, name)
+        try:
+            value = tuple(value) if isinstance(value, list) else value
+            facts[name] = TypeAdapter(hint).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors(include_url=False)[0]["msg"]
+            raise UserError(f"{path}: {name} = {value!r}: {said[0].lower()}{said[1:]}") from None
+    return facts
+
+
+def _property_type(base: type[Section], name: str) -> Any:
+    getter = inspect.getattr_static(base, name).fget
+    return typing.get_type_hints(getter)["return"]

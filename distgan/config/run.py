@@ -71,7 +71,8 @@ class Config(Section):
     def packages(self) -> list[str]:
         """Top-level packages of the user's code that the config names."""
         named = (section for _, section in named_sections(self) if not section.is_built_in)
-        return sorted({package_of(section.technique) for section in named})
+        # A run records the version of torch.
+        return sorted({package_of(section.technique) for section in named} - {"torch"})
 
     @property
     def metrics(self) -> list[MetricConfig]:
@@ -118,7 +119,8 @@ class Config(Section):
         for role in ("generator", "discriminator"):
             network: NetworkConfig = getattr(self, role)
             if network.facts.has_reference and network.facts.reference_samples is None:
-                sized = network.model_copy(update={"reference_size": self.statistics_batch})
+                values = {**network.model_dump(), "reference_size": self.statistics_batch}
+                sized = type(network).model_validate(values)
                 object.__setattr__(self, role, sized)  # sections are frozen for everybody else
         return self
 
@@ -140,6 +142,11 @@ class Config(Section):
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
         for metric in self.metrics:
+            if metric.facts.takes != "samples" and kind != "images":
+                raise ValueError(
+                    f"evaluation.metrics: {metric.metric} takes the {metric.facts.takes} of a detector, which are of "
+                    f"images, but data.kind is {kind}"
+                )
             if kind not in metric.facts.kinds:
                 suited = [name for name, built_in in METRICS.items() if kind in built_in.options.kinds]
                 raise ValueError(

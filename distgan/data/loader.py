@@ -57,7 +57,8 @@ class Loader:
         Args:
             path: shards, as in `data.path` of a recipe.
             batch_size: samples per batch over all ranks; divisible by the number of ranks.
-            rank, world_size: of this process; by default those of torch's default process group, or 0 and 1.
+            rank, world_size: of this process; by default those of torch's default process group, or 0 and 1. Without a
+                process group, ranks do not learn of each other's unreadable samples.
             settings: other keys of the section `data`, such as `resolution` (any from 4 up), `channels`, `kind`,
                 `mirror`, `order`, `num_workers` or `cache_dir`.
 
@@ -77,9 +78,11 @@ class Loader:
             )
         self.rank = rank if rank is not None else dist.get_rank() if joined else 0
         self.world_size = world_size if world_size is not None else dist.get_world_size() if joined else 1
-        if batch_size < 1 or batch_size % self.world_size:
+        if (rank is None) != (world_size is None) or not 0 <= self.rank < self.world_size:
+            raise UserError(f"Loader: rank = {rank}, world_size = {world_size}: pass both, with rank below world_size")
+        if not isinstance(batch_size, int) or batch_size < 1 or batch_size % self.world_size:
             raise UserError(
-                f"Loader: batch_size = {batch_size} does not divide among {self.world_size} ranks; set a multiple of it"
+                f"Loader: batch_size = {batch_size!r}: expected a multiple of the number of ranks, {self.world_size}"
             )
         self.batch_size, self.seed, self._pin_memory = batch_size, seed, pin_memory
         self.index = load_index(self.config.path, self.config.cache_dir)

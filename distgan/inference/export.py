@@ -116,15 +116,16 @@ def load_generator(
         UserError: a file is missing, damaged or of another kind, or it names code that is not trusted; the message
             names it.
     """
-    extensions.allow(*trust_code)
     if not os.fspath(path):
         raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
     folder = Path(path)
     if (folder / "config.json").is_file():
         if best:
             raise UserError(f"{folder}: --best needs a run folder, found an export; pass the run, or remove --best")
-        return _load_export(folder).to(device)
-    return _load_checkpoint(find_checkpoint(folder, best=best), device)
+        with extensions.allowing(*trust_code):
+            return _load_export(folder).to(device)
+    with extensions.allowing(*trust_code):
+        return _load_checkpoint(find_checkpoint(folder, best=best), device)
 
 
 def export(
@@ -182,7 +183,8 @@ def _load_export(folder: Path) -> Generator:
     file = folder / "config.json"
     content = read_bounded(file, _MAX_DESCRIPTION)
     try:
-        description = _Description.model_validate_json(content)
+        with extensions.distrusting():
+            description = _Description.model_validate_json(content)
     except ValidationError as error:
         raise UserError(
             f"{file}: not the description of an exported generator: {explain(error, _Description)[1]}; "

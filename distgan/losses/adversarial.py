@@ -1,8 +1,8 @@
 """Adversarial losses, as functions of logits or of critic values.
 
 Each is a class with two losses to minimize: the discriminator's and the generator's. Both take (real logits, fake
-logits), each of shape (n,), and return the mean over the batch, shape (). Class attributes are facts about the loss
-(see `config.objective.LossOptions`).
+logits), each of shape (n,), and return the mean over the batch, shape (). Facts about them, such as whether the
+generator's loss looks at reals, stand in `config.objective`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,6 @@ from distgan.distributed import collectives
 class AdversarialLoss(Protocol):
     """What an adversarial loss offers. A class of the user's needs no base class."""
 
-    needs_reals: bool
-    """The generator's loss looks at the real logits; False if missing."""
-    compares_batch: bool
-    """The losses contain means over the micro-batch of all ranks; False if missing."""
-
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Return the discriminator's loss, shape (), from float32 logits (n,)."""
 
@@ -34,8 +29,6 @@ class AdversarialLoss(Protocol):
 
 class Minimax:
     """Goodfellow et al. 2014, eq. 1. The generator's gradient vanishes where D is certain."""
-
-    log_odds = True
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """-E log D(x) - E log(1 - D(G(z))) with D = sigmoid(logit)."""
@@ -69,8 +62,6 @@ class LeastSquares:
 class Wasserstein:
     """Arjovsky et al. 2017, algorithm 1, negated; their released code has f of opposite sign."""
 
-    estimates_wasserstein = True
-
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """E f(G(z)) - E f(x)."""
         return fake_logits.mean() - real_logits.mean()
@@ -95,8 +86,6 @@ class Hinge:
 class RelativisticPaired:
     """RSGAN of Jolicoeur-Martineau 2018: the i-th real with the i-th fake."""
 
-    needs_reals = True
-
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """-E log sigmoid(C(x) - C(G(z)))."""
         return F.softplus(fake_logits - real_logits).mean()
@@ -108,9 +97,6 @@ class RelativisticPaired:
 
 class RelativisticAverage:
     """RaSGAN of Jolicoeur-Martineau 2018. The factor 1/2, here and in the two classes below, is the released code's."""
-
-    needs_reals = True
-    compares_batch = True
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """-1/2 E log sigmoid(C(x) - mean C(G(z))) - 1/2 E log(1 - sigmoid(C(G(z)) - mean C(x)))."""

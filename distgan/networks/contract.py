@@ -79,6 +79,9 @@ def _probe(network: nn.Module, name: str, inputs: tuple[Tensor, Tensor | None], 
             f"{name}: {len(unused)} parameters get no gradient, such as {unused[0]}; use them in forward, remove them, "
             "or freeze them with requires_grad_(False)"
         )
+    made = [key for key, _ in trial.named_buffers() if key not in before]
+    if made:
+        raise UserError(f"{name}: forward registers the buffer {made[0]}; register it in __init__, so that it is saved")
     moved = [key for key, buffer in trial.named_buffers() if not torch.equal(buffer, before[key])]
     lost = [key for key in moved if key not in trial.state_dict()]
     if lost:

@@ -15,8 +15,9 @@ _ATTRIBUTE = "_distgan_moving_buffers"
 
 
 def declare_moving(network: nn.Module, names: Iterable[str]) -> None:
-    """Record which buffers of a user's network move. Copies of the network keep the record."""
-    setattr(network, _ATTRIBUTE, tuple(names))
+    """Record which buffers move, besides those of distgan's layers. Copies of the network keep the record."""
+    known = {id(vector) for vector in power_iteration_vectors(network)}
+    setattr(network, _ATTRIBUTE, tuple(name for name in names if id(network.get_buffer(name)) not in known))
 
 
 def foreign_moving_buffers(network: nn.Module) -> list[Tensor]:

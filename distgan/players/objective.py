@@ -42,8 +42,8 @@ class DiscriminatorObjective(Objective):
         labels = self._fake_labels(batch)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
             fakes = self.opponent(batch.latents, labels)
-        reals = self._with_noise(batch.reals, "real", batch, step)
-        fakes = self._with_noise(fakes.to(reals.dtype), "fake", batch, step)
+        reals, generated = self._with_noise(batch.reals, "real", batch, step), fakes.to(batch.reals.dtype)
+        fakes = self._with_noise(generated, "fake", batch, step)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
         with ExitStack() as held:
             # A penalized pass needs normalization moments in its own precision.
@@ -54,7 +54,9 @@ class DiscriminatorObjective(Objective):
             fake = self._judge(fakes, labels, differentiable=r2 is not None)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
-            parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(self.facts, real_logits, fake_logits)
+            parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
+                self.loss_facts, real_logits, fake_logits
+            )
             parts |= scalars.diversity("data/diversity", batch.reals)
             if r1 is not None:
                 parts["loss/r1"] = gradient_penalties.zero_centered(
@@ -72,7 +74,7 @@ class DiscriminatorObjective(Objective):
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
-            loss = self._add_terms(loss, parts, batch, fake, real)
+            loss = self._add_terms(loss, parts, batch, generated, fake, real)
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
@@ -80,7 +82,7 @@ class DiscriminatorObjective(Objective):
 
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
         if self.config.label_smoothing is None:
-            return check_loss(self.loss_name, self.adversarial.discriminator(real_logits, fake_logits))
+            return check_loss(self.loss_path, self.adversarial.discriminator(real_logits, fake_logits))
         targets = draw_targets(self.config.label_smoothing, self._uniform("targets", batch, real_logits, 4))
         return targeted_cross_entropy(real_logits, fake_logits, *targets)
 
@@ -114,29 +116,28 @@ class GeneratorObjective(Objective):
     def forward(self, batch: MicroBatch, step: int) -> LossAndScalars:
         """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`."""
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
-        with _frozen(discriminator), self._autocast(batch.latents):
-            with reference_moments(self.network):
-                fakes = self.network(batch.latents, labels)
-            with reference_moments(discriminator):
-                noisy = self._with_noise(fakes, "fake", batch, step)
-                fake, real = self._judge(noisy, labels), None
+        parts: dict[str, Tensor] = {}
+        with _frozen(discriminator), ExitStack() as held:
+            with self._autocast(batch.latents):
+                with reference_moments(self.network):
+                    fakes = self.network(batch.latents, labels)
+                held.enter_context(reference_moments(discriminator))
+                fake, real = self._judge(self._with_noise(fakes, "fake", batch, step), labels), None
                 if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
                         real = self._judge(self._with_noise(batch.reals, "real", batch, step), batch.real_labels)
-        parts: dict[str, Tensor] = {}
-        matching = config.feature_matching
-        loss = fake.logits.new_zeros(())
-        if matching is None or matching.adversarial:
-            real_logits = fake.logits if real is None else real.logits
-            loss = check_loss(self.loss_name, self.adversarial.generator(real_logits, fake.logits))
-        if matching is not None:
-            assert real is not None
-            real_features, fake_features = real.features[self._matched], fake.features[self._matched]
-            parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
-            loss = loss + matching.weight * parts["loss/feature_matching"]
-        with _frozen(discriminator):
-            loss = self._add_terms(loss, parts, batch, fake._replace(samples=fakes), real)
+            matching = config.feature_matching
+            loss = fake.logits.new_zeros(())
+            if matching is None or matching.adversarial:
+                real_logits = fake.logits if real is None else real.logits
+                loss = check_loss(self.loss_path, self.adversarial.generator(real_logits, fake.logits))
+            if matching is not None:
+                assert real is not None
+                real_features, fake_features = real.features[self._matched], fake.features[self._matched]
+                parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
+                loss = loss + matching.weight * parts["loss/feature_matching"]
+            loss = self._add_terms(loss, parts, batch, fakes, fake, real)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
 

@@ -12,11 +12,10 @@ from distgan import randomness
 from distgan.config import Config
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
-from distgan.losses.adversarial import AdversarialLoss
 from distgan.losses.regularizers import HistoricalAverage, noise_sigma
 from distgan.networks.hooks import captured, find_layer
 from distgan.networks.shape import SampleShape
-from distgan.players.terms import TermView, add_terms, build_terms
+from distgan.players.terms import TermView, add_terms, build_loss, build_terms
 
 LossAndScalars = tuple[Tensor, dict[str, Tensor]]
 
@@ -77,9 +76,9 @@ class Objective(nn.Module):
         self.accumulation = config.training.gradient_accumulation_steps
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
-        self.adversarial: AdversarialLoss = config.objective.adversarial.build()
-        self.facts = config.objective.adversarial.facts
-        self.loss_name = config.objective.adversarial.path
+        self.adversarial = build_loss(config.objective.adversarial)
+        self.loss_facts = config.objective.adversarial.facts
+        self.loss_path = config.objective.adversarial.path
         self.terms = build_terms(config.objective, self.role)
         self.layers: dict[str, str] = {}
         """Layers of the discriminator that the loss looks at, with the key that asks for each."""
@@ -163,9 +162,15 @@ class Objective(nn.Module):
         return Judged(samples, at_least_float32(logits), features)
 
     def _add_terms(
-        self, loss: Tensor, parts: dict[str, Tensor], batch: MicroBatch, fakes: Judged, reals: Judged | None
+        self,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+        batch: MicroBatch,
+        samples: Tensor,
+        fakes: Judged,
+        reals: Judged | None,
     ) -> Tensor:
-        """Add the extra terms to the loss, and their values to `parts`."""
+        """Add the extra terms to the loss, and their values to `parts`. `samples` are the fakes without noise."""
         if not self.terms:
             return loss
 
@@ -182,10 +187,10 @@ class Objective(nn.Module):
         view = TermView(
             latents=batch.latents,
             labels=self._fake_labels(batch),
-            fakes=at_least_float32(fakes.samples),
+            fakes=at_least_float32(samples),
             fake_logits=fakes.logits,
             fake_features=fakes.features.get(layer),
-            reals=None if reals is None else reals.samples,
+            reals=None if reals is None else batch.reals,
             real_labels=None if reals is None else batch.real_labels,
             real_logits=None if reals is None else reals.logits,
             real_features=None if reals is None else reals.features.get(layer),

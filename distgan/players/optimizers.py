@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,26 +66,43 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     Raises:
         UserError: the named class is not an optimizer, or its code is not allowed.
     """
-    optimizer = config.build(parameters, config.learning_rate)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"{config.name}: returned {type(optimizer).__name__}, expected a torch.optim.Optimizer")
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        _make_cancelable(optimizer)
-    return optimizer
+    if config.is_built_in:
+        optimizer = config.build(parameters, config.learning_rate)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+    kind = config.load()
+    if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
+        raise UserError(f"{config.name}: found {kind!r}, expected a subclass of torch.optim.Optimizer", everywhere=True)
+    with _blamed(f"{config.name}: cannot be made with these options"):
+        made: torch.optim.Optimizer = config.build(parameters, config.learning_rate)
+        if not getattr(made, "_step_supports_amp_scaling", False):
+            made = config.build(parameters, config.learning_rate, technique=_cancelable(config.name, kind))
+        return made
 
 
-def _make_cancelable(optimizer: torch.optim.Optimizer) -> None:
-    """Make `step` change nothing if the attribute `found_inf` is 1, which the host waits for."""
-    original = type(optimizer)
+def _cancelable(name: str, kind: type[torch.optim.Optimizer]) -> Any:
+    """Return a subclass whose `step` changes nothing if the attribute `found_inf` is 1, which the host waits for."""
 
-    class Cancelable(original):  # type: ignore[misc, valid-type]
-        found_inf: Tensor | None
+    class Cancelable(kind):  # type: ignore[misc, valid-type]
+        found_inf: Tensor | None = None
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
             # Taken away first, because torch's other kernels refuse the attribute.
             canceled, self.found_inf = self.found_inf, None
-            return None if canceled is not None and canceled.item() else original.step(self, closure)
+            if canceled is not None and canceled.item():
+                return None
+            with _blamed(f"{name}: its step failed; choose one that steps from dense gradients, without a closure"):
+                return super().step(closure)
 
-    optimizer.found_inf = None  # type: ignore[attr-defined]
-    optimizer.__class__ = Cancelable
-    optimizer._patch_step_function()  # so that hooks run before the decision
+    return Cancelable
+
+
+@contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's class raises
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{what}: {type(error).__name__}: {said}", everywhere=True) from error

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distgan.config import ObjectiveConfig
+from distgan.config import AdversarialConfig, ObjectiveConfig
 from distgan.errors import UserError
+from distgan.losses.adversarial import AdversarialLoss
 
 
 class TermView(NamedTuple):
@@ -20,16 +22,19 @@ class TermView(NamedTuple):
     labels: Tensor | None
     """(n,) int64: classes of the fakes; None if unconditional."""
     fakes: Tensor
-    """(n, *sizes). In the generator's loss, gradients flow through them to the generator."""
+    """(n, *sizes), without instance noise. In the generator's loss, gradients flow through them to the generator."""
     fake_logits: Tensor
-    """(n,)"""
+    """(n,): of the fakes with instance noise, if there is any."""
     fake_features: Tensor | None
-    """The discriminator's last features; None without `needs_features`."""
+    """The discriminator's last features of the same samples; None without `needs_features`."""
     reals: Tensor | None
-    """(n, *sizes). In the generator's loss these four are None without `needs_reals`."""
+    """(n, *sizes), without instance noise; None in the generator's loss without `needs_reals`."""
     real_labels: Tensor | None
+    """(n,) int64: classes of the reals; None if unconditional or without reals."""
     real_logits: Tensor | None
+    """(n,): of the reals with instance noise; None without reals."""
     real_features: Tensor | None
+    """Their features; None without reals or `needs_features`."""
     judge: Callable[..., Tensor]
     """`judge(samples, labels)` returns the discriminator's float32 logits (n,), which can be differentiated twice."""
     normal: Callable[..., Tensor]
@@ -49,6 +54,29 @@ class Term(NamedTuple):
     needs_features: bool
 
 
+def build_loss(config: AdversarialConfig) -> AdversarialLoss:
+    """Return the adversarial loss.
+
+    Raises:
+        UserError: its code is not allowed or cannot be loaded, or it lacks a method or holds state.
+    """
+    loss = config.build()
+    for method in ("discriminator", "generator"):
+        if not callable(getattr(loss, method, None)):
+            raise UserError(f"objective.adversarial: {config.family} has no method {method}(real, fake); write one")
+    _check_stateless(f"objective.adversarial: {config.family}", loss)
+    return loss  # type: ignore[no-any-return]
+
+
+def _check_stateless(name: str, thing: object) -> None:
+    """Raise UserError for parameters or buffers, of which neither optimizer nor checkpoint would know."""
+    held = isinstance(thing, nn.Module) and next(chain(thing.parameters(), thing.buffers()), None) is not None
+    if held:
+        raise UserError(
+            f"{name} has parameters or buffers, which would be neither trained nor saved; put them in the network"
+        )
+
+
 def build_terms(config: ObjectiveConfig, role: str) -> list[Term]:
     """Return the extra terms of a player's loss.
 
@@ -62,11 +90,7 @@ def build_terms(config: ObjectiveConfig, role: str) -> list[Term]:
         compute = term.build()
         if not callable(compute):
             raise UserError(f"objective.terms.{number}: {term.term} returned no callable; give it a __call__(view)")
-        if isinstance(compute, torch.nn.Module) and any((*compute.parameters(), *compute.buffers())):
-            raise UserError(
-                f"objective.terms.{number}: {term.term} has parameters or buffers, which would be neither trained nor "
-                "saved; put them in the network"
-            )
+        _check_stateless(f"objective.terms.{number}: {term.term}", compute)
         label = f"{role}.{term.term.rpartition(':')[2]}"
         if any(other.name.endswith(label) for other in terms):
             label += f"_{number}"

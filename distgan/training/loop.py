@@ -99,8 +99,7 @@ def train(
             result = run(state, feed, monitor, writer, runtime, stop, callbacks or Callbacks())
         reason = stop.reason if result == "preempted" else early_stop_reason(state)
         outcome(result, state.progress.step, reason)
-        progress, packages = state.progress, tuple(config.packages)
-        return RunResult(result, progress.step, reason, progress.best, Path(config.run_dir), packages)
+        return RunResult(result, state.progress.step, reason, state.progress.best, Path(config.run_dir))
 
 
 def _launched(config: Config, runtime: Runtime) -> Config:
@@ -126,8 +125,7 @@ def run(
     stopping = report.evaluation_left
     if report.metrics:
         callbacks.call("on_evaluation", progress.step, report.metrics)
-    if stopping or report.is_best:
-        save(state, feed, writer, runtime, last=stopping, is_best=report.is_best)
+    if (stopping or report.is_best) and save(state, feed, writer, runtime, last=stopping, is_best=report.is_best):
         callbacks.call("on_checkpoint", progress.step)
     flags = runtime.exchange([False, False])
     while not (stopping or is_done(state)):
@@ -148,8 +146,8 @@ def run(
             callbacks.call("on_evaluation", progress.step, report.metrics)
         stopping = stopping or report.evaluation_left
         last = stopping or is_done(state)
-        if last or report.is_best or progress.step % config.checkpoint.every == 0:
-            save(state, feed, writer, runtime, last=last, is_best=report.is_best)
+        due = last or report.is_best or progress.step % config.checkpoint.every == 0
+        if due and save(state, feed, writer, runtime, last=last, is_best=report.is_best):
             callbacks.call("on_checkpoint", progress.step)
     flags.result()
     return "finished" if is_done(state) and not report.evaluation_left else "preempted"
@@ -200,8 +198,11 @@ def save(
     *,
     last: bool = False,
     is_best: bool = False,
-) -> None:
+) -> bool:
     """Write a checkpoint of the current step. Only the last and the best checkpoint block the loop.
+
+    Returns:
+        True on rank 0 if the checkpoint is on disk or being written.
 
     Raises:
         UserError: the last checkpoint of the run cannot be written.
@@ -211,17 +212,20 @@ def save(
     # The best EMA weights are saved anyway: skipped updates did not change them.
     if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
         logger.warning("step %d: checkpoint skipped, because the last updates were not finite", progress.step)
-        return
+        return False
     description, tensors = state.description(runtime), state.tensors()
     if not (last or is_best):
-        if writer is not None:
-            writer.save(progress.step, tensors, description)
-        return
+        return writer is not None and writer.save(progress.step, tensors, description)
+
+    saved = False
 
     def finish(_: Check) -> None:
+        nonlocal saved
         assert writer is not None
         saved = writer.save(progress.step, tensors, description, blocking=True)
-        if last and not saved and not writer.save(progress.step, tensors, description, blocking=True):
+        if last and not saved:
+            saved = writer.save(progress.step, tensors, description, blocking=True)
+        if last and not saved:
             raise UserError(
                 f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "
                 f"above); last good checkpoint: {writer.last_good or 'from an earlier start, if any'}; fix the disk, "
@@ -232,6 +236,7 @@ def save(
 
     # The other ranks wait without a timeout, because a slow disk is not a lost rank.
     runtime.run_on_main(finish)
+    return saved
 
 
 def check_skipped_updates(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime) -> None:

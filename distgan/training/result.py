@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions of a program that are called on every rank, between two steps.
+    """Functions of a program that are called between two steps.
 
     An exception in one ends the run, and its message names the callback and the step.
     """
 
     on_step: Callable[[int], object] | None = None
-    """`on_step(step)` after each step."""
+    """`on_step(step)` after each step, on every rank."""
     on_evaluation: Callable[[int, Mapping[str, float]], object] | None = None
-    """`on_evaluation(step, metrics)` after each evaluation."""
+    """`on_evaluation(step, metrics)` after each evaluation, on every rank."""
     on_checkpoint: Callable[[int], object] | None = None
-    """`on_checkpoint(step)` once the checkpoint of a step is being written."""
+    """`on_checkpoint(step)` on rank 0, once the checkpoint of a step is being written."""
 
     def call(self, name: Literal["on_step", "on_evaluation", "on_checkpoint"], step: int, *arguments: object) -> None:
         """Call one of them, if it is there. Raises RuntimeError that names it if it fails."""
@@ -57,8 +57,6 @@ class RunResult:
     best: dict[str, Any] | None
     """Step, metric and value of the best evaluation; None without evaluations."""
     run_dir: Path
-    packages: tuple[str, ...] = field(default=(), repr=False)
-    """Packages of the user's code that the config names."""
 
     @property
     def curves(self) -> list[dict[str, float]]:
@@ -70,4 +68,4 @@ class RunResult:
         """Load the EMA generator of the last checkpoint, or of the best one. Raises UserError if there is none."""
         from distgan.inference.export import load_generator
 
-        return load_generator(self.run_dir, best=best, device=device, trust_code=self.packages)
+        return load_generator(self.run_dir, best=best, device=device)

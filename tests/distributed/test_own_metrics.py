@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan import extensions
 from distgan.config import parse_config
 from distgan.data.index.loading import load_index
 from distgan.distributed.runtime import Runtime
@@ -32,18 +31,18 @@ def generate(numbers: Tensor) -> Tensor:
 def measured(shards: str, cache: str, **evaluation: Any) -> dict[str, float]:
     if PLUGINS not in sys.path:
         sys.path.insert(0, PLUGINS)
-    with extensions.trusting():
-        config = parse_config(
-            {
-                "run_dir": "r",
-                "data": {"path": shards, "resolution": 16, "channels": 1},
-                "training": {"steps": 1, "batch_size": 2},
-                "evaluation": {
-                    "num_samples": 50, "batch_size": 8, "cache_dir": cache, "metrics": METRICS,
-                    "detector": {"detector": "lab.metrics:Means", "cells": 2}, **evaluation,
-                },
-            }
-        )  # fmt: skip
+    config = parse_config(
+        {
+            "run_dir": "r",
+            "data": {"path": shards, "resolution": 16, "channels": 1},
+            "training": {"steps": 1, "batch_size": 2},
+            "evaluation": {
+                "num_samples": 50, "batch_size": 8, "cache_dir": cache, "metrics": METRICS,
+                "detector": {"detector": "lab.metrics:Means", "cells": 2}, **evaluation,
+            },
+        },
+        trust=True,
+    )  # fmt: skip
     first = criterion(config)
     if evaluation == {}:
         assert (first.name, first.higher_is_better) == ("Sharpness", True)
@@ -61,6 +60,17 @@ def test_values_are_those_of_plain_torch_on_any_number_of_ranks(digits: Path, tm
         found = ranks.run(world_size, measured, str(digits), str(tmp_path / f"cache{world_size}"))
         for values in found:
             assert values == pytest.approx(alone, rel=1e-6)
+
+
+def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_path: Path) -> None:
+    """The same weights, none, and other features: cached statistics of one are not those of the other."""
+    cache = str(tmp_path / "cache")
+    for cells in (2, 3, 2):
+        found = measured(str(digits), cache, detector={"detector": "lab.metrics:Means", "cells": cells})
+        alone = measured(
+            str(digits), str(tmp_path / f"{cells}"), detector={"detector": "lab.metrics:Means", "cells": cells}
+        )
+        assert found == alone
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ SECTIONS: dict[str, Any] = {
 def _plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package can be imported, as by PYTHONPATH, and is not allowed yet."""
     monkeypatch.syspath_prepend(str(PLUGINS))
-    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    monkeypatch.setattr(extensions, "_packages", set())
+    monkeypatch.setattr(extensions, "_paths", set())
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
         del sys.modules[name]
@@ -112,15 +113,17 @@ def test_evaluated_exported_and_loaded_with_and_without_trust(
     assert "lab" not in sys.modules
     main(["evaluate", str(run), "--allow", "lab"])
     assert json.loads(capsys.readouterr().out)["fid[classifier]"] > 0
-    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    monkeypatch.setattr(extensions, "_packages", set())
+    monkeypatch.setattr(extensions, "_paths", set())
     main(["export", str(run), str(tmp_path / "exported"), "--allow", "lab"])
-    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    monkeypatch.setattr(extensions, "_packages", set())
+    monkeypatch.setattr(extensions, "_paths", set())
     with pytest.raises(UserError, match="--allow lab"):
         distgan.load_generator(tmp_path / "exported")
     generator = distgan.load_generator(tmp_path / "exported", trust_code=["lab"])
     images = generator(generator.latents(3))
     assert images.shape == (3, 1, 16, 16)
-    torch.testing.assert_close(images, distgan.load_generator(run)(generator.latents(3)))
+    torch.testing.assert_close(images, distgan.load_generator(run, trust_code=["lab"])(generator.latents(3)))
 
 
 def test_a_generator_loads_without_the_code_of_the_discriminator(tmp_path: Path, digits: Path) -> None:

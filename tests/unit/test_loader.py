@@ -109,8 +109,14 @@ def test_real_ranks_replace_alike_what_cannot_be_read(shards: Path, ranks: RankP
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"batch_size": 5, "world_size": 2, "rank": 0}, "batch_size = 5 does not divide among 2 ranks"),
+        (
+            {"batch_size": 5, "world_size": 2, "rank": 0},
+            "batch_size = 5: expected a multiple",
+        ),
         ({"batch_size": 0}, "batch_size = 0"),
+        ({"batch_size": "4"}, "batch_size = '4'"),
+        ({"world_size": 2}, "pass both"),
+        ({"world_size": 2, "rank": 5}, "rank = 5, world_size = 2"),
         ({"resolution": 2}, "resolution: 2 is below 4 pixels"),
         ({"resolutoin": 8}, "did you mean 'resolution'"),
         ({"order": "random"}, "order = 'random'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ import torch
 import yaml
 
 from distgan import extensions
-from distgan.config import Config, GeneratorConfig, dump_config, load_config, parse_config
+from distgan.config import Config, GeneratorConfig, dump_config, json_schema, load_config, parse_config
 from distgan.config.architectures import DISCRIMINATORS, GENERATORS
 from distgan.config.named import BuiltIn
-from distgan.config.objective import LOSSES, LossOptions
+from distgan.config.objective import LOSSES
 from distgan.config.players import OPTIMIZERS
 from distgan.errors import UserError
 from distgan.networks import build_generator
@@ -37,7 +38,8 @@ MINIMAL: dict[str, Any] = {
 def _plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The packages of tests/plugins can be imported, and none is allowed yet."""
     monkeypatch.syspath_prepend(str(PLUGINS))
-    monkeypatch.setattr(extensions, "_allowed", {"distgan"})
+    monkeypatch.setattr(extensions, "_packages", set())
+    monkeypatch.setattr(extensions, "_paths", set())
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in ("lab", "strange")]:
         del sys.modules[name]
@@ -65,18 +67,11 @@ BUILT_IN = [
 
 @pytest.mark.parametrize(("built_in", "given"), [case[1:] for case in BUILT_IN], ids=[case[0] for case in BUILT_IN])
 def test_options_of_built_in_techniques_are_their_signatures(built_in: BuiltIn, given: int) -> None:
-    parameters = list(inspect.signature(extensions.load(built_in.path)).parameters.values())[given:]
+    parameters = list(inspect.signature(extensions.load(built_in.path, built_in=True)).parameters.values())[given:]
     fields = built_in.options.model_fields
     assert {parameter.name: parameter.default for parameter in parameters} == {
         name: field.default for name, field in fields.items()
     }
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_facts_of_built_in_losses_are_attributes_of_their_classes(name: str) -> None:
-    loss, options = extensions.load(LOSSES[name].path), LOSSES[name].options
-    facts = LossOptions.__class_vars__ - {"takes_effect_with"}
-    assert {fact: getattr(loss, fact, False) for fact in facts} == {fact: getattr(options, fact) for fact in facts}
 
 
 def test_a_recipe_is_read_and_written_with_options_of_the_users_code(tmp_path: Path) -> None:
@@ -181,14 +176,129 @@ def test_a_file_of_somebody_elses_imports_nothing(tmp_path: Path, monkeypatch: p
         with pytest.raises(UserError, match="--allow strange"):
             build_generator(found.generator, SampleShape(resolution=16, channels=1))
     assert not mark.exists()
-    assert load_config(run / "config.yaml", trust_code=["strange"]).generator.options.depth == 4
+    extensions.allow("strange")
+    assert load_config(run / "config.yaml").generator.options.depth == 4
     assert mark.exists()
 
 
-def test_a_recipe_allows_only_the_packages_that_it_names(tmp_path: Path) -> None:
+def test_a_recipe_allows_only_the_paths_that_it_names(tmp_path: Path) -> None:
     load_config(recipe(tmp_path, generator={"architecture": "lab.nets:Generator"}))
-    assert extensions.is_allowed("lab.losses:Margin")
+    assert extensions.is_allowed("lab.nets:Generator")
+    assert not extensions.is_allowed("lab.losses:Margin")
     assert not extensions.is_allowed("os:system")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "distgan.files:os.system",
+        "distgan.extensions:importlib.import_module",
+        "os:system",
+        "builtins:eval",
+        "torch:load",
+        "torch.optim:swa_utils.AveragedModel",
+        "subprocess:run",
+        "lab.nets:torch.hub.load",
+        "lab.borrowed:system",
+        "lab.borrowed:os.system",
+    ],
+)
+def test_a_stranger_reaches_no_code_that_is_not_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Not through distgan's own modules, nor through what an allowed package imports."""
+    shutil.copytree(PLUGINS / "lab", tmp_path / "site" / "lab")
+    (tmp_path / "site" / "lab" / "borrowed.py").write_text("import os\nfrom os import system")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    extensions.allow("lab")
+    ran = tmp_path / "ran"
+    metric = {"metric": path, "command": f"touch {ran}"}
+    config = parse_config({**MINIMAL, "evaluation": {"metrics": ["fid", metric]}})
+    with pytest.raises(UserError):
+        config.metrics[1].build()
+    assert not ran.exists()
+
+
+def test_an_override_and_a_program_are_the_users_own(tmp_path: Path) -> None:
+    stored = parse_config(MINIMAL).model_dump(mode="json")
+    config = parse_config(stored, ["evaluation.metrics=[lab.metrics:Sharpness]"])
+    assert config.metrics[0].build().power == 1
+    own = Config.model_validate({**MINIMAL, "objective": {"adversarial": "lab.losses:Margin"}})
+    assert own.objective.adversarial.build().margin == 1
+
+
+def test_trust_for_one_load_ends_with_it() -> None:
+    with extensions.allowing("lab"):
+        assert extensions.is_allowed("lab.nets:Generator")
+    assert not extensions.is_allowed("lab.nets:Generator")
+
+
+@pytest.mark.parametrize(
+    ("signature", "options"),
+    [
+        ("self, shape, latent_size, *, hidden=8", {"hidden": 8}),
+        ("self, *given, hidden=8", {"hidden": 8}),
+        ("self, shape: 'Unknown', latent_size, hidden: int = 8", {"hidden": 8}),
+    ],
+)
+def test_signatures_of_all_forms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signature: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strange(tmp_path, f"class Net:\n  def __init__({signature}): self.hidden = hidden")
+    config = load_config(recipe(tmp_path, generator={"architecture": "strange:Net"}), ["generator.hidden=9"])
+    assert config.generator.options.model_dump() == {**options, "hidden": 9}
+    assert config.generator.build(None, 3).hidden == 9
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("class Net:\n  kinds = 'images'\n  def __init__(self, shape, latent_size): pass", "kinds = 'images'"),
+        ("class Net:\n  compares_batch = 'yes'\n  def __init__(self, shape, latent_size): pass", "compares_batch"),
+        ("class Net:\n  def __init__(self, shape, latent_size, kinds=1): pass", "'kinds' has a name that is taken"),
+        ("class Net:\n  def __init__(self, shape, latent_size, json=1): pass", "'json' has a name that is taken"),
+        ("def Net(a, b, c, /): pass", "'c' is positional only"),
+        ("import sys\nsys.exit(3)", "SystemExit"),
+    ],
+)
+def test_facts_and_names_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, part: str) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strange(tmp_path, code)
+    with pytest.raises(UserError, match=r"generator\.architecture: strange:Net") as caught:
+        load_config(recipe(tmp_path, generator={"architecture": "strange:Net"}))
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["nan", "1_0", "inf"])
+def test_numbers_of_options_are_read_as_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strange(tmp_path, "class Net:\n  def __init__(self, shape, latent_size, rate: float = 1, depth: int = 2): pass")
+    for key in ("rate", "depth"):
+        with pytest.raises(UserError, match=f"generator.{key}"):
+            load_config(recipe(tmp_path, generator={"architecture": "strange:Net"}), [f"generator.{key}={text}"])
+
+
+def test_facts_of_a_users_network_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A discriminator that says it has batch norm is refused with a gradient penalty, as a built-in one is."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    strange(tmp_path, "class Net:\n  normalizes_batch = True\n  def __init__(self, shape): pass")
+    sections = {"discriminator": {"architecture": "strange:Net"}, "objective": {"gradient_penalty": {}}}
+    with pytest.raises(UserError, match="batch norm"):
+        load_config(recipe(tmp_path, **sections))
+
+
+def test_the_json_schema_has_the_options_of_built_in_techniques() -> None:
+    """Editors complete them, and show their text."""
+    definitions = json_schema()["$defs"]
+    for section, options in (
+        ("GeneratorConfig", ["width", "normalization", "depth"]),
+        ("DiscriminatorConfig", ["minibatch_stddev", "pooling"]),
+        ("OptimizerConfig", ["betas", "alpha", "eps"]),
+    ):
+        for option in options:
+            assert definitions[section]["properties"][option].get("description"), (section, option)
+    assert "MinibatchStddevConfig" in definitions
 
 
 def test_the_digest_of_a_package_is_of_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ from distgan.config import DataConfig, EvaluationConfig
 from distgan.data.index.table import Index
 from distgan.distributed.control import Asked, never
 from distgan.errors import UserError, blaming
+from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.detectors.loading import load_detector
+from distgan.extensions import package_digest, package_of
 from distgan.packages import missing_package
 
 if TYPE_CHECKING:
@@ -38,9 +40,18 @@ def load_configured_detector(
         if not isinstance(network, nn.Module):
             raise UserError(f"returned {type(network).__name__}, expected a torch.nn.Module")
         found = load_detector(network, image_shape=(data.channels, data.resolution, data.resolution))
-        found.name = config.detector.label
-    runtime.check_equal("the detector", found.hash, "give it the same weights on every rank, such as those of a file")
-    return found.to(runtime.device)
+        # Weights do not tell options or code apart, and cached statistics must.
+        code = package_digest(package_of(config.detector.path))
+        named = Detector(
+            config.detector.label,
+            found.dimension,
+            found.num_logits,
+            statistics_cache.key(found.hash, config.detector.model_dump_json(), code),
+            found.network,
+            found.image_shape,
+        )
+    runtime.check_equal("the detector", named.hash, "give it the same weights on every rank, such as those of a file")
+    return named.to(runtime.device)
 
 
 def load_trained_classifier(
