@@ -14,7 +14,7 @@ from distgan.data.stream import open_stream
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
-from distgan.errors import LostRankError, UserError
+from distgan.errors import LostRankError, UserError, counted
 from distgan.packages import is_installed
 from distgan.training.setup import validate_run
 
@@ -42,8 +42,8 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
         text = f"rank {', '.join(map(str, others))}: shards differ from those of rank 0"
         return None, Finding("FAILED", "data", f"{text}; copy the same shards and index to every node")
     assert found is not None
-    shards = f"{len(found)} samples in {len(found.shards)} shards, fingerprint {found.fingerprint[:12]}"
-    return found, Finding("ok", "data", shards)
+    samples, shards = counted(len(found), "sample"), counted(len(found.shards), "shard")
+    return found, Finding("ok", "data", f"{samples} in {shards}, fingerprint {found.fingerprint[:12]}")
 
 
 def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Finding]:
@@ -73,7 +73,7 @@ def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Find
     unreadable = [failure for some in runtime.gather_objects(failures) for failure in some]
     if unreadable:
         fix = "find the damaged shards with `distgan index --verify`"
-        text = f"{len(unreadable)} samples cannot be read; the first one: {unreadable[0].reason}; {fix}"
+        text = f"{counted(len(unreadable), 'sample')} cannot be read; the first one: {unreadable[0].reason}; {fix}"
         return rate, Finding("FAILED", "reading", text)
     workers = f"data.num_workers = {config.data.num_workers}"
     return rate, Finding("ok", "reading", f"{rate:,.0f} samples/s over all ranks with {workers}")

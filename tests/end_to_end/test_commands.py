@@ -252,7 +252,9 @@ def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureF
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     said = output(capsys, "index", str(tmp_path / "train-{0..1}.tar"))
-    assert "7 samples, no labels in 2 shards" in said
+    assert "7 samples, no labels, in 2 shards, fingerprint" in said
+    one = output(capsys, "index", str(tmp_path / "train-0.tar"), "--out", str(tmp_path / "one.safetensors"))
+    assert "3 samples, no labels, in 1 shard, fingerprint" in one
     config = recipe(tmp_path, tmp_path, training={"steps": 1, "batch_size": 4, "deterministic": False})
     main(["train", str(config)])
     assert status(tmp_path / "run")["outcome"] == "finished"

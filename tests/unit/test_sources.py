@@ -73,7 +73,7 @@ def observed(source: Source) -> tuple:
 def test_class_folders_become_labels_in_sorted_order(tmp_path: Path) -> None:
     source = open_source(write_tree(tmp_path / "tree", TREE))
     assert observed(source) == EXPECTED
-    assert source.notes == ("ignored 1 files that are not .jpg/.jpeg/.png/.webp: 1 .txt",)
+    assert source.notes == ("ignored 1 file that is not .jpg/.jpeg/.png/.webp: 1 .txt",)
 
 
 @pytest.mark.parametrize("top", ["", "photos/"])
@@ -419,4 +419,4 @@ def test_a_link_to_itself_counts_as_a_link(tmp_path: Path) -> None:
     (root / "loop.png").symlink_to("loop.png")
     source = open_source(root)
     assert source.names == ["a.png"]
-    assert any("1 links" in note for note in source.notes)
+    assert any("1 link " in note for note in source.notes)
