@@ -313,7 +313,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_unharmed(
         "generator.width=8": ["generator.safetensors", "run_dir"],
         f"data.path={other}": ["fingerprint", "--accept data"],
         "seed=8": ["seed = 7", "--accept seed"],
-        "training.batch_size=32": ["--accept batch"],
+        "training.batch_size=32": ["training.batch_size: checkpoint 16, now 32 (", "--accept batch"],
         "training.gradient_accumulation_steps=1": ["batch statistics", "--accept statistics"],
     }.items():
         said = mistake(capsys, "train", config, change, "training.steps=6")
