@@ -120,6 +120,11 @@ def test_a_sweep_takes_the_line_of_its_number(tmp_path: Path) -> None:
     srun, _ = dry_run("array-sweep.sbatch", "x.yaml", str(sweep), "training.steps=9", SLURM_ARRAY_TASK_ID="2")
     changes = [f"run_dir={tmp_path}/sweep/2", "training.steps=9", "seed=2", "generator.optimizer.learning_rate=1e-4"]
     assert srun[-5:] == ["x.yaml", *changes]
+    # distgan refuses a key with two values, so that of the line stands alone.
+    srun, _ = dry_run(
+        "array-sweep.sbatch", "x.yaml", str(sweep), "seed=7", "training.steps=9", "seeds=1", SLURM_ARRAY_TASK_ID="1"
+    )
+    assert srun[-5:] == ["x.yaml", f"run_dir={tmp_path}/sweep/1", "training.steps=9", "seeds=1", "seed=1"]
     with pytest.raises(subprocess.CalledProcessError) as caught:
         dry_run("array-sweep.sbatch", "x.yaml", str(sweep), SLURM_ARRAY_TASK_ID="3")
     assert "has no line 3" in caught.value.stderr
