@@ -180,6 +180,7 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     logged = next(row["fid[classifier]"] for row in rows(run) if row["step"] == 4)
     measured = json.loads(output(capsys, "evaluate", str(run)))
     assert measured["fid[classifier]"] == pytest.approx(logged, rel=1e-4)
+    assert measured["step"] == 4
     fewer = json.loads(output(capsys, "evaluate", str(run), "evaluation.num_samples=200"))
     assert fewer["fid[classifier]"] != measured["fid[classifier]"]
     every = "evaluation.metrics=[inception_score,kid,classes,fid]"
