@@ -90,7 +90,7 @@ def detector(config: Config) -> Finding:
         text = "evaluation.detector = inception: torch-fidelity is not installed; pip install torch-fidelity"
         return Finding("FAILED", "detector", text)
     from distgan.evaluation.detectors.features import evaluation_folder
-    from distgan.evaluation.detectors.inception import weights_file
+    from distgan.evaluation.detectors.inception import URL, weights_file
 
     file = weights_file(settings.inception_weights, evaluation_folder(settings))
     if file.is_file():
@@ -98,8 +98,8 @@ def detector(config: Config) -> Finding:
     if settings.inception_weights:
         text = f"evaluation.inception_weights = {file}: no such file; correct the path"
         return Finding("FAILED", "detector", text)
-    text = f"the Inception weights {file} do not exist yet; the first evaluation downloads them"
-    fix = "on nodes without internet, first run `distgan evaluate` on a machine with internet and the same cache"
+    text = f"no Inception weights in {file.parent} yet; the first evaluation downloads {URL}"
+    fix = "without internet, copy that file to this machine and set evaluation.inception_weights to its path"
     return Finding("warning", "detector", f"{text}; {fix}")
 
 
