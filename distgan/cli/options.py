@@ -126,8 +126,8 @@ def _sample(command: AddCommand) -> None:
 def _evaluate(command: AddCommand) -> None:
     parser = command(
         "evaluate", "measure a run or checkpoint against its data",
-        "Prints the step of the checkpoint and the metrics as one JSON object. Under `accelerate launch`, N ranks share\n"
-        "the work and get the same result.",
+        "Prints the step of the checkpoint and the metrics as one JSON object. Under `accelerate launch`, N ranks\n"
+        "share the work and get the same result.",
     )  # fmt: skip
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="run folder, or a checkpoint in it")
     _add_overrides(parser, "changes to the evaluation, such as evaluation.num_samples=50000")

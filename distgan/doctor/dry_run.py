@@ -15,11 +15,14 @@ from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
 from distgan.errors import LostRankError, UserError, counted
+from distgan.evaluation.names import WITH_DETECTOR
 from distgan.packages import is_installed
-from distgan.training.setup import validate_run
+from distgan.training.setup import validate_evaluation, validate_run
+from distgan.training.warnings import run_warnings
 
 _READ_SECONDS = 2.0
-_STEPS = 20
+STEPS = 20
+"""Number of steps that the doctor trains."""
 _AMPLE = 1.2
 """Smallest ratio of reading rate to training rate without a warning."""
 
@@ -30,6 +33,7 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
     try:
         found = load_index(config.data.path, config.data.cache_dir)
         validate_run(config, found, runtime.world_size)
+        validate_evaluation(config, found)
     except UserError as error:
         mistake = str(error)
     answers = runtime.gather_objects((mistake, found.fingerprint if found else None))
@@ -44,6 +48,13 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
     assert found is not None
     samples, shards = counted(len(found), "sample"), counted(len(found.shards), "shard")
     return found, Finding("ok", "data", f"{samples} in {shards}, fingerprint {found.fingerprint[:12]}")
+
+
+def warnings(config: Config, found: Index, runtime: Runtime) -> list[Finding]:
+    """Return what a run would warn of at its start, on rank 0."""
+    if not runtime.is_main:
+        return []
+    return [Finding("warning", "recipe", text) for text in run_warnings(config, found, runtime.device)]
 
 
 def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Finding]:
@@ -84,6 +95,8 @@ def detector(config: Config) -> Finding:
     settings = config.evaluation
     if not settings.every:
         return Finding("ok", "detector", "not needed while training: evaluation.every is 0")
+    if not WITH_DETECTOR & set(config.metrics):
+        return Finding("ok", "detector", f"not needed by evaluation.metrics = {', '.join(config.metrics)}")
     if settings.detector == "classifier":
         return Finding("ok", "detector", "classifier; the first evaluation trains it on the shards")
     if not is_installed("torch_fidelity"):
@@ -112,11 +125,11 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     from distgan.training.loop import train
 
     short = parse_config(config.model_dump(mode="json"), [
-        f"run_dir={folder}", f"training.steps={_STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
-        f"monitoring.every={_STEPS // 2}", "monitoring.samples_every=1000000", "monitoring.tensorboard=false",
+        f"run_dir={folder}", f"training.steps={STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
+        f"monitoring.every={STEPS // 2}", "monitoring.samples_every=1000000", "monitoring.tensorboard=false",
         "checkpoint.every=1000000",
     ])  # fmt: skip
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)  # `warnings` reports them
     try:
         train(short)
     except (UserError, LostRankError) as error:

@@ -26,8 +26,9 @@ from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
 from distgan.training.resume import open_writer, resume_run
-from distgan.training.setup import assemble, batch_memory, check_ranks_agree, log_warnings, validate_run
+from distgan.training.setup import assemble, batch_memory, check_ranks_agree, validate_evaluation, validate_run
 from distgan.training.state import TrainingState
+from distgan.training.warnings import log_warnings
 
 logger = logging.getLogger("distgan")
 
@@ -71,6 +72,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         with runtime.raise_on_all_ranks():
             index = load_index(config.data.path, config.data.cache_dir)
             validate_run(config, index, runtime.world_size)
+            validate_evaluation(config, index)
         check_ranks_agree(config, index, runtime)
         log_warnings(config, index, runtime)
         state = assemble(config, index, runtime)

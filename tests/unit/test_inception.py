@@ -153,7 +153,7 @@ def test_a_silent_server_is_named_at_once_and_not_waited_for(
         server.delay = 2.0 if when == "before the answer" else 0.0
         url = f"{server.url}/weights.pth"
         monkeypatch.setattr(inception, "URL", url)
-        with pytest.raises(UserError, match="cannot download .* timed out; .*evaluation.inception_weights"):
+        with pytest.raises(UserError, match=r"cannot download .* timed out; .*evaluation\.inception_weights"):
             load_inception(None, tmp_path / "cache", Runtime())
     assert f"downloading the weights from {url} to {tmp_path}/cache/weights.pth" in caplog.text
     assert list((tmp_path / "cache").iterdir()) == []

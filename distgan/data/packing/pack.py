@@ -182,8 +182,8 @@ class _Seen:
             yield f"composited {counted(self.composited, 'transparent image')} on {background} (--background)"
         if self.kept_transparent:
             yield (
-                f"kept the transparency of {counted(self.kept_transparent, 'image')}: training composites it on data.background "
-                "(default: white), but other readers may not; set --background to composite it now"
+                f"kept the transparency of {counted(self.kept_transparent, 'image')}: training composites it on "
+                "data.background (default: white), but other readers may not; set --background to composite it now"
             )
         if self.deep and self.deepest < 1 << 15:
             yield (

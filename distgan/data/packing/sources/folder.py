@@ -80,7 +80,9 @@ def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
         )
     without = sorted(folder for folder in empty if "/" not in folder)
     if without and any("/" in name for name in names):
-        notes += (f"ignored {counted(len(without), 'folder')} without images: {', '.join(map(printable, without[:8]))}",)
+        notes += (
+            f"ignored {counted(len(without), 'folder')} without images: {', '.join(map(printable, without[:8]))}",
+        )
     labels, class_names = assign_labels(names, _dataset_json(root, path), str(path), notes)
     return Source(names, names, FolderReader(root), labels, class_names, notes)
 
