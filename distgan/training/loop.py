@@ -68,7 +68,7 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
         tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
-    with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as outcome:
+    with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as attempt:
         with runtime.raise_on_all_ranks():
             index = load_index(config.data.path, config.data.cache_dir)
             validate_run(config, index, runtime.world_size)
@@ -87,8 +87,9 @@ def train(config: Config, *, resume: str = "auto", accept: Iterable[str] = ()) -
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 evaluations = Evaluations(state, feed.latents, runtime, stop)
                 monitor = held.enter_context(closing(Monitor(state, feed, evaluations, writer, runtime)))
+            attempt.begin()
             result = run(state, feed, monitor, writer, runtime, stop)
-        outcome(result, state.progress.step, stop.reason if result == "preempted" else early_stop_reason(state))
+        attempt.finish(result, state.progress.step, stop.reason if result == "preempted" else early_stop_reason(state))
         return result
 
 

@@ -301,6 +301,7 @@ def test_a_mistake_is_printed_once_on_several_ranks(tmp_path: Path, digits: Path
         assert text.count("distgan: error:") == 1, text
         assert part in text
         assert "Traceback" not in text
+    assert status(tmp_path / "run")["reason"].startswith("/nowhere: "), "no rank is to blame for what all find"
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_and_unharmed(
