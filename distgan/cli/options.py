@@ -38,8 +38,8 @@ def _train(command: AddCommand) -> None:
         "  torchrun --nproc-per-node N -m distgan train CONFIG\n"
         "SIGTERM, SIGUSR1, SIGHUP, Ctrl-C and `distgan stop` save a checkpoint and leave. status.json in the run\n"
         "folder says how the run ended. docs/config.md and `distgan schema` explain every key of CONFIG.\n"
-        "Exits with 0 if the run is finished or was stopped by one of these, 2 after an error of one line with its fix,\n"
-        "130 after a second Ctrl-C, and 1 after other failures. Launchers turn 2 and 130 into 1.",
+        "Exits with 0 if the run is finished or was stopped by one of these, 2 after an error of one line with its\n"
+        "fix, 130 after a second Ctrl-C, and 1 after other failures. Launchers turn 2 and 130 into 1.",
     )  # fmt: skip
     parser.add_argument("config", metavar="CONFIG", help="YAML recipe, such as configs/digits-dcgan.yaml")
     _add_overrides(parser)
