@@ -258,6 +258,35 @@ def test_a_job_warns_itself_in_time_for_its_limit(
         assert int(asked) - ask_after in (0, 1)  # a second may pass meanwhile
 
 
+@pytest.mark.parametrize(
+    ("after", "requeued"),
+    [
+        ("killed 40", True), ("running 40", True), ("lost 40 rank 1 lost contact", True), ("killed 20", False),
+        ("failed 40 data.path: no such folder", False), ("preempted 40 SIGTERM", True),
+        ("preempted 40 stop request", False),
+    ],
+)  # fmt: skip
+def test_a_job_requeues_what_can_go_on(tmp_path: Path, after: str, requeued: bool) -> None:
+    """With stand-ins for Slurm and for `distgan status`, which says that the last checkpoint before was of step 20."""
+    stand_ins = {
+        "python": f"case $* in *--launch*) echo {after} ;; *) echo running 20 ;; esac",
+        "srun": "exit 1",
+        "squeue": "true",
+        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/requeued; true',
+    }
+    for name, script in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "MASTER_PORT": "29999",
+    }
+    subprocess.run(["bash", "launch/slurm/train.sbatch", "x.yaml"], cwd=ROOT, env=environment, capture_output=True)
+    assert (tmp_path / "requeued").exists() == requeued
+
+
 def test_jobs_leave_the_time_limit_to_slurm_and_the_user() -> None:
     for script in (ROOT / "launch" / "slurm").glob("*.sbatch"):
         assert not re.search(r"^#SBATCH.*(--time|--signal|-t )", script.read_text(), re.M), script
