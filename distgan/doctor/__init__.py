@@ -91,11 +91,11 @@ def _look_at_data(
     announce: Callable[[str, str], None],
 ) -> float:
     """Check the data and return its reading rate in samples/s. Collective: call on every rank."""
-    note(dry_run.detector(config))
     index, found = dry_run.index(config, runtime)
     note(found)
     if index is None:
         return 0.0
+    note(dry_run.detector(config))
     if index.any_remote:
         note(storage.shard_cache(config))
     announce("reading", "samples of the shards; remote shards are fetched first")
