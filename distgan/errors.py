@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun, such as `1 shard` or `2 shards`. `plural` defaults to the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 class UnreadableSampleError(ValueError):
     """The bytes of a sample cannot be decoded. The message is one line."""
 

@@ -28,6 +28,11 @@ def distgan(*arguments: str) -> str:
     return done.stdout
 
 
+def later_wins(*overrides: str) -> list[str]:
+    """Return `key=value` overrides with the last value of each key. The command line refuses a key with two values."""
+    return list({override.partition("=")[0]: override for override in overrides}.values())
+
+
 def launched(count: int, *arguments: str) -> list[str]:
     """Return the command line that runs a distgan command with `count` processes on this machine."""
     if count == 1:

@@ -6,6 +6,7 @@ Run `python tools/config_page.py`. With `--check` it only compares the page with
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -39,7 +40,7 @@ def page() -> str:
     titles = {section: ", ".join(f"`{path}`" for path in paths) for section, paths in places.items()}
     parts = [INTRODUCTION, f"## Top level\n\n{table(Config, titles)}"]
     for section, title in titles.items():
-        parts.append(f"## {title}\n\n{section.__doc__}\n\n{table(section, titles)}")
+        parts.append(f"## {title}\n\n{inspect.cleandoc(section.__doc__ or '')}\n\n{table(section, titles)}")
         if issubclass(section, NamedSection) and section.option_fields():
             parts.append(options_table(section, titles))
     return "\n".join(parts)

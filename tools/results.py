@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.commands import distgan, launched, processes  # noqa: E402
+from tools.commands import distgan, later_wins, launched, processes  # noqa: E402
 
 RUNS, OUT = ROOT / "runs" / "results", ROOT / "docs" / "results"
 SIZED_FOR_A_CPU = ("digits-*", "*-small")
@@ -126,9 +126,8 @@ def train(recipe: Recipe, options: argparse.Namespace) -> None:
     Raises:
         SystemExit: the training failed; carries its exit status.
     """
-    overrides = [f"run_dir={recipe.run}", "evaluation.every=0", *options.overrides]
-    if options.steps:
-        overrides.append(f"training.steps={options.steps}")
+    steps = [f"training.steps={options.steps}"] if options.steps else []
+    overrides = later_wins("evaluation.every=0", *options.overrides, *steps, f"run_dir={recipe.run}")
     started, metrics = time.time(), recipe.run / "metrics.jsonl"
     job = subprocess.Popen(launched(options.processes, "train", str(recipe.path), *overrides), cwd=ROOT)
     begun = None  # time of the first metrics row, so that the startup does not count
@@ -146,12 +145,12 @@ def train(recipe: Recipe, options: argparse.Namespace) -> None:
 
 def measure(recipe: Recipe, overrides: list[str]) -> dict[str, Any]:
     """Return the metrics of the trained generator, the median training speed in samples/s and the number of steps."""
-    said = distgan("evaluate", str(recipe.run), f"evaluation.metrics={METRICS[recipe.kind]}", *overrides)
+    said = distgan("evaluate", str(recipe.run), *later_wins(f"evaluation.metrics={METRICS[recipe.kind]}", *overrides))
     rows = [json.loads(line) for line in (recipe.run / "metrics.jsonl").read_text().splitlines()]
     speeds = [row["speed/images_per_second"] for row in rows if "speed/images_per_second" in row]
     speed = {"speed": statistics.median(speeds)} if speeds else {}
     metrics: dict[str, Any] = json.loads(said)
-    return metrics | speed | {"steps": json.loads((recipe.run / "status.json").read_text())["step"]}
+    return {"steps": metrics.pop("step")} | metrics | speed
 
 
 def picture(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.commands import ROOT
+from tools.commands import ROOT, later_wins
 from tools.hosts import SUBNET, Hosts, hosts, missing
 
 INTERVAL, INTERVALS = 8, 4
@@ -46,8 +46,8 @@ def alone(recipe: str, settings: Sequence[str], images: int, copies: int = 1) ->
     """
     with tempfile.TemporaryDirectory() as folder:
         commands = [
-            [sys.executable, "-m", "distgan", "train", recipe, *settings, *run_settings(f"{folder}/{copy}"),
-             f"training.batch_size={images}"]
+            [sys.executable, "-m", "distgan", "train", recipe,
+             *later_wins(*settings, *run_settings(f"{folder}/{copy}"), f"training.batch_size={images}")]
             for copy in range(copies)
         ]  # fmt: skip
         with open(f"{folder}/log", "wb") as log:
@@ -84,7 +84,7 @@ def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int) -> fl
     """Return the seconds per step of ranks on two hosts."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        arguments = "train", recipe, *settings, *run_settings(f"{folder}/run")
+        arguments = "train", recipe, *later_wins(*settings, *run_settings(f"{folder}/run"))
         nodes = two.launch(log, *arguments, PROCESSES_PER_NODE=str(ranks // 2))
         _wait(nodes, log)
         return step_seconds(Path(folder, "run"))

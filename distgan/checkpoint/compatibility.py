@@ -11,7 +11,7 @@ from torch import Tensor
 from distgan import schedule
 from distgan.checkpoint.contents import Description
 from distgan.checkpoint.directory import USE_OLDER
-from distgan.config import Config, parse_config
+from distgan.config import Config, flatten, parse_config
 from distgan.data.index.table import Index
 from distgan.errors import UserError
 from distgan.extensions import package_digest
@@ -63,11 +63,9 @@ def validate_resume(
     ]
     if images[0] != images[1] and "batch" not in accept:
         raise UserError(
-            f"{path}: the next step would use the real images {images[0][0]} to {images[0][1]}, but with this config "
-            f"{images[1][0]} to {images[1][1]}, and `distgan trace` could no longer name the samples of a step; "
-            "restore batch_size, critic_steps, initial_critic_steps and growth (gradient_accumulation_steps "
-            "may change) "
-            "or accept the change with --accept batch"
+            f"{path}: {_batch_changes(then, now)} (the next step would use the real images {images[1][0]} to "
+            f"{images[1][1]} instead of {images[0][0]} to {images[0][1]}, and `distgan trace` could no longer name the "
+            "samples of a step); restore it, or accept the change with --accept batch"
         )
     before = schedule.statistics_sizes(then, description.position, description.world_size)
     for key, size in schedule.statistics_sizes(now, description.position, world_size).items():
@@ -85,6 +83,24 @@ def validate_resume(
                 "gradient_accumulation_steps, at most 128), and a reference batch cannot change; set "
                 f"{role}.reference_size={sizes[0]}"
             )
+
+
+_BATCH_KEYS = (
+    "training.batch_size", "training.critic_steps", "training.initial_critic_steps", "training.extra_critic_steps",
+    "growth.first_resolution", "growth.stable_kimg", "growth.fade_kimg", "growth.batch_sizes",
+)  # fmt: skip
+"""Keys and sections that decide which images a step uses."""
+
+
+def _batch_changes(then: Config, now: Config) -> str:
+    """Return the keys that decide which images a step uses and that differ, with both values."""
+    before, after = flatten(then), flatten(now)
+    changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    return ", ".join(
+        f"{key}: checkpoint {before.get(key, 'null')}, now {after.get(key, 'null')}"
+        for key in changed
+        if any(f"{key}.".startswith(f"{known}.") for known in _BATCH_KEYS)
+    )
 
 
 def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from distgan.cli.output import write_line
 from distgan.distributed.launch import check_launch, is_first, leave
-from distgan.errors import UserError
+from distgan.errors import UserError, counted
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -30,10 +30,9 @@ def _pack(options: argparse.Namespace) -> None:
         )  # fmt: skip
     for note in (*report.notes, *(f"left out: {name}" for name in report.skipped)):
         print(f"distgan: {note}", file=sys.stderr)
-    classes = f" of {report.num_classes} classes" if report.num_classes else ", no labels"
     held_out = f"; {report.held_out} more in held-out" if report.held_out else ""
-    size = f"{report.shards} shards, {report.size / 1e6:.1f} MB"
-    write_line(f"{report.dest}: {report.samples} samples{classes} in {size}{held_out}")
+    size = f"{counted(report.shards, 'shard')}, {report.size / 1e6:.1f} MB"
+    write_line(f"{report.dest}: {_samples(report.samples, report.num_classes)} in {size}{held_out}")
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -48,10 +47,13 @@ def _index(options: argparse.Namespace) -> None:
     index, path = written.index, written.path
     for note in written.notes:
         print(f"distgan: {note}", file=sys.stderr)
-    classes = f" of {index.num_classes} classes" if index.num_classes else ", no labels"
-    write_line(
-        f"{path}: {len(index)} samples{classes} in {len(index.shards)} shards, fingerprint {index.fingerprint[:12]}"
-    )
+    shards = f"{counted(len(index.shards), 'shard')}, fingerprint {index.fingerprint[:12]}"
+    write_line(f"{path}: {_samples(len(index), index.num_classes)} in {shards}")
+
+
+def _samples(number: int, num_classes: int) -> str:
+    labels = f" of {counted(num_classes, 'class', 'classes')}" if num_classes else ", no labels,"
+    return counted(number, "sample") + labels
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -37,7 +37,9 @@ def _train(command: AddCommand) -> None:
         "  accelerate launch --multi_gpu --num_processes N -m distgan train CONFIG\n"
         "  torchrun --nproc-per-node N -m distgan train CONFIG\n"
         "SIGTERM, SIGUSR1, SIGHUP, Ctrl-C and `distgan stop` save a checkpoint and leave. status.json in the run\n"
-        "folder says how the run ended. docs/config.md and `distgan schema` explain every key of CONFIG.",
+        "folder says how the run ended. docs/config.md and `distgan schema` explain every key of CONFIG.\n"
+        "Exits with 0 if the run is finished or was stopped by one of these, 2 after an error of one line with its\n"
+        "fix, 130 after a second Ctrl-C, and 1 after other failures. Launchers turn 2 and 130 into 1.",
     )  # fmt: skip
     parser.add_argument("config", metavar="CONFIG", help="YAML recipe, such as configs/digits-dcgan.yaml")
     _add_overrides(parser)
@@ -126,7 +128,8 @@ def _sample(command: AddCommand) -> None:
 def _evaluate(command: AddCommand) -> None:
     parser = command(
         "evaluate", "measure a run or checkpoint against its data",
-        "Prints the metrics as JSON. Under `accelerate launch`, N ranks share the work and get the same result.",
+        "Prints the step of the checkpoint and the metrics as one JSON object. Under `accelerate launch`, N ranks\n"
+        "share the work and get the same result.",
     )  # fmt: skip
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="run folder, or a checkpoint in it")
     _add_overrides(parser, "changes to the evaluation, such as evaluation.num_samples=50000")
@@ -176,8 +179,9 @@ def _stop(command: AddCommand) -> None:
 def _status(command: AddCommand) -> None:
     parser = command(
         "status", "print how a run stands, on one line for scripts",
-        "The line is OUTCOME CHECKPOINT REASON. OUTCOME is none, running, finished, preempted, failed, or lost\n"
-        "(failed because a rank was lost). CHECKPOINT is the step of the newest checkpoint, or -1.",
+        "The line is OUTCOME CHECKPOINT REASON. OUTCOME is none, running, finished, preempted, failed, lost (failed\n"
+        "because a rank was lost), or killed (was running on this host, and its process is gone). CHECKPOINT is the\n"
+        "step of the newest checkpoint, or -1.",
     )  # fmt: skip
     parser.add_argument(
         "--launch", metavar="ID",

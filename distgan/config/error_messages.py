@@ -118,7 +118,9 @@ def _nearest(location: list[str], root: type[BaseModel]) -> str:
     close = difflib.get_close_matches(location[-1][:100], names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {'.'.join([*location[:-1], close[0]])!r}?"
-    elsewhere = {name.rpartition(".")[2]: name for name in _all_keys(root)}
+    # The shallowest key of each name comes first, and training's before others of its depth.
+    ranked = sorted(_all_keys(root), key=lambda name: (name.count("."), not name.startswith("training.")), reverse=True)
+    elsewhere = {name.rpartition(".")[2]: name for name in ranked}
     close = difflib.get_close_matches(location[-1][:100], list(elsewhere), n=1, cutoff=0.8)
     if close:
         return f"did you mean {elsewhere[close[0]]!r}?"

@@ -131,7 +131,7 @@ class MonitoringConfig(Section):
     every: Count = 50
     """Steps between rows of metrics.jsonl and TensorBoard scalars."""
     samples_every: Count = 500
-    """Steps between sample grids, drawn from the same latents each time."""
+    """Steps between sample grids, drawn from the same latents each time. The last step has one too."""
     num_samples: Annotated[Count, Field(le=4096)] = 64
     """Number of samples in each sample grid."""
     tensorboard: bool = True

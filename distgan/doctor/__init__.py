@@ -12,7 +12,7 @@ import torch.distributed as dist
 from distgan.config import Config
 from distgan.distributed.runtime import Runtime
 from distgan.doctor import dry_run, machine, network, storage
-from distgan.doctor.finding import Finding, merge, summary
+from distgan.doctor.finding import Finding, announcement, merge, summary
 from distgan.errors import UserError
 
 _TIMEOUT_MINUTES = 3.0
@@ -49,6 +49,10 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
         for finding in found if runtime.is_main else ():
             say(str(finding))
 
+    def announce(subject: str, text: str) -> None:
+        if runtime.is_main:
+            say(announcement(subject, text))
+
     note(machine.versions(runtime))
     note(machine.packages())
     note(machine.processes(runtime))
@@ -68,8 +72,9 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
         else:
             config, launcher = dry_run.launcher(config)
             note(launcher)
-            rate = _look_at_data(config, runtime, note)
+            rate = _look_at_data(config, runtime, note, tell, announce)
             if not _failed(findings):
+                announce("training", f"{dry_run.STEPS} steps in a folder that is removed; minutes if they are slow")
                 # Not `note`, which is collective: after a failure on rank 0, other ranks may have exited.
                 tell(*dry_run.training(config, runtime, folder / probe / "run", rate))
     finally:
@@ -80,18 +85,26 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
     return not _failed(findings)
 
 
-def _look_at_data(config: Config, runtime: Runtime, note: Callable[..., None]) -> float:
+def _look_at_data(
+    config: Config,
+    runtime: Runtime,
+    note: Callable[..., None],
+    tell: Callable[..., None],
+    announce: Callable[[str, str], None],
+) -> float:
     """Check the data and return its reading rate in samples/s. Collective: call on every rank."""
-    note(dry_run.detector(config))
     note(*(dry_run.trackers(config) if runtime.is_main else ()))
     index, found = dry_run.index(config, runtime)
     note(found)
     if index is None:
         return 0.0
+    note(dry_run.detector(config))
     if index.any_remote:
         note(storage.shard_cache(config))
+    announce("reading", "samples of the shards; remote shards are fetched first")
     rate, read = dry_run.reading(config, index, runtime)
     note(read)
+    tell(*dry_run.warnings(config, index, runtime))
     return rate
 
 

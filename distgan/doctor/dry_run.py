@@ -15,13 +15,16 @@ from distgan.distributed.launcher_settings import filled_keys, with_launcher_set
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
-from distgan.errors import LostRankError, UserError
+from distgan.errors import LostRankError, UserError, counted
+from distgan.evaluation.names import needs_detector
 from distgan.monitoring.trackers import check_installed
 from distgan.packages import is_installed
-from distgan.training.setup import validate_run
+from distgan.training.setup import validate_evaluation, validate_run
+from distgan.training.warnings import run_warnings
 
 _READ_SECONDS = 2.0
-_STEPS = 20
+STEPS = 20
+"""Number of steps that the doctor trains."""
 _AMPLE = 1.2
 """Smallest ratio of reading rate to training rate without a warning."""
 
@@ -32,6 +35,7 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
     try:
         found = load_index(config.data.path, config.data.cache_dir)
         validate_run(config, found, runtime.world_size)
+        validate_evaluation(config, found)
     except UserError as error:
         mistake = str(error)
     answers = runtime.gather_objects((mistake, found.fingerprint if found else None))
@@ -44,8 +48,15 @@ def index(config: Config, runtime: Runtime) -> tuple[Index | None, Finding]:
         text = f"rank {', '.join(map(str, others))}: shards differ from those of rank 0"
         return None, Finding("FAILED", "data", f"{text}; copy the same shards and index to every node")
     assert found is not None
-    shards = f"{len(found)} samples in {len(found.shards)} shards, fingerprint {found.fingerprint[:12]}"
-    return found, Finding("ok", "data", shards)
+    samples, shards = counted(len(found), "sample"), counted(len(found.shards), "shard")
+    return found, Finding("ok", "data", f"{samples} in {shards}, fingerprint {found.fingerprint[:12]}")
+
+
+def warnings(config: Config, found: Index, runtime: Runtime) -> list[Finding]:
+    """Return what a run would warn of at its start, on rank 0."""
+    if not runtime.is_main:
+        return []
+    return [Finding("warning", "recipe", text) for text in run_warnings(config, found, runtime.device)]
 
 
 def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Finding]:
@@ -75,7 +86,7 @@ def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Find
     unreadable = [failure for some in runtime.gather_objects(failures) for failure in some]
     if unreadable:
         fix = "find the damaged shards with `distgan index --verify`"
-        text = f"{len(unreadable)} samples cannot be read; the first one: {unreadable[0].reason}; {fix}"
+        text = f"{counted(len(unreadable), 'sample')} cannot be read; the first one: {unreadable[0].reason}; {fix}"
         return rate, Finding("FAILED", "reading", text)
     workers = f"data.num_workers = {config.data.num_workers}"
     return rate, Finding("ok", "reading", f"{rate:,.0f} samples/s over all ranks with {workers}")
@@ -86,13 +97,16 @@ def detector(config: Config) -> Finding:
     settings = config.evaluation
     if not settings.every:
         return Finding("ok", "detector", "not needed while training: evaluation.every is 0")
+    if not needs_detector(config):
+        labels = ", ".join(metric.label for metric in config.metrics)
+        return Finding("ok", "detector", f"not needed by evaluation.metrics = {labels}")
     if settings.detector.detector == "classifier":
         return Finding("ok", "detector", "classifier; the first evaluation trains it on the shards")
     if not is_installed("torch_fidelity"):
         text = "evaluation.detector = inception: torch-fidelity is not installed; pip install torch-fidelity"
         return Finding("FAILED", "detector", text)
     from distgan.evaluation.detectors.features import evaluation_folder
-    from distgan.evaluation.detectors.inception import weights_file
+    from distgan.evaluation.detectors.inception import URL, weights_file
 
     file = weights_file(settings.inception_weights, evaluation_folder(settings))
     if file.is_file():
@@ -100,8 +114,8 @@ def detector(config: Config) -> Finding:
     if settings.inception_weights:
         text = f"evaluation.inception_weights = {file}: no such file; correct the path"
         return Finding("FAILED", "detector", text)
-    text = f"the Inception weights {file} do not exist yet; the first evaluation downloads them"
-    fix = "on nodes without internet, first run `distgan evaluate` on a machine with internet and the same cache"
+    text = f"no Inception weights in {file.parent} yet; the first evaluation downloads {URL}"
+    fix = "without internet, copy that file to this machine and set evaluation.inception_weights to its path"
     return Finding("warning", "detector", f"{text}; {fix}")
 
 
@@ -133,11 +147,11 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     from distgan.training.loop import train
 
     short = parse_config(config.model_dump(mode="json"), [
-        f"run_dir={folder}", f"training.steps={_STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
-        f"monitoring.every={_STEPS // 2}", "monitoring.samples_every=1000000", "monitoring.tensorboard=false",
+        f"run_dir={folder}", f"training.steps={STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
+        f"monitoring.every={STEPS // 2}", "monitoring.samples_every=1000000", "monitoring.tensorboard=false",
         "monitoring.trackers=[]", "checkpoint.every=1000000",
     ])  # fmt: skip
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)  # `warnings` reports them
     try:
         train(short)
     except (UserError, LostRankError) as error:

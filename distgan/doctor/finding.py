@@ -16,7 +16,16 @@ class Finding(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.verdict:<8} {self.subject:<14} {self.text}"
+        return _line(self.verdict, self.subject, self.text)
+
+
+def announcement(subject: str, text: str) -> str:
+    """Return a line that tells of a check that takes long, before it begins."""
+    return _line("checking", subject, text)
+
+
+def _line(verdict: str, subject: str, text: str) -> str:
+    return f"{verdict:<8} {subject:<14} {text}"
 
 
 def merge(by_rank: Sequence[Sequence[Finding]]) -> list[Finding]:

@@ -27,6 +27,9 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
 
     Collective: call on every rank. The result does not depend on the number of ranks.
 
+    Returns:
+        `step` of the checkpoint, and the metric values by name, such as `{"step": 1500, "fid[classifier]": 12.3}`.
+
     Args:
         overrides: `key=value` changes to the run's config, such as `evaluation.num_samples=50000`.
 
@@ -66,7 +69,7 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
     from distgan.evaluation import suite  # late, because it takes seconds and errors should come before
 
     with generation.generating(generator.network, generator.shape, source, "evaluation") as generate:
-        return suite.evaluate(generate, config, index, runtime)
+        return {"step": state.step, **suite.evaluate(generate, config, index, runtime)}
 
 
 def _check_changes(trained: Config, config: Config) -> None:

@@ -65,7 +65,8 @@ class Generator(nn.Module):
         """
         if self.num_classes and labels is None:
             raise UserError(
-                f"labels: missing for a class-conditional generator; pass int64 labels in [0, {self.num_classes})"
+                f"labels: missing for a class-conditional generator; pass int64 labels in [0, {self.num_classes}), for "
+                f"example generator.labels({len(latents)}, seed=0)"
             )
         with reference_moments(self.network):
             samples: Tensor = self.network(latents, labels)

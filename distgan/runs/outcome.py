@@ -5,32 +5,76 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from distgan.checkpoint.directory import directory_name
 from distgan.config import Config
 from distgan.distributed.peers import PeerProbe
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, UserError
 from distgan.files import try_lock, writing
-from distgan.runs.status import failed_by_itself, read_status, this_launch, write_failure, write_status
+from distgan.runs.status import (
+    RUN_LOCK,
+    earlier_outcome,
+    failed_by_itself,
+    read_status,
+    this_launch,
+    write_failure,
+    write_status,
+)
 
 logger = logging.getLogger("distgan")
 
 Result = Literal["finished", "preempted"]
 
 _LAST_WORDS_SECONDS = 1.0
+_LOCK_SECONDS = 1.0
+
+
+class Attempt:
+    """One attempt at a run, as `record_outcome` yields it."""
+
+    def __init__(self, folder: Path, runtime: Runtime) -> None:
+        self.folder, self.runtime = folder, runtime
+        self.earlier: str | None = None
+        """Outcome of the last attempt that trained, until this one does."""
+
+    def begin(self) -> None:
+        """Note that the checks are over and the training begins."""
+        self.earlier = None
+
+    def finish(self, result: Result, step: int, why: str | None) -> str | None:
+        """Write the outcome, and say on rank 0 where a stopped run continues. Collective: call on every rank.
+
+        Args:
+            why: this rank's reason for an early end.
+
+        Returns:
+            The reason of the first rank that has one, the same on every rank.
+        """
+        reasons = [known for known in self.runtime.gather_objects(why) if known]
+        first: str | None = reasons[0] if reasons else None
+        if self.runtime.is_main:
+            write_status(self.folder, result, world_size=self.runtime.world_size, step=step, reason=first)
+            if result == "preempted":
+                logger.info(
+                    "%s: saved %s and stopped; start the same command again to continue", first, directory_name(step)
+                )
+        self.runtime.barrier()
+        return first
 
 
 @contextmanager
-def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Result, int, str | None], None]]:
+def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
     """Context manager that keeps status.json current: `running` inside the block, then the outcome.
 
-    Call the yielded function with the result, the step, and the reason of an early end. If the block raises, the
-    outcome is `failed`, with the error as its reason. A rank that fails leaves the process group without waiting; the
-    other ranks notice the broken connection. Collective: call on every rank.
+    Call `begin` and `finish` of what it yields. If the block raises, the outcome is `failed`, with the error as its
+    reason. If that is before `begin`, status.json also keeps the outcome of the attempt before, because the run can
+    still go on from it. A rank that fails leaves the process group without waiting; the other ranks notice the broken
+    connection. Collective: call on every rank.
 
     Raises:
         UserError: the folder is not writable, another job trains in it, or a launcher restarts a run whose failure
@@ -38,14 +82,7 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
         LostRankError: a collective failed because another rank is gone or silent.
     """
     folder = Path(config.run_dir)
-
-    def finish(result: Result, step: int, why: str | None) -> None:
-        reasons = [known for known in runtime.gather_objects(why) if known]
-        if runtime.is_main:
-            first = reasons[0] if reasons else None
-            write_status(folder, result, world_size=runtime.world_size, step=step, reason=first)
-        runtime.barrier()
-
+    attempt = Attempt(folder, runtime)
     restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:
         peers = held.enter_context(closing(PeerProbe(runtime)))
@@ -56,14 +93,20 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
                 if restarted:
                     _refuse_to_repeat(folder)
                 _warn_of_hanging_restarts()
+                attempt.earlier = earlier_outcome(folder)
                 write_status(folder, "running", world_size=runtime.world_size)
+        attempt.earlier = runtime.broadcast_object(attempt.earlier)
+
+        def fail(rank: int | None, why: str, *, lost_rank: bool = False) -> bool:
+            return write_failure(folder, rank, why, lost_rank=lost_rank, earlier=attempt.earlier)
+
         try:
-            yield finish
+            yield attempt
         except KeyboardInterrupt:
-            write_failure(folder, runtime.rank, "interrupted a second time before the run had stopped")
+            fail(runtime.rank, "interrupted a second time before the run had stopped")
             raise
         except UserError as error:
-            written = write_failure(folder, runtime.rank, str(error))
+            written = fail(None if error.everywhere else runtime.rank, str(error))
             error.told = not (written or error.everywhere) and failed_by_itself(folder)
             raise
         except BaseException as error:
@@ -71,9 +114,9 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Callable[[Resul
                 why = f"lost contact with another rank: {peers.missing()}: {str(error).splitlines()[0]}"
                 # The rank that failed knows the cause, so let it write first. Other ranks may still query this one.
                 time.sleep(_LAST_WORDS_SECONDS)
-                write_failure(folder, runtime.rank, why, lost_rank=True)
+                fail(runtime.rank, why, lost_rank=True)
                 raise LostRankError(f"rank {runtime.rank} {why}") from error
-            write_failure(folder, runtime.rank, f"{type(error).__name__}: {error}")
+            fail(runtime.rank, f"{type(error).__name__}: {error}")
             raise
 
 
@@ -101,9 +144,12 @@ def _warn_of_hanging_restarts() -> None:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Lock the run folder, if its file system has locks. Raises UserError if another job holds the lock."""
-    with open(folder / ".run.lock", "w") as lock:
+    with open(folder / RUN_LOCK, "w") as lock:
         try:
-            if not try_lock(lock.fileno()):
+            until = time.monotonic() + _LOCK_SECONDS
+            while not (held := try_lock(lock.fileno())) and time.monotonic() < until:
+                time.sleep(0.05)  # `distgan status` may be looking
+            if not held:
                 status = read_status(folder)
                 who = f" (process {status.pid} on {status.host})" if status else ""
                 raise UserError(

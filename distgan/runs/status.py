@@ -5,6 +5,7 @@ Job scripts read it as one line (`distgan status`) and decide whether to requeue
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -23,6 +24,8 @@ from distgan.files import explained, read_bounded, try_lock, write_atomically
 
 logger = logging.getLogger("distgan")
 
+RUN_LOCK = ".run.lock"
+"""File in a run folder that the process of rank 0 locks while it trains."""
 _REASON_LIMIT = 2000
 _STATUS_LIMIT = 64 << 10
 
@@ -43,6 +46,8 @@ class Status(BaseModel):
     world_size: int | None = None
     restarts: int = 0
     """Number of earlier attempts in the same run folder."""
+    earlier: str | None = None
+    """Outcome of the last attempt that trained, if this one failed before it did: the run can go on from there."""
     launch: str | None = None
     """torchrun's id (`--rdzv-id`) of the launch that the attempt belongs to."""
     time: str
@@ -59,6 +64,7 @@ def write_status(
     reason: str | None = None,
     world_size: int | None = None,
     lost_rank: bool = False,
+    earlier: str | None = None,
 ) -> bool:
     """Write the status of the run. `running` begins an attempt; the first other outcome of an attempt is final.
 
@@ -90,6 +96,7 @@ def write_status(
                 step=step,
                 world_size=world_size,
                 restarts=restarts,
+                earlier=earlier,
                 launch=launch,
                 time=now(),
                 host=socket.gethostname(),
@@ -104,10 +111,32 @@ def write_status(
     return True
 
 
-def write_failure(run_dir: str | Path, rank: int, why: str, *, lost_rank: bool = False) -> bool:
-    """Write that a rank failed, unless this attempt already has an outcome. Return True if it was written."""
-    line = " ".join(f"rank {rank}: {why}".split())
-    return write_status(run_dir, "failed", reason=line[:_REASON_LIMIT], lost_rank=lost_rank)
+def write_failure(
+    run_dir: str | Path, rank: int | None, why: str, *, lost_rank: bool = False, earlier: str | None = None
+) -> bool:
+    """Write that a rank failed, unless this attempt already has an outcome. Return True if it was written.
+
+    Args:
+        rank: the rank that failed; None if all ranks fail alike.
+        earlier: see `Status.earlier`.
+    """
+    line = " ".join((why if rank is None else f"rank {rank}: {why}").split())
+    return write_status(run_dir, "failed", reason=line[:_REASON_LIMIT], lost_rank=lost_rank, earlier=earlier)
+
+
+def earlier_outcome(run_dir: str | Path) -> str | None:
+    """Return what `Status.earlier` says if the next attempt fails before it trains; None without a checkpoint.
+
+    Call it while no other attempt runs.
+    """
+    status = _previous_status(run_dir)
+    if status is None or newest_step(Path(run_dir) / "checkpoints") is None:
+        return None
+    if status.earlier is not None:
+        return status.earlier
+    outcome = "killed" if status.outcome == "running" else status.outcome
+    step = "" if status.step is None else f" at step {status.step}"
+    return f"{outcome}{step}" + (f" ({status.reason})" if status.reason else "")
 
 
 def failed_by_itself(run_dir: str | Path) -> bool:
@@ -161,10 +190,10 @@ class RunStatus(NamedTuple):
     """Outcome of a run's last attempt."""
 
     outcome: str
-    """Outcome from status.json, with three more values.
+    """Outcome from status.json, with four more values.
 
-    `none`: the run never started. `lost`: it failed only because a rank was lost. `unstarted`: the last attempt does
-    not belong to the given launch. """
+    `none`: the run never started. `lost`: it failed only because a rank was lost. `killed`: it was running on this
+    host, and no process trains it any more. `unstarted`: the last attempt does not belong to the given launch. """
     checkpoint: int
     """Step of the newest checkpoint; -1 if there is none."""
     reason: str
@@ -180,10 +209,36 @@ def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
         UserError: status.json is damaged.
     """
     status = read_status(run_dir)
+    killed = status is not None and was_killed(run_dir, status)
+    if killed and (again := read_status(run_dir)) != status:
+        status, killed = again, False  # it ended by itself just now
     step = newest_step(Path(run_dir) / "checkpoints")
     checkpoint = -1 if step is None else step
     if launch is not None and (status is None or status.launch != launch):
         return RunStatus("unstarted", checkpoint, "")
     if status is None:
         return RunStatus("none", checkpoint, "")
-    return RunStatus("lost" if status.lost_rank else status.outcome, checkpoint, status.reason or "")
+    reason = status.reason or ""
+    if status.earlier is not None:
+        reason += f"; before this attempt the run was {status.earlier}"
+    outcome = "lost" if status.lost_rank else "killed" if killed else status.outcome
+    return RunStatus(outcome, checkpoint, reason)
+
+
+def was_killed(run_dir: str | Path, status: Status) -> bool:
+    """Return True if the status is `running`, but the process that wrote it was on this host and is gone.
+
+    The lock of the run folder decides, because the kernel releases it when its process ends. Without a lock, the
+    process ID decides.
+    """
+    if status.outcome != "running" or status.host != socket.gethostname():
+        return False
+    try:
+        # A run that starts at this moment tries again.
+        with open(Path(run_dir) / RUN_LOCK, "rb") as lock:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, or an earlier version's folder
+        return Path("/proc").is_dir() and not Path(f"/proc/{status.pid}").exists()
+    return True

@@ -19,7 +19,7 @@ from typing import Any
 from distgan.data.loader_processes import STOP_SIGNALS
 from distgan.errors import UserError
 from distgan.files import write_atomically, writing
-from distgan.runs.status import now, read_status
+from distgan.runs.status import now, read_status, was_killed
 
 logger = logging.getLogger("distgan")
 
@@ -117,7 +117,7 @@ def request_stop(run_dir: str | Path) -> None:
             f"{run_dir}: nothing to stop: the run is {status.outcome} since {status.time}; "
             "if its job is queued, cancel it in the scheduler"
         )
-    if status.host == socket.gethostname() and not Path(f"/proc/{status.pid}").exists() and Path("/proc").is_dir():
+    if was_killed(run_dir, status):
         raise UserError(
             f"{run_dir}: nothing to stop: process {status.pid} is no longer running and wrote no final status"
         )

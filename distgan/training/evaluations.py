@@ -46,14 +46,14 @@ class Evaluations:
 
     def measure(self) -> Evaluation:
         """Evaluate the EMA generator. Recompute its batch-norm statistics first. Collective: call on every rank."""
+        config, step = self.state.config, self.state.progress.step
+        if self.runtime.is_main:
+            logger.info("step %d: evaluating %d generated samples", step, config.evaluation.num_samples)
         from distgan.evaluation.suite import Evaluator  # imported late: it takes seconds, and many runs never evaluate
 
-        config, step = self.state.config, self.state.progress.step
         try:
             if self._evaluator is None:
                 self._evaluator = Evaluator(config, self.state.index, self.runtime, lambda: self.stop.requested)
-            if self.runtime.is_main:
-                logger.info("step %d: evaluating %d generated samples", step, config.evaluation.num_samples)
             with generation.generating(
                 self.state.average.network, self.state.shape, self.latents, "evaluation"
             ) as generate:

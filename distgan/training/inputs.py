@@ -15,9 +15,9 @@ from distgan.data.replacements import Failure, check_failure_rate
 from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.inference.generation import dequantize, to_network
+from distgan.inference.latents import LatentPrefetcher
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.players.objective_base import MicroBatch
-from distgan.training.latent_prefetch import LatentPrefetcher
 from distgan.training.setup import latent_source, uses_channels_last
 from distgan.training.state import TrainingState
 

@@ -30,8 +30,9 @@ from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
 from distgan.training.result import Callbacks, RunResult
 from distgan.training.resume import open_writer, resume_run
-from distgan.training.setup import assemble, batch_memory, check_ranks_agree, log_warnings, validate_run
+from distgan.training.setup import assemble, batch_memory, check_ranks_agree, validate_evaluation, validate_run
 from distgan.training.state import TrainingState
+from distgan.training.warnings import log_warnings
 
 logger = logging.getLogger("distgan")
 
@@ -75,13 +76,14 @@ def train(
         tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
-    with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as outcome:
+    with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as attempt:
         with runtime.raise_on_all_ranks():
             config = _launched(config, runtime)
             index = load_index(config.data.path, config.data.cache_dir)
             validate_run(config, index, runtime.world_size)
             if runtime.is_main:
                 check_installed(config.monitoring.trackers)
+            validate_evaluation(config, index)
         check_ranks_agree(config, index, runtime)
         log_warnings(config, index, runtime)
         state = assemble(config, index, runtime)
@@ -96,9 +98,10 @@ def train(
                 feed = held.enter_context(closing(Feed(state, runtime)))
                 evaluations = Evaluations(state, feed.latents, runtime, stop)
                 monitor = held.enter_context(closing(Monitor(state, feed, evaluations, writer, runtime)))
+            attempt.begin()
             result = run(state, feed, monitor, writer, runtime, stop, callbacks or Callbacks())
-        reason = stop.reason if result == "preempted" else early_stop_reason(state)
-        outcome(result, state.progress.step, reason)
+        why = stop.reason if result == "preempted" else early_stop_reason(state)
+        reason = attempt.finish(result, state.progress.step, why)
         return RunResult(result, state.progress.step, reason, state.progress.best, Path(config.run_dir))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,17 +116,21 @@ class Monitor:
             row = self._measure(ends_interval=False)
         due = self.evaluations.is_due()
         pictured = progress.step % config.monitoring.samples_every == 0
-        if (due and evaluate) or pictured:
+        fitted = (due and evaluate) or pictured
+        if fitted:
             self._fit_statistics()
         report = StepReport(evaluation_left=due)
         if due and evaluate:
             evaluation = self.evaluations.measure()
             row |= evaluation.metrics
             report = StepReport(evaluation.is_best, evaluation.interrupted, evaluation.metrics)
-        if pictured and self.runtime.is_main:
-            self._draw_samples()
+        last = progress.step == config.training.steps or self._stops_early()
+        if pictured or last:
+            with nullcontext() if fitted else self._fitted_for_now():
+                if self.runtime.is_main:
+                    self._draw_samples()
         self._write(row)
-        if row or pictured:
+        if row or pictured or last:
             self._start_interval()
         if self._is_logged(progress.step + 1) or progress.step + 1 == config.training.steps:
             self.stragglers.begin()
@@ -182,6 +187,24 @@ class Monitor:
         progress.diagnosis, warnings = diagnosis.observe(progress.diagnosis, progress.step, row, stop)
         for warning in warnings if self.runtime.is_main else ():
             logger.warning("%s", warning)
+
+    def _stops_early(self) -> bool:
+        return diagnosis.why_stop(self.state.progress.diagnosis, self.config.training.early_stopping) is not None
+
+    @contextmanager
+    def _fitted_for_now(self) -> Iterator[None]:
+        """Context manager with recomputed batch-norm statistics, and afterwards with those from before.
+
+        If you raise training.steps and resume, the run must equal one that had the larger number from the start.
+        """
+        buffers = list(self.state.average.network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        self._fit_statistics()
+        try:
+            yield
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
     def _fit_statistics(self) -> None:
         """Recompute the batch-norm statistics of the EMA generator."""

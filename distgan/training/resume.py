@@ -12,7 +12,7 @@ from distgan.checkpoint.loading import find_checkpoint
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import UserError, counted
 from distgan.files import write_atomically, writing
 from distgan.runs.folder import is_own, mark_own_best, set_aside, set_aside_later
 from distgan.training.state import TrainingState
@@ -47,7 +47,7 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
                 else:
                     set_aside(folder)
         if runtime.is_main:
-            world = "" if then.world_size == runtime.world_size else f" (saved on {then.world_size} ranks)"
+            world = "" if then.world_size == runtime.world_size else f" (saved on {counted(then.world_size, 'rank')})"
             logger.info("resuming from %s%s at stream position %d", path, world, state.progress.position)
             decoder = then.versions.get("JPEG decoder", JPEG_DECODER)
             if decoder != JPEG_DECODER and state.index.has_jpegs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from torch import nn
 
 from distgan import schedule
 from distgan.config import Config, dump_config
-from distgan.data.index.checks import unlisted
 from distgan.data.index.table import Index
 from distgan.data.kinds.decoding import sample_format
 from distgan.data.kinds.images import JPEG_DECODER
@@ -20,6 +18,7 @@ from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
+from distgan.evaluation.names import needs_detector
 from distgan.extensions import package_digest
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
@@ -27,15 +26,11 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.contract import PROBE_SIZE, check_networks
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.progressive import set_growth
-from distgan.packages import missing_packages
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
-from distgan.schedule import growth_warnings
 from distgan.training.ema import EMAGenerator
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 from distgan.version import code_digest
-
-logger = logging.getLogger("distgan")
 
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
@@ -153,6 +148,14 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
         )
 
 
+def validate_evaluation(config: Config, index: Index) -> None:
+    """Raise UserError if the evaluations of a run need a classifier, and the data cannot train one."""
+    if config.evaluation.every and config.evaluation.detector.detector == "classifier" and needs_detector(config):
+        from distgan.evaluation.detectors.classifier import validate_classifier  # late, as most of evaluation
+
+        validate_classifier(config.data, index)
+
+
 def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:
     """Fill the reference batches of virtual batch norm: addressed latents, and the first reals of the stream."""
     if uses_reference(generator):
@@ -177,24 +180,3 @@ def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
     if index.has_jpegs:
         runtime.check_equal("the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node")
     runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")
-
-
-def log_warnings(config: Config, index: Index, runtime: Runtime) -> None:
-    """Log on rank 0 each setting that is valid but may be unintended."""
-    if not runtime.is_main:
-        return
-    for warning in (*config.config_warnings, *growth_warnings(config), *unlisted(config.data.path, index)):
-        logger.warning("%s", warning)
-    for package in missing_packages():
-        logger.warning("%s is not installed: %s; pip install %s", package.name, package.without, package.name)
-    if config.training.mixed_precision == "tf32" and runtime.device.type != "cuda":
-        logger.warning(
-            "training.mixed_precision = tf32: device %s has no TF32, float32 is used; run on an NVIDIA GPU to use TF32",
-            runtime.device,
-        )
-    if index.num_classes and "labels" not in config.data.model_fields_set:
-        logger.warning(
-            "data.labels: not set, training is unconditional, and the labels of %d classes are not used; set "
-            "data.labels=true to condition both networks, or data.labels=false to hide this message",
-            index.num_classes,
-        )

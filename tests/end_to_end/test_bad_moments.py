@@ -40,7 +40,7 @@ def train_signaled_in(moment: str, config: str) -> str:
     # Processes of the pool are deaf to it otherwise.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
     try:
-        return train(load_config(config))
+        return train(load_config(config)).outcome
     finally:
         patch.undo()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])

@@ -180,6 +180,7 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     logged = next(row["fid[classifier]"] for row in rows(run) if row["step"] == 4)
     measured = json.loads(output(capsys, "evaluate", str(run)))
     assert measured["fid[classifier]"] == pytest.approx(logged, rel=1e-4)
+    assert measured["step"] == 4
     fewer = json.loads(output(capsys, "evaluate", str(run), "evaluation.num_samples=200"))
     assert fewer["fid[classifier]"] != measured["fid[classifier]"]
     every = "evaluation.metrics=[inception_score,kid,classes,fid]"
@@ -252,7 +253,9 @@ def test_index_of_tars_that_others_wrote(tmp_path: Path, capsys: pytest.CaptureF
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     said = output(capsys, "index", str(tmp_path / "train-{0..1}.tar"))
-    assert "7 samples, no labels in 2 shards" in said
+    assert "7 samples, no labels, in 2 shards, fingerprint" in said
+    one = output(capsys, "index", str(tmp_path / "train-0.tar"), "--out", str(tmp_path / "one.safetensors"))
+    assert "3 samples, no labels, in 1 shard, fingerprint" in one
     config = recipe(tmp_path, tmp_path, training={"steps": 1, "batch_size": 4, "deterministic": False})
     main(["train", str(config)])
     assert status(tmp_path / "run")["outcome"] == "finished"
@@ -298,6 +301,7 @@ def test_a_mistake_is_printed_once_on_several_ranks(tmp_path: Path, digits: Path
         assert text.count("distgan: error:") == 1, text
         assert part in text
         assert "Traceback" not in text
+    assert status(tmp_path / "run")["reason"].startswith("/nowhere: "), "no rank is to blame for what all find"
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_and_unharmed(
@@ -311,7 +315,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_unharmed(
         "generator.width=8": ["generator.safetensors", "run_dir"],
         f"data.path={other}": ["fingerprint", "--accept data"],
         "seed=8": ["seed = 7", "--accept seed"],
-        "training.batch_size=32": ["--accept batch"],
+        "training.batch_size=32": ["training.batch_size: checkpoint 16, now 32 (", "--accept batch"],
         "training.gradient_accumulation_steps=1": ["batch statistics", "--accept statistics"],
     }.items():
         said = mistake(capsys, "train", config, change, "training.steps=6")

@@ -54,6 +54,7 @@ def test_a_flat_estimate_ends_the_run(tmp_path: Path, digits: Path, world_size: 
     said = status(tmp_path / "whole")
     assert (said["outcome"], said["step"]) == ("finished", 12)
     assert "since step 3 (training.early_stopping)" in said["reason"]
+    assert f"step-{said['step']:08d}" in {path.stem for path in (tmp_path / "whole" / "samples").iterdir()}
     assert Job(world_size, ["train", config, "training.steps=7"]).wait() == [0] * world_size
     assert status(tmp_path / "run")["reason"] is None
     for _ in range(2):  # a run that is done stays so

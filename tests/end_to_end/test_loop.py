@@ -12,7 +12,7 @@ from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
 from distgan.players.player import Player
 from distgan.training import loop
-from tests.runs import recipe
+from tests.runs import differing, recipe, tensors
 
 
 def test_micro_batches_are_drawn_while_they_are_trained_on(
@@ -29,6 +29,24 @@ def test_micro_batches_are_drawn_while_they_are_trained_on(
     config = recipe(tmp_path, digits, training={"steps": 1, "critic_steps": 1, "gradient_accumulation_steps": 4})
     assert loop.train(load_config(config)).outcome == "finished"
     assert given == [("discriminator", True), ("generator", True)]
+
+
+def test_the_last_step_has_samples_and_the_weights_do_not_know(tmp_path: Path, digits: Path) -> None:
+    """Neither those of its checkpoint nor those that a run with more steps ends with."""
+    for name in ("more", "less"):
+        (tmp_path / name).mkdir()
+    sections: dict[str, Any] = {"checkpoint": {"every": 3}, "monitoring": {"samples_every": 4}}
+    more = recipe(tmp_path / "more", digits, training={"steps": 8}, **sections)
+    less = recipe(tmp_path / "less", digits, training={"steps": 6}, **sections)
+    assert loop.train(load_config(more)) == loop.train(load_config(less)) == "finished"
+    drawn = {
+        name: sorted(path.name for path in (tmp_path / name / "run" / "samples").iterdir()) for name in ("more", "less")
+    }
+    grids = [f"step-{step:08d}.png" for step in (0, 4, 6, 8)]
+    assert drawn == {"more": [grids[0], grids[1], grids[3]], "less": grids[:3]}
+    assert differing(tensors(tmp_path / "less" / "run", 6), tensors(tmp_path / "more" / "run", 6)) == []
+    assert loop.train(load_config(less, ["training.steps=8"])) == "finished"
+    assert differing(tensors(tmp_path / "less" / "run", 8), tensors(tmp_path / "more" / "run", 8)) == []
 
 
 @pytest.mark.parametrize("precision", ["no", "tf32"])

@@ -15,6 +15,7 @@ from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.errors import UserError
+from distgan.runs.status import read_status, standing
 from tests.checkpoints import rewrite
 from tests.runs import recipe
 
@@ -46,6 +47,22 @@ def test_a_batch_that_was_accepted_once_stays_so(tmp_path: Path, train: Train) -
     train("training.batch_size=8", "training.steps=6")
     assert state(tmp_path, 2)["accepted"] == []
     assert (state(tmp_path, 6)["accepted"], state(tmp_path, 6)["position"]) == (["batch", "statistics"], 2 * 16 + 4 * 8)
+
+
+def test_a_refused_attempt_says_what_the_run_was_before(tmp_path: Path, train: Train) -> None:
+    for _ in range(2):
+        with pytest.raises(UserError):
+            train("data.path=/nowhere")
+        assert read_status(tmp_path / "run").earlier is None, "it never trained"  # type: ignore[union-attr]
+    train()
+    for attempt in range(2):
+        with pytest.raises(UserError, match="--accept batch"):
+            train("training.batch_size=8", "training.steps=4")
+        told = str(standing(tmp_path / "run"))
+        assert told.startswith(f"failed 2 {tmp_path}/run/checkpoints/step-00000002: training.batch_size: ")
+        assert told.endswith("; before this attempt the run was finished at step 2"), attempt
+    train("training.steps=4")
+    assert str(standing(tmp_path / "run")) == "finished 4"
 
 
 def test_a_reference_batch_keeps_its_size(tmp_path: Path, train: Train) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from distgan.cli import main
 from distgan.data.loader_processes import STOP_SIGNALS
 from distgan.runs import stop_request
 from tests.ranks import Job, free_port
-from tests.runs import recipe, rows, status
+from tests.runs import recipe, rows, status, wait_for_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = {"steps": 1_000_000, "batch_size": 16}
@@ -116,8 +117,13 @@ def test_stopped_by_a_signal(
         for target in {"launcher": [root], "one rank": ranks[-1:], "ranks": ranks}[to]:
             target.send_signal(number)
     # Reaped here, so that it does not stay as a zombie that looks alive.
-    process.wait(timeout=60)
+    code = process.wait(timeout=60)
     check_stopped(tmp_path / "run", family, log)
+    assert launcher != "alone" or code == 0
+    said = (
+        f"{signal.Signals(number).name}: saved step-{status(tmp_path / 'run')['step']:08d} and stopped; start the same"
+    )
+    assert log.read_text().count(said) == 1, log.read_text()
 
 
 def test_stopped_by_request(tmp_path: Path, digits: Path) -> None:
@@ -131,6 +137,21 @@ def test_stopped_by_request(tmp_path: Path, digits: Path) -> None:
     assert job.wait(30) == [0, 0]
     assert status(tmp_path / "run")["outcome"] == "preempted"
     assert not (tmp_path / "run" / "stop.request").exists()
+    assert "stop request: saved step-" in (tmp_path / "log").read_text()
+
+
+def test_all_ranks_are_killed(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = recipe(tmp_path, digits, training=ENDLESS)
+    job = Job(2, ["train", str(config)], log=tmp_path / "log")
+    wait_for_checkpoint(tmp_path / "run", 2, job)
+    main(["status", str(config)])
+    job.kill()
+    main(["status", str(config)])
+    before, after = capsys.readouterr().out.splitlines()
+    assert before.startswith("running ")
+    assert after.startswith("killed ")
+    assert int(after.split()[1]) >= 2
+    assert status(tmp_path / "run")["outcome"] == "running"
 
 
 @dataclasses.dataclass

@@ -55,7 +55,7 @@ def recipe(folder: Path, kind: str, **data: Any) -> Path:
 
 
 def train(config: Path, *overrides: str) -> str:
-    return distgan.train(distgan.load_config(config, overrides))
+    return distgan.train(distgan.load_config(config, overrides)).outcome
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_trace_and_evaluate(text: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_network_that_no_memory_holds(text: Path, tmp_path: Path) -> None:
     shutil.copytree(text / "shards", tmp_path / "shards")
     wide = ("generator.width=65536", "generator.latent_size=65536", "data.length=65536")
-    with pytest.raises(UserError, match="width, depth and resolution: more memory "):
+    with pytest.raises(UserError, match="width, depth and resolution: not enough memory"):
         train(recipe(tmp_path, "text"), *wide)
 
 

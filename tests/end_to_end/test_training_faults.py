@@ -175,7 +175,7 @@ def load_config_for(shards: Path, order: str):  # type: ignore[no-untyped-def]
 
 
 def conditional_run(config_path: str) -> str:
-    return train(load_config(config_path))
+    return train(load_config(config_path)).outcome
 
 
 def test_plain_batch_norm_without_a_penalty_trains(tmp_path: Path, digits: Path, ranks: RankPool) -> None:

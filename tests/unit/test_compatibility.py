@@ -54,6 +54,25 @@ def check(then: Config, world_then: int, now: Config, world_now: int, accept: fr
 
 
 @pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (config(training={"batch_size": 64}), r"training\.batch_size: checkpoint 16, now 64 \("),
+        (config(training={"critic_steps": 5}), r"training\.critic_steps: checkpoint 1, now 5 \("),
+        (config(training={"initial_critic_steps": 9}), r"training\.initial_critic_steps: checkpoint 0, now 9 \("),
+        (
+            config(training={"extra_critic_steps": {"first": 3, "updates": 7}}),
+            r"training\.extra_critic_steps\.updates: checkpoint null, now 7, .*first: checkpoint null, now 3",
+        ),
+    ],
+)
+def test_another_batch_is_named_by_its_key(now: Config, told: str) -> None:
+    with pytest.raises(UserError, match=rf"{told}.*--accept batch") as caught:
+        check(config(), 1, now, 1)
+    assert "gradient_accumulation_steps" not in str(caught.value)
+    check(config(), 1, now, 1, frozenset({"batch", "statistics"}))
+
+
+@pytest.mark.parametrize(
     ("sections", "expected"),
     [
         ({}, {}),

@@ -22,7 +22,8 @@ from tests.configs import MINIMAL, VALID, write
     [
         ("training.stepz=3", ["unknown key 'training.stepz'", "did you mean 'training.steps'"]),
         ("objective.r1={gama: 1}", ["unknown key 'objective.r1.gama'", "'objective.r1.gamma'"]),
-        ("batch_size=3", ["unknown key 'batch_size'", "batch_size'?"]),
+        ("batch_size=3", ["unknown key 'batch_size'", "did you mean 'training.batch_size'?"]),
+        ("steps=3", ["unknown key 'steps'", "did you mean 'training.steps'?"]),
         ("xyzzy=3", ["unknown key 'xyzzy'", "accepted here: run_dir, seed, data"]),
         ("training.steps=0", ["training.steps = 0", "greater than or equal to 1"]),
         ("training.steps=yes", ["training.steps", "decimal number", "'yes'"]),

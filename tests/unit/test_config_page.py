@@ -31,6 +31,10 @@ def test_every_key_is_on_the_page() -> None:
     assert [key for key in sorted(keys) if f"| `{key}` |" not in page] == []
 
 
+def test_sentences_of_docstrings_are_not_indented() -> None:
+    assert [line for line in PAGE.read_text().splitlines() if line.startswith(" ")] == []
+
+
 def test_every_key_is_described() -> None:
     def check(section: type, path: str) -> list[str]:
         fields = section.model_fields.items()  # type: ignore[attr-defined]

@@ -230,13 +230,13 @@ def test_inception_is_downloaded_once_by_all_processes_of_a_node(
     torch.save({"weight": torch.ones(2)}, source)
     calls: list[str] = []
 
-    def download(url: str, to: str, **_: Any) -> None:
+    def fetch(url: str, to: Path) -> None:
         calls.append(url)
-        Path(to).write_bytes(source.read_bytes())
+        to.write_bytes(source.read_bytes())
 
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     found: list[Any] = []
-    with patch.object(torch.hub, "download_url_to_file", download):
+    with patch.object(inception, "_fetch", fetch):
         threads = [threading.Thread(target=lambda: found.append(load_detector("inception"))) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -248,7 +248,7 @@ def test_inception_is_downloaded_once_by_all_processes_of_a_node(
     assert found[0](pictures(2)).features.shape == (2, 2048)
     assert load_detector("inception", weights=source).hash == found[0].hash
     assert list((tmp_path / "cache" / "evaluation").glob("*.pth"))
-    with patch.object(torch.hub, "download_url_to_file", download):
+    with patch.object(inception, "_fetch", fetch):
         load_detector("inception", cache_dir=tmp_path / "elsewhere")
     assert len(calls) == 2
 
@@ -256,7 +256,7 @@ def test_inception_is_downloaded_once_by_all_processes_of_a_node(
 def test_inceptions_mistakes_name_the_arguments(
     tmp_path: Path, inception: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with patch.object(torch.hub, "download_url_to_file", side_effect=OSError("no route")):
+    with patch.object(inception, "_fetch", side_effect=OSError("no route")):
         said = refusal(lambda: load_detector("inception", cache_dir=tmp_path))
     assert said.startswith('load_detector("inception"): cannot download')
     assert "set weights to its path, or pass a network of yours" in said

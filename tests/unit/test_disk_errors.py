@@ -202,7 +202,7 @@ def test_weights_that_do_not_fit_are_no_failed_download(
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "weights.pth").write_bytes(bytes(5_000_000))
     with range_server(tmp_path / "served") as server:
-        monkeypatch.setattr(inception, "_URL", f"{server.url}/weights.pth")
+        monkeypatch.setattr(inception, "URL", f"{server.url}/weights.pth")
         make_ill, cause = fault
         make_ill(disk)
         said = refusal(inception._download, disk.point / "weights", inception.IN_CONFIG)

@@ -15,10 +15,13 @@ from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
 from distgan.doctor import dry_run, examine, machine, network, storage
 from distgan.doctor.finding import Finding, merge, summary
+from distgan.errors import UserError
 from distgan.monitoring import trackers
+from distgan.training.loop import train
 from distgan.version import code_digest
 from tests.ranks import Job, RankPool
 from tests.runs import recipe, status
+from tests.shards import numbered_index
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -129,6 +132,35 @@ def test_trackers_need_their_packages(tmp_path: Path, digits: Path, monkeypatch:
     assert "pip install wandb" in found.text
     monkeypatch.setattr(trackers, "is_installed", lambda name: True)
     assert dry_run.trackers(config) == []
+
+
+@pytest.mark.parametrize(("classes", "count"), [(0, 40), (1, 40), (2, 8)])
+def test_data_that_cannot_train_the_classifier_are_a_failure(tmp_path: Path, classes: int, count: int) -> None:
+    shards = tmp_path / "shards"
+    numbered_index(shards, [count], classes=classes)
+    evaluation = {"every": 5, "detector": "classifier", "cache_dir": str(tmp_path / "cache")}
+    config = recipe(tmp_path, shards, evaluation=evaluation)
+    lines: list[str] = []
+    assert not examine(load_config(config), lines.append)
+    [failed] = [line for line in lines if line.startswith("FAILED")]
+    for part in ("evaluation.detector = classifier: found", "evaluation.detector=inception", "evaluation.every=0"):
+        assert part in failed
+    with pytest.raises(UserError, match=r"evaluation\.every=0"):
+        train(load_config(config))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "it trains no step first"
+    lines.clear()
+    assert examine(load_config(config, ["evaluation.every=0"]), lines.append), lines
+
+
+def test_long_checks_are_announced_and_warnings_of_a_run_are_findings(tmp_path: Path, digits: Path) -> None:
+    config = load_config(recipe(tmp_path, digits, data={"mirror": True}))
+    lines: list[str] = []
+    assert examine(config, lines.append)
+    verdicts = [(line[:8].strip(), line[9:23].strip()) for line in lines]
+    for subject in ("reading", "training"):
+        assert verdicts.index(("checking", subject)) < verdicts.index(("ok", subject)), lines
+    (labels,) = [line for line in lines if "data.labels" in line]
+    assert labels.startswith("warning  recipe ")
 
 
 def test_alone_and_without_a_recipe(

@@ -76,6 +76,13 @@ def test_an_export_reads_back_and_is_exported_again(tmp_path: Path, monkeypatch:
         assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
+def test_missing_labels_are_asked_for_with_a_call_that_draws_them(tmp_path: Path) -> None:
+    generator = load_generator(write(tmp_path / "source"))
+    with pytest.raises(UserError, match=r"for example generator\.labels\(5, seed=0\)"):
+        generator(generator.latents(5))
+    assert generator(generator.latents(5), generator.labels(5, seed=0)).shape[0] == 5
+
+
 def test_an_export_brings_its_reference_batch(tmp_path: Path) -> None:
     settings = {**DESCRIPTION["generator"], "normalization": "virtual", "reference_size": 6}
     description = {**DESCRIPTION, "generator": settings}

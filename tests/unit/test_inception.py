@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from distgan.evaluation.detectors.inception import load_inception
 from distgan.evaluation.metrics.frechet import frechet_distance, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.metrics import load_detector
+from tests.servers import free_port, range_server
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 Theirs = inception.FeatureExtractorInceptionV3
@@ -130,27 +132,42 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
         load_inception(str(tmp_path / "missing.pth"), tmp_path, Runtime())
 
 
-def test_without_a_network_the_error_says_what_to_do(tmp_path: Path) -> None:
-    failure = URLError("Temporary failure in name resolution")
-    with (
-        patch.object(torch.hub, "download_url_to_file", side_effect=failure),
-        pytest.raises(UserError, match=r"evaluation.inception_weights .* evaluation.detector=classifier") as caught,
-    ):
+def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inception, "URL", f"http://127.0.0.1:{free_port()}/weights.pth")
+    with pytest.raises(UserError, match=r"evaluation.inception_weights .* evaluation.detector=classifier") as caught:
         load_inception(None, tmp_path / "cache", Runtime())
+    assert "Connection refused" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_download_is_checked_and_kept(weights: str, tmp_path: Path) -> None:
-    calls = []
+@pytest.mark.parametrize("when", ["before the answer", "within the file"])
+def test_a_silent_server_is_named_at_once_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    caplog.set_level(logging.INFO, "distgan")
+    monkeypatch.setattr(inception, "_SILENCE_SECONDS", 0.3)
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "weights.pth").write_bytes(bytes(5_000_000))
+    with range_server(tmp_path / "served") as server:
+        server.failures, server.failure = 1, "silence"
+        server.delay = 2.0 if when == "before the answer" else 0.0
+        url = f"{server.url}/weights.pth"
+        monkeypatch.setattr(inception, "URL", url)
+        with pytest.raises(UserError, match=r"cannot download .* timed out; .*evaluation\.inception_weights"):
+            load_inception(None, tmp_path / "cache", Runtime())
+    assert f"downloading the weights from {url} to {tmp_path}/cache/weights.pth" in caplog.text
+    assert list((tmp_path / "cache").iterdir()) == []
 
-    def download(url: str, to: str, *, hash_prefix: str, progress: bool) -> None:
-        calls.append((url, hash_prefix))
-        Path(to).write_bytes(Path(weights).read_bytes())
 
-    with patch.object(torch.hub, "download_url_to_file", download):
-        one = load_inception(None, tmp_path / "cache", Runtime())[1]
-        other = load_inception(None, tmp_path / "cache", Runtime())[1]
-    assert one == other
-    ((url, prefix),) = calls
-    assert url.endswith(f"{prefix}.pth")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [url.rpartition("/")[2]]
+def test_download_is_checked_and_kept(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with range_server(Path(weights).parent) as server:
+        monkeypatch.setattr(inception, "URL", f"{server.url}/{Path(weights).name}")
+        with pytest.raises(UserError, match=r"cannot download .*: found SHA-256 \w{8}\.\.\., expected 6726825d"):
+            load_inception(None, tmp_path / "cache", Runtime())
+        assert list((tmp_path / "cache").iterdir()) == []
+        found = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        monkeypatch.setattr(inception, "_PUBLISHED_SHA256", found[:8])
+        for _ in range(2):
+            assert load_inception(None, tmp_path / "cache", Runtime())[1] == found
+        assert len(server.gets) == 2
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [Path(weights).name]

@@ -200,6 +200,7 @@ def pod(tmp_path: Path) -> dict[str, str]:
         ("preempted 40 SIGTERM", "exit 0", 138),
         ("lost 40 rank 0: lost contact", "exit 1", 138),
         ("running 40", "exit 1", 138),
+        ("killed 40", "exit 1", 138),
         ("unstarted 40", "exit 1", 138),
         ("failed 40 rank 0: ValueError", "exit 1", 42),
         ("", "exit 2", 42),

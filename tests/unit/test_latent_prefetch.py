@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from distgan.config import GeneratorConfig
-from distgan.inference.latents import LatentSource
-from distgan.training.latent_prefetch import ROWS, LatentPrefetcher
+from distgan.inference.latents import ROWS, LatentPrefetcher, LatentSource
 
 UPDATES = 300
 

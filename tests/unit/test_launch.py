@@ -74,6 +74,11 @@ def test_a_sweep_takes_the_line_of_its_number(tmp_path: Path) -> None:
     srun, _ = dry_run("array-sweep.sbatch", "x.yaml", str(sweep), "training.steps=9", SLURM_ARRAY_TASK_ID="2")
     changes = [f"run_dir={tmp_path}/sweep/2", "training.steps=9", "seed=2", "generator.optimizer.learning_rate=1e-4"]
     assert srun[-5:] == ["x.yaml", *changes]
+    # distgan refuses a key with two values, so that of the line stands alone.
+    srun, _ = dry_run(
+        "array-sweep.sbatch", "x.yaml", str(sweep), "seed=7", "training.steps=9", "seeds=1", SLURM_ARRAY_TASK_ID="1"
+    )
+    assert srun[-5:] == ["x.yaml", f"run_dir={tmp_path}/sweep/1", "training.steps=9", "seeds=1", "seed=1"]
     with pytest.raises(subprocess.CalledProcessError) as caught:
         dry_run("array-sweep.sbatch", "x.yaml", str(sweep), SLURM_ARRAY_TASK_ID="3")
     assert "has no line 3" in caught.value.stderr
@@ -205,6 +210,35 @@ def test_a_job_warns_itself_in_time_for_its_limit(
     assert found == ("yes" if warned else "")
     if ask_after is not None:
         assert int(asked) - ask_after in (0, 1)  # a second may pass meanwhile
+
+
+@pytest.mark.parametrize(
+    ("after", "requeued"),
+    [
+        ("killed 40", True), ("running 40", True), ("lost 40 rank 1 lost contact", True), ("killed 20", False),
+        ("failed 40 data.path: no such folder", False), ("preempted 40 SIGTERM", True),
+        ("preempted 40 stop request", False),
+    ],
+)  # fmt: skip
+def test_a_job_requeues_what_can_go_on(tmp_path: Path, after: str, requeued: bool) -> None:
+    """With stand-ins for Slurm and for `distgan status`, which says that the last checkpoint before was of step 20."""
+    stand_ins = {
+        "python": f"case $* in *--launch*) echo {after} ;; *) echo running 20 ;; esac",
+        "srun": "exit 1",
+        "squeue": "true",
+        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/requeued; true',
+    }
+    for name, script in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "MASTER_PORT": "29999",
+    }
+    subprocess.run(["bash", "launch/slurm/train.sbatch", "x.yaml"], cwd=ROOT, env=environment, capture_output=True)
+    assert (tmp_path / "requeued").exists() == requeued
 
 
 def test_jobs_leave_the_time_limit_to_slurm_and_the_user() -> None:

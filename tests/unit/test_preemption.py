@@ -199,6 +199,7 @@ def test_status_is_readable_by_scripts(tmp_path: Path) -> None:
         "step": 25,
         "world_size": 4,
         "restarts": 0,
+        "earlier": None,
         "launch": None,
         "pid": os.getpid(),
     }

@@ -35,7 +35,7 @@ def test_class_folders_become_labels_in_sorted_order(tmp_path: Path) -> None:
     source = open_source(write_tree(tmp_path / "tree", TREE))
     assert observed(source) == EXPECTED
     [note] = source.notes
-    assert note.startswith("ignored 1 files")
+    assert note.startswith("ignored 1 file ")
     assert note.endswith(": 1 .txt")
 
 
@@ -276,4 +276,4 @@ def test_a_link_to_itself_counts_as_a_link(tmp_path: Path) -> None:
     (root / "loop.png").symlink_to("loop.png")
     source = open_source(root)
     assert source.names == ["a.png"]
-    assert any("1 links" in note for note in source.notes)
+    assert any("1 link " in note for note in source.notes)

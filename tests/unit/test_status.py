@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import multiprocessing
+import socket
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from distgan.cli import main
 from distgan.errors import UserError
+from distgan.files import try_lock
+from distgan.runs import status
 from distgan.runs.folder import run_folder_of
-from distgan.runs.status import standing, write_failure, write_status
+from distgan.runs.status import RUN_LOCK, standing, write_failure, write_status
+from distgan.runs.stop_request import request_stop
 
 
 def test_each_outcome_is_one_word(tmp_path: Path) -> None:
@@ -33,6 +42,62 @@ def test_what_failed_for_want_of_a_rank_is_lost_and_only_that(tmp_path: Path) ->
     write_failure(tmp_path, 1, "ValueError: first")
     write_failure(tmp_path, 0, "lost contact with another rank", lost_rank=True)
     assert standing(tmp_path).outcome == "failed"
+
+
+def train_for_ever(folder: Path, started: Event) -> None:
+    with open(folder / RUN_LOCK, "w") as lock:
+        assert try_lock(lock.fileno())
+        write_status(folder, "running")
+        started.set()
+        time.sleep(600)
+
+
+def test_killed_is_told_from_running_by_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    process = context.Process(target=train_for_ever, args=(tmp_path, started))
+    process.start()
+    try:
+        assert started.wait(20)
+        assert str(standing(tmp_path)) == "running -1"
+    finally:
+        process.kill()
+        process.join()
+    assert str(standing(tmp_path)) == "killed -1"
+    with pytest.raises(UserError, match="no longer running and wrote no final status"):
+        request_stop(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    assert standing(tmp_path).outcome == "running", "another host cannot know"
+
+
+@pytest.mark.parametrize("locks", ["no lock file", "no locks"])
+def test_without_locks_the_process_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: str) -> None:
+    if locks == "no locks":
+        (tmp_path / RUN_LOCK).touch()
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    write_status(tmp_path, "running")
+    assert standing(tmp_path).outcome == "running"
+    process = multiprocessing.get_context("fork").Process(target=write_status, args=(tmp_path, "running"))
+    process.start()
+    process.join()
+    assert standing(tmp_path).outcome == "killed"
+    write_status(tmp_path, "preempted", step=3, reason="SIGTERM")
+    assert standing(tmp_path).outcome == "preempted"
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_run_that_ends_while_it_is_looked_at_was_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_status(tmp_path, "running")
+
+    def ends(*_: object) -> bool:
+        write_status(tmp_path, "finished", step=9)
+        return True
+
+    monkeypatch.setattr(status, "was_killed", ends)
+    assert str(standing(tmp_path)) == "finished -1"
 
 
 def test_a_launch_is_told_from_others(

@@ -74,7 +74,7 @@ def test_each_sort_that_is_passed_over_is_named_with_its_example(
     built = index_shards(str(tmp_path / "a.tar"))
     assert held(built.index) == {"1": b"3"}
     counted = built.notes[0]
-    assert "1 members" in counted
+    assert "1 member: " in counted
     assert sort in counted
     assert f"(such as {name!r})" in counted
 

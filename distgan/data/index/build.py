@@ -26,7 +26,7 @@ from distgan.data.index.table import (
 from distgan.data.kinds import text
 from distgan.data.storage import locations, patterns
 from distgan.data.storage.tar import Digest, WindowReader, walk
-from distgan.errors import UnreadableSampleError, UserError, printable
+from distgan.errors import UnreadableSampleError, UserError, counted, printable
 
 _HASH_CHUNK = 16 << 20
 _SORTS_SHOWN = 6
@@ -252,7 +252,7 @@ def _describe(passed: Passed, last_dot: bool) -> tuple[str, ...]:
     listed = [f"{count:,} {what} (such as {_text(example)!r})" for what, (count, example) in common[:_SORTS_SHOWN]]
     more = f", and {len(common) - _SORTS_SHOWN} other sorts" if len(common) > _SORTS_SHOWN else ""
     total = sum(count for count, _ in passed.values())
-    lines = [f"skipped {total:,} members: {', '.join(listed)}{more}"]
+    lines = [f"skipped {counted(total, 'member')}: {', '.join(listed)}{more}"]
     dotted = [example for what, (_, example) in common if what.startswith(".") and _by_last_dot(example)]
     if dotted and not last_dot:
         lines.append(

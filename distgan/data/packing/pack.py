@@ -30,7 +30,7 @@ from distgan.data.packing.sources.opening import open_source
 from distgan.data.packing.sources.source import Encoded, Facts, InvalidSampleError, Source
 from distgan.data.packing.tar_writer import ShardSize, ShardWriter
 from distgan.data.packing.workers import Converted, available_cores, convert_all
-from distgan.errors import UserError, printable
+from distgan.errors import UserError, counted, printable
 
 MAX_RESOLUTION = 4096
 _KEY_DIGITS = 8
@@ -179,16 +179,16 @@ class _Seen:
 
     def notes(self, background: str) -> Iterator[str]:
         if self.composited:
-            yield f"composited {self.composited:,} transparent images on {background} (--background)"
+            yield f"composited {counted(self.composited, 'transparent image')} on {background} (--background)"
         if self.kept_transparent:
             yield (
-                f"kept the transparency of {self.kept_transparent:,} images: training composites them on "
-                "data.background (default: white), but other readers may not; set --background to composite them now"
+                f"kept the transparency of {counted(self.kept_transparent, 'image')}: training composites it on "
+                "data.background (default: white), but other readers may not; set --background to composite it now"
             )
         if self.deep and self.deepest < 1 << 15:
             yield (
-                f"the largest value in {self.deep:,} images of 16 bits is {self.deepest:,} of 65,535, so they "
-                "appear dark; scale their values to 16 bits before packing"
+                f"the largest value in {counted(self.deep, '16-bit image')} is {self.deepest:,} of 65,535, which "
+                "appears dark; scale the values to 16 bits before packing"
             )
 
 

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ _SEED = 0
 _MAX_RESOLUTION = 64
 _MAX_SAMPLES = 20_000
 _FEWEST = 20
+_INSTEAD = "set evaluation.detector=inception, or train without evaluations by evaluation.every=0"
 _MAX_BYTES = 1 << 30
 _MAX_FILE = 1 << 28
 _BATCH = 64
@@ -88,12 +89,7 @@ def load_classifier(
         UserError: the shards have no labels or only one class.
         Interrupted: a rank was asked to stop during the training.
     """
-    if index.num_classes < 2:
-        raise UserError(
-            f"evaluation.detector = classifier: found {'one class' if index.num_classes else 'no labels'} in "
-            f"data.path = {data.path}, expected labels of at least two classes; "
-            "set evaluation.detector=inception, or pack the images in class subfolders"
-        )
+    validate_classifier(data, index)
 
     def read_or_train(check: Check) -> dict[str, Tensor]:
         name = statistics_cache.key(index.fingerprint, data.resolution, data.channels, data.background, _VERSION)
@@ -110,6 +106,25 @@ def load_classifier(
     classifier = build_classifier(data.resolution, data.channels, index.num_classes)
     classifier.load_state_dict(weights)
     return classifier, statistics_cache.digest(weights)
+
+
+def validate_classifier(data: DataConfig, index: Index) -> None:
+    """Raise UserError unless the shards have labels of two classes, and enough images, to train a classifier on."""
+    if index.num_classes < 2:
+        raise UserError(
+            f"evaluation.detector = classifier: found {'one class' if index.num_classes else 'no labels'} in "
+            f"data.path = {data.path}, expected labels of at least two classes; pack the images in class subfolders, "
+            f"{_INSTEAD}"
+        )
+    if len(index) < _FEWEST:
+        _refuse_few(data, len(index))
+
+
+def _refuse_few(data: DataConfig, count: int) -> NoReturn:
+    raise UserError(
+        f"evaluation.detector = classifier: found {count} readable images in data.path = {data.path}, "
+        f"expected at least {_FEWEST}; {_INSTEAD}"
+    )
 
 
 class Cached(NamedTuple):
@@ -233,10 +248,7 @@ def _read_labeled(data: DataConfig, index: Index, device: torch.device, check: C
         parts.append(part)
     count = sum(len(part.labels) for part in parts)
     if count < _FEWEST:
-        raise UserError(
-            f"evaluation.detector = classifier: found {count} readable images in data.path = {data.path}, "
-            f"expected at least {_FEWEST}; set evaluation.detector=inception"
-        )
+        _refuse_few(data, count)
     order = _shuffled("classifier/order", count)
     images = torch.cat([part.samples for part in parts])[order]
     return images.to(device), torch.cat([part.labels for part in parts])[order].to(device)

@@ -10,7 +10,9 @@ import hashlib
 import io
 import logging
 import pickle
+import urllib.request
 from contextlib import ExitStack
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,9 +30,11 @@ log = logging.getLogger("distgan")
 
 DIMENSION = 2048
 NUM_LOGITS = 1008
-_URL: str = URL_INCEPTION_V3
+URL: str = URL_INCEPTION_V3
 _PUBLISHED_SHA256 = "6726825d"
 _MAX_BYTES = 1 << 30
+_SILENCE_SECONDS = 30.0
+"""Time without an answer after which a download fails."""
 
 
 class Wording(NamedTuple):
@@ -121,13 +125,13 @@ def _build(weights: dict[str, Tensor], path: str | None, wording: Wording) -> In
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path}: not the weights of torch-fidelity's Inception-v3: {reason}; "
-            f"download {_URL}, or remove {wording.weights}"
+            f"download {URL}, or remove {wording.weights}"
         ) from None
 
 
 def weights_file(path: str | None, cache: Path) -> Path:
     """Return the path of the weights file that `load_inception` reads or downloads for the same arguments."""
-    return Path(path) if path else cache / _URL.rpartition("/")[2]
+    return Path(path) if path else cache / URL.rpartition("/")[2]
 
 
 def _read_weights(path: Path, wording: Wording) -> tuple[dict[str, Tensor], str]:
@@ -141,7 +145,7 @@ def _read_weights(path: Path, wording: Wording) -> tuple[dict[str, Tensor], str]
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(
-            f"{wording.weights} = {path}: cannot read PyTorch weights: {reason}; set it to the path of a copy of {_URL}"
+            f"{wording.weights} = {path}: cannot read PyTorch weights: {reason}; set it to the path of a copy of {URL}"
         ) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if not sha256.startswith(_PUBLISHED_SHA256):
@@ -160,19 +164,35 @@ def _download(cache: Path, wording: Wording) -> Path:
     path = weights_file(None, cache)
     if path.exists():
         return path
-    log.info("downloading %s to %s", _URL, path)
+    log.info("%s: downloading the weights from %s to %s", wording.detector, URL, path)
     try:
         with writing(path, "the weights"):
             cache.mkdir(parents=True, exist_ok=True)
         with new_file(path) as partial:
-            torch.hub.download_url_to_file(_URL, str(partial), hash_prefix=_PUBLISHED_SHA256, progress=False)
-    except (OSError, RuntimeError) as error:
+            _fetch(URL, partial)
+    except (OSError, RuntimeError, HTTPException) as error:
         if isinstance(error, OSError) and is_disk_error(error):
             raise UserError(
                 f"{path}: cannot write the weights: {reason(explained(error, path))}; or set {wording.cache}"
             ) from None
         raise UserError(
-            f"{wording.detector}: cannot download {_URL}: {error}; download it on another machine and "
+            f"{wording.detector}: cannot download {URL}: {reason(error)}; download it on another machine and "
             f"set {wording.weights} to its path, or {wording.instead}"
         ) from None
     return path
+
+
+def _fetch(url: str, target: Path) -> None:
+    """Download the published weights.
+
+    Raises:
+        OSError: the server cannot be reached, or was silent for `_SILENCE_SECONDS`.
+        RuntimeError: the file has another SHA-256.
+    """
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=_SILENCE_SECONDS) as response, open(target, "wb") as file:
+        while chunk := response.read(1 << 20):
+            digest.update(chunk)
+            file.write(chunk)
+    if not digest.hexdigest().startswith(_PUBLISHED_SHA256):
+        raise RuntimeError(f"found SHA-256 {digest.hexdigest()[:8]}..., expected {_PUBLISHED_SHA256}...")

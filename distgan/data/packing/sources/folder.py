@@ -15,7 +15,7 @@ from distgan.data.packing.sources.source import (
     describe_ignored,
     is_image,
 )
-from distgan.errors import UserError, printable
+from distgan.errors import UserError, counted, printable
 
 
 class FolderReader:
@@ -75,12 +75,14 @@ def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
     notes = describe_ignored(strays)
     if links:
         notes += (
-            f"did not follow {links} links that are broken or point to a folder or outside"
+            f"did not follow {counted(links, 'link')} (broken, to a folder, or to outside)"
             + ("" if follow_links else "; add --follow-links to follow links that are not broken"),
         )
     without = sorted(folder for folder in empty if "/" not in folder)
     if without and any("/" in name for name in names):
-        notes += (f"ignored {len(without)} folders without images: {', '.join(map(printable, without[:8]))}",)
+        notes += (
+            f"ignored {counted(len(without), 'folder')} without images: {', '.join(map(printable, without[:8]))}",
+        )
     labels, class_names = assign_labels(names, _dataset_json(root, path), str(path), notes)
     return Source(names, names, FolderReader(root), labels, class_names, notes)
 

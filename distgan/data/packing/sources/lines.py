@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from distgan.data.kinds.text import BYTE_ORDER_MARK, LINE_END, MAX_LINE_BYTES, PAD
 from distgan.data.packing.sources.source import Encoded, InvalidSampleError, LazySequence, Source
-from distgan.errors import UserError
+from distgan.errors import UserError, counted
 
 _LINE_END = re.compile(LINE_END.pattern.encode())
 
@@ -83,7 +83,7 @@ def _walk(content: mmap.mmap) -> Iterator[Line]:
 
 def _notes(blank: int, padded: int) -> Iterator[str]:
     if blank:
-        yield f"left out {blank} blank lines"
+        yield f"left out {counted(blank, 'blank line')}"
     if padded:
         yield f"{padded} lines hold a {PAD}, the padding character: at the end of a line it is read as padding"
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distgan.config import DataConfig
 from distgan.data.index.table import MAX_CLASSES
-from distgan.errors import UserError, printable
+from distgan.errors import UserError, counted, printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DATASET_JSON = "dataset.json"
@@ -136,7 +136,8 @@ def describe_ignored(names: Iterable[str]) -> tuple[str, ...]:
         return ()
     common = ", ".join(f"{count} {printable(ending)[:20]}" for ending, count in endings.most_common(4))
     rest = ", ..." if len(endings) > 4 else ""
-    return (f"ignored {endings.total()} files that are not {'/'.join(IMAGE_SUFFIXES)}: {common}{rest}",)
+    verb = "is" if endings.total() == 1 else "are"
+    return (f"ignored {counted(endings.total(), 'file')} that {verb} not {'/'.join(IMAGE_SUFFIXES)}: {common}{rest}",)
 
 
 def _labels_from_folders(names: Sequence[str], where: str) -> tuple[Labels | None, tuple[str, ...] | None]:
