@@ -92,6 +92,8 @@ def purpose(names: set[str]) -> str:
     """Return the purpose of a collective, given the names of the distgan functions on its call stack."""
     if "save" in names:
         return "checkpoint"
+    if "Monitor._fit_statistics" in names:
+        return "samples"
     if "Monitor._measure" in names:
         return "readings"
     if "Control.exchange" in names:
@@ -125,7 +127,8 @@ def counted(
     numbers, bytes_ = Counter[Kind](), Counter[Kind]()
     for step, kind, amount in counting.found:
         done = step - 1 if kind.purpose in AFTER_A_STEP else step
-        if done >= 1 and kind.purpose != "checkpoint":
+        # The last step always writes both.
+        if done >= 1 and kind.purpose not in ("checkpoint", "samples"):
             numbers[kind] += 1
             bytes_[kind] += amount
     later = steps - 1

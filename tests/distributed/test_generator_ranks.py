@@ -18,8 +18,8 @@ from distgan.training.monitor import Monitor
 from tests.ranks import RankPool
 
 
-def train(config: Path, *overrides: str) -> distgan.RunResult:
-    return distgan.train(distgan.load_config(config, overrides))
+def train(config: Path, *overrides: str) -> str:
+    return distgan.train(distgan.load_config(config, overrides)).outcome
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_ranks_evaluate_as_one_process_does(run: Path, ranks: RankPool) -> None:
 
 
 def train_and_evaluate(config: Path, folder: Path) -> tuple[int, dict[str, float]]:
-    assert train(config, f"run_dir={folder}").outcome == "finished"
+    assert train(config, f"run_dir={folder}") == "finished"
     return dist.get_world_size(), distgan.evaluate(folder)
 
 
