@@ -67,7 +67,7 @@ def as_batch(index: Index, decoded: Decoded, values: Tensor, positions: NDArray[
 def read_samples(config: DataConfig, index: Index, samples: Sequence[int] | NDArray[np.int64] | Tensor) -> Batch:
     """Read samples by index for evaluation, decoded as for training but not mirrored. `positions` are the indices."""
     with contextlib.closing(Reader(config, index, seed=0)) as reader:
-        return reader.read_batch(np.array(samples, np.int64))
+        return reader.read_batch(np.array(samples.numpy() if isinstance(samples, Tensor) else samples, np.int64))
 
 
 class Reader:
