@@ -110,12 +110,14 @@ def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -
     """
     file = f"{path}/{player.role}_optimizer.safetensors"
     parameters = dict(player.network.named_parameters())
-    met = set(parameters)
+    met = {name for name, parameter in parameters.items() if parameter.requires_grad}
     if isinstance(player.network, GrowingNetwork):
         met &= {key.rpartition("/")[0] for key in moments}
     known = player.quantities
-    quantities = {key.rpartition("/")[2] for key in moments} if known is None else known
-    expected = {f"{name}/{quantity}" for name in met for quantity in quantities}
+    if known is None:  # an optimizer of the user's may keep other quantities for other parameters
+        expected = {key for key in moments if key.rpartition("/")[0] in met}
+    else:
+        expected = {f"{name}/{quantity}" for name in met for quantity in known}
     if moments and expected != moments.keys():
         odd = min(expected ^ moments.keys())
         raise UserError(

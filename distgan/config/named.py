@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -27,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, to_jsonable_python
 
 from distgan import extensions
 from distgan.config.fields import Real, Section, number, plain_value
@@ -245,6 +246,11 @@ def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[S
         if name.startswith("_") or hasattr(base, name):
             raise UserError(f"{path}: its parameter {name!r} has a name that is taken; rename it in the code")
         default = ... if parameter.default is parameter.empty else parameter.default
+        if not _is_plain(default):
+            raise UserError(
+                f"{path}: its parameter {name!r} has the default {str(default)[:60]!r}, which no recipe holds; use a "
+                "finite number, text, true, false, none, or a list or mapping of these"
+            )
         fields[name] = (_hint(path, technique, parameter), default)
     facts = _facts(path, technique, base)
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
@@ -260,6 +266,17 @@ def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[S
     for name, value in facts.items():
         setattr(schema, name, value)
     return schema
+
+
+def _is_plain(value: Any) -> bool:
+    """Return True if a checkpoint can hold a default: JSON has no infinity, and no classes or tensors."""
+    if value is ... or isinstance(value, BaseModel):
+        return True
+    try:
+        json.dumps(to_jsonable_python(value), allow_nan=False)
+    except (ValueError, TypeError):  # pydantic's errors are of these kinds
+        return False
+    return not isinstance(value, (bytes, type))
 
 
 def _hint(path: str, technique: Callable[..., Any], parameter: inspect.Parameter) -> Any:

@@ -43,7 +43,7 @@ class Loader:
 
     def __init__(
         self,
-        path: str | Sequence[str],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         batch_size: int,
         seed: int = 0,
@@ -66,7 +66,7 @@ class Loader:
             UserError: a setting is wrong, the shards cannot be read, or the ranks of a launcher do not know each other.
         """
         try:
-            named = list(path) if not isinstance(path, str) else path
+            named = os.fspath(path) if isinstance(path, (str, os.PathLike)) else [os.fspath(part) for part in path]
             self.config = DataConfig.model_validate({"path": named, **settings})
         except ValidationError as error:
             raise UserError(f"Loader: {explain(error, DataConfig)[1]}") from None
@@ -84,6 +84,8 @@ class Loader:
             raise UserError(
                 f"Loader: batch_size = {batch_size!r}: expected a multiple of the number of ranks, {self.world_size}"
             )
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise UserError(f"Loader: seed = {seed!r}: expected a whole number from 0 to 2**63 - 1")
         self.batch_size, self.seed, self._pin_memory = batch_size, seed, pin_memory
         self.index = load_index(self.config.path, self.config.cache_dir)
         self.position = 0
@@ -130,6 +132,8 @@ class Loader:
         Raises:
             UserError: the state is of other data, of another seed, or damaged.
         """
+        if not isinstance(state, dict):
+            raise UserError(f"Loader: found a state of type {type(state).__name__}, expected that of state_dict()")
         for key, own in (("version", _VERSION), ("seed", self.seed), ("fingerprint", self.index.fingerprint)):
             if state.get(key) != own:
                 raise UserError(f"Loader: {key} of the state: found {state.get(key)!r}, expected {own!r}")

@@ -86,6 +86,12 @@ def make_measure(
     Raises:
         UserError: there are too few samples, or a user's class is no `torchmetrics.Metric`.
     """
+    detector = setting.detector
+    if metric.facts.takes == "logits" and detector is not None and not detector.num_logits:
+        raise UserError(
+            f"evaluation.metrics: {metric.metric} needs logits, but the detector {detector.name} has none; return "
+            "features and logits from it, or remove the metric"
+        )
     entry = reals.get(metric.metric)
     measure = metric.build(setting, entry) if metric.is_built_in else _users(metric, entry)
     assert isinstance(measure, SuiteMetric)

@@ -150,7 +150,7 @@ def export(
     try:
         with writing(target, "the export", name=destination):
             temporary.mkdir(parents=True)
-            tensors = {name: value.contiguous() for name, value in generator.network.state_dict().items()}
+            tensors = {name: value.contiguous().clone() for name, value in generator.network.state_dict().items()}
             # Not `save_file`, which does not report a full disk as an OSError.
             write_atomically(temporary / "model.safetensors", safetensors.torch.save(tensors))
             write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())

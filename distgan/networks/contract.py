@@ -49,51 +49,38 @@ def check_networks(
     """
     device = latents.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        fakes = _probe(generator, names[0], (latents, labels), (len(latents), *shape.sizes))
-        _probe(discriminator, names[1], (fakes.detach(), labels), (len(latents),))
+        fakes = _probe(generator, names[0], latents, labels, shape.sizes)
+        _probe(discriminator, names[1], fakes.detach().requires_grad_(), labels, ())
 
 
-def _probe(network: nn.Module, name: str, inputs: tuple[Tensor, Tensor | None], expected: tuple[int, ...]) -> Tensor:
-    for key, parameter in network.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise UserError(
-                f"{name}: parameter {key} is {parameter.dtype}, expected torch.float32; set "
-                "training.mixed_precision=bf16 for bfloat16 arithmetic"
-            )
+def _probe(network: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
+    """Check one network, whose output for n values has the shape (n, *sizes). Return it for `values`."""
+    _check_weights(network, name)
     trial = _calling(name, "copying it", lambda: copy.deepcopy(network)).train()
     before = {key: buffer.clone() for key, buffer in trial.named_buffers()}
-
-    def forward() -> Tensor:
-        with reference_moments(trial):
-            return trial(*inputs)  # type: ignore[no-any-return]
-
-    given = f"its forward pass on {tuple(inputs[0].shape)}" + (", labels" if inputs[1] is not None else "")
-    output = _calling(name, given, forward)
-    _check_output(name, output, expected)
+    output = _pass(trial, name, values, labels, sizes)
     _calling(name, "its backward pass", lambda: output.sum().backward())
-    active = trial.active_parameters() if isinstance(trial, GrowingNetwork) else trial.parameters()
-    trained = {id(parameter) for parameter in active if parameter.requires_grad}
-    unused = [key for key, p in trial.named_parameters() if id(p) in trained and p.grad is None]
-    if unused:
-        raise UserError(
-            f"{name}: {len(unused)} parameters get no gradient, such as {unused[0]}; use them in forward, remove them, "
-            "or freeze them with requires_grad_(False)"
-        )
-    made = [key for key, _ in trial.named_buffers() if key not in before]
-    if made:
-        raise UserError(f"{name}: forward registers the buffer {made[0]}; register it in __init__, so that it is saved")
-    moved = [key for key, buffer in trial.named_buffers() if not torch.equal(buffer, before[key])]
-    lost = [key for key in moved if key not in trial.state_dict()]
-    if lost:
-        raise UserError(
-            f"{name}: the buffer {lost[0]} changes in training but is not saved (persistent=False), so that no resume "
-            "is exact; register it with persistent=True"
-        )
+    if values.requires_grad and values.grad is None:
+        raise UserError(f"{name}: the output has no gradient in its input; do not detach it")
+    _check_gradients(trial, name)
+    with torch.no_grad():
+        # Of half the batch, which shows shapes that hold for one size only; and once more, as some buffers move late.
+        for count in (len(values) // 2, len(values)):
+            _pass(trial, name, values[:count], None if labels is None else labels[:count], sizes)
+        moved = _moved(trial, name, before)
+        _check_repeatable(trial, name, lambda: _pass(trial, name, values, labels, sizes))
     declare_moving(network, moved)
     return output
 
 
-def _check_output(name: str, output: object, expected: tuple[int, ...]) -> None:
+def _pass(trial: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
+    def forward() -> Tensor:
+        with reference_moments(trial):
+            return trial(values, labels)  # type: ignore[no-any-return]
+
+    given = f"its forward pass on {tuple(values.shape)}" + (", labels" if labels is not None else "")
+    output = _calling(name, given, forward)
+    expected = (len(values), *sizes)
     if not isinstance(output, Tensor):
         raise UserError(f"{name}: forward returned {type(output).__name__}, expected a tensor of shape {expected}")
     if output.shape != expected or not output.is_floating_point():
@@ -102,8 +89,70 @@ def _check_output(name: str, output: object, expected: tuple[int, ...]) -> None:
             f"{name}: forward returned {output.dtype} of shape {tuple(output.shape)}, expected floats of shape "
             f"{expected}{squeeze}"
         )
-    if not output.requires_grad:
+    if torch.is_grad_enabled() and not output.requires_grad:
         raise UserError(f"{name}: the output of forward has no gradient; do not detach it or use torch.no_grad there")
+    if not output.isfinite().all():
+        raise UserError(f"{name}: forward returned numbers that are not finite, before any training")
+    return output
+
+
+def _check_weights(network: nn.Module, name: str) -> None:
+    for key, parameter in network.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UserError(
+                f"{name}: parameter {key} is {parameter.dtype}, expected torch.float32; set "
+                "training.mixed_precision=bf16 for bfloat16 arithmetic"
+            )
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{name}: {key} holds numbers that are not finite, which no checkpoint may have; register it with "
+                "persistent=False, or use a large number"
+            )
+
+
+def _check_gradients(trial: nn.Module, name: str) -> None:
+    active = trial.active_parameters() if isinstance(trial, GrowingNetwork) else trial.parameters()
+    trained = {id(parameter) for parameter in active if parameter.requires_grad}
+    unused = [key for key, p in trial.named_parameters() if id(p) in trained and p.grad is None]
+    if unused:
+        raise UserError(
+            f"{name}: {len(unused)} parameters get no gradient, such as {unused[0]}; use them in forward, remove them, "
+            "or freeze them with requires_grad_(False)"
+        )
+
+
+def _moved(trial: nn.Module, name: str, before: dict[str, Tensor]) -> list[str]:
+    """Return the names of the buffers that forward passes have changed."""
+    made = [key for key, buffer in trial.named_buffers() if key not in before or buffer.shape != before[key].shape]
+    if made:
+        raise UserError(
+            f"{name}: forward makes or resizes the buffer {made[0]}; register it in __init__ in its final shape"
+        )
+    moved = [key for key, buffer in trial.named_buffers() if not torch.equal(buffer, before[key])]
+    lost = [key for key in moved if key not in trial.state_dict()]
+    if lost:
+        raise UserError(
+            f"{name}: the buffer {lost[0]} changes in training but is not saved (persistent=False), so that no resume "
+            "is exact; register it with persistent=True"
+        )
+    return moved
+
+
+def _check_repeatable(trial: nn.Module, name: str, run: Callable[[], Tensor]) -> None:
+    """Raise UserError if two passes from the same buffers and the same seed differ."""
+    state = {key: value.clone() for key, value in trial.state_dict().items()}
+
+    def again() -> Tensor:
+        trial.load_state_dict(state)
+        torch.manual_seed(0)
+        return run()
+
+    if not torch.allclose(again(), again(), rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"{name}: two passes from the same buffers and seed differ, so that no resume is exact; keep what changes "
+            "in buffers, and draw random numbers with torch's default generator"
+        )
 
 
 def _calling(name: str, what: str, call: Callable[[], Result]) -> Result:
@@ -111,7 +160,7 @@ def _calling(name: str, what: str, call: Callable[[], Result]) -> Result:
         return call()
     except UserError:
         raise
-    except Exception as error:  # whatever a stranger's code raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises
         frames = traceback.extract_tb(error.__traceback__)
         frame = next((frame for frame in reversed(frames) if "/torch/" not in frame.filename), frames[-1])
         said = " ".join(str(error).split())[:300]

@@ -75,7 +75,8 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
         raise UserError(f"{config.name}: found {kind!r}, expected a subclass of torch.optim.Optimizer", everywhere=True)
     with _blamed(f"{config.name}: cannot be made with these options"):
         made: torch.optim.Optimizer = config.build(parameters, config.learning_rate)
-        if not getattr(made, "_step_supports_amp_scaling", False):
+        # Of these the device can cancel any step; a first step of fused SGD leaves its momentum undefined.
+        if not (isinstance(made, torch.optim.Adam) and getattr(made, "_step_supports_amp_scaling", False)):
             made = config.build(parameters, config.learning_rate, technique=_cancelable(config.name, kind))
         return made
 

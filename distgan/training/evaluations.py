@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from distgan.distributed.runtime import Runtime
-from distgan.errors import Interrupted
+from distgan.errors import Interrupted, UserError
 from distgan.evaluation.names import criterion
 from distgan.inference import generation
 from distgan.inference.latents import LatentSource
@@ -69,6 +69,12 @@ class Evaluations:
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Return True, and record the value, if the first metric is better than in all earlier evaluations."""
         name, progress, best = self.criterion.name, self.state.progress, self.state.progress.best
+        if name not in metrics:
+            raise UserError(
+                f"evaluation.metrics: the first metric has no value {name}, which would choose the best checkpoint; "
+                f"found {', '.join(metrics)}; set its attribute main_value, such as '_share', or put another one first",
+                everywhere=True,
+            )
         if not math.isfinite(metrics[name]):
             return False
         if best is not None and best["metric"] == name and not self.criterion.better(metrics[name], best["value"]):

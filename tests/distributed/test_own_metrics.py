@@ -80,6 +80,7 @@ def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_pat
         ({"metrics": ["fid", "torch.nn:Identity"]}, ["torch.nn:Identity returned Identity", "torchmetrics.Metric"]),
         ({"metrics": ["fid", "fid"]}, ["evaluation.metrics", "fid is named twice"]),
         ({"detector": "lab.losses:Margin"}, ["evaluation.detector = lab.losses:Margin", "torch.nn.Module"]),
+        ({"metrics": ["inception_score"]}, ["inception_score needs logits", "Means"]),
         ({"detector": "resnet"}, ["evaluation.detector", "'resnet' is not known", "classifier, inception"]),
     ],
 )

@@ -79,6 +79,17 @@ def test_a_run_is_resumed_bitwise(tmp_path: Path, digits: Path, engine: str) -> 
     assert {"loss/generator.ModeSeeking", "loss/discriminator.FeatureNorm"} <= last.keys()
 
 
+@pytest.mark.parametrize("name", ["Adafactor", "SGD"])
+def test_optimizers_of_torch_resume_bitwise(tmp_path: Path, digits: Path, name: str) -> None:
+    """Adafactor keeps other tensors for vectors than for matrices; SGD without momentum keeps none."""
+    config = write_recipe(tmp_path, digits)
+    optimizer = f"generator.optimizer={{name: 'torch.optim:{name}'}}"
+    for folder, parts in (("whole", [4]), ("parts", [2, 4])):
+        for steps in parts:
+            train(config, 1, optimizer, f"training.steps={steps}", f"run_dir={tmp_path / folder}")
+    assert differing(tensors(tmp_path / "parts", 4), tensors(tmp_path / "whole", 4)) == []
+
+
 def test_images_of_any_size(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 pixels, which no built-in network makes: trained, evaluated with the trained classifier, and loaded."""
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))

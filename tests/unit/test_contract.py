@@ -86,6 +86,65 @@ def fail(images: Tensor) -> Tensor:
     raise KeyError("no such block")
 
 
+class Masked(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+
+class Counted(Net):
+    """Keeps state that no checkpoint has."""
+
+    passes = 0
+
+    def forward(self, latents: Tensor, labels: Tensor | None) -> Any:
+        self.passes += 1
+        return super().forward(latents, labels) + self.passes
+
+
+class Late(Net):
+    """Has a buffer that moves from the third pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+        self.register_buffer("late", torch.zeros(()), persistent=False)
+        self.late: Tensor
+
+    def forward(self, latents: Tensor, labels: Tensor | None) -> Any:
+        self.passes += 1
+        self.late += self.passes > 2
+        return super().forward(latents, labels)
+
+
+class Made(Net):
+    def forward(self, latents: Tensor, labels: Tensor | None) -> Any:
+        self.register_buffer("seen", torch.ones(()))
+        return super().forward(latents, labels)
+
+
+class ColumnOfTwo(Critic):
+    """Its logits have another shape for other batches than the first."""
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Any:
+        logits = super().forward(images, labels)
+        return logits if len(images) == 4 else logits[:, None]
+
+
+class Detached(Critic):
+    def forward(self, images: Tensor, labels: Tensor | None) -> Any:
+        return super().forward(images.detach(), labels)
+
+
+class InPlace(Critic):
+    def forward(self, images: Tensor, labels: Tensor | None) -> Any:
+        return super().forward(images.mul_(2), labels)
+
+
+def leave(images: Tensor) -> Tensor:
+    raise SystemExit(0)
+
+
 @pytest.mark.parametrize(
     ("generator", "discriminator", "parts"),
     [
@@ -97,6 +156,15 @@ def fail(images: Tensor) -> Tensor:
         (lambda: Wrapped(lambda x: x.detach()), Critic, ["generator G", "no gradient", "detach"]),
         (lambda: Wrapped(fail), Critic, ["generator G", "forward pass on (4, 3)", "KeyError", "test_contract"]),
         (lambda: Net().double(), Critic, ["generator G", "layer.weight", "float64", "float32"]),
+        (Masked, Critic, ["generator G", "mask", "not finite", "persistent=False"]),
+        (Counted, Critic, ["generator G", "two passes", "buffers"]),
+        (Late, Critic, ["generator G", "buffer late", "persistent=True"]),
+        (Made, Critic, ["generator G", "buffer seen", "__init__"]),
+        (lambda: Wrapped(lambda x: x * torch.nan), Critic, ["generator G", "not finite"]),
+        (lambda: Wrapped(leave), Critic, ["generator G", "SystemExit"]),
+        (Net, ColumnOfTwo, ["discriminator D", "(2, 1)", "(2,)", "squeeze(1)"]),
+        (Net, Detached, ["discriminator D", "no gradient in its input"]),
+        (Net, InPlace, ["discriminator D", "forward pass on (4, 1, 4, 4)", "in-place"]),
         (Net, Column, ["discriminator D", "(4, 1)", "(4,)", "squeeze(1)"]),
     ],
 )  # fmt: skip

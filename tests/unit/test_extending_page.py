@@ -71,4 +71,4 @@ def test_its_facts_are_those_that_are_read() -> None:
     read = {fact for base in (NetworkOptions, LossOptions, TermOptions, MetricOptions) for fact in base.__class_vars__}
     properties = {"normalizes_batch", "bounds_slope"}
     assert all(isinstance(vars(NetworkOptions)[name], property) for name in properties)
-    assert named == (read | properties) - {"takes_effect_with", "main_value"}
+    assert named == (read | properties) - {"takes_effect_with"}

@@ -115,6 +115,8 @@ def test_real_ranks_replace_alike_what_cannot_be_read(shards: Path, ranks: RankP
         ),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"batch_size": "4"}, "batch_size = '4'"),
+        ({"seed": 1.5}, "seed = 1.5"),
+        ({"world_size": 2, "rank": -1}, "rank = -1"),
         ({"world_size": 2}, "pass both"),
         ({"world_size": 2, "rank": 5}, "rank = 5, world_size = 2"),
         ({"resolution": 2}, "resolution: 2 is below 4 pixels"),
@@ -135,23 +137,24 @@ def test_mistakes_are_one_line(shards: Path, changes: dict[str, Any], part: str)
         ({"fingerprint": "other"}, "fingerprint of the state"),
         ({"seed": 4}, "seed of the state: found 4, expected 3"),
         ({"version": 2}, "version"),
+        (None, "NoneType"),
         ({"position": -1}, "position of the state: found -1"),
         ({"position": True}, "position"),
         ({"substitutions": [[0, 10**6, 0, "x"]]}, "replaced samples"),
     ],
 )
-def test_a_state_of_another_loader_is_refused(shards: Path, change: dict[str, Any], part: str) -> None:
+def test_a_state_of_another_loader_is_refused(shards: Path, change: dict[str, Any] | None, part: str) -> None:
     with loader(shards) as batches:
-        state = {**batches.state_dict(), **change}
+        state = {**batches.state_dict(), **change} if change is not None else None
         with pytest.raises(UserError, match=part):
-            batches.load_state_dict(state)
+            batches.load_state_dict(state)  # type: ignore[arg-type]
         assert batches.position == 0
 
 
 def test_the_program_of_the_documentation(shards: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     [program] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Loader(" in block]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"__name__": "__main__"}
     exec(program.replace("datasets/digits", str(shards)), found)
     assert found["images"].shape == (64, 1, 20, 20)
     assert found["loader"].epoch == 2

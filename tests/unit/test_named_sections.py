@@ -258,6 +258,11 @@ def test_signatures_of_all_forms(
         ("class Net:\n  compares_batch = 'yes'\n  def __init__(self, shape, latent_size): pass", "compares_batch"),
         ("class Net:\n  def __init__(self, shape, latent_size, kinds=1): pass", "'kinds' has a name that is taken"),
         ("class Net:\n  def __init__(self, shape, latent_size, json=1): pass", "'json' has a name that is taken"),
+        (
+            "class Net:\n  def __init__(self, shape, latent_size, clip=float('inf')): pass",
+            "'clip' has the default 'inf'",
+        ),
+        ("class Net:\n  def __init__(self, shape, latent_size, act=dict): pass", "'act' has the default"),
         ("def Net(a, b, c, /): pass", "'c' is positional only"),
         ("import sys\nsys.exit(3)", "SystemExit"),
     ],

@@ -138,7 +138,8 @@ def test_a_loss_per_sample_is_refused() -> None:
 @pytest.mark.parametrize(
     "optimizer",
     [{"name": "torch.optim:SGD", "momentum": 0.9}, {"name": "torch.optim:AdamW"}, {"name": "torch.optim:RAdam"},
-     {"name": "torch.optim:Adagrad"}, {"name": "torch.optim:AdamW", "fused": True}],
+     {"name": "torch.optim:Adagrad"}, {"name": "torch.optim:AdamW", "fused": True},
+     {"name": "torch.optim:SGD", "momentum": 0.9, "fused": True}],
 )  # fmt: skip
 def test_a_step_that_is_not_finite_changes_nothing(optimizer: dict[str, Any]) -> None:
     weight = nn.Parameter(torch.ones(3))
@@ -149,7 +150,10 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer: dict[str, Any]) ->
         cancel_unless_finite(found, weight.grad.norm())
         found.step()
 
+    step(torch.nan)
+    assert torch.equal(weight, torch.ones(3)), "the very first step too"
     step(1.0)
+    assert weight.isfinite().all()
     before = weight.detach().clone()
     assert not torch.equal(before, torch.ones(3))
     state = {name: torch.as_tensor(value).clone() for name, value in found.state[weight].items() if value is not None}

@@ -35,6 +35,7 @@ class Recall(Metric):
 
     higher_is_better = True
     takes = "features"
+    main_value = "_share"
 
     def __init__(self) -> None:
         super().__init__()

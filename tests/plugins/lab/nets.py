@@ -73,6 +73,7 @@ class Discriminator(nn.Module):
             nn.Dropout(dropout),
             nn.Flatten(),
         )
+        self.features[0].bias.requires_grad_(False)  # a frozen parameter
         self.logit = nn.Linear(hidden * (shape.resolution // 4) ** 2, max(1, shape.num_classes))
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
