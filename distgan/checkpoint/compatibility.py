@@ -110,9 +110,10 @@ def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -
     """
     file = f"{path}/{player.role}_optimizer.safetensors"
     parameters = dict(player.network.named_parameters())
-    met = {name for name, parameter in parameters.items() if parameter.requires_grad}
     if isinstance(player.network, GrowingNetwork):
-        met &= {key.rpartition("/")[0] for key in moments}
+        met = parameters.keys() & {key.rpartition("/")[0] for key in moments}
+    else:
+        met = {name for name, parameter in parameters.items() if parameter.requires_grad}
     known = player.quantities
     if known is None:  # an optimizer of the user's may keep other quantities for other parameters
         expected = {key for key in moments if key.rpartition("/")[0] in met}
