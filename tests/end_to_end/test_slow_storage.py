@@ -107,7 +107,7 @@ def test_a_shard_that_vanishes_stops_the_run_by_its_name(tmp_path: Path, server:
     if when == "meanwhile":
         wait_for_rows(tmp_path / "run", job)
         gone.unlink()
-        shutil.rmtree(tmp_path / "cache" / "shards")
+        shutil.rmtree(tmp_path / "cache" / "shards", ignore_errors=True)  # a rank may be writing there
     assert job.wait(120) == [2, 2], (tmp_path / "log").read_text()
     said = next(line for line in (tmp_path / "log").read_text().splitlines() if "distgan: error:" in line)
     assert gone.name in said
