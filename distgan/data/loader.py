@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -15,11 +14,9 @@ from distgan.config import DataConfig
 from distgan.config.error_messages import explain
 from distgan.data.index.loading import load_index
 from distgan.data.reader import Batch
-from distgan.data.replacements import Failure, Substitutions, check_failure_rate
+from distgan.data.replacements import Failure, Substitutions, record_failures
 from distgan.data.stream import Stream, open_rank_stream
 from distgan.errors import UserError
-
-logger = logging.getLogger("distgan")
 
 _VERSION = 1
 
@@ -177,9 +174,6 @@ class Loader:
         if self.world_size > 1 and dist.is_available() and dist.is_initialized():
             everyones = [[] for _ in range(self.world_size)]
             dist.all_gather_object(everyones, self._failures)
-        for failures in everyones:
-            for failure in failures:
-                if self._substitutions.add(failure, self.position) and self.rank == 0:
-                    logger.warning("unreadable sample replaced: %s", failure.reason)
         self._failures = []
-        check_failure_rate(self._substitutions, self.position, len(self.index), self.config.max_failure_rate)
+        limit, main = self.config.max_failure_rate, self.rank == 0
+        record_failures(self._substitutions, everyones, self.position, len(self.index), limit, main=main)

@@ -6,6 +6,7 @@ checkpoint records the replacement. Every rank and every resumed run then uses i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.errors import UserError
+
+logger = logging.getLogger("distgan")
 
 _FEW = 10_000
 _MAX_REASON = 500
@@ -108,6 +111,32 @@ class Substitutions:
         while start != sample and start in self._entries:
             start = self._entries[start].replacement
         return start == sample
+
+
+def record_failures(
+    substitutions: Substitutions,
+    by_rank: Iterable[Iterable[Failure]],
+    position: int,
+    dataset_len: int,
+    max_failure_rate: float,
+    *,
+    main: bool,
+) -> None:
+    """Replace the samples that any rank could not read from `position` on.
+
+    Call on every rank with the failures of all ranks.
+
+    Args:
+        main: log a warning for each sample; True on one rank.
+
+    Raises:
+        UserError: see `check_failure_rate`.
+    """
+    for failures in by_rank:
+        for failure in failures:
+            if substitutions.add(failure, position) and main:
+                logger.warning("unreadable sample replaced: %s", failure.reason)
+    check_failure_rate(substitutions, position, dataset_len, max_failure_rate)
 
 
 def check_failure_rate(substitutions: Substitutions, position: int, dataset_len: int, max_failure_rate: float) -> None:

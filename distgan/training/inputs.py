@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from distgan import randomness, schedule
 from distgan.data.reader import Batch
-from distgan.data.replacements import Failure, check_failure_rate
+from distgan.data.replacements import Failure, record_failures
 from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.inference.generation import dequantize, to_network
@@ -20,8 +19,6 @@ from distgan.networks.progressive import fade_reals, shrink
 from distgan.players.objective_base import MicroBatch
 from distgan.training.setup import latent_source, uses_channels_last
 from distgan.training.state import TrainingState
-
-logger = logging.getLogger("distgan")
 
 
 class Feed:
@@ -92,13 +89,11 @@ class Feed:
         Raises:
             UserError: the fraction of unreadable samples exceeds `data.max_failure_rate`.
         """
-        for failures in self.runtime.gather_objects(self.failures):
-            for failure in failures:
-                if self.progress.substitutions.add(failure, self.progress.position) and self.runtime.is_main:
-                    logger.warning("unreadable sample replaced: %s", failure.reason)
+        everyones = self.runtime.gather_objects(self.failures)
         self.failures = []
-        progress, limit = self.progress, self.config.data.max_failure_rate
-        check_failure_rate(progress.substitutions, progress.position, len(self.state.index), limit)
+        progress, limit, main = self.progress, self.config.data.max_failure_rate, self.runtime.is_main
+        count = len(self.state.index)
+        record_failures(progress.substitutions, everyones, progress.position, count, limit, main=main)
 
     def close(self) -> None:
         """Stop the data loader workers."""
