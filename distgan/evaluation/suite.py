@@ -52,7 +52,9 @@ class Evaluator:
         if needs_detector(config):
             self.detector = load_configured_detector(config.evaluation, config.data, index, runtime, asked)
         setting = MetricContext(config, index, runtime, self.detector)
-        self.reals = real_statistics(make_collectors(setting), self.detector, config, index, runtime, asked)
+        with runtime.raise_on_all_ranks():
+            collectors = make_collectors(setting)
+        self.reals = real_statistics(collectors, self.detector, config, index, runtime, asked)
         with runtime.raise_on_all_ranks():
             self._measures = [(metric, make_measure(metric, setting, self.reals)) for metric in config.metrics]
 

@@ -63,19 +63,19 @@ class Monitor:
         self.config = state.config
         self.latents: LatentSource = feed.latents
         self.run_dir = Path(state.config.run_dir)
-        step = state.progress.step
+        step, settings = state.progress.step, flatten(self.config)
         self.tracker = open_tracker(
             self.run_dir,
             tensorboard=self.config.monitoring.tensorboard,
             resume_step=step if step else None,
             main=runtime.is_main,
             trackers=self.config.monitoring.trackers,
-            settings=flatten(self.config),
+            settings=settings,
         )
         self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
-        self.tracker.hyperparameters(flatten(self.config), values)
+        self.tracker.hyperparameters(settings, values)
         self.stragglers = StragglerMonitor(runtime, [player.network for player in state.players])
         self._start_interval()
 

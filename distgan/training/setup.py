@@ -39,7 +39,8 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     Collective: call on every rank.
 
     Raises:
-        UserError: the networks do not fit the data or memory, or no sample of a reference batch is readable.
+        UserError: the networks do not fit the data or memory, no sample of a reference batch is readable, or a loss, a
+            term or an optimizer cannot be built.
     """
     shape = run_shape(config, index)
     with (
@@ -61,12 +62,13 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         generator.compile()
         discriminator.compile()
     precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
+    with runtime.raise_on_all_ranks():
+        generator_objective = GeneratorObjective(generator, discriminator, config, precision)
+        discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision)
     players = {
-        "generator": Player(
-            GeneratorObjective(generator, discriminator, config, precision), config.generator.optimizer, runtime
-        ),
+        "generator": Player(generator_objective, config.generator.optimizer, runtime),
         "discriminator": Player(
-            DiscriminatorObjective(discriminator, generator, config, precision),
+            discriminator_objective,
             config.discriminator.optimizer,
             runtime,
             clipping=config.objective.weight_clipping,

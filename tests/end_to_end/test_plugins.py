@@ -175,6 +175,20 @@ def test_changed_code_is_accepted_only_when_asked(tmp_path: Path, digits: Path) 
         sys.path.remove(str(site))
 
 
+def test_a_metric_that_is_not_allowed_is_told_once(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    shutil.copy(PLUGINS / "lab" / "metrics.py", tmp_path / "site" / "strange.py")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    train(write_recipe(tmp_path, digits, training={"steps": 1}), 1, "evaluation.metrics=['strange:Sharpness']")
+    log = tmp_path / "log"
+    assert Job(2, ["evaluate", str(tmp_path / "run"), "--allow", "lab"], log=log).wait() == [2, 2]
+    (line,) = [line for line in log.read_text().splitlines() if "error: " in line]
+    assert "--allow strange" in line
+    assert "Traceback" not in log.read_text()
+
+
 def test_ranks_with_other_copies_are_refused(tmp_path: Path, digits: Path) -> None:
     """As on a node whose package was not updated."""
     copies = []
