@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +41,23 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def wait_for_rows(run: Path, job: Job, count: int = 1) -> None:
-    """Until a job has written so many rows of metrics."""
-    deadline = time.monotonic() + 90
-    while not (run / "metrics.jsonl").exists() or len(rows(run)) < count:
-        assert time.monotonic() < deadline
-        assert job.running(), "the job ended by itself"
-        time.sleep(0.02)
-
-
-def wait_for_checkpoint(run: Path, step: int, job: Job) -> None:
-    """Until a job has written the checkpoint of a step."""
-    deadline = time.monotonic() + 90
-    while not (run / "checkpoints" / f"step-{step:08d}").exists():
+def wait_until(condition: Callable[[], bool], job: Job, seconds: float = 90) -> None:
+    """Wait while a job runs. Fails after so many seconds, or if the job ends."""
+    deadline = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < deadline
         assert job.running(), "the job ended by itself"
         time.sleep(0.005)
+
+
+def wait_for_rows(run: Path, job: Job, count: int = 1) -> None:
+    """Wait until a job has written so many rows of metrics."""
+    wait_until(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) >= count, job)
+
+
+def wait_for_checkpoint(run: Path, step: int, job: Job) -> None:
+    """Wait until a job has written the checkpoint of a step."""
+    wait_until((run / "checkpoints" / f"step-{step:08d}").exists, job)
 
 
 def losses(run: Path) -> dict[int, dict[str, float]]:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -58,3 +59,15 @@ def numbered_images(root: Path, count: int) -> Path:
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def members(folder: Path) -> list[tuple[str, bytes]]:
+    """All members of all shards in order, as the standard library reads them."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                file = tar.extractfile(info)
+                assert file is not None
+                found.append((info.name, file.read()))
+    return found

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,7 +19,7 @@ from distgan.cli import main
 from distgan.data.loader_processes import STOP_SIGNALS
 from distgan.runs import stop_request
 from tests.ranks import Job, free_port
-from tests.runs import recipe, rows, status, wait_for_checkpoint
+from tests.runs import recipe, rows, status, wait_for_checkpoint, wait_until
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = {"steps": 1_000_000, "batch_size": 16}
@@ -177,14 +177,6 @@ def catches(process: int, number: int) -> bool:
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
-def wait_until(condition: Callable[[], bool], job: Job) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        assert job.running(), "the job ended by itself"
-        time.sleep(0.01)
-
-
 def test_a_second_interrupt_aborts(tmp_path: Path, digits: Path) -> None:
     # One very long step, so that the first request is not acted upon before the second.
     training = {"steps": 3, "batch_size": 16, "critic_steps": 1_000_000}
@@ -194,9 +186,9 @@ def test_a_second_interrupt_aborts(tmp_path: Path, digits: Path) -> None:
     assert process.pid is not None
     pid = process.pid
     # The last handler that a run sets; before that, the first press would be Python's own.
-    wait_until(lambda: catches(pid, STOP_SIGNALS[-1]) and (tmp_path / "run" / "config.yaml").exists(), job)
+    wait_until(lambda: catches(pid, STOP_SIGNALS[-1]) and (tmp_path / "run" / "config.yaml").exists(), job, 60)
     job.signal(signal.SIGINT)
-    wait_until((tmp_path / "press-1").exists, job)
+    wait_until((tmp_path / "press-1").exists, job, 60)
     job.signal(signal.SIGINT)
     assert job.wait(60) == [130]
     assert (tmp_path / "press-2").exists(), "the first press ended the run"

@@ -21,6 +21,7 @@ from distgan.evaluation.detectors.inception import load_inception
 from distgan.evaluation.metrics.frechet import frechet_distance, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.metrics import load_detector
+from tests.image_metrics import TensorImages
 from tests.servers import free_port, range_server
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
@@ -72,17 +73,6 @@ def test_features_are_torch_fidelitys(weights: str, tmp_path: Path, caplog: pyte
     assert torch.equal(ours(gray)[0], theirs(gray.repeat(1, 3, 1, 1))[0])
 
 
-class _Images(torch.utils.data.Dataset[Tensor]):
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.images[i]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_distance_is_torch_fidelitys(weights: str, tmp_path: Path) -> None:
@@ -95,8 +85,9 @@ def test_distance_is_torch_fidelitys(weights: str, tmp_path: Path) -> None:
             moments.update(network(batch)[0])
         sides.append(moments.compute())
     theirs = torch_fidelity.calculate_metrics(
-        input1=_Images(made), input2=_Images(real), fid=True, batch_size=4, cuda=False, verbose=False, cache=False,
-        feature_extractor="inception-v3-compat", feature_extractor_weights_path=weights, save_cpu_ram=True,
+        input1=TensorImages(made), input2=TensorImages(real), fid=True, batch_size=4, cuda=False,
+        verbose=False, cache=False, feature_extractor="inception-v3-compat", feature_extractor_weights_path=weights,
+        save_cpu_ram=True,
     )  # fmt: skip
     found = float(frechet_distance(make_reference(sides[0]), sides[1]))
     assert found == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
