@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -60,7 +62,7 @@ def within_memory(what: str, fix: str = "") -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _NO_MEMORY):
+        if not _is_out_of_memory(error):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what}: not enough memory: {said}" + (f"; {fix}" if fix else "")) from None
@@ -73,6 +75,12 @@ _NO_MEMORY = (
 """Parts of the out-of-memory messages of torch's allocators, cuBLAS and cuDNN."""
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    )
+
+
 @contextmanager
 def blaming(place: object) -> Iterator[None]:
     """Context manager that prefixes the message of a UserError with `place`, the file or key that caused it."""
@@ -80,3 +88,33 @@ def blaming(place: object) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{place}: {error}", everywhere=error.everywhere) from None
+
+
+@contextmanager
+def blaming_code(what: str, *, everywhere: bool = False) -> Iterator[None]:
+    """Context manager that turns what a user's code raises into a UserError with the file and line that raised it.
+
+    Out-of-memory errors pass unchanged, for `within_memory`.
+
+    Args:
+        what: the code and what it did; the message begins with it.
+        everywhere: see `UserError`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises
+        if _is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{what}: {type(error).__name__}: {said}{_place(error)}", everywhere=everywhere) from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the innermost line of the user's own code, ` (FILE:LINE)`; empty if there is none."""
+    own = os.path.dirname(__file__) + os.sep
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    theirs = (frame for frame in frames if "/torch/" not in frame.filename and not frame.filename.startswith(own))
+    frame = next(theirs, None)
+    return f" ({frame.filename}:{frame.lineno})" if frame is not None else ""

@@ -32,7 +32,7 @@ from pydantic_core import CoreSchema, to_jsonable_python
 
 from distgan import extensions
 from distgan.config.fields import Real, Section, number, plain_value
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming_code
 
 
 class BuiltIn(NamedTuple):
@@ -108,11 +108,15 @@ class NamedSection(Section):
         """Call the technique, or one in its place, with what distgan passes and with the options.
 
         Raises:
-            UserError: its code is not allowed or cannot be imported, or it raised UserError itself.
+            UserError: its code is not allowed or cannot be imported, or a user's technique raised something.
         """
         options = self.options
         passed = {key: getattr(options, key) for key in type(options).model_fields} | (options.model_extra or {})
-        return (technique or self.load())(*given, **passed)
+        found = technique or self.load()
+        if self.is_built_in:
+            return found(*given, **passed)
+        with blaming_code(f"{self.technique}: cannot be made with these options"):
+            return found(*given, **passed)
 
     def __getstate__(self) -> dict[Any, Any]:
         # The class of a user's options is made at run time, so that another process cannot import it.

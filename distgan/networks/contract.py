@@ -7,20 +7,17 @@ parameter stops only DDP, and buffers that are not saved make a resume wrong.
 from __future__ import annotations
 
 import copy
-import traceback
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming_code
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.moving import declare_moving
 from distgan.networks.progressive import GrowingNetwork
 from distgan.networks.shape import SampleShape
-
-Result = TypeVar("Result")
 
 PROBE_SIZE = 4
 """Samples of the probe batch."""
@@ -56,10 +53,12 @@ def check_networks(
 def _probe(network: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
     """Check one network, whose output for n values has the shape (n, *sizes). Return it for `values`."""
     _check_weights(network, name)
-    trial = _calling(name, "copying it", lambda: copy.deepcopy(network)).train()
+    with blaming_code(f"{name}: copying it failed"):
+        trial = copy.deepcopy(network).train()
     before = {key: buffer.clone() for key, buffer in trial.named_buffers()}
     output = _pass(trial, name, values, labels, sizes)
-    _calling(name, "its backward pass", lambda: output.sum().backward())
+    with blaming_code(f"{name}: its backward pass failed"):
+        output.sum().backward()
     if values.requires_grad and values.grad is None:
         raise UserError(f"{name}: the output has no gradient in its input; do not detach it")
     _check_gradients(trial, name)
@@ -74,12 +73,9 @@ def _probe(network: nn.Module, name: str, values: Tensor, labels: Tensor | None,
 
 
 def _pass(trial: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
-    def forward() -> Tensor:
-        with reference_moments(trial):
-            return trial(values, labels)  # type: ignore[no-any-return]
-
-    given = f"its forward pass on {tuple(values.shape)}" + (", labels" if labels is not None else "")
-    output = _calling(name, given, forward)
+    given = f"{tuple(values.shape)}" + (", labels" if labels is not None else "")
+    with blaming_code(f"{name}: its forward pass on {given} failed"), reference_moments(trial):
+        output = trial(values, labels)
     expected = (len(values), *sizes)
     if not isinstance(output, Tensor):
         raise UserError(f"{name}: forward returned {type(output).__name__}, expected a tensor of shape {expected}")
@@ -97,6 +93,9 @@ def _pass(trial: nn.Module, name: str, values: Tensor, labels: Tensor | None, si
 
 
 def _check_weights(network: nn.Module, name: str) -> None:
+    for key, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(f"{name}: {key} has no shape yet; give its lazy layer sizes, as in nn.Linear(in, out)")
     for key, parameter in network.named_parameters():
         if parameter.dtype != torch.float32:
             raise UserError(
@@ -153,17 +152,3 @@ def _check_repeatable(trial: nn.Module, name: str, run: Callable[[], Tensor]) ->
             f"{name}: two passes from the same buffers and seed differ, so that no resume is exact; keep what changes "
             "in buffers, and draw random numbers with torch's default generator"
         )
-
-
-def _calling(name: str, what: str, call: Callable[[], Result]) -> Result:
-    try:
-        return call()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a stranger's code raises
-        frames = traceback.extract_tb(error.__traceback__)
-        frame = next((frame for frame in reversed(frames) if "/torch/" not in frame.filename), frames[-1])
-        said = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{name}: {what} failed: {type(error).__name__}: {said} ({frame.filename}:{frame.lineno})"
-        ) from error

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming_code
 
 
 class RMSProp(torch.optim.Optimizer):
@@ -73,12 +72,11 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     kind = config.load()
     if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
         raise UserError(f"{config.name}: found {kind!r}, expected a subclass of torch.optim.Optimizer", everywhere=True)
-    with _blamed(f"{config.name}: cannot be made with these options"):
-        made: torch.optim.Optimizer = config.build(parameters, config.learning_rate)
-        # Of these the device can cancel any step; a first step of fused SGD leaves its momentum undefined.
-        if not (isinstance(made, torch.optim.Adam) and getattr(made, "_step_supports_amp_scaling", False)):
-            made = config.build(parameters, config.learning_rate, technique=_cancelable(config.name, kind))
-        return made
+    made: torch.optim.Optimizer = config.build(parameters, config.learning_rate)
+    # Of these the device can cancel any step; a first step of fused SGD leaves its momentum undefined.
+    if not (isinstance(made, torch.optim.Adam) and getattr(made, "_step_supports_amp_scaling", False)):
+        made = config.build(parameters, config.learning_rate, technique=_cancelable(config.name, kind))
+    return made
 
 
 def _cancelable(name: str, kind: type[torch.optim.Optimizer]) -> Any:
@@ -92,18 +90,10 @@ def _cancelable(name: str, kind: type[torch.optim.Optimizer]) -> Any:
             canceled, self.found_inf = self.found_inf, None
             if canceled is not None and canceled.item():
                 return None
-            with _blamed(f"{name}: its step failed; choose one that steps from dense gradients, without a closure"):
+            with blaming_code(
+                f"{name}: its step failed; choose one that steps from dense gradients, without a closure",
+                everywhere=True,
+            ):
                 return super().step(closure)
 
     return Cancelable
-
-
-@contextmanager
-def _blamed(what: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # whatever a stranger's class raises
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{what}: {type(error).__name__}: {said}", everywhere=True) from error

@@ -103,17 +103,29 @@ def add_terms(terms: list[Term], loss: Tensor, parts: dict[str, Tensor], view: T
     """Return the loss plus the weighted terms, computed in full precision. Add the unweighted terms to `parts`."""
     with torch.autocast(loss.device.type, enabled=False):
         for term in terms:
-            parts[term.name] = check_loss(term.path, term.compute(view))
+            parts[term.name] = check_loss(term.path, term.compute(view), trains=False)
             loss = loss + term.weight * parts[term.name]
     return loss
 
 
-def check_loss(name: str, value: object) -> Tensor:
-    """Return a loss that a user's code may have computed. Raises UserError unless it is one float number."""
+def check_loss(name: str, value: object, *, trains: bool = True) -> Tensor:
+    """Return a loss that a user's code may have computed.
+
+    Args:
+        trains: the loss needs a gradient.
+
+    Raises:
+        UserError: it is not one float number, or has no gradient.
+    """
     if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
         found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UserError(
             f"{name}: returned {found}, expected a float tensor of shape (); return the mean over the batch",
+            everywhere=True,
+        )
+    if trains and torch.is_grad_enabled() and not value.requires_grad:
+        raise UserError(
+            f"{name}: returned a loss without a gradient; compute it from all logits it gets, and do not detach them",
             everywhere=True,
         )
     return value

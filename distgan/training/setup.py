@@ -43,16 +43,14 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             term or an optimizer cannot be built.
     """
     shape = run_shape(config, index)
-    with (
-        runtime.raise_on_all_ranks(),
-        within_memory("generator, discriminator: networks of this width, depth and resolution"),
-    ):
+    memory = "generator, discriminator: networks of this width, depth and resolution"
+    with runtime.raise_on_all_ranks(), within_memory(memory):
         generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
         discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
         _fill_references(generator, discriminator, config, index)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
-    with runtime.raise_on_all_ranks():
+    with runtime.raise_on_all_ranks(), within_memory(memory):
         _check_contract(generator, discriminator, config, index, runtime)
     average = EMAGenerator(generator)
     for network in (generator, discriminator, average.network):

@@ -141,6 +141,12 @@ class InPlace(Critic):
         return super().forward(images.mul_(2), labels)
 
 
+class Lazy(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.LazyLinear(3)
+
+
 def leave(images: Tensor) -> Tensor:
     raise SystemExit(0)
 
@@ -155,6 +161,7 @@ def leave(images: Tensor) -> Tensor:
         (lambda: Wrapped(lambda x: x.long()), Critic, ["generator G", "torch.int64", "floats"]),
         (lambda: Wrapped(lambda x: x.detach()), Critic, ["generator G", "no gradient", "detach"]),
         (lambda: Wrapped(fail), Critic, ["generator G", "forward pass on (4, 3)", "KeyError", "test_contract"]),
+        (Lazy, Critic, ["generator G", "late.weight has no shape", "lazy"]),
         (lambda: Net().double(), Critic, ["generator G", "layer.weight", "float64", "float32"]),
         (Masked, Critic, ["generator G", "mask", "not finite", "persistent=False"]),
         (Counted, Critic, ["generator G", "two passes", "buffers"]),

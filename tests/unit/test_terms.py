@@ -58,6 +58,21 @@ class PerSample:
         return -fake
 
 
+class Constant:
+    """Looks at none of the logits that it should."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return real.detach().mean()
+
+    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return torch.ones(())
+
+
+class Refusing:
+    def __init__(self, margin: float = 1.0) -> None:
+        raise KeyError("no margin\nlike this")
+
+
 class Half:
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         return fake.mean()
@@ -120,18 +135,30 @@ def test_a_term_sees_samples_without_noise_and_can_ask_the_discriminator(player:
         ({"terms": [{"term": f"{HERE}:Learned"}]}, ["objective.terms.0", "Learned has parameters"]),
         ({"adversarial": f"{HERE}:Learned"}, ["objective.adversarial", "Learned has parameters"]),
         ({"adversarial": f"{HERE}:Half"}, ["objective.adversarial", "no method generator"]),
+        ({"adversarial": f"{HERE}:Refusing"}, ["Refusing: cannot be made", "KeyError", "like this", f"{__file__}:"]),
+        ({"terms": [{"term": f"{HERE}:Refusing"}]}, ["Refusing: cannot be made", "KeyError", f"{__file__}:"]),
     ],
 )
-def test_what_holds_state_or_lacks_a_method_is_refused(objective: dict[str, Any], parts: list[str]) -> None:
+def test_what_cannot_be_made_holds_state_or_lacks_a_method_is_refused(
+    objective: dict[str, Any], parts: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         objectives(objective=objective)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_loss_per_sample_is_refused() -> None:
     generator, discriminator = objectives(objective={"adversarial": f"{HERE}:PerSample"})
     for run in (lambda: generator(micro_batch(), 0), lambda: discriminator(micro_batch(), 0, 0)):
         with pytest.raises(UserError, match=r"PerSample: returned torch.float32 of shape \(4,\)"):
+            run()
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    generator, discriminator = objectives(objective={"adversarial": f"{HERE}:Constant"})
+    for run in (lambda: generator(micro_batch(), 0), lambda: discriminator(micro_batch(), 0, 0)):
+        with pytest.raises(UserError, match=r"Constant: returned a loss without a gradient"):
             run()
 
 
