@@ -1,4 +1,4 @@
-"""Training schedules: updates, batch sizes, growth, learning rates and EMA, as pure functions of config and progress.
+"""Training schedules: updates, batch sizes, growth, rates and weights, as pure functions of config and progress.
 
 Steps are 0-based. The stream position is the number of real images that all earlier discriminator updates used.
 """
@@ -9,8 +9,13 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCenteredPenaltyConfig
+from pydantic import BaseModel
+
+from distgan.config import Config, EMAConfig, OptimizerConfig, ScheduleConfig
+
+_MAX_STEPS = 2**60
 
 
 @dataclass(frozen=True)
@@ -195,54 +200,92 @@ def largest_batch(config: Config) -> int:
     return max((config.training.batch_size, *sizes))
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the learning rate of step `step` of `steps`: the schedule, times a linear warm-up.
-
-    `linear` and `cosine` decay from the first step on, and reach 0 at `step == steps`.
-    """
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    progress = min(1.0, step / steps)
-    decay = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[config.schedule]
-    return config.learning_rate * warmup * decay
+def run_steps(config: Config) -> int:
+    """Return the number of steps of a whole run."""
+    training = config.training
+    if training.kimg is None:
+        assert training.steps is not None
+        return training.steps
+    images = 1000 * training.kimg
+    reached = bisect.bisect_left(range(_MAX_STEPS), images, key=lambda steps: position_after(config, steps))
+    return reached if training.steps is None else min(reached, training.steps)
 
 
-def penalty_gamma(config: ZeroCenteredPenaltyConfig, step: int, steps: int) -> float:
-    """Return gamma of a zero-centered penalty at step `step` of `steps`.
-
-    It follows a cosine from `gamma` to `final_gamma` (Huang et al. 2024, appendix).
-    """
-    final = config.gamma if config.final_gamma is None else config.final_gamma
-    share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
-    return final + (config.gamma - final) * share
+def run_images(config: Config) -> int:
+    """Return the number of images that the discriminator is trained on in a whole run."""
+    return position_after(config, run_steps(config))
 
 
-def ema_decay(config: EMAConfig, images: int, images_per_step: int) -> float:
-    """Return the weight of the previous average in the EMA update of one step, in [0, 1).
+def value(setting: float | ScheduleConfig, images: int, length: int) -> float:
+    """Return the value of a number, or of a schedule after `images` images.
 
-    The half-life is in images, so that it does not depend on the batch size. With a ramp-up it is at most
-    `rampup * images` (Karras et al. 2021, released code).
+    The cosine is that of R3GAN (Huang et al. 2024, training_loop.py:29-38 of the released code).
 
     Args:
-        images: real images seen before this step.
+        length: images of the whole run, over which a schedule without `over` changes.
+    """
+    if not isinstance(setting, ScheduleConfig):
+        return setting
+    progress = min(1.0, images / (length if setting.over is None else 1000 * setting.over))
+    rest = {
+        "constant": 1.0 if progress < 1.0 else 0.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[setting.shape]
+    return setting.end + (setting.start - setting.end) * rest
+
+
+def scheduled(section: BaseModel) -> Iterator[tuple[str, ScheduleConfig]]:
+    """Yield all schedules of a config with their keys, such as `generator.optimizer.betas.1`."""
+    for key, held in section:
+        for place, inner in enumerate(held) if isinstance(held, (list, tuple)) else [(None, held)]:
+            where = key if place is None else f"{key}.{place}"
+            if isinstance(inner, ScheduleConfig):
+                yield where, inner
+            elif isinstance(inner, BaseModel):
+                yield from ((f"{where}.{below}", found) for below, found in scheduled(inner))
+
+
+def optimizer_settings(config: OptimizerConfig, step: int, images: int, length: int) -> dict[str, Any]:
+    """Return what an optimizer's parameter groups hold in step `step`: `lr`, and options that have a schedule.
+
+    Args:
+        images, length: see `value`.
+    """
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    settings: dict[str, Any] = {"lr": value(config.learning_rate, images, length) * warmup}
+    for key in {place.partition(".")[0] for place, _ in scheduled(config.options)}:
+        setting = getattr(config.options, key)
+        settings[key] = (
+            tuple(value(item, images, length) for item in setting)
+            if isinstance(setting, tuple)
+            else value(setting, images, length)
+        )
+    return settings
+
+
+def ema_decay(config: EMAConfig, images: int, images_per_step: int, length: int) -> float:
+    """Return the weight of the previous average in the EMA update of one step, in [0, 1).
+
+    The half-life is in images, so that it does not depend on the batch size.
+
+    Args:
+        images, length: see `value`; images are those before this step.
         images_per_step: real images of this step.
     """
-    half_life = config.half_life_kimg * 1000.0
-    if config.rampup is not None:
-        half_life = min(half_life, config.rampup * images)
+    half_life = 1000.0 * value(config.half_life_kimg, images, length)
     return 0.0 if half_life <= 0 else 0.5 ** (images_per_step / half_life)
 
 
 def growth_warnings(config: Config) -> tuple[str, ...]:
     """Return one warning if the run ends before its networks train at full resolution, otherwise none."""
-    needed, last = steps_to_grow(config), config.training.steps
+    needed, last = steps_to_grow(config), run_steps(config)
     if needed <= last:
         return ()
     side = resolution(config, position_after(config, last))
+    key = "steps" if config.training.steps == last else "kimg"
     return (
-        f"training.steps = {last}: the run ends at {side} pixels per side; the full {config.data.resolution} pixels "
-        f"train from step {needed} on; raise training.steps, or lower growth.stable_kimg and growth.fade_kimg",
+        f"training.{key} = {getattr(config.training, key)}: the run ends at {side} pixels per side; the full "
+        f"{config.data.resolution} pixels train from step {needed} on; raise training.{key}, or lower "
+        "growth.stable_kimg and growth.fade_kimg",
     )

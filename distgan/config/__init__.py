@@ -9,6 +9,7 @@ from __future__ import annotations
 from distgan.config.architectures import MinibatchDiscriminationConfig, MinibatchStddevConfig
 from distgan.config.data import DataConfig
 from distgan.config.evaluation import DetectorConfig, EvaluationConfig, MetricConfig
+from distgan.config.fields import ScheduleConfig
 from distgan.config.loading import dump_config, flatten, is_run_folder, json_schema, load_config, parse_config
 from distgan.config.objective import (
     AdversarialConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ScheduleConfig",
     "TermConfig",
     "TrackerConfig",
     "TrainingConfig",

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WrapValidator,
+    model_validator,
+)
 
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*|(?=\.[0-9]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", re.ASCII)
 _MAX_DIGITS = 400
@@ -103,3 +113,50 @@ class Section(BaseModel):
                     f"change {other}"
                 )
         return self
+
+
+class ScheduleConfig(Section):
+    """A number that changes with the number of images that the discriminator has been trained on, as papers count them.
+    TensorBoard shows its values as `schedule/KEY`."""
+
+    start: Real
+    """Value before the first image."""
+    end: Real
+    """Value that it reaches."""
+    over: Annotated[Positive, Field(le=1e12)] | None = None
+    """Duration of the change from `start` to `end`, in thousands of images; null: the whole run."""
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    """Course of the change: `linear`, half a `cosine`, or `constant`, which stays at `start` until a jump to `end`."""
+    after: Literal["hold"] = "hold"
+    """Behavior afterward. Always `hold`: the value stays at `end`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.start == self.end:
+            raise ValueError(
+                f"start: equals end, so that nothing changes; write {self.start:g} in place of the schedule"
+            )
+        return self
+
+
+def _scheduled(number: Any, bounds: Any = None) -> WrapValidator:
+    """Return a validator of a number or of a schedule whose both ends are within bounds, by default the number's."""
+    numbers, ends = TypeAdapter(number), TypeAdapter(bounds or number)
+
+    def check(value: Any, _: Any) -> Any:
+        # In place of the union's own check, which reports a mistake once for each of its members.
+        if not isinstance(value, (Mapping, ScheduleConfig)):
+            return numbers.validate_python(value)
+        schedule = ScheduleConfig.model_validate(value)
+        for end in (schedule.start, schedule.end):
+            ends.validate_python(end)
+        return schedule
+
+    return WrapValidator(check)
+
+
+Decay = Annotated[Real, Field(ge=0, lt=1)]
+ScheduledPositive = Annotated[Positive | ScheduleConfig, _scheduled(Positive, NotNegative)]
+ScheduledNotNegative = Annotated[NotNegative | ScheduleConfig, _scheduled(NotNegative)]
+ScheduledFraction = Annotated[Fraction | ScheduleConfig, _scheduled(Fraction)]
+ScheduledDecay = Annotated[Decay | ScheduleConfig, _scheduled(Decay)]

@@ -6,18 +6,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, Section
+from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
 from distgan.config.named import BuiltIn, NamedSection
 
 
 class ZeroCenteredPenaltyConfig(Section):
     """Penalty on the squared norm of the discriminator's gradient with respect to its input."""
 
-    gamma: Positive
-    """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient."""
-    final_gamma: Positive | None = None
-    """Gamma at the last step. Gamma follows half a cosine to this value; null keeps it constant. R3GAN's code ends the
-    schedule at a number of images and trains on."""
+    gamma: ScheduledPositive
+    """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient. A number or a schedule."""
     every: Count = 1
     """Compute the penalty in every k-th discriminator update, multiplied by k (lazy regularization; Karras et al. 2020,
     appendix B). Learning rate and betas stay as configured; StyleGAN2's code rescales both."""
@@ -81,10 +78,9 @@ class LabelSmoothingConfig(Section):
 class InstanceNoiseConfig(Section):
     """Gaussian noise on all inputs of the discriminator (Sønderby et al. 2017; Arjovsky and Bottou 2017)."""
 
-    sigma: Positive = 0.1
-    """Standard deviation of the noise at the start. Inputs are in [-1, 1]."""
-    steps: Count | None = None
-    """Number of steps over which sigma falls linearly to 0; null keeps it constant."""
+    sigma: ScheduledPositive = 0.1
+    """Standard deviation of the noise: a number or a schedule, such as `{start: 0.1, end: 0}`. Inputs are in
+    [-1, 1]."""
 
 
 class FeatureMatchingConfig(Section):

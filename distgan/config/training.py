@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from distgan.config.fields import Batch, Count, CountOrZero, Real, Section, plain_value
+from distgan.config.fields import Batch, Count, CountOrZero, Positive, Real, Section, plain_value
 
 
 class ExtraCriticStepsConfig(Section):
@@ -32,8 +32,11 @@ class EarlyStoppingConfig(Section):
 class TrainingConfig(Section):
     """Length of the run, batch size, and arithmetic."""
 
-    steps: Count
-    """Number of steps. A step is one generator update and its discriminator updates."""
+    steps: Count | None = None
+    """Number of steps. A step is one generator update and its discriminator updates. Required without `kimg`."""
+    kimg: Annotated[Positive, Field(le=1e12)] | None = None
+    """Length of the run in thousands of images that the discriminator is trained on, as papers count them. The run ends
+    at the first step that reaches it, and at `steps` if that comes first."""
     batch_size: Batch
     """Global batch size: over all ranks and all micro-batches of an update."""
     gradient_accumulation_steps: Batch = 1
@@ -86,8 +89,10 @@ class TrainingConfig(Section):
                 f"training.gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches; "
                 "change one of them"
             )
+        if self.steps is None and self.kimg is None:
+            raise ValueError("steps: missing; set the length of the run in steps, or in thousands of images with kimg")
         most = max(self.critic_steps, self.extra_critic_steps.updates if self.extra_critic_steps else 0)
-        if self.steps * most * self.batch_size >= 2**62:
+        if (self.steps or 0) * most * self.batch_size >= 2**62:
             raise ValueError("steps: times critic_steps times batch_size is 2**62 images or more; lower one of them")
         return self
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from distgan import schedule
 from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
 from distgan.losses import gradient_penalties
 from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
@@ -22,7 +23,6 @@ from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
 from distgan.players.objective_base import LossAndScalars, MicroBatch, Objective
 from distgan.players.terms import check_loss
-from distgan.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
 
@@ -35,15 +35,20 @@ class DiscriminatorObjective(Objective):
 
     role = "discriminator"
 
-    def forward(self, batch: MicroBatch, step: int, update: int) -> LossAndScalars:
-        """Return the loss and the scalars. `update` counts discriminator updates and selects lazy penalties."""
+    def forward(self, batch: MicroBatch, images: int, update: int) -> LossAndScalars:
+        """Return the loss and the scalars.
+
+        Args:
+            images: images before this step, which schedules follow.
+            update: discriminator updates before this one, which selects lazy penalties.
+        """
         config = self.config
         assert batch.reals is not None
         labels = self._fake_labels(batch)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
             fakes = self.opponent(batch.latents, labels)
-        reals, generated = self._with_noise(batch.reals, "real", batch, step), fakes.to(batch.reals.dtype)
-        fakes = self._with_noise(generated, "fake", batch, step)
+        reals, generated = self._with_noise(batch.reals, "real", batch, images), fakes.to(batch.reals.dtype)
+        fakes = self._with_noise(generated, "fake", batch, images)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
         with ExitStack() as held:
             # A penalized pass needs normalization moments in its own precision.
@@ -59,14 +64,12 @@ class DiscriminatorObjective(Objective):
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
             if r1 is not None:
-                parts["loss/r1"] = gradient_penalties.zero_centered(
-                    real_logits, reals, penalty_gamma(r1, step, self.steps)
-                )
+                gamma = schedule.value(r1.gamma, images, self.length)
+                parts["loss/r1"] = gradient_penalties.zero_centered(real_logits, reals, gamma)
                 loss = loss + r1.every * parts["loss/r1"]
             if r2 is not None:
-                parts["loss/r2"] = gradient_penalties.zero_centered(
-                    fake_logits, fakes, penalty_gamma(r2, step, self.steps)
-                )
+                gamma = schedule.value(r2.gamma, images, self.length)
+                parts["loss/r2"] = gradient_penalties.zero_centered(fake_logits, fakes, gamma)
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
@@ -113,8 +116,12 @@ class GeneratorObjective(Objective):
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
         self._needs_reals = config.objective.generator_needs_reals
 
-    def forward(self, batch: MicroBatch, step: int) -> LossAndScalars:
-        """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`."""
+    def forward(self, batch: MicroBatch, images: int) -> LossAndScalars:
+        """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`.
+
+        Args:
+            images: images before this step, which schedules follow.
+        """
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         parts: dict[str, Tensor] = {}
         with _frozen(discriminator), ExitStack() as held:
@@ -122,11 +129,11 @@ class GeneratorObjective(Objective):
                 with reference_moments(self.network):
                     fakes = self.network(batch.latents, labels)
                 held.enter_context(reference_moments(discriminator))
-                fake, real = self._judge(self._with_noise(fakes, "fake", batch, step), labels), None
+                fake, real = self._judge(self._with_noise(fakes, "fake", batch, images), labels), None
                 if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
-                        real = self._judge(self._with_noise(batch.reals, "real", batch, step), batch.real_labels)
+                        real = self._judge(self._with_noise(batch.reals, "real", batch, images), batch.real_labels)
             matching = config.feature_matching
             loss = fake.logits.new_zeros(())
             if matching is None or matching.adversarial:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distgan import randomness
+from distgan import randomness, schedule
 from distgan.config import Config
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
-from distgan.losses.regularizers import HistoricalAverage, noise_sigma
+from distgan.losses.regularizers import HistoricalAverage
 from distgan.networks.hooks import captured, find_layer
 from distgan.networks.shape import SampleShape
 from distgan.players.terms import TermView, add_terms, build_loss, build_terms
@@ -72,7 +72,8 @@ class Objective(nn.Module):
         self._opponent = (opponent,)
         self.config = config.objective
         self.seed = config.seed
-        self.steps = config.training.steps
+        self.length = schedule.run_images(config)
+        """Images of the whole run."""
         self.accumulation = config.training.gradient_accumulation_steps
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
@@ -110,10 +111,10 @@ class Objective(nn.Module):
         dtype = self.autocast_dtype
         return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None and not unless)
 
-    def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, step: int) -> Tensor:
-        """Add instance noise to the discriminator's inputs, if the config has any at this step."""
+    def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, images: int) -> Tensor:
+        """Add instance noise to the discriminator's inputs, if the config has any after `images` images."""
         noise = self.config.instance_noise
-        sigma = noise_sigma(noise, step) if noise is not None else 0.0
+        sigma = schedule.value(noise.sigma, images, self.length) if noise is not None else 0.0
         return samples + sigma * self._normal(f"instance noise/{kind}", batch, samples) if sigma else samples
 
     def _normal(self, purpose: str, batch: MicroBatch, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
-from distgan.schedule import discriminator_updates, ema_decay, learning_rate
+from distgan.schedule import discriminator_updates, ema_decay, optimizer_settings
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
@@ -165,27 +165,27 @@ def train_step(
         before_change: called before each change of a tensor that a checkpoint holds.
     """
     config, progress = state.config, state.progress
-    step, first_position = progress.step, progress.position
-    updates = list(discriminator_updates(config, step, first_position))
-    rate = learning_rate(config.discriminator.optimizer, step, config.training.steps)
+    step, images = progress.step, progress.position
+    updates = list(discriminator_updates(config, step, images))
+    settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length)
     for update in updates:
         seed_default_generator(config.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
-        state.discriminator.update(batches, (step, update.index), rate, before_change=before_change)
+        state.discriminator.update(batches, (images, update.index), settings, before_change=before_change)
         progress.position += update.batch_size
-    rate = learning_rate(config.generator.optimizer, step, config.training.steps)
-    applied = state.generator.update(feed.generator_inputs(step), (step,), rate, before_change=before_change)
+    settings = optimizer_settings(config.generator.optimizer, step, images, state.length)
+    applied = state.generator.update(feed.generator_inputs(step), (images,), settings, before_change=before_change)
     with runtime.full_params(state.generator.network):
         # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
-        images = config.training.critic_steps * updates[-1].batch_size
-        state.average.update(ema_decay(config.ema, first_position, images), applied)
+        usual = config.training.critic_steps * updates[-1].batch_size
+        state.average.update(ema_decay(config.ema, images, usual, state.length), applied)
     progress.step += 1
     state.grow()
 
 
 def is_done(state: TrainingState) -> bool:
     """Return True if no step remains. Equal on all ranks."""
-    return state.progress.step >= state.config.training.steps or early_stop_reason(state) is not None
+    return state.progress.step >= state.last_step or early_stop_reason(state) is not None
 
 
 def early_stop_reason(state: TrainingState) -> str | None:

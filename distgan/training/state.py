@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ class TrainingState:
     def players(self) -> tuple[Player, Player]:
         """Both players."""
         return self.generator, self.discriminator
+
+    @cached_property
+    def last_step(self) -> int:
+        """Number of steps of the whole run."""
+        return schedule.run_steps(self.config)
+
+    @cached_property
+    def length(self) -> int:
+        """Number of images that the discriminator is trained on in the whole run."""
+        return schedule.run_images(self.config)
 
     @property
     def shape(self) -> SampleShape:

@@ -74,8 +74,8 @@ def train_step(state: TrainingState, source: LatentSource) -> None:
     reals = fade_reals(shrink(everything[places], state.growth.resolution), state.growth.fade)
     latents, _ = source.draw("latents", places)
     batch = MicroBatch(places, latents.to(reals.dtype), None, reals, None)
-    state.discriminator.update([batch], (progress.step, update.index), 1e-3)
-    applied = state.generator.update([batch], (progress.step,), 1e-3)
+    state.discriminator.update([batch], (progress.position, update.index), {"lr": 1e-3})
+    applied = state.generator.update([batch], (progress.position,), {"lr": 1e-3})
     with runtime.full_params(state.generator.network):
         state.average.update(0.5, applied)
     progress.step += 1

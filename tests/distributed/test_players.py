@@ -93,8 +93,8 @@ def train_steps(
                 labels = labels if config.data.labels else None
                 real_labels = places % CLASSES if config.data.labels else None
                 micro_batches.append(MicroBatch(places, latents.to(dtype), labels, reals, real_labels))
-        discriminator.update(batches["discriminator"], (step, step), 1e-3)
-        applied = generator.update(batches["generator"], (step,), 1e-3)
+        discriminator.update(batches["discriminator"], (step * BATCH, step), {"lr": 1e-3})
+        applied = generator.update(batches["generator"], (step * BATCH,), {"lr": 1e-3})
         with runtime.full_params(generator.network):
             average.update(0.9, applied.to(dtype))
         snapshots.append(whole_state(generator, discriminator, average))
@@ -131,7 +131,8 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     },
     "noisy targets, instance noise": {
         "objective": {
-            "label_smoothing": {"real": [0.7, 1.0], "flip": 0.2}, "instance_noise": {"sigma": 0.3, "steps": 6}
+            "label_smoothing": {"real": [0.7, 1.0], "flip": 0.2},
+            "instance_noise": {"sigma": {"start": 0.3, "end": 0, "over": 6 * BATCH / 1000}},
         }
     },
     "feature matching": {"objective": {"feature_matching": {"adversarial": True}}},
@@ -215,7 +216,7 @@ def count_reductions(accumulation: int) -> int:
         return future
 
     player.engine.module.register_comm_hook(None, hook)  # type: ignore[operator]
-    player.update([torch.ones(2, 3)] * accumulation, (), 1e-3)
+    player.update([torch.ones(2, 3)] * accumulation, (), {"lr": 1e-3})
     return calls
 
 
@@ -235,7 +236,7 @@ def test_micro_batches_are_let_go_before_the_next_is_drawn(role: str) -> None:
         drawn.append(weakref.ref(reals))
         return MicroBatch(places, latents.double(), None, reals, None)
 
-    assert player.update(map(draw, range(4)), (0, 0) if role == "discriminator" else (0,), 1e-3) == 1
+    assert player.update(map(draw, range(4)), (0, 0) if role == "discriminator" else (0,), {"lr": 1e-3}) == 1
     assert len(drawn) == 4
 
 
