@@ -28,12 +28,13 @@ def validate_resume(
         accept: accepted differences, from `contents.ACCEPTABLE`.
     """
     then = parse_config(description.config, source=f"{path}/state.json")
-    follows = schedule.position_after(then, description.step)
-    if description.position != follows and "batch" not in description.accepted:
-        raise UserError(
-            f"{path}/state.json: position: found {description.position} at step {description.step}, expected {follows} "
-            f"from its config: the file was changed; {USE_OLDER}"
-        )
+    follows = schedule.used_after(then, description.step)
+    for key, expected in follows._asdict().items():
+        if (number := getattr(description, key)) != expected and "batch" not in description.accepted:
+            raise UserError(
+                f"{path}/state.json: {key}: found {number} at step {description.step}, expected {expected} "
+                f"from its config: the file was changed; {USE_OLDER}"
+            )
     found = description.data.fingerprint
     if found != index.fingerprint and "data" not in accept:
         raise UserError(
@@ -57,18 +58,19 @@ def validate_resume(
             f"{path}: saved with seed = {then.seed}, but the config has seed = {now.seed}, which changes data order "
             f"and noise; set seed={then.seed}, or accept the change with --accept seed"
         )
-    images = [
-        [schedule.position_after(config, step) for step in (description.step, description.step + 1)]
+    used = [
+        [schedule.used_after(config, step) for step in (description.step, description.step + 1)]
         for config in (then, now)
     ]
-    if images[0] != images[1] and "batch" not in accept:
+    if used[0] != used[1] and "batch" not in accept:
+        was, would = ([place.position for place in places] for places in used)
         raise UserError(
-            f"{path}: {_batch_changes(then, now)} (the next step would use the real images {images[1][0]} to "
-            f"{images[1][1]} instead of {images[0][0]} to {images[0][1]}, and `distgan trace` could no longer name the "
+            f"{path}: {_batch_changes(then, now)} (the next step would use the real images {would[0]} to "
+            f"{would[1]} instead of {was[0]} to {was[1]}, and `distgan trace` could no longer name the "
             "samples of a step); restore it, or accept the change with --accept batch"
         )
-    before = schedule.statistics_sizes(then, description.position, description.world_size)
-    for key, size in schedule.statistics_sizes(now, description.position, world_size).items():
+    before = schedule.statistics_sizes(then, description.images, description.world_size)
+    for key, size in schedule.statistics_sizes(now, description.images, world_size).items():
         if before.get(key, size) != size and "statistics" not in accept:
             raise UserError(
                 f"{path}: {key}: batch statistics were over {before[key]} samples, but now they would be over {size}, "
@@ -87,6 +89,7 @@ def validate_resume(
 
 _BATCH_KEYS = (
     "training.batch_size", "training.critic_steps", "training.initial_critic_steps", "training.extra_critic_steps",
+    "training.generator_reals", "objective.adversarial", "objective.feature_matching", "objective.terms",
     "growth.first_resolution", "growth.stable_kimg", "growth.fade_kimg", "growth.batch_sizes",
 )  # fmt: skip
 """Keys and sections that decide which images a step uses."""

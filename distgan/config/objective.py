@@ -84,10 +84,8 @@ class InstanceNoiseConfig(Section):
 
 
 class FeatureMatchingConfig(Section):
-    """Salimans et al. 2016, section 3.1, as a term of the generator's loss.
-
-    The reals are those of the step's last discriminator update, where the released code draws others.
-    """
+    """Salimans et al. 2016, section 3.1, as a term of the generator's loss. `training.generator_reals` chooses the
+    reals."""
 
     weight: Positive = 1.0
     """Weight of the feature-matching term in the generator's loss."""
@@ -167,7 +165,7 @@ class AdversarialConfig(NamedSection):
     """Loss: `non_saturating`, `minimax` (the value function of Goodfellow et al. 2014, of which `non_saturating` is the
     -log D(G(z)) variant), `least_squares`, `hinge`, `wasserstein`, `relativistic_paired`, `relativistic_average`,
     `relativistic_average_least_squares`, `relativistic_average_hinge`, or the import path of your own. A relativistic
-    generator compares with the reals of the step's last discriminator update; the released code draws new ones."""
+    generator compares with the reals that `training.generator_reals` chooses."""
 
     @property
     def facts(self) -> LossOptions:

@@ -60,6 +60,11 @@ class Config(Section):
         return self.training.batch_size // self.training.gradient_accumulation_steps
 
     @property
+    def generator_draws_reals(self) -> bool:
+        """Whether generator updates use real samples of their own."""
+        return self.training.generator_reals == "own" and self.objective.generator_needs_reals
+
+    @property
     def statistics_batch(self) -> int:
         """Samples of a batch that one device passes whole, for the statistics that a fixed network is to have.
 

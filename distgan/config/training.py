@@ -47,6 +47,10 @@ class TrainingConfig(Section):
     """Steps that run more discriminator updates than `critic_steps`; null runs none."""
     initial_critic_steps: CountOrZero = 0
     """Number of discriminator updates before the first generator update. They count to step 0."""
+    generator_reals: Literal["own", "last"] = "own"
+    """Real samples of a generator update whose loss looks at some, as relativistic losses and feature matching do.
+    `own`: the next ones of the data, as in the released code of both. `last`: those of the step's last discriminator
+    update, which halves what is read. Images count those of the discriminator alone."""
     early_stopping: EarlyStoppingConfig | None = None
     """Early end of the run when the Wasserstein estimate stays flat, for `wasserstein`; null trains all steps."""
     mixed_precision: Literal["no", "tf32", "bf16"] = "no"

@@ -233,7 +233,7 @@ def _reason(error: BaseException) -> str:
 def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
-    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
+    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.images)
     if (vocabulary is not None) != (config.data.kind == "text"):
         raise UserError(
             f"{path}/state.json: vocabulary: expected for data.kind = text only, found data.kind = {config.data.kind}; "

@@ -165,16 +165,19 @@ def train_step(
         before_change: called before each change of a tensor that a checkpoint holds.
     """
     config, progress = state.config, state.progress
-    step, images = progress.step, progress.position
-    updates = list(discriminator_updates(config, step, images))
+    step, images = progress.step, progress.images
+    updates = list(discriminator_updates(config, step, progress.used))
     settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length)
     for update in updates:
         seed_default_generator(config.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
         state.discriminator.update(batches, (images, update.index), settings, before_change=before_change)
         progress.position += update.batch_size
+        progress.images += update.batch_size
     settings = optimizer_settings(config.generator.optimizer, step, images, state.length)
     applied = state.generator.update(feed.generator_inputs(step), (images,), settings, before_change=before_change)
+    if config.generator_draws_reals:
+        progress.position += updates[-1].batch_size
     with runtime.full_params(state.generator.network):
         # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
         usual = config.training.critic_steps * updates[-1].batch_size
@@ -185,7 +188,7 @@ def train_step(
 
 def is_done(state: TrainingState) -> bool:
     """Return True if no step remains. Equal on all ranks."""
-    return state.progress.step >= state.last_step or early_stop_reason(state) is not None
+    return state.is_complete or early_stop_reason(state) is not None
 
 
 def early_stop_reason(state: TrainingState) -> str | None:

@@ -74,7 +74,7 @@ class Monitor:
             trackers=self.config.monitoring.trackers,
             settings=settings,
         )
-        self.console = Console(total=state.last_step, start=step, main=runtime.is_main)
+        self.console = Console(total=schedule.run_steps(self.config), start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(settings, values)
@@ -112,7 +112,7 @@ class Monitor:
         if self._is_logged(progress.step):
             row = self._measure()
             self._diagnose(row)
-        elif progress.step == self.state.last_step:
+        elif self.state.is_complete:
             # If you make the run longer and resume, it must equal one that was as long from the start.
             # Therefore the interval stays open and nothing is diagnosed.
             row = self._measure(ends_interval=False)
@@ -126,7 +126,7 @@ class Monitor:
             evaluation = self.evaluations.measure()
             row |= evaluation.metrics
             report = StepReport(evaluation.is_best, evaluation.interrupted, evaluation.metrics)
-        last = progress.step == self.state.last_step or self._stops_early()
+        last = self.state.is_complete or self._stops_early()
         if pictured or last:
             with nullcontext() if fitted else self._fitted_for_now():
                 if self.runtime.is_main:
@@ -134,7 +134,7 @@ class Monitor:
         self._write(row)
         if row or pictured or last:
             self._start_interval()
-        if self._is_logged(progress.step + 1) or progress.step + 1 == self.state.last_step:
+        if self._is_logged(progress.step + 1) or self.state.is_before_last_step:
             self.stragglers.begin()
         return report
 
@@ -147,7 +147,7 @@ class Monitor:
     def _start_interval(self) -> None:
         """Restart the timers, so that evaluations and sample grids do not count as training time."""
         self._started = time.perf_counter()
-        self._first_position = self.state.progress.position
+        self._first_images = self.state.progress.images
         self._first_step = self.state.progress.step
         self.feed.seconds_waited = 0.0
 
@@ -166,8 +166,8 @@ class Monitor:
         steps = max(1, progress.step - self._first_step)
         row["ema/decay"] = state.average.decay
         for key, setting in self._schedules.items():
-            row["schedule/" + key] = schedule.value(setting, progress.position, state.length)
-        row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
+            row["schedule/" + key] = schedule.value(setting, progress.images, state.length)
+        row["speed/images_per_second"] = (progress.images - self._first_images) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
         row |= self.stragglers.measure()
@@ -178,7 +178,7 @@ class Monitor:
         if self.writer is not None:
             row["checkpoint/failures"] = self.writer.failures
         row["tracker/failures"] = self.tracker.failures
-        row["progress/kimg"] = progress.position / 1000
+        row["progress/kimg"] = progress.images / 1000
         if state.growth is not None:
             row["growth/level"] = state.growth.level
             row["growth/fade"] = state.growth.fade
@@ -220,7 +220,7 @@ class Monitor:
 
     def _write(self, row: dict[str, float]) -> None:
         if row:
-            self.tracker.scalars(self.state.progress.step, self.state.progress.position, row)
+            self.tracker.scalars(self.state.progress.step, self.state.progress.images, row)
             self.console.update(self.state.progress.step, row)
 
     def _draw_samples(self) -> None:

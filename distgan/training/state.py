@@ -40,15 +40,23 @@ from distgan.version import __version__
 
 @dataclass
 class Progress:
-    """Counters of a run. `position` is the number of real images seen, and the only state of the data stream."""
+    """Counters of a run."""
 
     step: int = 0
     position: int = 0
+    """Stream position, the only state of the data stream."""
+    images: int = 0
+    """Number of real images that discriminator updates used."""
     best: dict[str, Any] | None = None
     accepted: frozenset[str] = frozenset()
     """Differences, from `contents.ACCEPTABLE`, that `--accept` has allowed in this run so far."""
     substitutions: Substitutions = field(default_factory=Substitutions)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
+
+    @property
+    def used(self) -> schedule.Used:
+        """Real samples used so far."""
+        return schedule.Used(self.position, self.images)
 
 
 @dataclass
@@ -69,10 +77,17 @@ class TrainingState:
         """Both players."""
         return self.generator, self.discriminator
 
-    @cached_property
-    def last_step(self) -> int:
-        """Number of steps of the whole run."""
-        return schedule.run_steps(self.config)
+    @property
+    def is_complete(self) -> bool:
+        """True if the run has its full length."""
+        return schedule.is_over(self.config, self.progress.step, self.progress.images)
+
+    @property
+    def is_before_last_step(self) -> bool:
+        """True if the next step gives the run its full length."""
+        config, step, images = self.config, self.progress.step, self.progress.images
+        more = schedule.critic_steps(config, step) * schedule.batch_size(config, images)
+        return schedule.is_over(config, step + 1, images + more)
 
     @cached_property
     def length(self) -> int:
@@ -85,12 +100,12 @@ class TrainingState:
         return run_shape(self.config, self.index)
 
     def grow(self) -> None:
-        """Set the networks to the growth level and fade of the stream position. Collective: call on every rank.
+        """Set the networks to the growth level and fade of the images so far. Collective: call on every rank.
 
         The set of active parameters changes at the start and at the end of each fade. The players then update their
         parameter groups. Their optimizers reset their moments if `growth.reset_optimizers` is true.
         """
-        before, now = self.growth, schedule.growth(self.config, self.progress.position)
+        before, now = self.growth, schedule.growth(self.config, self.progress.images)
         if self.config.growth is None or before is None or now is None or before == now:
             return
         set_growth((self.generator.network, self.discriminator.network, self.average.network), now)
@@ -105,10 +120,10 @@ class TrainingState:
 
     def warm_up_buckets(self) -> None:
         """Fix the order of gradient buckets (see `Player.warm_up_buckets`). Collective: call on every rank."""
-        config, runtime, position = self.config, self.generator.runtime, self.progress.position
+        config, runtime, images = self.config, self.generator.runtime, self.progress.images
         if runtime.world_size > 1:
-            shape = replace(self.shape, resolution=schedule.resolution(config, position))
-            share = schedule.micro_batch(config, position) // runtime.world_size
+            shape = replace(self.shape, resolution=schedule.resolution(config, images))
+            share = schedule.micro_batch(config, images) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
             # Update 1: no lazy penalty is due in it.
             self.discriminator.warm_up_buckets((blank, 0, 1))
@@ -138,7 +153,7 @@ class TrainingState:
         return {
             "step": self.progress.step,
             "position": self.progress.position,
-            "images": self.progress.position,
+            "images": self.progress.images,
             "best": self.progress.best,
             "accepted": sorted(self.progress.accepted),
             "substitutions": self.progress.substitutions.to_json(),
@@ -176,7 +191,7 @@ class TrainingState:
                 check_history(path, player, files["history"])
                 check_counters(path, player, files["counters"])
         self.progress.step = description.step
-        self.progress.position = description.position
+        self.progress.position, self.progress.images = description.position, description.images
         self.grow()  # before the moments, which belong to the parameters that are active at that level
         self.average.network.load_state_dict(average)
         for player in self.players:

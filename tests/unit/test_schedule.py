@@ -30,11 +30,30 @@ def config(batch_size: int = 6, accumulation: int = 2, critic_steps: int = 3) ->
 def test_updates_tile_the_stream() -> None:
     position, seen = 0, []
     for step in range(3):
-        assert position == schedule.position_after(config(), step)
-        for update in schedule.discriminator_updates(config(), step, position):
-            seen.append((update.index, update.start))
+        assert (position, position) == schedule.used_after(config(), step)
+        for update in schedule.discriminator_updates(config(), step, schedule.Used(position, position)):
+            seen.append((update.index, update.start, update.images))
         position = seen[-1][1] + 6
-    assert seen == [(index, 6 * index) for index in range(9)]
+    assert seen == [(index, 6 * index, 6 * index) for index in range(9)]
+
+
+def test_a_generators_own_reals_follow_those_of_its_step() -> None:
+    """Three updates of 6, then 6 for the generator: positions advance by 24 a step, and images by 18."""
+    values = config().model_dump() | {"objective": {"adversarial": "relativistic_paired"}}
+    own = Config.model_validate(values)
+    last = Config.model_validate(values | {"training": values["training"] | {"generator_reals": "last"}})
+    assert own.generator_draws_reals
+    assert not last.generator_draws_reals
+    assert not config().generator_draws_reals, "its loss looks at no reals"
+    starts = [
+        (update.start, update.images)
+        for step in range(2)
+        for update in schedule.discriminator_updates(own, step, schedule.used_after(own, step))
+    ]
+    assert starts == [(0, 0), (6, 6), (12, 12), (24, 18), (30, 24), (36, 30)]
+    assert schedule.used_after(own, 5) == (5 * 24, 5 * 18)
+    assert schedule.used_after(last, 5) == (5 * 18, 5 * 18)
+    assert schedule.run_images(own) == 9 * 18
 
 
 def growing(steps: int = 1000, **growth: Any) -> Config:
@@ -129,25 +148,28 @@ def test_runs_that_end_too_early_are_doubted() -> None:
     st.dictionaries(st.sampled_from([4, 8, 16]), st.integers(1, 40)),
     st.sampled_from([0, 3]),
     st.sampled_from([None, {"updates": 5, "first": 2, "every": 7}]),
+    st.booleans(),
 )
 def test_positions_are_those_of_the_steps_one_by_one(
-    steps: int, batch_sizes: dict[int, int], initial_critic_steps: int, extra: dict[str, int] | None
+    steps: int, batch_sizes: dict[int, int], initial_critic_steps: int, extra: dict[str, int] | None, own: bool
 ) -> None:
     config = growing(batch_sizes=batch_sizes)
     training = config.training.model_dump() | {
         "initial_critic_steps": initial_critic_steps,
         "extra_critic_steps": extra,
     }
-    config = Config.model_validate(config.model_dump() | {"training": training})
-    position = 0
+    objective = {"feature_matching": {}} if own else {}
+    config = Config.model_validate(config.model_dump() | {"training": training, "objective": objective})
+    position = images = 0
     for step in range(steps):
-        updates = list(schedule.discriminator_updates(config, step, position))
-        assert {update.batch_size for update in updates} == {schedule.batch_size(config, position)}
-        assert [update.start for update in updates] == [
-            position + number * updates[0].batch_size for number in range(len(updates))
-        ]
-        position = updates[-1].start + updates[-1].batch_size
-    assert schedule.position_after(config, steps) == position
+        updates = list(schedule.discriminator_updates(config, step, schedule.Used(position, images)))
+        assert {update.batch_size for update in updates} == {schedule.batch_size(config, images)}
+        batch = updates[0].batch_size
+        assert [update.start for update in updates] == [position + number * batch for number in range(len(updates))]
+        assert [update.images for update in updates] == [images + number * batch for number in range(len(updates))]
+        position += batch * (len(updates) + own)
+        images += batch * len(updates)
+    assert schedule.used_after(config, steps) == (position, images)
 
 
 R3GAN_CURVE = {"start": 2.0, "end": 0.2, "over": 20, "shape": "cosine"}
@@ -278,7 +300,7 @@ def test_updates_before_a_step_are_those_of_all_earlier_steps(
     extra = {"updates": 11, "first": first, "every": every}
     config = wgan(critic_steps=usual, extra_critic_steps=extra, initial_critic_steps=initial_critic_steps)
     assert schedule.updates_before(config, step) == sum(schedule.critic_steps(config, s) for s in range(step))
-    assert schedule.position_after(config, step) == 64 * schedule.updates_before(config, step)
+    assert schedule.used_after(config, step).images == 64 * schedule.updates_before(config, step)
 
 
 def test_a_warm_start_belongs_to_the_first_step() -> None:
