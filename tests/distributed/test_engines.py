@@ -20,7 +20,10 @@ DIVIDED = [needs("zero1"), needs("zero2"), needs("fsdp")]
 ZERO2_AND_FSDP = [needs("zero2"), needs("fsdp")]
 EVERY = ["ddp", *DIVIDED]
 
+RISING = {"optimizer": {"betas": [0.5, {"start": 0.9, "end": 0.999, "over": 0.1, "shape": "cosine"}]}}
 PENALISED: dict[str, Any] = {
+    "generator": RISING,
+    "discriminator": RISING,
     "objective": {
         "adversarial": "relativistic_paired",
         "r1": {"gamma": 1.0},

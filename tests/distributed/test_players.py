@@ -17,6 +17,7 @@ from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.objective_base import MicroBatch, Objective
 from distgan.players.player import Player
+from distgan.schedule import optimizer_settings
 from distgan.training.ema import EMAGenerator
 from tests.ranks import RankPool
 
@@ -93,8 +94,13 @@ def train_steps(
                 labels = labels if config.data.labels else None
                 real_labels = places % CLASSES if config.data.labels else None
                 micro_batches.append(MicroBatch(places, latents.to(dtype), labels, reals, real_labels))
-        discriminator.update(batches["discriminator"], (step * BATCH, step), {"lr": 1e-3})
-        applied = generator.update(batches["generator"], (step * BATCH,), {"lr": 1e-3})
+        images = step * BATCH
+        settings = [
+            optimizer_settings(player.optimizer, step, images, 1) | {"lr": 1e-3}
+            for player in (config.discriminator, config.generator)
+        ]
+        discriminator.update(batches["discriminator"], (images, step), settings[0])
+        applied = generator.update(batches["generator"], (images,), settings[1])
         with runtime.full_params(generator.network):
             average.update(0.9, applied.to(dtype))
         snapshots.append(whole_state(generator, discriminator, average))
