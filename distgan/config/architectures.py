@@ -191,12 +191,15 @@ class R3GANOptions(NetworkOptions):
     power_of_two = True
 
     width: Size = 64
-    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`. Both
-    are multiples of 8."""
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`.
+    Twice each is a multiple of `group_width`."""
     max_width: Size = 1024
     """Largest number of channels of a layer."""
     depth: Depth = 2
     """Number of residual blocks per stage."""
+    group_width: Size = 16
+    """Channels per group of the 3x3 convolutions, which have twice the channels of their stage. The released presets
+    have 16, and 32 for ImageNet."""
     normalization: Literal["none"] = "none"
     """Always `none`: the networks have no normalization."""
 
