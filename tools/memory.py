@@ -132,7 +132,7 @@ def work(folder: Path, width: int) -> None:
         if output.requires_grad:
             output.register_hook(count_in_backward)
 
-    player.network.get_submodule("projection").register_forward_hook(watch_backward)
+    player.network.get_submodule("stages.0.0.scale").register_forward_hook(watch_backward)
     for step in range(UPDATES):
         state.discriminator.update([batch], (step, step), {"lr": 1e-4})
         applied = player.update([batch], (step,), {"lr": 1e-4}, before_change=count_before_step)

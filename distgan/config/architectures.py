@@ -40,6 +40,8 @@ class NetworkOptions(Section):
     """Kinds of data that it is for."""
     power_of_two: ClassVar[bool] = False
     """Its images have a power of two of pixels per side."""
+    has_stages: ClassVar[bool] = False
+    """It is built of `networks.layers.stage.Stage`, whose precision `training.mixed_precision` can choose."""
     grows: ClassVar[bool] = False
     """It grows with the stream position; see `networks.progressive.GrowingNetwork`."""
     compares_batch: ClassVar[bool] = False
@@ -189,6 +191,7 @@ class R3GANOptions(NetworkOptions):
 
     kinds = ("images",)
     power_of_two = True
+    has_stages = True
 
     width: Size = 64
     """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`.

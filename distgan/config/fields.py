@@ -139,24 +139,40 @@ class ScheduleConfig(Section):
         return self
 
 
-def _scheduled(number: Any, bounds: Any = None) -> WrapValidator:
-    """Return a validator of a number or of a schedule whose both ends are within bounds, by default the number's."""
-    numbers, ends = TypeAdapter(number), TypeAdapter(bounds or number)
+def plain_or_section(plain: Any, section: type[Section]) -> WrapValidator:
+    """Return a validator of a union of a plain type and a section.
+
+    It replaces the union's own check, which reports a mistake once for each member.
+    """
+    plains = TypeAdapter(plain)
 
     def check(value: Any, _: Any) -> Any:
-        # In place of the union's own check, which reports a mistake once for each of its members.
-        if not isinstance(value, (Mapping, ScheduleConfig)):
-            return numbers.validate_python(value)
-        schedule = ScheduleConfig.model_validate(value)
-        for end in (schedule.start, schedule.end):
-            ends.validate_python(end)
-        return schedule
+        is_section = isinstance(value, (Mapping, Section))
+        return section.model_validate(value) if is_section else plains.validate_python(value)
 
     return WrapValidator(check)
 
 
+def _ends_within(number: Any) -> AfterValidator:
+    """Return a validator of a number or of a schedule whose ends are within the bounds of a type of number."""
+    ends = TypeAdapter(number)
+
+    def check(value: Any) -> Any:
+        for end in (value.start, value.end) if isinstance(value, ScheduleConfig) else ():
+            ends.validate_python(end)
+        return value
+
+    return AfterValidator(check)
+
+
 Decay = Annotated[Real, Field(ge=0, lt=1)]
-ScheduledPositive = Annotated[Positive | ScheduleConfig, _scheduled(Positive, NotNegative)]
-ScheduledNotNegative = Annotated[NotNegative | ScheduleConfig, _scheduled(NotNegative)]
-ScheduledFraction = Annotated[Fraction | ScheduleConfig, _scheduled(Fraction)]
-ScheduledDecay = Annotated[Decay | ScheduleConfig, _scheduled(Decay)]
+ScheduledPositive = Annotated[
+    Positive | ScheduleConfig, plain_or_section(Positive, ScheduleConfig), _ends_within(NotNegative)
+]
+ScheduledNotNegative = Annotated[
+    NotNegative | ScheduleConfig, plain_or_section(NotNegative, ScheduleConfig), _ends_within(NotNegative)
+]
+ScheduledFraction = Annotated[
+    Fraction | ScheduleConfig, plain_or_section(Fraction, ScheduleConfig), _ends_within(Fraction)
+]
+ScheduledDecay = Annotated[Decay | ScheduleConfig, plain_or_section(Decay, ScheduleConfig), _ends_within(Decay)]

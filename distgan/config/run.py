@@ -146,6 +146,7 @@ class Config(Section):
                 raise ValueError(
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
+            self._check_precision(role, network)
         for metric in self.metrics:
             if metric.facts.takes != "samples" and kind != "images":
                 raise ValueError(
@@ -159,6 +160,23 @@ class Config(Section):
                     f"for these choose from {', '.join(suited)}"
                 )
         return self
+
+    def _check_precision(self, role: str, network: NetworkConfig) -> None:
+        """Precision by stage needs networks of stages, of which some are in bfloat16."""
+        below, side = self.training.float32_below, self.data.resolution
+        if below is None or not network.is_allowed:
+            return
+        if not network.facts.has_stages:
+            suited = [name for name, built_in in network.built_in.items() if built_in.options.has_stages]
+            raise ValueError(
+                f"training.mixed_precision.float32_below: {role}.architecture: {network.architecture} has no stages; "
+                f"choose {' or '.join(suited)}, or set training.mixed_precision=bf16"
+            )
+        if below > side:
+            raise ValueError(
+                f"training.mixed_precision.float32_below: {below} is above data.resolution = {side}, so that nothing "
+                "would run in bfloat16; lower it, or set training.mixed_precision=no"
+            )
 
     @model_validator(mode="after")
     def _check_objective(self) -> Config:

@@ -6,7 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from distgan.config.fields import Batch, Count, CountOrZero, Positive, Real, Section, plain_value
+from distgan.config.fields import (
+    Batch,
+    Count,
+    CountOrZero,
+    Positive,
+    Real,
+    Section,
+    Size,
+    plain_or_section,
+    plain_value,
+)
 
 
 class ExtraCriticStepsConfig(Section):
@@ -27,6 +37,19 @@ class EarlyStoppingConfig(Section):
     """Number of steps for which the smoothed estimate must stay within `tolerance`. Smoothing half-life: steps / 10."""
     tolerance: Annotated[Real, Field(gt=0, lt=1)] = 0.02
     """Largest relative change of the smoothed estimate that counts as flat."""
+
+
+class MixedPrecisionConfig(Section):
+    """bfloat16 by stage of the networks, penalized passes included (Huang et al. 2024, released code)."""
+
+    dtype: Literal["bf16"] = "bf16"
+    """Always `bf16`."""
+    float32_below: Annotated[Size, Field(ge=4)]
+    """Resolution in pixels per side below which stages run in float32. 8 leaves 4x4 in float32; 4 runs all in bfloat16.
+    For networks of stages, such as `r3gan`."""
+
+
+Precision = Literal["no", "tf32", "bf16"]
 
 
 class TrainingConfig(Section):
@@ -53,11 +76,13 @@ class TrainingConfig(Section):
     update, which halves what is read. Images count those of the discriminator alone."""
     early_stopping: EarlyStoppingConfig | None = None
     """Early end of the run when the Wasserstein estimate stays flat, for `wasserstein`; null trains all steps."""
-    mixed_precision: Literal["no", "tf32", "bf16"] = "no"
+    mixed_precision: Annotated[Precision | MixedPrecisionConfig, plain_or_section(Precision, MixedPrecisionConfig)] = (
+        "no"
+    )
     """Arithmetic of the networks. `no`: full float32. `tf32`: matrix products and convolutions round their inputs to 10
-    bits of mantissa, on NVIDIA GPUs. `bf16`: bfloat16 autocast, with 8 bits. Losses stay float32, and so do whole
-    passes whose input gradient is penalized, such as every discriminator pass with R1 and `every: 1`. Weights and
-    evaluation are float32 in all three."""
+    bits of mantissa, on NVIDIA GPUs. `bf16`: bfloat16 autocast, with 8 bits, but float32 in whole passes whose input
+    gradient is penalized, such as every discriminator pass with R1 and `every: 1`. `{dtype: bf16, float32_below: 8}`:
+    bfloat16 by stage, in penalized passes too. Losses, weights and evaluation are float32 in all of them."""
     gradient_precision: Literal["float32", "bf16"] = "float32"
     """Precision in which ranks exchange gradients. `bf16` halves the bytes, and rounds; sums over many ranks round
     more."""
@@ -74,6 +99,17 @@ class TrainingConfig(Section):
     """Minutes that a rank waits for another in a collective before it gives up."""
     startup_timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 30.0
     """The same limit in minutes until the first step is done, while nodes read data and compile or tune kernels."""
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether networks run in bfloat16."""
+        return self.mixed_precision == "bf16" or self.float32_below is not None
+
+    @property
+    def float32_below(self) -> int | None:
+        """Resolution below which stages run in float32; None if precision is not by stage."""
+        precision = self.mixed_precision
+        return precision.float32_below if isinstance(precision, MixedPrecisionConfig) else None
 
     @model_validator(mode="before")
     @classmethod

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from distgan.errors import UserError
 from distgan.networks.layers.labels import with_labels
+from distgan.networks.layers.stage import Stage
 from distgan.networks.shape import SampleShape
 
 _SLOPE = 0.2
@@ -53,20 +54,16 @@ class R3GANGenerator(nn.Module):
         widths = _stage_widths("generator", shape, width, max_width, group_width)[::-1]
         gain = _fixup_gain(depth * len(widths))
         self.embedding = _embedding(shape.num_classes, latent_size, 1) if shape.num_classes else None
-        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
-        self.projection = nn.Linear(latent_size * (2 if shape.num_classes else 1), widths[0], bias=False)
-        _initialize(self.projection)
-        stages: list[nn.Module] = []
-        for before, after in zip([None, *widths], widths, strict=False):
-            if before is not None:
-                stages += [*_match(before, after), Upsample()]
-            stages += [ResidualBlock(after, gain, group_width) for _ in range(depth)]
-        self.stages = nn.Sequential(*stages)
+        first: list[nn.Module] = [Basis(latent_size * (2 if shape.num_classes else 1), widths[0])]
+        self.stages = nn.Sequential()
+        for level, after in enumerate(widths):
+            layers = [*_match(widths[level - 1], after), Upsample()] if level else first
+            blocks = [ResidualBlock(after, gain, group_width) for _ in range(depth)]
+            self.stages.append(Stage(4 << level, *layers, *blocks))
         self.to_image = _convolution(widths[-1], shape.channels, 1)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        scales = self.projection(with_labels(latents, labels, self.embedding))
-        images: Tensor = self.to_image(self.stages(self.basis * scales[:, :, None, None]))
+        images: Tensor = self.to_image(self.stages(with_labels(latents, labels, self.embedding)))
         return images
 
 
@@ -92,16 +89,17 @@ class R3GANDiscriminator(nn.Module):
         assert normalization == "none"
         widths = _stage_widths("discriminator", shape, width, max_width, group_width)
         gain = _fixup_gain(depth * len(widths))
-        stages: list[nn.Module] = [_convolution(shape.channels, widths[0], 1)]
-        for before, after in zip([None, *widths], widths, strict=False):
-            if before is not None:
-                stages += [Downsample(), *_match(before, after)]
-            stages += [ResidualBlock(after, gain, group_width) for _ in range(depth)]
-        self.stages = nn.Sequential(*stages)
-        self.features = nn.Sequential(_convolution(widths[-1], widths[-1], 4, groups=widths[-1]), nn.Flatten())
+        layers: list[nn.Module] = [_convolution(shape.channels, widths[0], 1)]
+        self.stages = nn.Sequential()
+        for level, before in enumerate(widths):
+            layers += [ResidualBlock(before, gain, group_width) for _ in range(depth)]
+            if level + 1 < len(widths):
+                layers += [Downsample(), *_match(before, widths[level + 1])]
+            self.stages.append(Stage(shape.resolution >> level, *layers))
+            layers = []
+        self.features = Stage(4, _convolution(widths[-1], widths[-1], 4, groups=widths[-1]), nn.Flatten())
         self.embedding = _embedding(shape.num_classes, widths[-1], widths[-1]) if shape.num_classes else None
-        self.logit = nn.Linear(widths[-1], widths[-1] if shape.num_classes else 1, bias=False)
-        _initialize(self.logit)
+        self.logit = Stage(4, _linear(widths[-1], widths[-1] if shape.num_classes else 1))
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         logits: Tensor = self.logit(self.features(self.stages(images)))
@@ -109,6 +107,19 @@ class R3GANDiscriminator(nn.Module):
             assert labels is not None
             logits = (logits * self.embedding(labels)).sum(1, keepdim=True)
         return logits.squeeze(1)
+
+
+class Basis(nn.Module):
+    """Vectors (n, size) to activations (n, channels, 4, 4): a learned 4x4 image per channel, times a learned scale."""
+
+    def __init__(self, size: int, channels: int) -> None:
+        super().__init__()
+        self.images = nn.Parameter(torch.randn(channels, 4, 4))
+        self.scale = _linear(size, channels)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        scale: Tensor = self.scale(vectors)[:, :, None, None]
+        return self.images.to(scale.dtype) * scale
 
 
 class ResidualBlock(nn.Module):
@@ -198,6 +209,12 @@ def _convolution(
 ) -> nn.Conv2d:
     layer = nn.Conv2d(before, after, kernel, padding=padding, groups=groups, bias=False)
     _initialize(layer, gain)
+    return layer
+
+
+def _linear(before: int, after: int) -> nn.Linear:
+    layer = nn.Linear(before, after, bias=False)
+    _initialize(layer)
     return layer
 
 

@@ -31,7 +31,7 @@ _LAYER_KEY = "objective.feature_matching.layer"
 
 
 class DiscriminatorObjective(Objective):
-    """Loss of the discriminator. A pass with a gradient penalty runs entirely in float32."""
+    """Loss of the discriminator. A pass with a gradient penalty runs in float32 unless precision is by stage."""
 
     role = "discriminator"
 
@@ -53,7 +53,7 @@ class DiscriminatorObjective(Objective):
         with ExitStack() as held:
             # A penalized pass needs normalization moments in its own precision.
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
-            with self._autocast(reals, unless=penalized):
+            with self._autocast(reals, penalized=penalized):
                 held.enter_context(reference_moments(self.network))
             real = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
             fake = self._judge(fakes, labels, differentiable=r2 is not None)

@@ -77,6 +77,8 @@ class Objective(nn.Module):
         self.accumulation = config.training.gradient_accumulation_steps
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
+        self.by_stage = config.training.float32_below is not None
+        """True if penalized passes autocast too, because the networks choose the precision by stage."""
         self.adversarial = build_loss(config.objective.adversarial)
         self.loss_facts = config.objective.adversarial.facts
         self.loss_path = config.objective.adversarial.path
@@ -106,10 +108,17 @@ class Objective(nn.Module):
         """
         return batch.labels if batch.real_labels is None else batch.real_labels
 
-    def _autocast(self, like: Tensor, *, unless: bool = False) -> torch.autocast:
-        """Return a context that runs networks in bf16 if the config asks for it. Losses and penalties stay float32."""
+    def _autocast(self, like: Tensor, *, penalized: bool = False) -> torch.autocast:
+        """Return a context that runs networks in bf16 if the config asks for it. Losses and penalties stay float32.
+
+        Take no gradient inside it: backward operations would be cast too, also those of float32 stages.
+
+        Args:
+            penalized: the pass has a second derivative, and is float32 unless precision is by stage.
+        """
         dtype = self.autocast_dtype
-        return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None and not unless)
+        enabled = dtype is not None and (self.by_stage or not penalized)
+        return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=enabled)
 
     def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, images: int) -> Tensor:
         """Add instance noise to the discriminator's inputs, if the config has any after `images` images."""
@@ -151,7 +160,7 @@ class Objective(nn.Module):
         if differentiable:
             samples = samples.detach().requires_grad_(True)
         with ExitStack() as held:
-            held.enter_context(self._autocast(samples, unless=differentiable))
+            held.enter_context(self._autocast(samples, penalized=differentiable))
             outputs = {}
             for layer, key in self.layers.items():
                 held.enter_context(blaming(key))

@@ -24,6 +24,7 @@ from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.contract import PROBE_SIZE, check_networks
+from distgan.networks.layers.stage import set_float32_below
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.progressive import set_growth
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
@@ -48,6 +49,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
         discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
         _fill_references(generator, discriminator, config, index)
+        if (below := config.training.float32_below) is not None:
+            for section, network in ((config.generator, generator), (config.discriminator, discriminator)):
+                set_float32_below(network, section.architecture, below)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
     with runtime.raise_on_all_ranks(), within_memory(memory):
@@ -59,7 +63,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     if config.training.compile:
         generator.compile()
         discriminator.compile()
-    precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
+    precision = torch.bfloat16 if config.training.autocasts else None
     with runtime.raise_on_all_ranks():
         generator_objective = GeneratorObjective(generator, discriminator, config, precision)
         discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision)
@@ -126,7 +130,7 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
         return config.training.channels_last
     if config.data.channels == 1:
         return False
-    return device.type == "cuda" or config.training.mixed_precision == "bf16"
+    return device.type == "cuda" or config.training.autocasts
 
 
 def validate_run(config: Config, index: Index, world_size: int) -> None:

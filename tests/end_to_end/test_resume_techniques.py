@@ -29,6 +29,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "ema": {"half_life_kimg": CURVE},
         "training": {"steps": None, "kimg": 0.25},
     },
+    "R3GAN with labels and bfloat16 by stage, penalized passes included": {
+        "data": {"labels": True},
+        "generator": {"architecture": "r3gan", "width": 8, "max_width": 16, "depth": 1},
+        "discriminator": {"architecture": "r3gan", "width": 8, "max_width": 16, "depth": 1},
+        "objective": {
+            "adversarial": "relativistic_paired",
+            "r1": {"gamma": CURVE, "every": 1},
+            "r2": {"gamma": CURVE, "every": 1},
+        },
+        "training": {"critic_steps": 1, "mixed_precision": {"dtype": "bf16", "float32_below": 8}},
+    },
     "virtual batch norm, histories, matching, noisy targets and inputs": {
         "generator": {"normalization": "virtual"},
         "discriminator": {"normalization": "virtual"},

@@ -30,6 +30,12 @@ from tests.configs import MINIMAL, VALID, write
         ("training.steps=many", ["training.steps", "decimal number", "'many'"]),
         ("training.mixed_precision=fp16", ["training.mixed_precision", "fp16 is refused", "bf16"]),
         ("training.mixed_precision=fp8", ["training.mixed_precision = 'fp8'", "'no', 'tf32' or 'bf16'"]),
+        ("training.mixed_precision={dtype: bf16}", ["'training.mixed_precision.float32_below' is missing"]),
+        ("training.mixed_precision={dtype: tf32, float32_below: 8}", ["mixed_precision.dtype = 'tf32'", "'bf16'"]),
+        (
+            "training.mixed_precision={float32_below: 8}",
+            ["float32_below: generator.architecture: dcgan has no stages", "choose r3gan"],
+        ),
         (
             "training.gradient_accumulation_steps=3",
             ["training.batch_size", "does not divide", "training.gradient_accumulation_steps=3"],

@@ -115,7 +115,7 @@ def test_penalties_can_be_differentiated() -> None:
     images = torch.randn(2, 1, 8, 8, requires_grad=True)
     (slopes,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     slopes.square().sum().backward()
-    assert discriminator.logit.weight.grad is not None
+    assert discriminator.logit[0].weight.grad is not None
 
 
 @pytest.mark.parametrize("changes", [{"normalization": "batch"}, {"spectral_norm": True}])
