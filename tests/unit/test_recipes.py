@@ -86,6 +86,11 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
          # The paper's penalties fall to a tenth.
          "objective.r1.gamma": TENTH, "objective.r2.gamma": TENTH},
     ),
+    # Their numbers are those of the released presets: see test_r3gan_recipes.py.
+    **{
+        f"{data}-r3gan": ("Huang et al. 2024", both("architecture", "r3gan"))
+        for data in ("cifar10", "ffhq64", "ffhq256", "imagenet32", "imagenet64")
+    },
     "digits-feature-matching": ("Salimans et al. 2016", {"objective.feature_matching.weight": 1.0}),
     "digits-minibatch-discrimination": (
         "Salimans et al. 2016",
