@@ -43,7 +43,7 @@ class NetworkOptions(Section):
     has_stages: ClassVar[bool] = False
     """It is built of `networks.layers.stage.Stage`, whose precision `training.mixed_precision` can choose."""
     grows: ClassVar[bool] = False
-    """It grows with the stream position; see `networks.progressive.GrowingNetwork`."""
+    """It grows with the images seen; see `networks.progressive.GrowingNetwork`."""
     compares_batch: ClassVar[bool] = False
     """A sample's output depends on the other samples of the micro-batch of all ranks."""
 

@@ -73,7 +73,7 @@ class TrainingConfig(Section):
     generator_reals: Literal["own", "last"] = "own"
     """Real samples of a generator update whose loss looks at some, as relativistic losses and feature matching do.
     `own`: the next ones of the data, as in the released code of both. `last`: those of the step's last discriminator
-    update, which halves what is read. Images count those of the discriminator alone."""
+    update again. Schedules and curves count the images of the discriminator alone."""
     early_stopping: EarlyStoppingConfig | None = None
     """Early end of the run when the Wasserstein estimate stays flat, for `wasserstein`; null trains all steps."""
     mixed_precision: Annotated[Precision | MixedPrecisionConfig, plain_or_section(Precision, MixedPrecisionConfig)] = (

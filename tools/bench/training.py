@@ -171,6 +171,8 @@ class Bare:
             self._discriminator_loss(reals).backward()
             self._optimizers[1].step()
             self._optimizers[1].zero_grad()
+        if self.config.generator_draws_reals:
+            reals = self._reals()
         self.discriminator.requires_grad_(False)
         fake_logits = self.discriminator(self._generator(self._latents()))
         real_logits = self.discriminator(reals) if self._relativistic else 0
