@@ -107,8 +107,11 @@ def blaming_code(what: str, *, everywhere: bool = False) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises
         if _is_out_of_memory(error):
             raise
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{what}: {type(error).__name__}: {said}{_place(error)}", everywhere=everywhere) from error
+        origin: BaseException = error
+        while not str(origin) and (cause := origin.__cause__ or origin.__context__) is not None:
+            origin = cause  # libraries wrap errors in some that say nothing
+        said = " ".join(str(origin).split())[:300]
+        raise UserError(f"{what}: {type(origin).__name__}: {said}{_place(origin)}", everywhere=everywhere) from error
 
 
 def _place(error: BaseException) -> str:

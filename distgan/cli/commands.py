@@ -42,7 +42,7 @@ def _index(options: argparse.Namespace) -> None:
     with progress_bar("indexing") as progress:
         written = write_index(
             options.shards, options.out, verify=options.verify, strict=options.strict, last_dot=options.last_dot,
-            progress=progress,
+            extension=options.extension, progress=progress,
         )  # fmt: skip
     index, path = written.index, written.path
     for note in written.notes:

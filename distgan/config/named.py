@@ -119,8 +119,14 @@ class NamedSection(Section):
             return found(*given, **passed)
 
     def __getstate__(self) -> dict[Any, Any]:
-        # The class of a user's options is made at run time, so that another process cannot import it.
-        return {**super().__getstate__(), "__pydantic_private__": {"_options": None}}
+        # The class of a user's options is made at run time, so that another process cannot import it. What the user
+        # allowed here is also allowed in this program's data loader workers.
+        return {**super().__getstate__(), "__pydantic_private__": {"_options": None}, "is_allowed": self.is_allowed}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        if state.pop("is_allowed") and not self.built_in.get(state["__dict__"][self.naming_key]):
+            extensions.trust_paths_in(state["__dict__"][self.naming_key])
+        super().__setstate__(state)
 
     def _schema(self) -> type[Section]:
         if self.is_built_in:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.index.table import Index
+from distgan.data.stages import stages_key
 from distgan.distributed.control import Asked, never
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
@@ -86,7 +87,7 @@ def _shape(config: Config) -> tuple[object, ...]:
         "text": (data.length,),
         "points": (data.dimensions,),
     }
-    return kinds[data.kind]
+    return *kinds[data.kind], *stages_key(data)
 
 
 def _collect(

@@ -34,7 +34,7 @@ class Table(BaseModel):
     """The stored shard table. Each shard is (name, bytes, samples, header digest, SHA-256 of the whole file)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    version: Literal[1]
+    version: Literal[2]
     shards: list[tuple[str, NonNegativeInt, PositiveInt, str, str | None]]
     class_names: list[str] | None
     vocabulary: list[str] | None = None
