@@ -76,7 +76,10 @@ class Stages:
             UnreadableSampleError: a line or a point is invalid.
         """
         if out.ndim == 3:
-            images.put(out, self._picture(data))
+            if isinstance(data, np.ndarray) and (data.shape, data.dtype) == (out.shape, out.dtype):
+                out[...] = data
+            else:
+                images.put(out, self._picture(data))
         elif out.dtype == np.uint16 and isinstance(data, str):
             self._format.decode_into(out, memoryview(data.encode()), "txt")
         elif out.dtype != np.uint16 and (values := np.asarray(data)).dtype.kind == "f" and values.shape == out.shape:
