@@ -9,6 +9,9 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
 
 from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCenteredPenaltyConfig
 
@@ -246,3 +249,35 @@ def growth_warnings(config: Config) -> tuple[str, ...]:
         f"training.steps = {last}: the run ends at {side} pixels per side; the full {config.data.resolution} pixels "
         f"train from step {needed} on; raise training.steps, or lower growth.stable_kimg and growth.fade_kimg",
     )
+
+
+@cache
+def power_exponent(std: float) -> float:
+    """Return the exponent gamma of the power-function average t^gamma of relative standard deviation `std`.
+
+    Karras et al. 2024 ("Analyzing and Improving the Training Dynamics of Diffusion Models"), equation 123: the largest
+    root of gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + 12 - std^-2, for std in (0, 12^-1/2].
+    """
+    inverse = std**-2
+    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
+    return float(roots.real.max())
+
+
+def power_decay(std: float, images: int, images_per_step: int) -> float:
+    """Return the weight of the previous power-function average in the update of one step, in [0, 1).
+
+    Karras et al. 2024, equation 127, with time in images: (1 - 1/t)^(gamma + 1) at step t, so that the first step is
+    the live weights.
+
+    Args:
+        images: real images seen before this step.
+        images_per_step: real images of this step.
+    """
+    share = images / (images + images_per_step)
+    return math.pow(share, power_exponent(std) + 1.0)
+
+
+def snapshot_due(config: EMAConfig, before: int, after: int) -> bool:
+    """Return True if a snapshot of the power-function averages is due in a step, by images seen before and after it."""
+    every = config.snapshot_kimg * 1000.0
+    return bool(config.profiles) and after // every > before // every

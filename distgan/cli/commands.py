@@ -118,6 +118,16 @@ def _probe(options: argparse.Namespace) -> None:
     write_line(json.dumps(report))
 
 
+def _average(options: argparse.Namespace) -> None:
+    from distgan.inference.post_hoc import average
+
+    made = average(options.run, options.std, options.out)
+    write_line(
+        f"{made.path}: from {counted(made.snapshots, 'snapshot')}; rounding errors grow at most "
+        f"{made.amplification:.3g} times"
+    )
+
+
 def _export(options: argparse.Namespace) -> None:
     from distgan.inference.export import export
 
@@ -193,6 +203,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sample": _sample,
     "evaluate": _evaluate,
     "probe": _probe,
+    "average": _average,
     "export": _export,
     "stop": _stop,
     "status": _status,

@@ -21,6 +21,7 @@ def add_commands(command: AddCommand) -> None:
         _sample,
         _evaluate,
         _probe,
+        _average,
         _export,
         _stop,
         _status,
@@ -161,6 +162,24 @@ def _probe(command: AddCommand) -> None:
         help="L2-SVM, as in the paper, or logistic regression (default: %(default)s)",
     )
     _add_best(parser)
+
+
+def _average(command: AddCommand) -> None:
+    parser = command(
+        "average", "average a run's weights over time with any width, after training",
+        "The run must have kept power-function averages, as with ema.profiles=[0.05,0.1]. The result is a folder that\n"
+        "evaluate, sample and export take in place of a checkpoint.",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--std",
+        type=float,
+        required=True,
+        metavar="STD",
+        help="width: standard deviation of the average's weights over time, as a fraction of the training (0.01 to "
+        "0.25)",
+    )
+    parser.add_argument("--out", metavar="PATH", help="folder to write (default: averages/std-STD-step-STEP in RUN)")
 
 
 def _export(command: AddCommand) -> None:

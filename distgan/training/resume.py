@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.checkpoint import directory, writer
+from distgan.checkpoint.averages import remove_later_snapshots
 from distgan.checkpoint.directory import steps
 from distgan.checkpoint.loading import find_checkpoint
 from distgan.config import Config, dump_config, flatten, parse_config
@@ -46,6 +47,8 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
                     set_aside_later(folder, then.step)
                 else:
                     set_aside(folder)
+            if runtime.is_main:
+                remove_later_snapshots(folder, state.progress.position)
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {counted(then.world_size, 'rank')})"
             logger.info("resuming from %s%s at stream position %d", path, world, state.progress.position)

@@ -28,7 +28,7 @@ from distgan.networks.layers.virtual_batch_norm import set_reference, uses_refer
 from distgan.networks.progressive import set_growth
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
-from distgan.training.ema import EMAGenerator
+from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 from distgan.version import code_digest
 
@@ -52,7 +52,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     set_growth((generator, discriminator), growth)
     with runtime.raise_on_all_ranks(), within_memory(memory):
         _check_contract(generator, discriminator, config, index, runtime)
-    average = EMAGenerator(generator)
+    average, profiles = EMAGenerator(generator), Profiles(generator, config.ema.profiles)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
             network.to(memory_format=torch.channels_last)
@@ -79,7 +79,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             "different times; set growth.reset_optimizers=true, or launch with --multi_gpu or --use_fsdp",
             everywhere=True,
         )
-    state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
+    state = TrainingState(
+        config, index, players["generator"], players["discriminator"], average, profiles, Progress(), growth
+    )
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()
     return state

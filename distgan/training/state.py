@@ -33,7 +33,7 @@ from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.objective_base import blank_batch
 from distgan.players.player import Player
-from distgan.training.ema import EMAGenerator
+from distgan.training.ema import EMAGenerator, Profiles
 from distgan.version import __version__
 
 
@@ -59,6 +59,7 @@ class TrainingState:
     generator: Player
     discriminator: Player
     average: EMAGenerator
+    profiles: Profiles
     progress: Progress
     growth: schedule.Growth | None
     """Level and fade of growing networks; None if the networks do not grow."""
@@ -109,6 +110,7 @@ class TrainingState:
             "generator": self.generator.engine.weights(),
             "discriminator": self.discriminator.engine.weights(),
             "generator_ema": self.average.network.state_dict(),
+            "profiles": self.profiles.state(),
             "generator_optimizer": self.generator.engine.optimizer_state(),
             "discriminator_optimizer": self.discriminator.engine.optimizer_state(),
             "history": {
@@ -159,7 +161,9 @@ class TrainingState:
             }
             average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
             files = load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+            files |= load_files(path, ["profiles"] if self.profiles else [])
             check_numbers(path, files)
+            self.profiles.check(path, files.get("profiles", {}))
             for player in self.players:
                 check_optimizer(path, player, files[f"{player.role}_optimizer"])
                 check_history(path, player, files["history"])
@@ -168,6 +172,7 @@ class TrainingState:
         self.progress.position = description.position
         self.grow()  # before the moments, which belong to the parameters that are active at that level
         self.average.network.load_state_dict(average)
+        self.profiles.load(files.get("profiles", {}))
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
             player.engine.load_weights(weights[player.role])
