@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from distgan.config.architectures import GroupingOptions
 from distgan.config.data import DataConfig
+from distgan.config.error_messages import explain
 from distgan.config.evaluation import DEFAULT_METRIC, METRICS, EvaluationConfig, MetricConfig
 from distgan.config.fields import Section, Seed, folder
 from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
 from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
 from distgan.config.training import CheckpointConfig, MonitoringConfig, TrainingConfig
+from distgan.errors import UserError
 from distgan.extensions import package_of
 
 MAX_STATISTICS_BATCH = 128
 """Moments of more samples hardly differ, and a device must hold their activations."""
 
 
-class Config(Section):
+class _OneLineErrors(type(Section)):  # type: ignore[misc]
+    def __call__(cls, *values: Any, **sections: Any) -> Any:
+        # Here, and not in __init__, which pydantic calls too when it reads a recipe, whose messages name the file.
+        try:
+            return super().__call__(*values, **sections)
+        except ValidationError as error:
+            raise UserError(f"Config: {explain(error, cls)[1]}") from None
+
+
+class Config(Section, metaclass=_OneLineErrors):
     """A whole run."""
 
     run_dir: Annotated[str, AfterValidator(folder)]
