@@ -119,8 +119,10 @@ def _probe(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from distgan.inference.export import export
-
+    if options.format == "torch-export":
+        from distgan.inference.torch_export import export_program as export
+    else:
+        from distgan.inference.export import export
     write_line(export(options.source, options.dest, best=options.best, overwrite=options.overwrite))
 
 

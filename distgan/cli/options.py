@@ -164,9 +164,20 @@ def _probe(command: AddCommand) -> None:
 
 
 def _export(command: AddCommand) -> None:
-    parser = command("export", "write a run's generator as config.json and model.safetensors")
+    parser = command("export", "write a run's generator as config.json and model.safetensors, or as one .pt2 file")
     parser.add_argument("source", metavar="RUN", help="run folder, or a checkpoint in it")
-    parser.add_argument("dest", metavar="DEST", help="folder to create; load it with distgan.load_generator(DEST)")
+    parser.add_argument(
+        "dest",
+        metavar="DEST",
+        help="folder to create, for distgan.load_generator(DEST); with --format torch-export a file ending in .pt2",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "torch-export"),
+        default="safetensors",
+        help="safetensors: a folder for distgan; torch-export: a program that torch.export.load runs without distgan "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     _add_best(parser)
 

@@ -119,6 +119,8 @@ def load_generator(
     if not os.fspath(path):
         raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
     folder = Path(path)
+    if folder.suffix == ".pt2" and folder.is_file():
+        raise UserError(f"{folder}: a program of torch.export, which torch.export.load loads; pass a run or an export")
     if (folder / "config.json").is_file():
         if best:
             raise UserError(f"{folder}: --best needs a run folder, found an export; pass the run, or remove --best")
