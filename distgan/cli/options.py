@@ -80,7 +80,11 @@ def _trace(command: AddCommand) -> None:
 
 def _sample(command: AddCommand) -> None:
     parser = command("sample", "draw samples from a run, a checkpoint or an export")
-    parser.add_argument("source", metavar="RUN_OR_EXPORT", help="run folder, checkpoint, or exported generator")
+    parser.add_argument(
+        "source",
+        metavar="RUN_OR_EXPORT",
+        help="run folder, checkpoint, or exported generator; hf://USER/NAME is one on the Hugging Face Hub",
+    )
     parser.add_argument(
         "--num",
         type=int,
@@ -179,6 +183,13 @@ def _export(command: AddCommand) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--push",
+        metavar="USER/NAME",
+        help="also push the export with a model card to this repository of the Hugging Face Hub; it is created if "
+        "needed, and anyone can read it (needs distgan[hub] and a token: `hf auth login` or HF_TOKEN)",
+    )
+    parser.add_argument("--private", action="store_true", help="with --push: create a private repository")
     _add_best(parser)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -24,6 +26,7 @@ from distgan.inference.export import load_generator
 from distgan.inference.generator import Generator
 from distgan.inference.torch_export import export_program
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
+from tests.unit.test_documentation import DOCS, section
 
 LAB = Path(__file__).parents[1] / "plugins"
 BASE = {"format": "distgan generator", "version": 1, "step": 5, "images": 80, "data_fingerprint": "f", "versions": {}}
@@ -183,6 +186,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main(["export", str(source), str(tmp_path / "x.pt2"), "--format", "torch-export"])
     assert capsys.readouterr().out == f"{tmp_path / 'x.pt2'}\n"
     assert torch.export.load(tmp_path / "x.pt2").module()(torch.zeros(2, 8)).shape == (2, 2)
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = section(DOCS / "quickstart.md", "5. Run it without distgan")
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    source = write(tmp_path / "runs" / "digits-dcgan", "dcgan")
+    main(shlex.split(blocks["sh"])[1:])
+    values: dict[str, Any] = {}
+    exec(blocks["python"], values)
+    torch.testing.assert_close(values["images"], load_generator(source)(values["latents"]))
 
 
 class Counting(nn.Module):
