@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote
 
+import pytest
 import yaml
 
 TOKEN = "hf_stand_in"
@@ -229,12 +233,26 @@ def _blob(content: bytes) -> str:
 
 
 @contextmanager
-def hub_server() -> Iterator[HubServer]:
+def hub_server(folder: Path) -> Iterator[HubServer]:
+    """The stand-in, which this process's client talks to with a token, and with a cache in a folder.
+
+    Skips the test where huggingface_hub is not installed.
+    """
+    constants = pytest.importorskip("huggingface_hub.constants", reason="needs huggingface_hub")
     server = HubServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
+    # The client reads its variables when it is imported.
+    client = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(folder / "cache"),
+        "HF_TOKEN_PATH": str(folder / "no-token"),
+        "HF_HUB_DISABLE_XET": True,
+    }
     try:
-        yield server
+        with mock.patch.multiple(constants, **client), mock.patch.dict(os.environ, HF_TOKEN=TOKEN):
+            yield server
     finally:
         server.shutdown()
         thread.join()

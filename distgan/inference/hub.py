@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distgan.errors import UserError, printable
+from distgan.files import is_disk_error, reason
 from distgan.packages import is_installed
 
 SCHEME = "hf://"
@@ -131,6 +132,8 @@ def _one_line(what: str) -> Iterator[None]:
             fix = "check the name, and run `hf auth login` or set HF_TOKEN"
         elif status == 403:
             said, fix = "your token may not do this", "use a token with write access to this user's repositories"
+        elif is_disk_error(root):
+            said, fix = reason(root), "free space there, or set HF_HOME to a folder on another disk"
         else:
             said, fix = _said(root), "check the network and HF_ENDPOINT, and try again"
         raise UserError(f"{what}: {said}; {fix}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ _LOCAL = {
     "evaluation": {"cache_dir", "held_out", "inception_weights"},
 }  # fmt: skip
 """Keys of a recipe that are about the machine and not about the model."""
-_HOST = re.compile(r"""(^|[\s=,;:'"(\[])([/~]|[A-Za-z]:[\\/]|\\\\)|://""")
+_HOST = re.compile(r"""(^|[\s=,;:'"(\[])(/\w|~[\w/]|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\)|://""")
 """A text with a path of a machine, or a URL."""
 _SECRET = re.compile(r"(^|[_.])(token|secret|passwd|password|credentials?|(api|access)_?key)$", re.IGNORECASE)
 _TASKS = {"images": "unconditional-image-generation", "text": "text-generation", "points": "other"}
@@ -53,7 +52,7 @@ def publish(
     checkpoint if the run measured them, and samples.
 
     Args:
-        repository: `USER/NAME`, created if it does not exist.
+        repository: `USER/NAME` or `hf://USER/NAME`, created if it does not exist.
         private: create it as private; refuse one that is public.
 
     Raises:
@@ -61,8 +60,8 @@ def publish(
             or the push fails. The export is kept.
     """
     address = hub.parse_address(repository)
-    if address.revision or hub.is_address(repository):
-        raise UserError(f"--push {repository}: expected USER/NAME")
+    if address.revision:
+        raise UserError(f"--push {repository}: pushes to the main branch; leave out @{address.revision}")
     # Found once, because a run that is still training may write a newer one.
     checkpoint = None if _is_export(source) else find_checkpoint(Path(source), best=best)
     export(checkpoint or source, destination, best=best and checkpoint is None, overwrite=overwrite)
@@ -80,9 +79,7 @@ def publish(
             write_atomically(folder / "README.md", card.encode())
         return hub.push(folder, address, private=private)
     except UserError as error:
-        raise UserError(
-            f"{error}; the export is kept in {destination}, and --overwrite --push {repository} tries again"
-        ) from None
+        raise UserError(f"{error}; the export is kept in {destination}; to push again, add --overwrite") from None
 
 
 def _is_export(source: str | os.PathLike[str]) -> bool:
@@ -141,22 +138,23 @@ def model_card(generator: Generator, repository: str, checkpoint: Path | None, *
 
 def _usage(generator: Generator, repository: str) -> str:
     config = generator.config
-    trust = "" if config.is_built_in else f", trust_code=[{package_of(config.technique)!r}]"
+    trust = "" if config.is_built_in else f", trust_code=[{json.dumps(package_of(config.technique))}]"
     labels = ", generator.labels(16, seed=0)" if generator.num_classes else ""
     return (
-        f"import distgan\n\ngenerator = distgan.load_generator({f'{hub.SCHEME}{repository}'!r}{trust})\n"
+        f'import distgan\n\ngenerator = distgan.load_generator("{hub.SCHEME}{repository}"{trust})\n'
         f"samples = generator(generator.latents(16, seed=0){labels})"
     )
 
 
 def _metrics(checkpoint: Path, step: int) -> dict[str, float]:
     """Return the metric values that the run of a checkpoint measured at a step."""
-    file = checkpoint.resolve().parent.parent / "metrics.jsonl"
-    if not file.is_file():
+    folder = checkpoint.resolve().parent
+    file = folder.parent / "metrics.jsonl"
+    if folder.name != "checkpoints" or not file.is_file():
         return {}
     found: dict[str, float] = {}
     with open(file, "rb") as lines:
-        for line in lines:
+        for line in iter(lambda: lines.readline(1 << 20), b""):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -167,8 +165,8 @@ def _metrics(checkpoint: Path, step: int) -> dict[str, float]:
 
 
 def _is_metric(key: str, value: Any) -> bool:
-    named = re.fullmatch(r"\w+(\[\w+\])*", key) and key not in ("step", "images", "time")
-    return bool(named) and isinstance(value, (int, float)) and math.isfinite(value)
+    named = re.fullmatch(r"[\w.]+(\[[\w.]+\])*", key) and key not in ("step", "images", "time")
+    return bool(named) and type(value) in (int, float) and abs(value) < 1e300
 
 
 def _recipe(checkpoint: Path) -> tuple[str, list[str]]:
@@ -188,6 +186,9 @@ def _recipe(checkpoint: Path) -> tuple[str, list[str]]:
 def _unfit(place: str, value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, list[Any]]]:
     """Yield the dotted keys, and their parts below `value`, of texts with a path of a machine, a URL or a secret."""
     if isinstance(value, (dict, list)):
+        if isinstance(value, dict) and any(_HOST.search(str(key)) for key in value):
+            yield place, list(path)
+            return
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _unfit(f"{place}.{key}" if place else str(key), inner, (*path, key))
     elif isinstance(value, str) and value and (_HOST.search(value) or _SECRET.search(place)):

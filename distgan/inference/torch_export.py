@@ -50,16 +50,17 @@ def export_program(
     """
     target = Path(destination)
     if target.suffix != ".pt2":
-        raise UserError(f"{target}: --format torch-export writes one file; pass a name that ends in .pt2")
+        raise UserError(f"DEST {destination}: --format torch-export writes one file; pass a name that ends in .pt2")
     if os.path.lexists(target) and not (overwrite and target.is_file()):
         fix = "pass another name, or add --overwrite" if target.is_file() else "pass another name"
         raise UserError(f"{target}: exists; {fix}")
     generator = load_generator(source, best=best)
     program = _trace(generator)
     content = io.BytesIO()
-    # To memory first, because the archive would hold the name of a temporary file.
-    torch.export.save(program, content, extra_files={DESCRIPTION: json.dumps(describe(generator), indent=1)})
-    _check(generator, content)
+    with blaming_code(f"{generator.config.technique}: its program cannot be saved and loaded"), _quiet():
+        # To memory first, because the archive would hold the name of a temporary file.
+        torch.export.save(program, content, extra_files={DESCRIPTION: json.dumps(describe(generator), indent=1)})
+        _check(generator, content)
     with writing(target, "the program", name=destination):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content.getvalue())
@@ -130,7 +131,7 @@ def _check(generator: Generator, content: io.BytesIO) -> None:
     for number in (1, 3):
         given = [part for part in generator.inputs(number, seed=1) if part is not None]
         found, expected = _run(program, given), _run(generator, given)
-        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
             raise UserError(
                 f"{generator.config.technique}: its program computes something else, by up to "
                 f"{(found - expected).abs().max():.2g} for {number} samples, because its forward pass depends on more "
