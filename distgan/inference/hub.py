@@ -132,6 +132,8 @@ def _one_line(what: str) -> Iterator[None]:
             fix = "check the name, and run `hf auth login` or set HF_TOKEN"
         elif status == 403:
             said, fix = "your token may not do this", "use a token with write access to this user's repositories"
+        elif isinstance(root, errors.HFValidationError):
+            said, fix = _said(root), "check the name"
         elif is_disk_error(root):
             said, fix = reason(root), "free space there, or set HF_HOME to a folder on another disk"
         else:

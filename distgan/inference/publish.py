@@ -23,11 +23,10 @@ from distgan.inference.generator import Generator
 from distgan.inference.sample import sample
 from distgan.version import __version__
 
-_LOCAL = {
-    "run_dir": True, "monitoring": True, "checkpoint": True,
-    "data": {"path", "cache_dir", "cache_gigabytes", "num_workers", "prefetch"},
-    "evaluation": {"cache_dir", "held_out", "inception_weights"},
-}  # fmt: skip
+_LOCAL = (
+    "run_dir", "monitoring", "checkpoint", "data.path", "data.cache_dir", "data.cache_gigabytes", "data.num_workers",
+    "data.prefetch", "evaluation.cache_dir", "evaluation.held_out", "evaluation.inception_weights",
+)  # fmt: skip
 """Keys of a recipe that are about the machine and not about the model."""
 _HOST = re.compile(r"""(^|[\s=,;:'"(\[])(/\w|~[\w/]|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\)|://""")
 """A text with a path of a machine, or a URL."""
@@ -122,7 +121,7 @@ def model_card(generator: Generator, repository: str, checkpoint: Path | None, *
         f"# {name}",
         "![samples](samples.png)" if pictured else _indented(generator.decode(generator(*generator.inputs(16)))),
         f"EMA generator of a GAN, for {what}{labels}. Trained with distgan for {generator.step:,} steps "
-        f"({generator.images:,} images seen by the discriminator).",
+        f"({generator.images:,} real samples seen by the discriminator).",
         "## Use",
         _fenced("sh", "pip install 'distgan[hub]'"),
         _fenced("python", _usage(generator, repository)),
@@ -131,8 +130,9 @@ def model_card(generator: Generator, repository: str, checkpoint: Path | None, *
     ]
     if checkpoint:
         recipe, left_out = _recipe(checkpoint)
-        note = f" Left out, because they are about the machine: {', '.join(f'`{key}`' for key in left_out)}."
-        parts += ["## Recipe", f"Exported with distgan {__version__}.{note}", _fenced("yaml", recipe)]
+        keys = ", ".join(f"`{key}`" for key in left_out)
+        note = f"Exported with distgan {__version__}. Left out, as paths and settings of the machine: {keys}."
+        parts += ["## Recipe", note, _fenced("yaml", recipe)]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n" + "\n\n".join(parts) + "\n"
 
 
@@ -173,13 +173,10 @@ def _recipe(checkpoint: Path) -> tuple[str, list[str]]:
     """Return the recipe of a checkpoint as YAML, without defaults and what is about the machine, and these keys."""
     config = parse_config(load_description(checkpoint).config, source=f"{checkpoint}/state.json")
     values = config.model_dump(mode="json", exclude_defaults=True)
-    left_out = []
-    for section, keys in _LOCAL.items():
-        for key in [section] if keys is True else [f"{section}.{key}" for key in sorted(keys)]:  # type: ignore[call-overload]
-            left_out += [key] if _remove(values, key.split(".")) else []
+    left_out = [key for key in _LOCAL if _remove(values, key.split("."))]
     for key, path in list(_unfit("", values)):
         _remove(values, path)
-        left_out.append(key)
+        left_out.append(re.sub(r"[^\w.]", "?", key))
     return yaml.safe_dump(values, sort_keys=False).rstrip(), left_out
 
 

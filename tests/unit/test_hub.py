@@ -98,6 +98,11 @@ def test_repositories_that_are_no_export(tmp_path: Path, server: HubServer) -> N
         load_generator("hf://someone/gan", best=True)
 
 
+def test_a_name_that_the_hub_does_not_allow(server: HubServer) -> None:
+    with pytest.raises(UserError, match=r"hf://a/b\.git: cannot be downloaded: HFValidationError: .*; check the name"):
+        load_generator("hf://a/b.git")
+
+
 def test_a_strangers_code_is_not_run(tmp_path: Path, server: HubServer) -> None:
     strange = {**DESCRIPTION, "generator": {"architecture": "stranger.nets:Generator", "latent_size": 8}}
     hosted(server, write(tmp_path / "source", strange))

@@ -54,7 +54,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[0]["fid[classifier]"] = 99.0
     rows[1] |= {"fid[classifier]": 12.5, "kid[classifier]": None, "huge": 10**400, "](bad": 1.0, "Mine.of": 3}
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "fid')
+    file.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "fid[classifier]": 1.0}\n{"step": 2, "f'
+    )
     return folder / "run"
 
 
@@ -117,7 +119,7 @@ def test_the_card(run: Path, tmp_path: Path, server: HubServer) -> None:
     again = parse_config(whole)
     for name in ("generator", "discriminator", "objective", "training", "ema", "growth", "seed"):
         assert getattr(again, name) == getattr(original, name)
-    assert "`run_dir`, `monitoring`, `checkpoint`, `data.cache_dir`, `data.num_workers`, `data.path`" in card
+    assert "`run_dir`, `monitoring`, `checkpoint`, `data.path`, `data.cache_dir`, `data.num_workers`" in card
 
 
 def test_nothing_of_this_machine_is_pushed(run: Path, tmp_path: Path, server: HubServer) -> None:
