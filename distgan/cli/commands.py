@@ -129,9 +129,21 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from distgan.inference.export import export
+    shared = {"best": options.best, "overwrite": options.overwrite}
+    if options.push is None:
+        if options.private:
+            raise UserError("--private is about --push; add --push USER/NAME, or leave it out")
+        if options.format == "torch-export":
+            from distgan.inference.torch_export import export_program as export
+        else:
+            from distgan.inference.export import export
+        write_line(export(options.source, options.dest, **shared))
+        return
+    if options.format != "safetensors":
+        raise UserError(f"--push {options.push}: pushes a folder for load_generator; leave out --format")
+    from distgan.inference.publish import publish
 
-    write_line(export(options.source, options.dest, best=options.best, overwrite=options.overwrite))
+    write_line(publish(options.source, options.dest, options.push, private=options.private, **shared))
 
 
 def _stop(options: argparse.Namespace) -> None:
