@@ -136,7 +136,7 @@ def import_path(thing: Callable[..., Any]) -> str:
     Raises:
         UserError: it cannot be imported by a path, because it was defined inside a function or made by a call.
     """
-    path = f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', None)}"
+    path = f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', '')}"
     if is_import_path(path):
         _paths.add(path)
         if load(path) is thing:

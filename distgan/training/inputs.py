@@ -112,9 +112,8 @@ class Feed:
         self.failures += batch.failures
         if any(batch.others):
             raise UserError(
-                f"data.stages: makes {1 + len(batch.others[0])} values of a sample, but networks get only the first; "
-                "end with the one to train on; distgan.data.Loader passes all on",
-                everywhere=True,
+                f"data.stages: makes {1 + max(map(len, batch.others))} values of a sample, but networks get only the "
+                "first; end with the one to train on; distgan.data.Loader passes all on"
             )
         return batch
 

@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.data.index.table import Index
 from distgan.data.reader import Batch, read_samples
+from distgan.data.replacements import Substitutions, record_failures
 from distgan.data.stages import stages_key
 from distgan.data.stream import open_rank_stream
 from tests.shards import numbered_png, numbers_of, refusal, write_tar
@@ -177,6 +179,41 @@ def test_an_error_of_the_users_code_names_its_sample_and_line(tmp_path: Path, st
     assert "\n" not in failure.reason
 
 
+def unlucky() -> list[Any]:
+    """Fails for a tenth of all draws, and drops another tenth."""
+
+    def crop(sample: dict[str, Any]) -> Any:
+        drawn = random.random()
+        if drawn < 0.1:
+            raise ValueError("unlucky crop")
+        return None if drawn < 0.2 else np.full((SIDE, SIDE), int(255 * drawn), np.uint8)
+
+    return [wds.map(crop)]
+
+
+def test_a_stage_that_fails_for_some_draws_gives_the_same_everywhere(tmp_path: Path) -> None:
+    """Whatever else a process has read: which samples fail, and what replaces them, depends on the position alone."""
+    index = write_scans(tmp_path)
+
+    def config(workers: int) -> DataConfig:
+        return settings(f"{HERE}:unlucky", num_workers=workers, max_failure_rate=1.0)
+
+    whole = batches(20, index, config(0))
+    assert {failure.is_lasting for batch in whole for failure in batch.failures} == {False}
+    assert len([failure for batch in whole for failure in batch.failures]) > 20
+    expected = by_position(whole)
+    assert by_position(batches(20, index, config(3))) == expected
+    ranks = [batches(20, index, config(1), rank=rank, world_size=2) for rank in range(2)]
+    assert by_position([batch for of_rank in ranks for batch in of_rank]) == expected
+    later = by_position(batches(5, index, config(0), start=120))
+    assert later == {position: expected[position] for position in range(120, 180)}
+    recorded = Substitutions()
+    record_failures(recorded, [batch.failures for batch in whole], 240, 40, 1.0, main=False)
+    assert len(recorded) > 10
+    again = batches(20, index, config(0), substitutions=Substitutions.from_json(recorded.to_json(), 40))
+    assert by_position(again) == expected
+
+
 def decoded() -> list[Any]:
     return [wds.decode("rgb8"), wds.to_tuple("png")]
 
@@ -205,6 +242,39 @@ def test_images_are_cropped_and_converted_as_those_of_shards(tmp_path: Path, kin
     index = build_index(str(tmp_path))
     staged = read_samples(settings(f"{HERE}:decoded", channels=3), index, [0]).data
     assert torch.equal(staged, read_samples(settings(None, channels=3), index, [0]).data)
+
+
+def lazy() -> list[Any]:
+    return [wds.map(lambda sample: Image.open(io.BytesIO(sample["png"])))]
+
+
+def test_an_image_that_is_decoded_late_is_replaced_if_it_is_damaged(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    members = {f"{n}.png": png(rng.integers(0, 256, (64, 64, 3), np.uint8)) for n in range(6)}
+    damaged = bytearray(members["2.png"])
+    damaged[100:140] = b"\xaa" * 40
+    members |= {"2.png": bytes(damaged), "4.png": members["4.png"][:500]}
+    write_tar(tmp_path / "a.tar", members)
+    index = build_index(str(tmp_path))
+    config = settings(f"{HERE}:lazy", channels=3, max_failure_rate=1.0)
+    started = time.monotonic()
+    failures = read_samples(config, index, range(6)).failures
+    assert time.monotonic() - started < 1  # a damaged image is no fault of the disk, whose reads are repeated
+    assert [failure.sample for failure in failures] == [2, 4]
+    assert all(f"{HERE}:lazy" in failure.reason for failure in failures)
+
+
+def test_images_are_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    pixels[0] = 255
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    write_tar(tmp_path / "a.tar", {"a.png": buffer.getvalue()})
+    index = build_index(str(tmp_path))
+    turned = read_samples(settings(f"{HERE}:lazy", channels=3), index, [0]).data
+    assert turned[0, 0, -1].min() == 255
+    assert torch.equal(turned, read_samples(settings(None, channels=3), index, [0]).data)
 
 
 def shuffled() -> list[Any]:
@@ -236,6 +306,10 @@ def floats() -> list[Any]:
     return [wds.decode("rgb"), wds.to_tuple("png")]
 
 
+def real_numbers() -> list[Any]:
+    return [wds.map(lambda sample: Image.new("F", (SIDE, SIDE), 0.5))]
+
+
 def nothing() -> list[Any]:
     return []
 
@@ -256,7 +330,8 @@ def refusing() -> list[Any]:
         ("remembering", ["another value of a sample alone", "remembers"]),
         ("batched", ["uint8 of shape (1, 8, 8, 3)"]),
         ("dicts", ["a dict of png", "wds.to_tuple"]),
-        ("floats", ["float32 of shape (8, 8, 3)", "uint8"]),
+        ("floats", ["a.tar:", "float32 of shape (8, 8, 3)", "uint8"]),
+        ("real_numbers", ["a.tar:", "mode F", "L or RGB"]),
         ("nothing", ["expected a list of WebDataset stages"]),
         ("a_stage", ["expected a list of WebDataset stages"]),
         ("refusing", ["cannot be made", "ValueError: not today", "test_stages.py:"]),
@@ -314,6 +389,18 @@ def test_members_that_are_not_together_are_noted(tmp_path: Path) -> None:
     assert "has no member .txt beside .png" in said
 
 
+def test_members_without_a_key_do_not_part_a_sample(tmp_path: Path) -> None:
+    """As macOS's tar writes them before each file; WebDataset passes over them too."""
+    image = numbered_png(1)
+    members: dict[str, bytes] = {}
+    for key in "ab":
+        members |= {f"._{key}.png": b"x", f"{key}.png": image, "README": b"x", f"._{key}.txt": b"x", f"{key}.txt": b"t"}
+    write_tar(tmp_path / "a.tar", [(name, data) for name, data in members.items()])
+    built = index_shards(str(tmp_path))
+    assert not any("next to each other" in note for note in built.notes)
+    assert names_seen(built.index, "png", "txt") == [["png", "txt"]] * 2
+
+
 def test_a_tar_that_changed_after_indexing_is_noticed(tmp_path: Path) -> None:
     index = write_scans(tmp_path, 30)
     path = Path(index.shards[0].url)
@@ -327,11 +414,11 @@ def test_a_tar_that_changed_after_indexing_is_noticed(tmp_path: Path) -> None:
 
 
 class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path(MARKER),)
-
-
-MARKER = "/tmp/distgan-stages-unpickled"
+        return Path.touch, (self.marker,)
 
 
 def unpickling() -> list[Any]:
@@ -343,20 +430,29 @@ unpickling.members = "png", "pyd"  # type: ignore[attr-defined]
 
 def shell() -> list[Any]:
     def run(sample: dict[str, Any]) -> Any:
-        return wds.gopen(f"pipe:touch {MARKER}").read()
+        return wds.gopen(f"pipe:touch {sample['txt'].decode()}").read()
 
     return [wds.map(run)]
 
 
+shell.members = "png", "txt"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("stages", ["unpickling", "shell"])
 def test_webdataset_runs_nothing_that_data_names(tmp_path: Path, stages: str) -> None:
-    Path(MARKER).unlink(missing_ok=True)
-    members = {f"{n}.png": numbered_png(n) for n in range(3)} | {f"{n}.pyd": pickle.dumps(Evil()) for n in range(3)}
-    write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    marker = tmp_path / "marker"
+    members = {
+        f"{number}.{extension}": data
+        for number in range(3)
+        for extension, data in (
+            ("png", numbered_png(number)), ("pyd", pickle.dumps(Evil(marker))), ("txt", str(marker).encode())
+        )
+    }  # fmt: skip
+    write_tar(tmp_path / "a.tar", members)
     said = refusal(lambda: batches(1, build_index(str(tmp_path)), settings(f"{HERE}:{stages}")))
     assert "cannot be read either" in said
     assert "safe" in said or "security" in said.lower(), said
-    assert not Path(MARKER).exists()
+    assert not marker.exists()
 
 
 def test_a_hard_link_has_no_members_of_its_own(tmp_path: Path) -> None:
