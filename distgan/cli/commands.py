@@ -123,8 +123,8 @@ def _average(options: argparse.Namespace) -> None:
 
     made = average(options.run, options.std, options.out)
     write_line(
-        f"{made.path}: from {counted(made.snapshots, 'snapshot')}; rounding errors grow at most "
-        f"{made.amplification:.3g} times"
+        f"{made.path}: from {counted(made.snapshots, 'snapshot')}; {made.distance:.1%} off an average of this width; "
+        f"rounding errors grow at most {made.amplification:.3g} times"
     )
 
 

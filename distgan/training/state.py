@@ -20,6 +20,7 @@ from distgan.checkpoint.compatibility import (
     validate_resume,
 )
 from distgan.checkpoint.contents import Description, load_description
+from distgan.checkpoint.directory import read_manifest
 from distgan.checkpoint.loading import check_numbers, load_files, read_network
 from distgan.config import Config
 from distgan.data.index.table import Index
@@ -161,7 +162,8 @@ class TrainingState:
             }
             average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
             files = load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
-            files |= load_files(path, ["profiles"] if self.profiles else [])
+            kept = "profiles.safetensors" in read_manifest(path).files
+            files |= load_files(path, ["profiles"] if self.profiles and kept else [])
             check_numbers(path, files)
             self.profiles.check(path, files.get("profiles", {}))
             for player in self.players:

@@ -64,7 +64,7 @@ def test_an_average_of_any_width_is_evaluated_sampled_and_exported(
 ) -> None:
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     main(["average", str(run), "--std", "0.1", "--out", str(tmp_path / "same")])
-    assert "from 12 snapshots" in capsys.readouterr().out
+    assert "from 6 snapshots; 0.0% off" in capsys.readouterr().out
     made = safetensors.torch.load_file(tmp_path / "same" / "generator_ema.safetensors")
     kept = safetensors.torch.load_file(run / "checkpoints" / "step-00000012" / "profiles.safetensors")
     for key, value in kept.items():
@@ -90,6 +90,11 @@ def test_a_width_out_of_range_is_refused(run: Path, std: float) -> None:
         average(run, std)
 
 
+def test_a_width_that_the_snapshots_cannot_make_is_refused(run: Path) -> None:
+    with pytest.raises(UserError, match=r"--std 0.01: the closest average of 6 snapshots is \d+% off"):
+        average(run, 0.01)
+
+
 def test_a_damaged_snapshot_is_named(run: Path, tmp_path: Path) -> None:
     path = snapshots(run)[128]
     content = path.read_bytes()
@@ -107,7 +112,9 @@ def test_a_run_without_profiles_says_which_key_keeps_them(tmp_path: Path, digits
     distgan.train(distgan.load_config(config))
     with pytest.raises(UserError, match=r"ema\.profiles=\[0\.05,0\.1\]"):
         average(tmp_path / "run", 0.1)
-    with pytest.raises(UserError, match="a profile averages all of a run"):
+    with pytest.raises(
+        UserError, match=r"found averages of the widths \[\]|found no averages.* leave ema.profiles out"
+    ):
         distgan.train(distgan.load_config(config, ["ema.profiles=[0.1]", "training.steps=2"]))
 
 
@@ -134,3 +141,12 @@ def test_going_back_sets_later_snapshots_aside(tmp_path: Path, digits: Path) -> 
     distgan.train(distgan.load_config(config, ["training.steps=4"]), resume=back)
     assert list(snapshots(tmp_path / "run")) == [64, 128]
     assert list(snapshots(tmp_path / "run" / "previous-1")) == [64, 128, 192]
+
+
+def test_snapshots_of_an_attempt_that_saved_no_checkpoint_are_not_used(tmp_path: Path, digits: Path) -> None:
+    """They are of other weights if the next attempt has another seed."""
+    config = recipe(tmp_path, digits, ema=PROFILES, training={"steps": 2})
+    (tmp_path / "run" / "averages").mkdir(parents=True)
+    (tmp_path / "run" / "averages" / "snapshot-000000000032.safetensors").write_bytes(b"of an earlier start")
+    distgan.train(distgan.load_config(config))
+    assert list(snapshots(tmp_path / "run")) == [64]
