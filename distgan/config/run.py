@@ -142,9 +142,9 @@ class Config(Section):
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
         for metric in self.metrics:
-            if metric.facts.takes != "samples" and kind != "images":
+            if metric.needs_detector and kind != "images":
                 raise ValueError(
-                    f"evaluation.metrics: {metric.metric} takes the {metric.facts.takes} of a detector, which are of "
+                    f"evaluation.metrics: {metric.metric} takes the {metric.inputs[0]} of a detector, which are of "
                     f"images, but data.kind is {kind}"
                 )
             if kind not in metric.facts.kinds:

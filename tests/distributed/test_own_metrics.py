@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,11 +16,35 @@ from distgan.data.index.loading import load_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.names import criterion
+from distgan.evaluation.samples import read_reals
 from distgan.evaluation.suite import evaluate
 from tests.ranks import RankPool
 
 PLUGINS = str(Path(__file__).parents[1] / "plugins")
 METRICS = [{"metric": "lab.metrics:Sharpness", "power": 2}, "lab.metrics:Recall", "fid"]
+
+
+BROKEN = """
+from torchmetrics import Metric
+
+class Text(Metric):
+    def update(self, images): pass
+    def compute(self): return "many"
+
+class Raises(Text):
+    def update(self, images): 1 / 0
+
+class Statistic(Text):
+    def update(self, images): raise KeyError("b")
+
+class Reals(Text):
+    real_statistic = Statistic
+    def __init__(self, reals): super().__init__()
+
+class NoStatistic(Text):
+    real_statistic = lambda context: {}
+    def __init__(self, reals): super().__init__()
+"""
 
 
 def generate(numbers: Tensor) -> Tensor:
@@ -62,6 +87,57 @@ def test_values_are_those_of_plain_torch_on_any_number_of_ranks(digits: Path, tm
             assert values == pytest.approx(alone, rel=1e-6)
 
 
+OWN_KID = {"metric": "distgan.evaluation.metrics.kid:KID", "name": "own-kid"}
+OWN_FID = {"metric": "distgan.evaluation.metrics.frechet:FID", "name": "own-fid"}
+
+
+def test_a_built_in_metric_is_one_that_anyone_could_have_written(digits: Path, tmp_path: Path) -> None:
+    """Named by their import paths, distgan's own metrics and detector do the same, from the same cached files."""
+    found = measured(
+        str(digits),
+        str(tmp_path),
+        metrics=["fid", OWN_FID, "kid", OWN_KID, "inception_score"],
+        detector="distgan.evaluation.detectors.configured:load_trained_classifier",
+    )
+    label = "[load_trained_classifier]"
+    for name in ("fid", "kid", "kid_std"):
+        assert found[f"own-{name}{label}"] == found[f"{name}{label}"]
+    files = {path.name for path in tmp_path.rglob("real-*")}
+    assert len(files) == 2
+    own = measured(str(digits), str(tmp_path), metrics=["fid", "kid", "inception_score"], detector="classifier")
+    assert {f"{name.partition('[')[0]}{label}": value for name, value in own.items()}.items() <= found.items()
+    assert {path.name for path in tmp_path.rglob("real-*")} == files
+
+
+PIXELS = [{"metric": "lab.metrics:PixelDistance"}, {"metric": "lab.metrics:PixelDistance", "bins": 2, "name": "halves"}]
+
+
+def test_a_statistic_of_the_reals_of_ones_own(digits: Path, tmp_path: Path, ranks: RankPool) -> None:
+    """Against numpy's histograms; one class twice, with other options, told apart by name and in the cache."""
+    index = load_index(str(digits))
+    config = parse_config({"run_dir": "r", "data": {"path": str(digits), "resolution": 16, "channels": 1},
+                           "training": {"steps": 1, "batch_size": 2}})  # fmt: skip
+    reals = torch.cat([part.samples for part in read_reals(config.data, index, torch.arange(len(index)).split(64))])
+    expected = {}
+    for name, bins in (("PixelDistance", 16), ("halves", 2)):
+        shares = [np.histogram(part, bins, (0, 256))[0] / part.numel() for part in (generate(torch.arange(50)), reals)]
+        expected[name] = float(abs(shares[0] - shares[1]).sum() / 2)
+    assert expected["halves"] > 0.01
+    for world_size in (1, 3):
+        cache = tmp_path / str(world_size)
+        for found in ranks.run(world_size, measured, str(digits), str(cache), metrics=PIXELS):
+            assert found == pytest.approx(expected, rel=1e-12)
+        assert len(list(cache.rglob("PixelShares-*"))) == 2
+
+
+def test_more_ranks_than_samples(digits: Path, tmp_path: Path, ranks: RankPool) -> None:
+    """The last rank has no sample, and its metrics no rows."""
+    settings: dict[str, Any] = {"metrics": METRICS[:2], "num_samples": 2}
+    alone = measured(str(digits), str(tmp_path), **settings)
+    for found in ranks.run(3, measured, str(digits), str(tmp_path), **settings):
+        assert found == pytest.approx(alone, rel=1e-12)
+
+
 def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_path: Path) -> None:
     """The same weights, none, and other features: cached statistics of one are not those of the other."""
     cache = str(tmp_path / "cache")
@@ -79,12 +155,28 @@ def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_pat
         ({"metrics": ["torch.nn:Identity"]}, ["evaluation.metrics", "torch.nn:Identity", "higher is better"]),
         ({"metrics": ["fid", "torch.nn:Identity"]}, ["torch.nn:Identity returned Identity", "torchmetrics.Metric"]),
         ({"metrics": ["fid", "fid"]}, ["evaluation.metrics", "fid is named twice"]),
+        ({"metrics": ["fid", METRICS[0], "lab.metrics:Sharpness"]}, ["Sharpness is named twice", "name: Sharpness-2}"]),
+        ({"metrics": ["fid", {"metric": "kid", "name": "a/b"}]}, ["evaluation.metrics.1: 'a/b' cannot name a value"]),
+        ({"metrics": ["fid", {"metric": "kid", "name": "step"}]}, ["metrics.jsonl has another 'step'"]),
+        (
+            {"metrics": ["lab.metrics:Recall", {"metric": "fid", "name": "Recall_share"}]},
+            ["two values are named Recall_share[Means]", "name:"],
+        ),
+        ({"metrics": ["fid", "broken:Raises"]}, ["broken:Raises: update failed: ZeroDivisionError", "broken.py:"]),
+        ({"metrics": ["fid", "broken:Text"]}, ["broken:Text: compute returned str, expected a number"]),
+        ({"metrics": ["fid", "broken:Reals"]}, ["broken:Reals: its real_statistic failed to update: KeyError"]),
+        ({"metrics": ["fid", "broken:NoStatistic"]}, ["real_statistic made dict, expected a torchmetrics.Metric"]),
         ({"detector": "lab.losses:Margin"}, ["evaluation.detector = lab.losses:Margin", "torch.nn.Module"]),
         ({"metrics": ["inception_score"]}, ["inception_score needs logits", "Means"]),
         ({"detector": "resnet"}, ["evaluation.detector", "'resnet' is not known", "classifier, inception"]),
     ],
 )
-def test_mistakes_are_one_line(digits: Path, tmp_path: Path, evaluation: dict[str, Any], parts: list[str]) -> None:
+def test_mistakes_are_one_line(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, Any], parts: list[str]
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
     with pytest.raises(UserError) as caught:
         measured(str(digits), str(tmp_path / "cache"), **evaluation)
     assert all(part in str(caught.value) for part in parts), str(caught.value)

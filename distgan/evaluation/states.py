@@ -1,0 +1,56 @@
+"""States of metrics over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+
+def leave_synchronization(metric: Metric) -> None:
+    """Keep a metric, and those that it is made of, from synchronizing when they compute. See `reduced_states`."""
+    for part in _parts(metric):
+        part.sync_on_compute = part._to_sync = False
+
+
+@contextmanager
+def reduced_states(metrics: Iterable[Metric], runtime: Runtime) -> Iterator[None]:
+    """Context manager in which metrics have the states of all ranks, on rank 0. Collective: call on every rank.
+
+    Unlike torchmetrics' own synchronization it all-reduces sums, holds gathered rows on rank 0 only, and accepts ranks
+    without samples, whose lists are empty.
+    """
+    parts = [part for metric in metrics for part in _parts(metric)] if runtime.world_size > 1 else []
+    before = [(part, name, getattr(part, name)) for part in parts for name in part._reductions]
+    try:
+        for part, name, state in before:
+            setattr(part, name, _reduced(state, part._reductions[name], runtime))
+        yield
+    finally:
+        for part, name, state in before:
+            setattr(part, name, state)
+
+
+def _parts(metric: Metric) -> list[Metric]:
+    return [module for module in metric.modules() if isinstance(module, Metric)]
+
+
+def _reduced(state: Tensor | list[Tensor], reduction: Any, runtime: Runtime) -> Tensor | list[Tensor]:
+    if isinstance(state, list):
+        if reduction is dim_zero_cat:
+            return runtime.gather_rows(dim_zero_cat(state) if state else torch.empty(0))
+        ranks = runtime.gather_objects([row.cpu() for row in state])
+        return [row for rows in ranks for row in rows]
+    if reduction is dim_zero_sum:
+        return runtime.all_reduce_sum(state)
+    stacked = torch.stack([other.to(state.device) for other in runtime.gather_objects(state.cpu())])
+    reduced: Tensor = stacked if reduction is None else reduction(stacked)
+    return reduced
