@@ -195,7 +195,9 @@ class EvaluationConfig(Section):
                     f"metrics: {metric.metric}: metrics.jsonl has another {metric.label!r}; give the metric a name, as "
                     f"in {{metric: {metric.metric}, name: my-{metric.label}}}"
                 )
-        if metrics and metrics[0].is_allowed and metrics[0].facts.higher_is_better is None:
+        facts = metrics[0].facts if metrics else None
+        is_known = type(facts) is not MetricOptions  # or its code is not allowed, or not here
+        if facts is not None and is_known and facts.higher_is_better is None:
             raise ValueError(
                 f"metrics: {metrics[0].metric} does not say whether higher is better, so that it cannot choose the "
                 "best checkpoint; set higher_is_better in its class, or put another metric first"

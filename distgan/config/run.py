@@ -68,11 +68,16 @@ class Config(Section):
         return min(self.micro_batch, MAX_STATISTICS_BATCH)
 
     @property
+    def code_paths(self) -> list[str]:
+        """Import paths of the user's code that the config names."""
+        named = {section.technique for _, section in named_sections(self) if not section.is_built_in}
+        # A run records the version of torch.
+        return sorted(path for path in named if package_of(path) != "torch")
+
+    @property
     def packages(self) -> list[str]:
         """Top-level packages of the user's code that the config names."""
-        named = (section for _, section in named_sections(self) if not section.is_built_in)
-        # A run records the version of torch.
-        return sorted({package_of(section.technique) for section in named} - {"torch"})
+        return sorted({*map(package_of, self.code_paths)})
 
     @property
     def metrics(self) -> list[MetricConfig]:

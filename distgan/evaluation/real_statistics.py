@@ -20,7 +20,7 @@ from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.samples import FeatureBatch, fill, read_reals
 from distgan.evaluation.states import leave_synchronization, reduced_states
-from distgan.extensions import package_digest, package_of
+from distgan.extensions import code_digest_of, package_of
 from distgan.randomness import derive_key
 
 log = logging.getLogger("distgan")
@@ -83,9 +83,9 @@ class Collector:
         self.cache_name = str(getattr(made, "cache_name", type(made).__name__))
         self.version: tuple[str, ...] = ()
         """What tells its values apart in the cache, besides the data and the detector."""
-        if (package := package_of(type(made).__module__)) != "distgan":  # whose versions are _PREPROCESSING
-            options = section.model_dump_json(exclude={"name"})
-            self.version = (type(made).__qualname__, options, package_digest(package))
+        kind = f"{type(made).__module__}:{type(made).__qualname__}"
+        if package_of(kind) != "distgan":  # whose versions are _PREPROCESSING
+            self.version = (kind, section.model_dump_json(exclude={"name"}), code_digest_of(kind))
 
     def update(self, seen: FeatureBatch) -> None:
         """Add a batch on this rank, without samples that the statistic does not get."""

@@ -239,6 +239,16 @@ def test_an_override_and_a_program_are_the_users_own(tmp_path: Path) -> None:
     assert own.objective.adversarial.build().margin == 1
 
 
+@pytest.mark.parametrize("metric", ["lab.gone:Metric", "gone:Metric", "__main__:Metric"])
+def test_a_run_is_read_without_the_code_of_its_first_metric(metric: str) -> None:
+    """That it does not say whether higher is better is no mistake of the run's."""
+    extensions.allow(metric.partition(":")[0].partition(".")[0])
+    config = parse_config({**MINIMAL, "evaluation": {"metrics": [{"metric": metric, "power": 2}]}})
+    assert config.metrics[0].metric == metric
+    with pytest.raises(UserError):
+        config.metrics[0].load()
+
+
 def test_trust_for_one_load_ends_with_it() -> None:
     with extensions.allowing("lab"):
         assert extensions.is_allowed("lab.nets:Generator")

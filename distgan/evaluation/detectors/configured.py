@@ -10,7 +10,7 @@ from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.detectors.loading import load_detector
-from distgan.extensions import package_digest, package_of
+from distgan.extensions import code_digest_of
 from distgan.packages import missing_package
 
 
@@ -35,7 +35,7 @@ def load_configured_detector(context: EvaluationContext) -> Detector:
             else:
                 found = load_detector(network, image_shape=(data.channels, data.resolution, data.resolution))
                 # Weights do not tell options or code apart, and cached statistics must.
-                code = package_digest(package_of(section.path))
+                code = code_digest_of(section.path)
                 hash = statistics_cache.key(found.hash, section.model_dump_json(), code)
                 dimensions = found.dimension, found.num_logits
                 detector = Detector(section.label, *dimensions, hash, found.network, found.image_shape)
