@@ -83,9 +83,10 @@ class Collector:
         self.cache_name = str(getattr(made, "cache_name", type(made).__name__))
         self.version: tuple[str, ...] = ()
         """What tells its values apart in the cache, besides the data and the detector."""
-        kind = f"{type(made).__module__}:{type(made).__qualname__}"
-        if package_of(kind) != "distgan":  # whose versions are _PREPROCESSING
-            self.version = (kind, section.model_dump_json(exclude={"name"}), code_digest_of(kind))
+        owner = f"{getattr(technique, '__module__', '')}:{getattr(technique, '__qualname__', '')}"
+        if technique is not None and package_of(owner) != "distgan":  # whose versions are _PREPROCESSING
+            options = section.model_dump_json(exclude={"name"})
+            self.version = (owner, options, *map(code_digest_of, (section.path, owner)))
 
     def update(self, seen: FeatureBatch) -> None:
         """Add a batch on this rank, without samples that the statistic does not get."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
 
+from distgan.errors import UserError
+
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
 
@@ -30,8 +32,10 @@ def reduced_states(metrics: Iterable[Metric], runtime: Runtime) -> Iterator[None
     """
     parts = [part for metric in metrics for part in _parts(metric)] if runtime.world_size > 1 else []
     before = [(part, name, getattr(part, name)) for part in parts for name in part._reductions]
+    with runtime.raise_on_all_ranks():  # before the collectives, which all ranks must reach
+        local = [_local(part, name, state) for part, name, state in before]
     try:
-        for part, name, state in before:
+        for (part, name, _), state in zip(before, local, strict=True):
             setattr(part, name, _reduced(state, part._reductions[name], runtime))
         yield
     finally:
@@ -43,12 +47,26 @@ def _parts(metric: Metric) -> list[Metric]:
     return [module for module in metric.modules() if isinstance(module, Metric)]
 
 
+def _local(metric: Metric, name: str, state: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """Return this rank's state, its rows as one tensor. Raises UserError if they do not fit each other."""
+    if not isinstance(state, list) or metric._reductions[name] is not dim_zero_cat:
+        return state
+    try:
+        return dim_zero_cat(state) if state else torch.empty(0)
+    except (RuntimeError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{type(metric).__name__}: its state {name} cannot be concatenated: {said}; append tensors of one shape "
+            "(n, ...)"
+        ) from None
+
+
 def _reduced(state: Tensor | list[Tensor], reduction: Any, runtime: Runtime) -> Tensor | list[Tensor]:
     if isinstance(state, list):
-        if reduction is dim_zero_cat:
-            return runtime.gather_rows(dim_zero_cat(state) if state else torch.empty(0))
         ranks = runtime.gather_objects([row.cpu() for row in state])
         return [row for rows in ranks for row in rows]
+    if reduction is dim_zero_cat:
+        return runtime.gather_rows(state)
     if reduction is dim_zero_sum:
         return runtime.all_reduce_sum(state)
     stacked = torch.stack([other.to(state.device) for other in runtime.gather_objects(state.cpu())])

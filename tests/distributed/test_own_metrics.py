@@ -138,6 +138,63 @@ def test_more_ranks_than_samples(digits: Path, tmp_path: Path, ranks: RankPool) 
         assert found == pytest.approx(alone, rel=1e-12)
 
 
+STATES = """
+import torch
+from torchmetrics import Metric, MeanMetric
+
+class States(Metric):
+    takes = ("samples", "numbers")
+    def __init__(self):
+        super().__init__()
+        for name, reduction in (("least", "min"), ("most", "max"), ("ranks", None)):
+            self.add_state(name, torch.tensor(7.0), dist_reduce_fx=reduction)
+        self.add_state("loose", [], dist_reduce_fx=None)
+        self.mean = MeanMetric()
+    def update(self, images, numbers):
+        self.least, self.most = torch.minimum(self.least, numbers.min()), torch.maximum(self.most, numbers.max())
+        self.mean.update(numbers.float())
+        self.loose.append(numbers)
+    def compute(self):
+        loose = torch.cat([*self.loose]).sort().values
+        return {"least": self.least, "most": self.most, "mean": self.mean.compute(), "ranks": self.ranks.numel(),
+                "all": torch.equal(loose, torch.arange(len(loose))) * len(loose)}
+    def reset(self):
+        super().reset()
+        self.mean.reset()
+
+class Ragged(Metric):
+    takes = ("samples", "numbers")
+    def __init__(self):
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+    def update(self, images, numbers):
+        self.rows.append(torch.zeros(2, 1 + int(numbers[0] > 8) * int(numbers[0] % 2)))  # on rank 1 alone
+    def compute(self):
+        return 0.0
+"""
+
+
+def measured_with(folder: str, shards: str, metric: str) -> dict[str, float] | str:
+    sys.path.insert(0, folder)
+    try:
+        return measured(shards, f"{folder}/cache", metrics=["fid", metric])
+    except UserError as error:
+        return str(error)
+    finally:
+        sys.path.remove(folder)
+
+
+def test_states_of_all_kinds_and_metrics_inside_a_metric(digits: Path, tmp_path: Path, ranks: RankPool) -> None:
+    (tmp_path / "kinds_of_states.py").write_text(STATES)
+    for world_size in (1, 2):
+        for found in ranks.run(world_size, measured_with, str(tmp_path), str(digits), "kinds_of_states:States"):
+            assert isinstance(found, dict)
+            values = {name.removeprefix("States_"): value for name, value in found.items() if "States" in name}
+            assert values == {"least": 0, "most": 49, "mean": 24.5, "ranks": world_size, "all": 50}
+    for said in ranks.run(2, measured_with, str(tmp_path), str(digits), "kinds_of_states:Ragged"):
+        assert "rank 1: Ragged: its state rows cannot be concatenated" in said
+
+
 def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_path: Path) -> None:
     """The same weights, none, and other features: cached statistics of one are not those of the other."""
     cache = str(tmp_path / "cache")
