@@ -19,7 +19,7 @@ from distgan.evaluation import statistics_cache
 from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.samples import FeatureBatch, fill, read_reals
-from distgan.evaluation.states import leave_synchronization, reduced_states
+from distgan.evaluation.states import feed, leave_synchronization, reduced_states
 from distgan.extensions import code_digest_of, package_of
 from distgan.randomness import derive_key
 
@@ -95,8 +95,8 @@ class Collector:
             seen = FeatureBatch(*(part[kept.to(part.device)] for part in seen))
         if len(seen.numbers):
             self._added += len(seen.numbers)
-            with self.section.blaming("its real_statistic failed to update"):
-                self.statistic.update(*(getattr(seen, field) for field in self._takes))
+            taken = [getattr(seen, field) for field in self._takes]
+            feed(self.statistic, taken, self.section, "update of its real_statistic")
 
     def entry(self) -> statistics_cache.Entry | None:
         """Return the statistics over all ranks, on rank 0. Collective: call on every rank.
@@ -107,7 +107,7 @@ class Collector:
             added = int(self._runtime.all_reduce_sum(torch.tensor(self._added)))
             if not self._runtime.is_main:
                 return None
-            with self.section.blaming("its real_statistic failed to compute"):
+            with self.section.blaming("compute of its real_statistic failed"):
                 return statistics_cache.Entry(dict(self.statistic.compute()), {"samples": added})
 
 

@@ -1,8 +1,8 @@
-"""States of metrics over all ranks."""
+"""Input and states of metrics, on one rank and over all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,24 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
 
+from distgan.config import MetricConfig
 from distgan.errors import UserError
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
+
+
+def feed(metric: Metric, taken: Sequence[Tensor], section: MetricConfig, what: str) -> None:
+    """Update a metric. Raises UserError if a user's `update` fails, or changes its input, which others get too."""
+    before = [_version(tensor) for tensor in taken]
+    with section.blaming(f"{what} failed"):
+        metric.update(*taken)
+    if before != [_version(tensor) for tensor in taken]:
+        raise UserError(f"{section.metric}: {what} changes its input in place, which other metrics get too; clone it")
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def leave_synchronization(metric: Metric) -> None:

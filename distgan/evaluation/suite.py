@@ -25,7 +25,7 @@ from distgan.evaluation.names import needs_detector, value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.real_statistics import extract_features, make_collectors, real_statistics
 from distgan.evaluation.samples import fill, rank_batches
-from distgan.evaluation.states import leave_synchronization, reduced_states
+from distgan.evaluation.states import feed, leave_synchronization, reduced_states
 from distgan.evaluation.statistics_cache import Entry
 
 Generate = Callable[[Tensor], Tensor]
@@ -79,8 +79,7 @@ class Evaluator:
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)
                 seen = extract_features(self.detector, numbers, samples, torch.full_like(numbers, -1))
                 for section, metric in self._metrics:
-                    with section.blaming("update failed"):
-                        metric.update(*(getattr(seen, field) for field in section.inputs))
+                    feed(metric, [getattr(seen, field) for field in section.inputs], section, "update")
         values: dict[str, float] = {}
         # On one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
         with runtime.raise_on_all_ranks(), reduced_states((metric for _, metric in self._metrics), runtime):
@@ -127,7 +126,8 @@ def make_metric(section: MetricConfig, context: EvaluationContext, reals: Mappin
 def _add_values(values: dict[str, float], section: MetricConfig, config: Config, result: Any) -> None:
     """Add what a metric computed to the values of an evaluation, by name. Raises UserError if it is no number."""
     for key, value in (result if isinstance(result, Mapping) else {"": result}).items():
-        name = value_name(section, config, f"_{key}" if key and not key.startswith("[") else key)
+        suffix = str(key)
+        name = value_name(section, config, f"_{suffix}" if suffix and not suffix.startswith("[") else suffix)
         if name in values:
             raise UserError(
                 f"evaluation.metrics: two values are named {name}; give {section.metric} another name, as in "

@@ -34,6 +34,11 @@ class Text(Metric):
 class Raises(Text):
     def update(self, images): 1 / 0
 
+class InPlace(Text):
+    higher_is_better = True
+    takes = "features"
+    def update(self, features): features.sub_(features.mean(0))
+
 class Statistic(Text):
     def update(self, images): raise KeyError("b")
 
@@ -221,7 +226,8 @@ def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_pat
         ),
         ({"metrics": ["fid", "broken:Raises"]}, ["broken:Raises: update failed: ZeroDivisionError", "broken.py:"]),
         ({"metrics": ["fid", "broken:Text"]}, ["broken:Text: compute returned str, expected a number"]),
-        ({"metrics": ["fid", "broken:Reals"]}, ["broken:Reals: its real_statistic failed to update: KeyError"]),
+        ({"metrics": ["fid", "broken:Reals"]}, ["broken:Reals: update of its real_statistic failed: KeyError"]),
+        ({"metrics": ["broken:InPlace", "fid"]}, ["broken:InPlace: update changes its input in place", "clone it"]),
         ({"metrics": ["fid", "broken:NoStatistic"]}, ["real_statistic made dict, expected a torchmetrics.Metric"]),
         ({"detector": "lab.losses:Margin"}, ["evaluation.detector = lab.losses:Margin", "torch.nn.Module"]),
         ({"metrics": ["inception_score"]}, ["inception_score needs logits", "Means"]),
