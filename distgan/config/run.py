@@ -79,11 +79,16 @@ class Config(Section, metaclass=_OneLineErrors):
         return min(self.micro_batch, MAX_STATISTICS_BATCH)
 
     @property
+    def code_paths(self) -> list[str]:
+        """Import paths of the user's code that the config names."""
+        named = {section.technique for _, section in named_sections(self) if not section.is_built_in}
+        # A run records the version of torch.
+        return sorted(path for path in named if package_of(path) != "torch")
+
+    @property
     def packages(self) -> list[str]:
         """Top-level packages of the user's code that the config names."""
-        named = (section for _, section in named_sections(self) if not section.is_built_in)
-        # A run records the version of torch.
-        return sorted({package_of(section.technique) for section in named} - {"torch"})
+        return sorted({*map(package_of, self.code_paths)})
 
     @property
     def metrics(self) -> list[MetricConfig]:
@@ -153,9 +158,9 @@ class Config(Section, metaclass=_OneLineErrors):
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
         for metric in self.metrics:
-            if metric.facts.takes != "samples" and kind != "images":
+            if metric.needs_detector and kind != "images":
                 raise ValueError(
-                    f"evaluation.metrics: {metric.metric} takes the {metric.facts.takes} of a detector, which are of "
+                    f"evaluation.metrics: {metric.metric} takes the {metric.inputs[0]} of a detector, which are of "
                     f"images, but data.kind is {kind}"
                 )
             if kind not in metric.facts.kinds:

@@ -120,8 +120,8 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
     fit = fit_profile([profile for profile, _ in sources], Profile(std, description.position))
     if fit.distance > _TOLERANCE:
         raise UserError(
-            f"{folder}: --std {std:g}: the closest average of {counted(times, 'snapshot')} is {fit.distance:.0%} off; take "
-            f"a width nearer to {' or '.join(f'{kept:g}' for kept in config.ema.profiles)}, or train with a smaller "
+            f"{folder}: --std {std:g}: the closest average of {counted(times, 'snapshot')} is {fit.distance:.0%} off; "
+            f"take a width nearer to {' or '.join(f'{kept:g}' for kept in config.ema.profiles)}, or train with a smaller "
             "ema.snapshot_kimg"
         )
     averaged = load_files(found, ["generator_ema"])["generator_ema"]
@@ -150,11 +150,9 @@ def _combine(
         try:
             with safe_open(path, framework="pt") as file:
                 found = {key.partition("/")[2]: key for key in file.keys() if key.startswith(f"{profile.std}/")}  # noqa: SIM118
-                names = found.keys() if names is None else names
-                if not found or found.keys() != names:
-                    raise UserError(
-                        f"{path}: other averages of width {profile.std:g} than in the first snapshot; {_FIX}"
-                    )
+                names = set(found) if names is None else names
+                if not found or set(found) != names:
+                    raise UserError(f"{path}: not the averages of width {profile.std:g} that the others have; {_FIX}")
                 for name, key in found.items():
                     tensor = file.get_tensor(key)
                     fits = name in like and (tensor.shape, tensor.dtype) == (like[name].shape, torch.float32)

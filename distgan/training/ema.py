@@ -78,10 +78,12 @@ class Profiles:
         expected, found = ({key: value.shape for key, value in of.items()} for of in (self.state(), saved))
         if expected and expected != found:
             widths = ",".join(sorted({key.partition("/")[0] for key in saved}))
-            fix = f"set ema.profiles=[{widths}]" if widths else "leave ema.profiles out"
+            there, fix = "no averages", "leave ema.profiles out"
+            if widths:
+                there, fix = f"averages of the widths [{widths}]", f"set ema.profiles=[{widths}]"
             raise UserError(
-                f"{path}: ema.profiles: found {f'averages of the widths [{widths}]' if widths else 'no averages'}, and a "
-                f"profile averages all of a run; {fix}, or start at step 0 with --resume never"
+                f"{path}: ema.profiles: found {there}, and a profile averages all of a run; {fix}, or start at step 0 "
+                "with --resume never"
             )
 
     def load(self, saved: Mapping[str, Tensor]) -> None:

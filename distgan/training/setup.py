@@ -19,7 +19,7 @@ from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.evaluation.names import needs_detector
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
@@ -175,10 +175,8 @@ def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
     """Raise UserError if ranks differ in config, code, data or JPEG decoder. Collective: call on every rank."""
     runtime.check_equal("the config", dump_config(config), "launch every rank with the same config and overrides")
     runtime.check_equal("the code", code_digest(), "install the same version on every node")
-    for package in config.packages:
-        runtime.check_equal(
-            f"the code of the package {package}", package_digest(package), "install the same version on every node"
-        )
+    for package, digest in code_digests(config.code_paths).items():
+        runtime.check_equal(f"the code of the package {package}", digest, "install the same version on every node")
     if index.has_jpegs:
         runtime.check_equal("the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node")
     runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")

@@ -28,7 +28,7 @@ from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.replacements import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
 from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
@@ -141,7 +141,7 @@ class TrainingState:
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
-            "code": {package: package_digest(package) for package in self.config.packages},
+            "code": code_digests(self.config.code_paths),
             "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
 

@@ -112,9 +112,7 @@ def test_a_run_without_profiles_says_which_key_keeps_them(tmp_path: Path, digits
     distgan.train(distgan.load_config(config))
     with pytest.raises(UserError, match=r"ema\.profiles=\[0\.05,0\.1\]"):
         average(tmp_path / "run", 0.1)
-    with pytest.raises(
-        UserError, match=r"found averages of the widths \[\]|found no averages.* leave ema.profiles out"
-    ):
+    with pytest.raises(UserError, match=r"found no averages.* leave ema\.profiles out"):
         distgan.train(distgan.load_config(config, ["ema.profiles=[0.1]", "training.steps=2"]))
 
 

@@ -58,7 +58,7 @@ def test_its_recipe_loads_and_every_option_arrives(tmp_path: Path) -> None:
     assert (config.generator.options.hidden, config.generator.options.heads) == (256, 4)
     assert config.generator.optimizer.options.weight_decay == 0.01
     assert config.objective.adversarial.build().margin == 0.5
-    assert [metric.label for metric in config.metrics] == ["fid", "Sharpness", "Recall"]
+    assert [metric.label for metric in config.metrics] == ["fid", "Sharpness", "Contrast", "Recall"]
 
 
 def test_its_program_runs() -> None:
