@@ -14,7 +14,7 @@ from distgan.checkpoint.directory import USE_OLDER
 from distgan.config import Config, flatten, parse_config
 from distgan.data.index.table import Index
 from distgan.errors import UserError
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
 from distgan.networks.progressive import GrowingNetwork
 from distgan.players.player import Player
 
@@ -47,10 +47,12 @@ def validate_resume(
             "its index, or set another run_dir"
         )
     known = description.code
-    changed = [package for package in now.packages if known.get(package, "") not in ("", package_digest(package))]
+    digests = code_digests(now.code_paths)
+    changed = [package for package, digest in digests.items() if known.get(package, "") not in ("", digest)]
     if changed and "code" not in accept:
+        changed_code = "__main__, the notebook or script" if changed[0] == "__main__" else f"the package {changed[0]}"
         raise UserError(
-            f"{path}: saved with other sources of the package {changed[0]}, so that a resume would not be exact; "
+            f"{path}: saved with other sources of {changed_code}, so that a resume would not be exact; "
             "restore that version, or continue with --accept code"
         )
     if then.seed != now.seed and "seed" not in accept:

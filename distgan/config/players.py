@@ -13,6 +13,7 @@ from distgan.config.fields import (
     CountOrZero,
     NotNegative,
     Positive,
+    Real,
     ScheduleConfig,
     ScheduledDecay,
     ScheduledNotNegative,
@@ -112,6 +113,10 @@ class DiscriminatorConfig(NetworkConfig):
     given: ClassVar = ("shape",)
 
 
+Width = Annotated[Real, Field(ge=0.01, le=0.25)]
+"""Relative standard deviation of a power-function average."""
+
+
 class EMAConfig(Section):
     """Exponential moving average of the generator's weights, which is evaluated and exported."""
 
@@ -119,8 +124,20 @@ class EMAConfig(Section):
     """Half-life of the average in thousands of images: a number or a schedule. Each step counts `critic_steps` batches.
     0 makes the average equal to the current weights. The default is StyleGAN's ramp, with a half-life of 5% of the
     images until it reaches 10,000."""
+    profiles: Annotated[tuple[Width, ...], Field(max_length=8)] = ()
+    """Relative widths of power-function averages to keep besides (Karras et al. 2024), such as `[0.05, 0.1]`: the
+    standard deviation of an average's weights over time, as a fraction of the training so far. `distgan average` makes
+    an average of any width of their snapshots. Each profile is one more copy of the weights on each rank."""
+    snapshot_kimg: Annotated[Positive, Field(le=1e9)] = 8000.0
+    """Thousands of images between snapshots of the profiles, which stay in `averages` of the run folder."""
     statistics_samples: Annotated[Count, Field(le=2**20)] = 2048
     """Number of latents from which batch-norm statistics are recomputed before evaluation, sampling and export."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EMAConfig:
+        if list(self.profiles) != sorted(set(self.profiles)):
+            raise ValueError(f"profiles: {list(self.profiles)}: expected different widths in rising order")
+        return self
 
 
 class GrowthConfig(Section):

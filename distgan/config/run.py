@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from distgan.config.architectures import GroupingOptions
 from distgan.config.data import DataConfig
+from distgan.config.error_messages import explain
 from distgan.config.evaluation import DEFAULT_METRIC, METRICS, EvaluationConfig, MetricConfig
 from distgan.config.fields import Section, Seed, folder
 from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
 from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
 from distgan.config.training import CheckpointConfig, MonitoringConfig, TrainingConfig
+from distgan.errors import UserError
 from distgan.extensions import package_of
 
 MAX_STATISTICS_BATCH = 128
 """Moments of more samples hardly differ, and a device must hold their activations."""
 
 
-class Config(Section):
+class _OneLineErrors(type(Section)):  # type: ignore[misc]
+    def __call__(cls, *values: Any, **sections: Any) -> Any:
+        # Here, and not in __init__, which pydantic calls too when it reads a recipe, whose messages name the file.
+        try:
+            return super().__call__(*values, **sections)
+        except ValidationError as error:
+            raise UserError(f"Config: {explain(error, cls)[1]}") from None
+
+
+class Config(Section, metaclass=_OneLineErrors):
     """A whole run."""
 
     run_dir: Annotated[str, AfterValidator(folder)]
@@ -73,11 +84,16 @@ class Config(Section):
         return min(self.micro_batch, MAX_STATISTICS_BATCH)
 
     @property
+    def code_paths(self) -> list[str]:
+        """Import paths of the user's code that the config names."""
+        named = {section.technique for _, section in named_sections(self) if not section.is_built_in}
+        # A run records the version of torch.
+        return sorted(path for path in named if package_of(path) != "torch")
+
+    @property
     def packages(self) -> list[str]:
         """Top-level packages of the user's code that the config names."""
-        named = (section for _, section in named_sections(self) if not section.is_built_in)
-        # A run records the version of torch.
-        return sorted({package_of(section.technique) for section in named} - {"torch"})
+        return sorted({*map(package_of, self.code_paths)})
 
     @property
     def metrics(self) -> list[MetricConfig]:
@@ -148,9 +164,9 @@ class Config(Section):
                 )
             self._check_precision(role, network)
         for metric in self.metrics:
-            if metric.facts.takes != "samples" and kind != "images":
+            if metric.needs_detector and kind != "images":
                 raise ValueError(
-                    f"evaluation.metrics: {metric.metric} takes the {metric.facts.takes} of a detector, which are of "
+                    f"evaluation.metrics: {metric.metric} takes the {metric.inputs[0]} of a detector, which are of "
                     f"images, but data.kind is {kind}"
                 )
             if kind not in metric.facts.kinds:

@@ -99,6 +99,10 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
 def _cancelable(name: str, kind: type[torch.optim.Optimizer]) -> Any:
     """Return a subclass whose `step` changes nothing if the attribute `found_inf` is 1, which the host waits for."""
 
+    # Without the hooks that torch adds around `step`: they have run when the subclass's step runs.
+    hooked = getattr(kind.step, "hooked", False)
+    plain_step: Callable[..., Any] = kind.step.__wrapped__ if hooked else kind.step  # type: ignore[attr-defined]
+
     class Cancelable(kind):  # type: ignore[misc, valid-type]
         found_inf: Tensor | None = None
 
@@ -111,6 +115,6 @@ def _cancelable(name: str, kind: type[torch.optim.Optimizer]) -> Any:
                 f"{name}: its step failed; choose one that steps from dense gradients, without a closure",
                 everywhere=True,
             ):
-                return super().step(closure)
+                return plain_step(self, closure)
 
     return Cancelable

@@ -13,6 +13,7 @@ from distgan.data.reader import Batch
 from distgan.data.replacements import Failure, record_failures
 from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
 from distgan.inference.generation import dequantize, to_network
 from distgan.inference.latents import LatentPrefetcher
 from distgan.networks.progressive import fade_reals, shrink
@@ -114,6 +115,11 @@ class Feed:
         batch = next(self._stream)
         self.seconds_waited += time.perf_counter() - started
         self.failures += batch.failures
+        if any(batch.others):
+            raise UserError(
+                f"data.stages: makes {1 + max(map(len, batch.others))} values of a sample, but networks get only the "
+                "first; end with the one to train on; distgan.data.Loader passes all on"
+            )
         return batch
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from distgan.checkpoint.averages import write_snapshot
 from distgan.checkpoint.contents import ACCEPTABLE
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config
@@ -24,7 +25,7 @@ from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
-from distgan.schedule import discriminator_updates, ema_decay, optimizer_settings
+from distgan.schedule import discriminator_updates, ema_decay, optimizer_settings, snapshot_due
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
@@ -182,6 +183,9 @@ def train_step(
         # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
         usual = config.training.critic_steps * updates[-1].batch_size
         state.average.update(ema_decay(config.ema, images, usual, state.length), applied)
+        state.profiles.update(images, progress.images - images, applied)
+    if runtime.is_main and snapshot_due(config.ema, images, progress.images):
+        write_snapshot(Path(config.run_dir), progress.images, state.profiles.state())
     progress.step += 1
     state.grow()
 

@@ -19,7 +19,7 @@ from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.evaluation.names import needs_detector
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
@@ -29,7 +29,7 @@ from distgan.networks.layers.virtual_batch_norm import set_reference, uses_refer
 from distgan.networks.progressive import set_growth
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
-from distgan.training.ema import EMAGenerator
+from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 from distgan.version import code_digest
 
@@ -56,7 +56,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     set_growth((generator, discriminator), growth)
     with runtime.raise_on_all_ranks(), within_memory(memory):
         _check_contract(generator, discriminator, config, index, runtime)
-    average = EMAGenerator(generator)
+    average, profiles = EMAGenerator(generator), Profiles(generator, config.ema.profiles)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
             network.to(memory_format=torch.channels_last)
@@ -83,7 +83,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             "different times; set growth.reset_optimizers=true, or launch with --multi_gpu or --use_fsdp",
             everywhere=True,
         )
-    state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
+    state = TrainingState(
+        config, index, players["generator"], players["discriminator"], average, profiles, Progress(), growth
+    )
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()
     return state
@@ -177,10 +179,8 @@ def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
     """Raise UserError if ranks differ in config, code, data or JPEG decoder. Collective: call on every rank."""
     runtime.check_equal("the config", dump_config(config), "launch every rank with the same config and overrides")
     runtime.check_equal("the code", code_digest(), "install the same version on every node")
-    for package in config.packages:
-        runtime.check_equal(
-            f"the code of the package {package}", package_digest(package), "install the same version on every node"
-        )
+    for package, digest in code_digests(config.code_paths).items():
+        runtime.check_equal(f"the code of the package {package}", digest, "install the same version on every node")
     if index.has_jpegs:
         runtime.check_equal("the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node")
     runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")

@@ -21,6 +21,7 @@ from distgan.checkpoint.compatibility import (
     validate_resume,
 )
 from distgan.checkpoint.contents import Description, load_description
+from distgan.checkpoint.directory import read_manifest
 from distgan.checkpoint.loading import check_numbers, load_files, read_network
 from distgan.config import Config
 from distgan.data.index.table import Index
@@ -28,13 +29,13 @@ from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.replacements import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
 from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.objective_base import blank_batch
 from distgan.players.player import Player
-from distgan.training.ema import EMAGenerator
+from distgan.training.ema import EMAGenerator, Profiles
 from distgan.version import __version__
 
 
@@ -68,6 +69,7 @@ class TrainingState:
     generator: Player
     discriminator: Player
     average: EMAGenerator
+    profiles: Profiles
     progress: Progress
     growth: schedule.Growth | None
     """Level and fade of growing networks; None if the networks do not grow."""
@@ -135,6 +137,7 @@ class TrainingState:
             "generator": self.generator.engine.weights(),
             "discriminator": self.discriminator.engine.weights(),
             "generator_ema": self.average.network.state_dict(),
+            "profiles": self.profiles.state(),
             "generator_optimizer": self.generator.engine.optimizer_state(),
             "discriminator_optimizer": self.discriminator.engine.optimizer_state(),
             "history": {
@@ -164,7 +167,7 @@ class TrainingState:
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
-            "code": {package: package_digest(package) for package in self.config.packages},
+            "code": code_digests(self.config.code_paths),
             "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
 
@@ -185,7 +188,10 @@ class TrainingState:
             }
             average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
             files = load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+            kept = "profiles.safetensors" in read_manifest(path).files
+            files |= load_files(path, ["profiles"] if self.profiles and kept else [])
             check_numbers(path, files)
+            self.profiles.check(path, files.get("profiles", {}))
             for player in self.players:
                 check_optimizer(path, player, files[f"{player.role}_optimizer"])
                 check_history(path, player, files["history"])
@@ -194,6 +200,7 @@ class TrainingState:
         self.progress.position, self.progress.images = description.position, description.images
         self.grow()  # before the moments, which belong to the parameters that are active at that level
         self.average.network.load_state_dict(average)
+        self.profiles.load(files.get("profiles", {}))
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
             player.engine.load_weights(weights[player.role])

@@ -69,3 +69,26 @@ def test_a_canceled_step_changes_nothing(name: str) -> None:
     optimizer.step()
     after = [parameters[0].detach(), *state.values()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adamax"])
+def test_a_hook_can_cancel_a_step_of_torchs_classes(name: str) -> None:
+    """As DeepSpeed's engine does it: torch runs the hooks of every class in the line of inheritance that has run."""
+    parameters = [nn.Parameter(torch.ones(3))]
+    config = OptimizerConfig.model_validate({"name": f"torch.optim:{name}", "learning_rate": 0.1})
+    optimizer = build_optimizer(config, parameters)
+    cancel, calls = torch.zeros(()), []
+
+    def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        calls.append(1)
+        optimizer.found_inf, optimizer.grad_scale = cancel, None  # type: ignore[attr-defined]
+
+    optimizer.register_step_pre_hook(before)
+    parameters[0].grad = torch.ones(3)
+    optimizer.step()
+    changed = parameters[0].detach().clone()
+    assert (changed < 1).all()
+    cancel.fill_(1)
+    optimizer.step()
+    assert torch.equal(parameters[0].detach(), changed)
+    assert len(calls) == 2

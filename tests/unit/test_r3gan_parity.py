@@ -23,7 +23,7 @@ from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
 from distgan.schedule import Update
-from distgan.training.ema import EMAGenerator
+from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.loop import train_step
 from distgan.training.state import Progress, TrainingState
 
@@ -100,7 +100,7 @@ def test_ten_steps_are_those_of_the_papers_equations() -> None:
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
     index: Any = None
-    state = TrainingState(config, index, *players, average, Progress(), None)
+    state = TrainingState(config, index, *players, average, Profiles(generator, ()), Progress(), None)
     before = weights_of(generator)
     for _ in range(STEPS):
         feed: Any = given

@@ -1,4 +1,4 @@
-"""Training schedules: updates, batch sizes, growth, rates and weights, as pure functions of config and progress.
+"""What a run has done after a number of steps: updates, real samples, batch sizes and growth.
 
 Steps are 0-based. `images` is the number of real images that all earlier discriminator updates used, as papers count
 them. The stream position is the number of real images that both players used, so it is the larger one if the generator
@@ -11,11 +11,9 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel
-
-from distgan.config import Config, EMAConfig, OptimizerConfig, ScheduleConfig
+from distgan.config import Config
 
 _MAX_STEPS = 2**60
 
@@ -235,67 +233,6 @@ def is_over(config: Config, step: int, images: int) -> bool:
 def run_images(config: Config) -> int:
     """Return the number of images that the discriminator is trained on in a whole run."""
     return used_after(config, run_steps(config)).images
-
-
-def value(setting: float | ScheduleConfig, images: int, length: int) -> float:
-    """Return the value of a number, or of a schedule after `images` images.
-
-    The cosine is that of R3GAN (Huang et al. 2024, training_loop.py:29-38 of the released code).
-
-    Args:
-        length: images of the whole run, over which a schedule without `over` changes.
-    """
-    if not isinstance(setting, ScheduleConfig):
-        return setting
-    progress = min(1.0, images / (length if setting.over is None else 1000 * setting.over))
-    rest = {
-        "constant": 1.0 if progress < 1.0 else 0.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[setting.shape]
-    return setting.end + (setting.start - setting.end) * rest
-
-
-def scheduled(section: BaseModel) -> Iterator[tuple[str, ScheduleConfig]]:
-    """Yield all schedules of a config with their keys, such as `generator.optimizer.betas.1`."""
-    for key, held in section:
-        for place, inner in enumerate(held) if isinstance(held, (list, tuple)) else [(None, held)]:
-            where = key if place is None else f"{key}.{place}"
-            if isinstance(inner, ScheduleConfig):
-                yield where, inner
-            elif isinstance(inner, BaseModel):
-                yield from ((f"{where}.{below}", found) for below, found in scheduled(inner))
-
-
-def optimizer_settings(config: OptimizerConfig, step: int, images: int, length: int) -> dict[str, Any]:
-    """Return what an optimizer's parameter groups hold in step `step`: `lr`, and options that have a schedule.
-
-    Args:
-        images, length: see `value`.
-    """
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    settings: dict[str, Any] = {"lr": value(config.learning_rate, images, length) * warmup}
-    for key in {place.partition(".")[0] for place, _ in scheduled(config.options)}:
-        setting = getattr(config.options, key)
-        settings[key] = (
-            tuple(value(item, images, length) for item in setting)
-            if isinstance(setting, tuple)
-            else value(setting, images, length)
-        )
-    return settings
-
-
-def ema_decay(config: EMAConfig, images: int, images_per_step: int, length: int) -> float:
-    """Return the weight of the previous average in the EMA update of one step, in [0, 1).
-
-    The half-life is in images, so that it does not depend on the batch size.
-
-    Args:
-        images, length: see `value`; images are those before this step.
-        images_per_step: real images of this step.
-    """
-    half_life = 1000.0 * value(config.half_life_kimg, images, length)
-    return 0.0 if half_life <= 0 else 0.5 ** (images_per_step / half_life)
 
 
 def growth_warnings(config: Config) -> tuple[str, ...]:
