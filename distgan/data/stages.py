@@ -22,7 +22,7 @@ from distgan.data.kinds.decoding import SampleFormat, Values
 from distgan.data.kinds.staged import put_value
 from distgan.data.storage.tar import BLOCK, walk
 from distgan.errors import UnreadableSampleError, UserError, described, is_out_of_memory, printable, within_memory
-from distgan.extensions import package_digest, package_of
+from distgan.extensions import code_digest_of
 
 Members = dict[str, Any]
 """`__key__`, `__url__`, and the contents of a sample's members by extension, as WebDataset has them."""
@@ -120,8 +120,7 @@ def stages_key(config: DataConfig) -> tuple[str, ...]:
     """Return what the values of `data.stages` depend on: import path, options and code. Empty without stages."""
     if config.stages is None:
         return ()
-    code = package_digest(package_of(config.stages.stages))
-    return config.stages.stages, config.stages.model_dump_json(), code
+    return config.stages.stages, config.stages.model_dump_json(), code_digest_of(config.stages.path)
 
 
 def select_members(span: memoryview, key: bytes, declared: Sequence[str], name: str) -> Members:

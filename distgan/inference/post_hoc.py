@@ -121,8 +121,8 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
     if fit.distance > _TOLERANCE:
         raise UserError(
             f"{folder}: --std {std:g}: the closest average of {counted(times, 'snapshot')} is {fit.distance:.0%} off; "
-            f"take a width nearer to {' or '.join(f'{kept:g}' for kept in config.ema.profiles)}, or train with a smaller "
-            "ema.snapshot_kimg"
+            f"take a width nearer to {' or '.join(f'{kept:g}' for kept in config.ema.profiles)}, or train with a "
+            "smaller ema.snapshot_kimg"
         )
     averaged = load_files(found, ["generator_ema"])["generator_ema"]
     made = _combine(sources, fit.weights, averaged)
