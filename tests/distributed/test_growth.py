@@ -22,7 +22,7 @@ from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
-from distgan.training.ema import EMAGenerator
+from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.state import Progress, TrainingState
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
@@ -58,7 +58,7 @@ def build(config: Config) -> TrainingState:
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
     index: Any = SimpleNamespace(num_classes=0, vocabulary=None)
-    state = TrainingState(config, index, *players, average, Progress(), now)
+    state = TrainingState(config, index, *players, average, Profiles(generator, ()), Progress(), now)
     state.warm_up_buckets()
     return state
 
