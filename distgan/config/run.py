@@ -141,6 +141,11 @@ class Config(Section):
                 raise ValueError(
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
+        augmentation = self.objective.augmentation
+        if augmentation is not None and kind not in augmentation.facts.kinds:
+            raise ValueError(
+                f"objective.augmentation: {augmentation.augmentation} does not augment {kind} (data.kind); leave it out"
+            )
         for metric in self.metrics:
             if metric.facts.takes != "samples" and kind != "images":
                 raise ValueError(

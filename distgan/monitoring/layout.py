@@ -17,6 +17,7 @@ GROUPS = {
         "gradient norms": r"gradient_norm/",
         "diversity": r"(generator|data)/diversity$",
         "learning rates": r"learning_rate/",
+        "augmentation": r"augmentation/",
     },
     "penalties": {
         "gradient penalties": r"loss/(r1|r2|gradient_penalty)$",

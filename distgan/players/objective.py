@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
 from distgan.losses import gradient_penalties
 from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
@@ -50,14 +51,16 @@ class DiscriminatorObjective(Objective):
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
             with self._autocast(reals, unless=penalized):
                 held.enter_context(reference_moments(self.network))
-            real = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
-            fake = self._judge(fakes, labels, differentiable=r2 is not None)
+            real = self._judge(reals, batch.real_labels, "real", batch, differentiable=r1 is not None)
+            fake = self._judge(fakes, labels, "fake", batch, differentiable=r2 is not None)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
                 self.loss_facts, real_logits, fake_logits
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
+            if self.augmentation is not None:
+                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, self.augmentation.probability)
             if r1 is not None:
                 parts["loss/r1"] = gradient_penalties.zero_centered(
                     real_logits, reals, penalty_gamma(r1, step, self.steps)
@@ -70,7 +73,8 @@ class DiscriminatorObjective(Objective):
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
-                judged = self._judge(points, batch.real_labels, differentiable=True)
+                kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
+                judged = self._judge(points, batch.real_labels, kind, batch, differentiable=True)
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
@@ -106,9 +110,14 @@ class GeneratorObjective(Objective):
     role = "generator"
 
     def __init__(
-        self, network: nn.Module, opponent: nn.Module, config: Config, autocast_dtype: torch.dtype | None
+        self,
+        network: nn.Module,
+        opponent: nn.Module,
+        config: Config,
+        autocast_dtype: torch.dtype | None,
+        controller: AugmentationController | None = None,
     ) -> None:
-        super().__init__(network, opponent, config, autocast_dtype)
+        super().__init__(network, opponent, config, autocast_dtype, controller)
         matching = config.objective.feature_matching
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
         self._needs_reals = config.objective.generator_needs_reals
@@ -122,11 +131,12 @@ class GeneratorObjective(Objective):
                 with reference_moments(self.network):
                     fakes = self.network(batch.latents, labels)
                 held.enter_context(reference_moments(discriminator))
-                fake, real = self._judge(self._with_noise(fakes, "fake", batch, step), labels), None
+                real, fake = None, self._judge(self._with_noise(fakes, "fake", batch, step), labels, "fake", batch)
                 if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
-                        real = self._judge(self._with_noise(batch.reals, "real", batch, step), batch.real_labels)
+                        reals = self._with_noise(batch.reals, "real", batch, step)
+                        real = self._judge(reals, batch.real_labels, "real", batch)
             matching = config.feature_matching
             loss = fake.logits.new_zeros(())
             if matching is None or matching.adversarial:

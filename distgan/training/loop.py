@@ -171,7 +171,10 @@ def train_step(
     for update in updates:
         seed_default_generator(config.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
-        state.discriminator.update(batches, (step, update.index), rate, before_change=before_change)
+        applied = state.discriminator.update(batches, (step, update.index), rate, before_change=before_change)
+        if state.controller is not None:
+            signs = [values["augmentation/sign"] for values in state.discriminator.latest]
+            state.controller.update(signs, applied, index=update.index, images=update.batch_size)
         progress.position += update.batch_size
     rate = learning_rate(config.generator.optimizer, step, config.training.steps)
     applied = state.generator.update(feed.generator_inputs(step), (step,), rate, before_change=before_change)

@@ -22,6 +22,7 @@ from distgan.evaluation.names import needs_detector
 from distgan.extensions import package_digest
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.contract import PROBE_SIZE, check_networks
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
@@ -60,9 +61,12 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         generator.compile()
         discriminator.compile()
     precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
+    augmentation, controller = config.objective.augmentation, None
+    if augmentation is not None and augmentation.chosen_probability == "adaptive":
+        controller = AugmentationController(augmentation.controller, runtime.device)
     with runtime.raise_on_all_ranks():
-        generator_objective = GeneratorObjective(generator, discriminator, config, precision)
-        discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision)
+        generator_objective = GeneratorObjective(generator, discriminator, config, precision, controller)
+        discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision, controller)
     players = {
         "generator": Player(generator_objective, config.generator.optimizer, runtime),
         "discriminator": Player(
@@ -79,7 +83,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             "different times; set growth.reset_optimizers=true, or launch with --multi_gpu or --use_fsdp",
             everywhere=True,
         )
-    state = TrainingState(config, index, players["generator"], players["discriminator"], average, Progress(), growth)
+    state = TrainingState(
+        config, index, players["generator"], players["discriminator"], average, Progress(), growth, controller
+    )
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()
     return state

@@ -15,6 +15,7 @@ from distgan.config import load_config
 from distgan.config.architectures import NetworkOptions
 from distgan.config.evaluation import MetricOptions
 from distgan.config.objective import LossOptions, TermOptions
+from distgan.config.objective.augmentation import AugmentationOptions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -68,7 +69,8 @@ def test_its_program_runs() -> None:
 def test_its_facts_are_those_that_are_read() -> None:
     [table] = re.findall(r"^\| attribute .*?(?=\n\n)", PAGE, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    read = {fact for base in (NetworkOptions, LossOptions, TermOptions, MetricOptions) for fact in base.__class_vars__}
+    bases = (NetworkOptions, LossOptions, TermOptions, AugmentationOptions, MetricOptions)
+    read = {fact for base in bases for fact in base.__class_vars__}
     properties = {"normalizes_batch", "bounds_slope"}
     assert all(isinstance(vars(NetworkOptions)[name], property) for name in properties)
     assert named == (read | properties) - {"takes_effect_with"}

@@ -6,13 +6,21 @@ from torch import Tensor
 
 from distgan.distributed.collectives import at_least_float32
 from distgan.players.objective import DiscriminatorObjective
-from distgan.players.objective_base import Judged
+from distgan.players.objective_base import Judged, MicroBatch
 
 
 class HalfPrecisionPenalties(DiscriminatorObjective):
     """`DiscriminatorObjective` with gradient penalties in bfloat16. Use it only for measurements."""
 
-    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool = False) -> Judged:
+    def _judge(
+        self,
+        samples: Tensor,
+        labels: Tensor | None,
+        kind: str | None,
+        batch: MicroBatch,
+        *,
+        differentiable: bool = False,
+    ) -> Judged:
         if differentiable:
             samples = samples.detach().requires_grad_(True)
         with self._autocast(samples):
