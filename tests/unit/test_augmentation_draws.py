@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distgan import randomness
 from distgan.losses.augmentation import AugmentationDraws
 from distgan.losses.augmentation.ada import Ada, Parameters
 from distgan.losses.augmentation.diffaugment import DiffAugment
+from tools import augmentations
+from tools.bench.augmentation import released_operators
 
 COUNT, SIDE = 10_000, 32
 ALL = dict.fromkeys(("frequency_filter", "noise", "cutout"), 1.0)
@@ -160,6 +163,21 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(
         assert torch.equal(alone[0], whole[place])
     halves = [pipe(images[part], draws_at(range(24)[part], 0.9)) for part in (slice(0, 12), slice(12, 24))]
     assert torch.equal(torch.cat(halves), whole)
+
+
+def test_the_released_operators_give_the_same_images() -> None:
+    """Padding by the batch's farthest transform, convolutions, and a matrix per image."""
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    draws = draws_at(range(16), 0.8)
+    assert torch.allclose(Ada()(images, draws), released_operators(images, draws), atol=2e-4)
+
+
+def test_the_pictures_of_the_page_are_of_these_transforms() -> None:
+    for name, entries in augmentations.rows().items():
+        found = np.asarray(Image.open(augmentations.FOLDER / f"{name}.png").convert("RGB"), dtype=float)
+        drawn = np.asarray(augmentations.sheet(entries), dtype=float)
+        assert found.shape == drawn.shape
+        assert np.abs(found - drawn).mean() < 1, "run tools/augmentations.py"
 
 
 @pytest.mark.parametrize("pipe", [Ada(**ALL), DiffAugment()], ids=["ada", "diffaugment"])

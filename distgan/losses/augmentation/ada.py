@@ -15,6 +15,9 @@ from distgan.losses.augmentation.frequency import BANDS, filter_bands
 from distgan.losses.augmentation.geometry import Geometry, inverse_map
 from distgan.losses.augmentation.resampling import resample
 
+_CHANCES, _UNIFORMS, _NORMALS = 19, 10, 12
+"""Numbers per sample that choose the transforms, and that their parameters are made of."""
+
 
 class Corruption(NamedTuple):
     """Noise and cutout, (n,) each."""
@@ -86,9 +89,9 @@ class Ada:
     def parameters(self, draws: AugmentationDraws, *, height: int, width: int) -> Parameters:
         """Draw what is done to each sample of this height and width in pixels."""
         # One draw of each kind, because a draw launches about a hundred small operations.
-        chances = iter(draws.uniform("chances", 19).unbind(1))
-        uniforms = iter(draws.uniform("uniform parameters", 10).unbind(1))
-        normals = iter(draws.normal("normal parameters", 12).unbind(1))
+        drawn = draws.uniform("uniform parameters", _CHANCES + _UNIFORMS).unbind(1)
+        chances, uniforms = iter(drawn[:_CHANCES]), iter(drawn[_CHANCES:])
+        normals = iter(draws.normal("normal parameters", _NORMALS).unbind(1))
 
         def applied(multiplier: float, value: Tensor, neutral: float = 0.0, chance: Tensor | None = None) -> Tensor:
             chance = next(chances) if chance is None else chance
