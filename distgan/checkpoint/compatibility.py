@@ -167,6 +167,26 @@ def check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> N
             )
 
 
+def check_controller(path: Path, saved: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless the state of the adaptive augmentation is complete and possible, or absent."""
+    found = {name: saved.get(f"controller/{name}") for name in ("probability", "signs", "images")}
+    if all(tensor is None for tensor in found.values()):
+        return
+    for name, tensor in found.items():
+        if tensor is None or tensor.dim() or not tensor.isfinite():
+            said = "missing" if tensor is None else "a list" if tensor.dim() else f"{tensor.item()}"
+            raise UserError(
+                f"{path}/counters.safetensors: controller/{name}: found {said}, expected a number; {USE_OLDER}"
+            )
+    probability, signs, images = (float(tensor) for tensor in found.values() if tensor is not None)
+    if not 0 <= probability <= 1 or images < 0 or abs(signs) > images * (1 + 1e-6):
+        raise UserError(
+            f"{path}/counters.safetensors: controller: found probability {probability:g} and signs that sum to "
+            f"{signs:g} of {images:g} images, expected a probability from 0 to 1 and at most one sign per image; "
+            f"{USE_OLDER}"
+        )
+
+
 def own_tensors(player: Player, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a player's tensors of a file, with the role removed from their names."""
     prefix = f"{player.role}/"

@@ -23,6 +23,7 @@ from distgan.config.objective import (
     WeightClippingConfig,
     ZeroCenteredPenaltyConfig,
 )
+from distgan.config.objective.augmentation import AugmentationConfig, ControllerConfig
 from distgan.config.players import (
     DiscriminatorConfig,
     EMAConfig,
@@ -43,8 +44,10 @@ from distgan.config.training import (
 
 __all__ = [
     "AdversarialConfig",
+    "AugmentationConfig",
     "CheckpointConfig",
     "Config",
+    "ControllerConfig",
     "DataConfig",
     "DetectorConfig",
     "DiscriminatorConfig",

@@ -163,6 +163,11 @@ class Config(Section, metaclass=_OneLineErrors):
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
             self._check_precision(role, network)
+        augmentation = self.objective.augmentation
+        if augmentation is not None and kind not in augmentation.facts.kinds:
+            raise ValueError(
+                f"objective.augmentation: {augmentation.augmentation} does not augment {kind} (data.kind); leave it out"
+            )
         for metric in self.metrics:
             if metric.needs_detector and kind != "images":
                 raise ValueError(

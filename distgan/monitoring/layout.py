@@ -18,6 +18,7 @@ GROUPS = {
         "diversity": r"(generator|data)/diversity$",
         "learning rates": r"learning_rate/",
         "schedules": r"schedule/",
+        "augmentation": r"augmentation/",
     },
     "penalties": {
         "gradient penalties": r"loss/(r1|r2|gradient_penalty)$",

@@ -18,6 +18,7 @@ from distgan import schedule
 from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
 from distgan.losses import gradient_penalties
 from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
@@ -45,6 +46,8 @@ class DiscriminatorObjective(Objective):
         config = self.config
         assert batch.reals is not None
         labels = self._fake_labels(batch)
+        if self.augmentation is not None:
+            self.augmentation.follow(images)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
             fakes = self.opponent(batch.latents, labels)
         reals, generated = self._with_noise(batch.reals, "real", batch, images), fakes.to(batch.reals.dtype)
@@ -55,14 +58,16 @@ class DiscriminatorObjective(Objective):
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
             with self._autocast(reals, penalized=penalized):
                 held.enter_context(reference_moments(self.network))
-            real = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
-            fake = self._judge(fakes, labels, differentiable=r2 is not None)
+            real = self._judge(reals, batch.real_labels, "real", batch, differentiable=r1 is not None)
+            fake = self._judge(fakes, labels, "fake", batch, differentiable=r2 is not None)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
                 self.loss_facts, real_logits, fake_logits
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
+            if self.augmentation is not None:
+                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, self.augmentation.probability)
             if r1 is not None:
                 gamma = schedule.value(r1.gamma, images, self.length)
                 parts["loss/r1"] = gradient_penalties.zero_centered(real_logits, reals, gamma)
@@ -73,7 +78,8 @@ class DiscriminatorObjective(Objective):
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
-                judged = self._judge(points, batch.real_labels, differentiable=True)
+                kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
+                judged = self._judge(points, batch.real_labels, kind, batch, differentiable=True)
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
@@ -109,9 +115,14 @@ class GeneratorObjective(Objective):
     role = "generator"
 
     def __init__(
-        self, network: nn.Module, opponent: nn.Module, config: Config, autocast_dtype: torch.dtype | None
+        self,
+        network: nn.Module,
+        opponent: nn.Module,
+        config: Config,
+        autocast_dtype: torch.dtype | None,
+        controller: AugmentationController | None = None,
     ) -> None:
-        super().__init__(network, opponent, config, autocast_dtype)
+        super().__init__(network, opponent, config, autocast_dtype, controller)
         matching = config.objective.feature_matching
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
         self._needs_reals = config.objective.generator_needs_reals
@@ -124,16 +135,20 @@ class GeneratorObjective(Objective):
         """
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         parts: dict[str, Tensor] = {}
+        if self.augmentation is not None:
+            self.augmentation.follow(images)
         with _frozen(discriminator), ExitStack() as held:
             with self._autocast(batch.latents):
                 with reference_moments(self.network):
                     fakes = self.network(batch.latents, labels)
                 held.enter_context(reference_moments(discriminator))
-                fake, real = self._judge(self._with_noise(fakes, "fake", batch, images), labels), None
+                real = None
+                fake = self._judge(self._with_noise(fakes, "fake", batch, images), labels, "fake", batch)
                 if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
-                        real = self._judge(self._with_noise(batch.reals, "real", batch, images), batch.real_labels)
+                        reals = self._with_noise(batch.reals, "real", batch, images)
+                        real = self._judge(reals, batch.real_labels, "real", batch)
             matching = config.feature_matching
             loss = fake.logits.new_zeros(())
             if matching is None or matching.adversarial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -12,19 +13,22 @@ from distgan import randomness, schedule
 from distgan.config import Config
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import HistoricalAverage
 from distgan.networks.hooks import captured, find_layer
 from distgan.networks.shape import SampleShape
+from distgan.players.augmentation import InputAugmentation
 from distgan.players.terms import TermView, add_terms, build_loss, build_terms
 
 LossAndScalars = tuple[Tensor, dict[str, Tensor]]
+Draw = Callable[..., Tensor]
 
 
 class Judged(NamedTuple):
-    """Samples with what the discriminator makes of them."""
+    """Samples with what the discriminator makes of them, augmented."""
 
     samples: Tensor
-    """(n, *sizes)"""
+    """(n, *sizes): points at which gradient penalties are taken, before or after augmentation."""
     logits: Tensor
     """(n,), at least float32."""
     features: dict[str, Tensor]
@@ -65,8 +69,14 @@ class Objective(nn.Module):
     role: str
 
     def __init__(
-        self, network: nn.Module, opponent: nn.Module, config: Config, autocast_dtype: torch.dtype | None
+        self,
+        network: nn.Module,
+        opponent: nn.Module,
+        config: Config,
+        autocast_dtype: torch.dtype | None,
+        controller: AugmentationController | None = None,
     ) -> None:
+        """controller: holds the probability of the augmentation if that is adaptive; both players share it."""
         super().__init__()
         self.network = network
         self._opponent = (opponent,)
@@ -82,6 +92,9 @@ class Objective(nn.Module):
         self.adversarial = build_loss(config.objective.adversarial)
         self.loss_facts = config.objective.adversarial.facts
         self.loss_path = config.objective.adversarial.path
+        self.augmentation: InputAugmentation | None = None
+        if config.objective.augmentation is not None:
+            self.augmentation = InputAugmentation(config.objective.augmentation, controller, self.length)
         self.terms = build_terms(config.objective, self.role)
         self.layers: dict[str, str] = {}
         """Layers of the discriminator that the loss looks at, with the key that asks for each."""
@@ -135,6 +148,21 @@ class Objective(nn.Module):
         """Draw addressed U[0, 1) of shape (n, *shape)."""
         return randomness.uniform(self.seed, f"{self.role}/{purpose}", batch.addresses, shape).to(like.dtype)
 
+    def _drawing(self, purpose: str, batch: MicroBatch, samples: Tensor) -> tuple[Draw, Draw]:
+        """Return functions `draw(name, *shape)` of U[0, 1) and of N(0, 1), for purposes below this one.
+
+        Numbers are float32, or float64 if the samples are.
+        """
+        like = at_least_float32(samples[:0])
+
+        def uniform(name: str, *shape: int) -> Tensor:
+            return self._uniform(f"{purpose}/{name}", batch, like, *shape)
+
+        def normal(name: str, *shape: int) -> Tensor:
+            return self._normal(f"{purpose}/{name}", batch, like.new_empty(0, *shape))
+
+        return uniform, normal
+
     @property
     def discriminator(self) -> nn.Module:
         """The discriminator's network."""
@@ -155,10 +183,45 @@ class Objective(nn.Module):
         self.layers[layer] = key
         return layer
 
-    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool = False) -> Judged:
-        """Run the discriminator. With `differentiable`, the logits have second derivatives in the returned samples."""
+    def _augment(self, samples: Tensor, kind: str, batch: MicroBatch) -> Tensor:
+        """Augment inputs of the discriminator, if the config has an augmentation.
+
+        Args:
+            samples: (k n, *sizes) for any k; all k share the draws of the batch.
+            kind: purpose of the draws, so that reals and fakes have their own.
+        """
+        if self.augmentation is None:
+            return samples
+        repeats, rest = divmod(len(samples), len(batch.addresses))
+        if rest:
+            raise UserError(
+                f"objective.augmentation: found {len(samples)} samples of a micro-batch of {len(batch.addresses)}, "
+                "expected a multiple; call view.judge with whole batches",
+                everywhere=True,
+            )
+        repeated = batch._replace(addresses=batch.addresses.repeat(repeats))
+        return self.augmentation(samples, *self._drawing(f"augmentation of {kind}", repeated, samples))
+
+    def _judge(
+        self,
+        samples: Tensor,
+        labels: Tensor | None,
+        kind: str | None,
+        batch: MicroBatch,
+        *,
+        differentiable: bool = False,
+    ) -> Judged:
+        """Run the discriminator on augmented samples.
+
+        Args:
+            kind: purpose of the augmentation's draws; None for samples that are augmented already.
+            differentiable: the logits have second derivatives in the returned samples.
+        """
         if differentiable:
             samples = samples.detach().requires_grad_(True)
+        inputs = samples if kind is None else self._augment(samples, kind, batch)
+        if self.augmentation is not None and self.augmentation.before_penalties:
+            samples = inputs = inputs.detach().requires_grad_(True) if differentiable else inputs
         with ExitStack() as held:
             held.enter_context(self._autocast(samples, penalized=differentiable))
             outputs = {}
@@ -167,7 +230,7 @@ class Objective(nn.Module):
                 outputs[layer] = held.enter_context(captured(self.discriminator, layer))
             # A compiled network has no second derivative, and hooks do not see its layers.
             eager = differentiable or bool(self.layers)
-            logits = (self.discriminator.forward if eager else self.discriminator)(samples, labels)
+            logits = (self.discriminator.forward if eager else self.discriminator)(inputs, labels)
         features = {layer: at_least_float32(found[-1]) for layer, found in outputs.items()}
         return Judged(samples, at_least_float32(logits), features)
 
@@ -185,14 +248,10 @@ class Objective(nn.Module):
             return loss
 
         def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
-            return at_least_float32(self.discriminator.forward(samples, labels))
+            augmented = self._augment(samples, "extra terms", batch)
+            return at_least_float32(self.discriminator.forward(augmented, labels))
 
-        def normal(purpose: str, *shape: int) -> Tensor:
-            return self._normal(f"extra terms/{purpose}", batch, batch.latents.new_empty(0, *shape))
-
-        def uniform(purpose: str, *shape: int) -> Tensor:
-            return self._uniform(f"extra terms/{purpose}", batch, batch.latents, *shape)
-
+        uniform, normal = self._drawing("extra terms", batch, batch.latents)
         layer = self._feature_layer or ""
         view = TermView(
             latents=batch.latents,

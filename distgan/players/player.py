@@ -48,6 +48,8 @@ class Player:
         self.skipped_in_a_row = torch.zeros((), device=device)
         self.longest_streak = torch.zeros((), device=device)
         self.statistics = ScalarAccumulator()
+        self.latest: list[dict[str, Tensor]] = []
+        """Scalars of this rank's micro-batches in the last update."""
 
     def update(
         self,
@@ -101,6 +103,7 @@ class Player:
         self.skipped += 1.0 - applied
         self.skipped_in_a_row = (self.skipped_in_a_row + 1.0) * (1.0 - applied)
         self.longest_streak = torch.maximum(self.longest_streak, self.skipped_in_a_row)
+        self.latest = parts
         for values in parts:
             self.statistics.add({**values, f"gradient_norm/{self.role}": norm}, applied)
         return applied

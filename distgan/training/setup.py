@@ -22,6 +22,7 @@ from distgan.evaluation.names import needs_detector
 from distgan.extensions import code_digests
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.contract import PROBE_SIZE, check_networks
 from distgan.networks.layers.stage import set_float32_below
@@ -64,9 +65,12 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         generator.compile()
         discriminator.compile()
     precision = torch.bfloat16 if config.training.autocasts else None
+    augmentation, controller = config.objective.augmentation, None
+    if augmentation is not None and augmentation.chosen_probability == "adaptive":
+        controller = AugmentationController(augmentation.controller, runtime.device)
     with runtime.raise_on_all_ranks():
-        generator_objective = GeneratorObjective(generator, discriminator, config, precision)
-        discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision)
+        generator_objective = GeneratorObjective(generator, discriminator, config, precision, controller)
+        discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision, controller)
     players = {
         "generator": Player(generator_objective, config.generator.optimizer, runtime),
         "discriminator": Player(
@@ -84,7 +88,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             everywhere=True,
         )
     state = TrainingState(
-        config, index, players["generator"], players["discriminator"], average, profiles, Progress(), growth
+        config, index, players["generator"], players["discriminator"], average, profiles, Progress(), growth, controller
     )
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distgan import schedule
 from distgan.checkpoint.compatibility import (
+    check_controller,
     check_counters,
     check_history,
     check_optimizer,
@@ -30,6 +31,7 @@ from distgan.data.replacements import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
 from distgan.extensions import code_digests
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
@@ -73,6 +75,8 @@ class TrainingState:
     progress: Progress
     growth: schedule.Growth | None
     """Level and fade of growing networks; None if the networks do not grow."""
+    controller: AugmentationController | None = None
+    """Holds the probability of the augmentation if that is adaptive, else None."""
 
     @property
     def players(self) -> tuple[Player, Player]:
@@ -131,6 +135,10 @@ class TrainingState:
             self.discriminator.warm_up_buckets((blank, 0, 1))
             self.generator.warm_up_buckets((blank, 0))
 
+    @property
+    def _augmentation(self) -> dict[str, Tensor]:
+        return self.controller.state() if self.controller is not None else {}
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return file name -> tensors of a checkpoint, unsharded on rank 0. Collective: call on every rank."""
         return {
@@ -148,7 +156,8 @@ class TrainingState:
             },
             "counters": {
                 f"{player.role}/{name}": value for player in self.players for name, value in player.counters.items()
-            },
+            }
+            | {f"controller/{name}": value for name, value in self._augmentation.items()},
         }
 
     def description(self, runtime: Runtime) -> dict[str, Any]:
@@ -196,6 +205,8 @@ class TrainingState:
                 check_optimizer(path, player, files[f"{player.role}_optimizer"])
                 check_history(path, player, files["history"])
                 check_counters(path, player, files["counters"])
+            if self.controller is not None:
+                check_controller(path, files["counters"])
         self.progress.step = description.step
         self.progress.position, self.progress.images = description.position, description.images
         self.grow()  # before the moments, which belong to the parameters that are active at that level
@@ -208,6 +219,9 @@ class TrainingState:
             _load_history(player, files["history"])
             for name, counter in player.counters.items():
                 counter.copy_(files["counters"][f"{player.role}/{name}"])
+        for name, tensor in self._augmentation.items():
+            # A run that was not adaptive before starts at 0.
+            tensor.copy_(files["counters"].get(f"controller/{name}", torch.zeros(())))
         self.progress.accepted = frozenset(description.accepted) | accept
         self.progress.diagnosis = description.diagnosis
         if description.data.fingerprint == self.index.fingerprint:

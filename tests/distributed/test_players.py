@@ -141,6 +141,20 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
             "instance_noise": {"sigma": {"start": 0.3, "end": 0, "over": 6 * BATCH / 1000}},
         }
     },
+    "ADA with R1 and R2": {
+        "objective": {
+            "augmentation": {"augmentation": "ada", "probability": 0.6, "frequency_filter": 1, "noise": 1, "cutout": 1},
+            "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0},
+        },
+        "discriminator": {"normalization": "none"},
+    },
+    "DiffAugment, penalty at augmented samples": {
+        "objective": {
+            "augmentation": {"augmentation": "diffaugment", "penalties": "augmented"}, "r1": None,
+            "gradient_penalty": {"points": "uniform"},
+        },
+        "discriminator": {"normalization": "none"},
+    },
     "feature matching": {"objective": {"feature_matching": {"adversarial": True}}},
     "historical averaging": {"objective": {"historical_averaging": {"generator": 0.1, "discriminator": 0.1}}},
     "virtual batch norm": {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import Job
-from tests.runs import differing, recipe, tensors
+from tests.runs import differing, recipe, rows, tensors
 
 STEPS = 8
 
@@ -61,6 +61,11 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         },
         "objective": {"adversarial": "relativistic_average", "r2": {"gamma": 1.0, "every": 2}},
     },
+    "adaptive augmentation": {
+        "objective": {
+            "augmentation": {"augmentation": "ada", "cutout": 1, "controller": {"target": -0.5, "every": 3, "kimg": 1}},
+        },
+    },
 }
 
 
@@ -70,6 +75,11 @@ def test_a_killed_run_ends_bitwise_the_same(tmp_path: Path, digits: Path, techni
     sections["training"] = {"steps": STEPS, **sections.get("training", {})}
     config = str(recipe(tmp_path, digits, **sections))
     assert Job(2, ["train", config, f"run_dir={tmp_path / 'whole'}"]).wait() == [0, 0]
+    if "augmentation" in sections["objective"]:
+        killed_at, last = (tensors(tmp_path / "whole", step) for step in (4, STEPS))
+        assert 0 < killed_at["counters/controller/probability"] < last["counters/controller/probability"]
+        assert killed_at["counters/controller/images"] > 0, "in the middle of an interval"
+        assert rows(tmp_path / "whole")[-1].keys() >= {"augmentation/probability", "augmentation/sign"}
     job = Job(2, ["train", config])
     deadline = time.monotonic() + 90
     while not (tmp_path / "run" / "checkpoints" / "step-00000004").exists():

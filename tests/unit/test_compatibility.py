@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from distgan.checkpoint.compatibility import validate_resume
+from distgan.checkpoint.compatibility import check_controller, validate_resume
 from distgan.checkpoint.contents import Description
 from distgan.config import Config, parse_config
 from distgan.errors import UserError
@@ -146,3 +147,30 @@ def test_other_batch_statistics_are_to_be_accepted(
 )
 def test_the_same_batch_statistics_are_no_change(then: Config, world_then: int, now: Config, world_now: int) -> None:
     check(then, world_then, now, world_now)
+
+
+CONTROLLER = {"controller/probability": 0.25, "controller/signs": -12.0, "controller/images": 16.0}
+
+
+def test_the_state_of_an_adaptive_augmentation_is_complete_or_absent() -> None:
+    for saved in ({}, CONTROLLER):
+        check_controller(Path("checkpoint"), {name: torch.tensor(value) for name, value in saved.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"probability": None}, "controller/probability: found missing, expected a number"),
+        ({"signs": [1.0]}, "controller/signs: found a list, expected a number"),
+        ({"images": float("inf")}, "controller/images: found inf, expected a number"),
+        ({"probability": 1.5}, "found probability 1.5 and"),
+        ({"probability": -0.1}, "found probability -0.1 and"),
+        ({"signs": 17.0}, "signs that sum to 17 of 16 images"),
+        ({"images": -1.0, "signs": 0.0}, "signs that sum to 0 of -1 images"),
+    ],
+)
+def test_a_state_of_an_adaptive_augmentation_that_cannot_be_is_refused(change: dict[str, Any], told: str) -> None:
+    values = CONTROLLER | {f"controller/{name}": value for name, value in change.items()}
+    saved = {name: torch.tensor(value) for name, value in values.items() if value is not None}
+    with pytest.raises(UserError, match=f"counters.safetensors: controller.*{told.removeprefix('controller')}"):
+        check_controller(Path("checkpoint"), saved)

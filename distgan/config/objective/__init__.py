@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
 from distgan.config.named import BuiltIn, NamedSection
+from distgan.config.objective.augmentation import AugmentationConfig
 
 
 class ZeroCenteredPenaltyConfig(Section):
@@ -112,6 +113,8 @@ class LossOptions(Section):
 
     log_odds: ClassVar[bool] = False
     """The logits are log-odds of being real, trained by cross-entropy."""
+    zero_is_boundary: ClassVar[bool] = False
+    """A logit of 0 is undecided: reals are trained to be above it and fakes below."""
     estimates_wasserstein: ClassVar[bool] = False
     """The difference of the mean outputs estimates the Wasserstein distance."""
     needs_reals: ClassVar[bool] = False
@@ -122,6 +125,11 @@ class LossOptions(Section):
 
 class _CrossEntropyOptions(LossOptions):
     log_odds = True
+    zero_is_boundary = True
+
+
+class _HingeOptions(LossOptions):
+    zero_is_boundary = True
 
 
 class _WassersteinOptions(LossOptions):
@@ -141,7 +149,7 @@ LOSSES = {
     "non_saturating": BuiltIn("distgan.losses.adversarial:NonSaturating", _CrossEntropyOptions),
     "minimax": BuiltIn("distgan.losses.adversarial:Minimax", _CrossEntropyOptions),
     "least_squares": BuiltIn("distgan.losses.adversarial:LeastSquares", LossOptions),
-    "hinge": BuiltIn("distgan.losses.adversarial:Hinge", LossOptions),
+    "hinge": BuiltIn("distgan.losses.adversarial:Hinge", _HingeOptions),
     "wasserstein": BuiltIn("distgan.losses.adversarial:Wasserstein", _WassersteinOptions),
     "relativistic_paired": BuiltIn("distgan.losses.adversarial:RelativisticPaired", _RelativisticOptions),
     "relativistic_average": BuiltIn("distgan.losses.adversarial:RelativisticAverage", _RelativisticAverageOptions),
@@ -229,6 +237,8 @@ class ObjectiveConfig(Section):
     """Clamping of the discriminator's weights after each of its updates; null leaves it out."""
     instance_noise: InstanceNoiseConfig | None = None
     """Noise on the discriminator's inputs; null leaves it out."""
+    augmentation: AugmentationConfig | None = None
+    """Augmentation of the discriminator's inputs: its name, or a section with its options; null leaves it out."""
     feature_matching: FeatureMatchingConfig | None = None
     """Feature matching in the generator's loss; null leaves it out."""
     historical_averaging: HistoricalAveragingConfig = HistoricalAveragingConfig()
@@ -248,4 +258,19 @@ class ObjectiveConfig(Section):
                 f"label_smoothing: has no effect with adversarial: {self.adversarial.family}, only with "
                 f"{' or '.join(names)}; leave it out, or change adversarial"
             )
+        if self.augmentation is not None:
+            self._check_augmentation(self.augmentation)
         return self
+
+    def _check_augmentation(self, augmentation: AugmentationConfig) -> None:
+        facts, allowed = self.adversarial.facts, self.adversarial.is_allowed and augmentation.is_allowed
+        if allowed and augmentation.chosen_probability == "adaptive" and not facts.zero_is_boundary:
+            raise ValueError(
+                f"augmentation.probability: adaptive needs logits whose sign tells reals from fakes, which those of "
+                f"adversarial: {self.adversarial.family} do not; set a number, such as augmentation.probability=0.3"
+            )
+        if augmentation.penalties != "clean" and not (self.r1 or self.r2 or self.gradient_penalty):
+            raise ValueError(
+                f"augmentation.penalties: {augmentation.penalties} has no effect without r1, r2 or gradient_penalty; "
+                "leave it out, or set one of them"
+            )

@@ -1,0 +1,82 @@
+"""Augmentation of the discriminator's inputs, as an objective applies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distgan import schedule
+from distgan.config import AugmentationConfig
+from distgan.distributed.collectives import at_least_float32
+from distgan.errors import UserError
+from distgan.losses.augmentation import AugmentationDraws
+from distgan.losses.augmentation.controller import AugmentationController
+from distgan.players.terms import check_stateless
+
+
+class InputAugmentation:
+    """The augmentation of a run, and its probability.
+
+    Raises:
+        UserError: its code is not allowed or cannot be loaded, or it is no stateless callable.
+    """
+
+    def __init__(self, config: AugmentationConfig, controller: AugmentationController | None, length: int) -> None:
+        """Build the transform.
+
+        Args:
+            controller: holds the probability if that is adaptive; both players share it.
+            length: images of the whole run; see `schedule.value`.
+        """
+        self._name = f"objective.augmentation: {config.augmentation}"
+        self._transform = config.build()
+        if not callable(self._transform):
+            raise UserError(f"{self._name} returned no callable; give it a __call__(samples, draws)")
+        check_stateless(self._name, self._transform)
+        self._chosen = config.chosen_probability
+        self._controller, self._length = controller, length
+        self._images = 0
+        self.before_penalties = config.penalties == "augmented"
+        """True if gradient penalties are taken at augmented samples."""
+
+    def follow(self, images: int) -> None:
+        """Set the number of images that the probability's schedule has come to, if it has one."""
+        self._images = images
+
+    @property
+    def probability(self) -> float | Tensor:
+        """Probability of the augmentation: a number, or a 0-d tensor if it is adaptive."""
+        if self._chosen != "adaptive":
+            return schedule.value(self._chosen, self._images, self._length)
+        assert self._controller is not None, "an adaptive probability needs a controller"
+        return self._controller.probability
+
+    def __call__(self, samples: Tensor, uniform: Callable[..., Tensor], normal: Callable[..., Tensor]) -> Tensor:
+        """Augment samples (n, *sizes) in full precision.
+
+        Args:
+            uniform: draws U[0, 1) of shape (n, *shape), as for `AugmentationDraws`.
+            normal: draws N(0, 1).
+
+        Raises:
+            UserError: a user's augmentation returned another shape or dtype, or no gradient where the samples have one.
+        """
+        samples = at_least_float32(samples)
+        with torch.autocast(samples.device.type, enabled=False):
+            augmented = self._transform(samples, AugmentationDraws(uniform, normal, self.probability))
+        if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (samples.shape, samples.dtype):
+            is_tensor = isinstance(augmented, Tensor)
+            found = f"{augmented.dtype} {tuple(augmented.shape)}" if is_tensor else type(augmented).__name__
+            raise UserError(
+                f"{self._name} returned {found}, expected {samples.dtype} {tuple(samples.shape)}, as it was given",
+                everywhere=True,
+            )
+        if samples.requires_grad and torch.is_grad_enabled() and not augmented.requires_grad:
+            raise UserError(
+                f"{self._name} returned samples without a gradient; compute them from those it gets, and do not detach "
+                "them",
+                everywhere=True,
+            )
+        return augmented
