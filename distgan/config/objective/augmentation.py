@@ -18,7 +18,6 @@ from distgan.config.fields import (
 )
 from distgan.config.named import BuiltIn, NamedSection
 
-
 _NUMBER_OR_SCHEDULE: TypeAdapter[float | ScheduleConfig] = TypeAdapter(ScheduledFraction)
 
 
