@@ -331,7 +331,7 @@ def _hint(path: str, technique: Callable[..., Any], parameter: inspect.Parameter
 
 def _facts(path: str, technique: Callable[..., Any], base: type[Section]) -> dict[str, Any]:
     """Return the facts that a technique sets as attributes. Raises UserError for a value of another type."""
-    hints = typing.get_type_hints(base)
+    hints = typing.get_type_hints(base, include_extras=True)
     facts = {}
     properties = {name for name in dir(base) if isinstance(inspect.getattr_static(base, name), property)}
     for name in (base.__class_vars__ - {"takes_effect_with"}) | (properties - set(dir(BaseModel))):

@@ -10,7 +10,7 @@ from torch import Tensor
 from distgan import schedule
 from distgan.config import AugmentationConfig
 from distgan.distributed.collectives import at_least_float32
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming_code
 from distgan.losses.augmentation import AugmentationDraws
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.players.terms import check_stateless
@@ -61,10 +61,11 @@ class InputAugmentation:
             normal: draws N(0, 1).
 
         Raises:
-            UserError: a user's augmentation returned another shape or dtype, or no gradient where the samples have one.
+            UserError: a user's augmentation failed, returned another shape or dtype, or no gradient where the samples
+                have one.
         """
         samples = at_least_float32(samples)
-        with torch.autocast(samples.device.type, enabled=False):
+        with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self._name} failed"):
             augmented = self._transform(samples, AugmentationDraws(uniform, normal, self.probability))
         if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (samples.shape, samples.dtype):
             is_tensor = isinstance(augmented, Tensor)

@@ -14,6 +14,7 @@ beyond; up to there both are equal.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,46 @@ def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return _sample_by_index(images, x, y)  # grid_sample has no deterministic backward on CUDA
     # Dyadic numbers stay exact for sizes that are a power of two, so that pixels do not blur.
     grid = torch.stack(((2.0 * x + 1.0) / width - 1.0, (2.0 * y + 1.0) / height - 1.0), dim=-1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled: Tensor = _GridSample.apply(images, grid)
+    return sampled
+
+
+_BILINEAR, _BORDER = 0, 1
+"""Modes of torch's operator. A position is outside the image only by rounding."""
+
+
+class _GridSample(torch.autograd.Function):
+    """`grid_sample`, which is linear in the images, with derivatives of every order in them.
+
+    torch 2.10 and 2.11 lack the second derivative. This also needs less memory: it does not keep the images.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(grid)
+        ctx.size = images.shape[-2:]
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _GridSampleAdjoint.apply(gradient, *ctx.saved_tensors, ctx.size), None
+
+
+class _GridSampleAdjoint(torch.autograd.Function):
+    """The gradient of `grid_sample` in the images, which is linear too: its own gradient is `grid_sample`."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, grid: Tensor, size: torch.Size) -> Tensor:
+        ctx.save_for_backward(grid)
+        shape_only = gradient.new_empty(*gradient.shape[:2], *size)
+        adjoint: Tensor = torch.ops.aten.grid_sampler_2d_backward(
+            gradient, shape_only, grid, _BILINEAR, _BORDER, False, [True, False]
+        )[0]
+        return adjoint
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _GridSample.apply(gradient, *ctx.saved_tensors), None, None
 
 
 def _sample_by_index(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
