@@ -63,13 +63,13 @@ class ResNetGenerator(nn.Module):
         latent_size: int,
         *,
         width: int = 64,
-        max_width: int = 1024,
+        max_width: int | None = None,
         normalization: str = "synchronized",
         reference_size: int | None = None,
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        widths = _widths("generator", GENERATOR_WIDTHS, shape, width, max_width)
+        widths = table_widths("resnet generator", GENERATOR_WIDTHS, shape, width, max_width)
         self.conditional = shape.num_classes > 0
         self.projection = glorot(nn.Linear(latent_size, widths[0] * 16))
         normalize = functools.partial(plain_normalization, normalization)
@@ -109,13 +109,13 @@ class ResNetDiscriminator(ProjectionDiscriminator):
         shape: SampleShape,
         *,
         width: int = 64,
-        max_width: int = 1024,
+        max_width: int | None = None,
         normalization: str = "synchronized",
         reference_size: int | None = None,
         spectral_norm: bool = False,
         pooling: str = "sum",
     ) -> None:
-        widths = _widths("discriminator", DISCRIMINATOR_WIDTHS, shape, width, max_width)
+        widths = table_widths("resnet discriminator", DISCRIMINATOR_WIDTHS, shape, width, max_width)
         halving = len(widths) - PLAIN_BLOCKS[shape.resolution]
         blocks = [FirstBlock(shape.channels, widths[0])] + [
             DiscriminatorBlock(before, after, normalization, halve=number < halving)
@@ -130,10 +130,18 @@ class ResNetDiscriminator(ProjectionDiscriminator):
         add_reference(self, reference_size, shape.sizes, labeled=shape.num_classes > 0)
 
 
-def _widths(role: str, table: dict[int, tuple[int, ...]], shape: SampleShape, width: int, max_width: int) -> list[int]:
+def table_widths(
+    network: str, table: dict[int, tuple[int, ...]], shape: SampleShape, width: int, max_width: int | None = None
+) -> list[int]:
+    """Return the channels of each stage of a network: the table's multiples of `width`, at most `max_width`.
+
+    Raises:
+        UserError: the table has no row for the resolution.
+    """
     if shape.resolution not in table:
         raise UserError(
-            f"data.resolution = {shape.resolution}: the resnet {role} supports {', '.join(map(str, table))}; "
+            f"data.resolution = {shape.resolution}: the {network} supports {', '.join(map(str, table))}; "
             "set one of these; images are resized to it"
         )
-    return [min(width * multiple, max_width) for multiple in table[shape.resolution]]
+    widths = [width * multiple for multiple in table[shape.resolution]]
+    return widths if max_width is None else [min(channels, max_width) for channels in widths]
