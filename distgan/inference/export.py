@@ -112,9 +112,9 @@ def load_generator(
     Args:
         device: device of the generator, where its statistics are also computed.
         trust_code: packages whose code may run if the generator's architecture is in one of them.
-        truncation: threshold of the latents that it will draw (see `latents.truncate`). Batch-norm statistics, of an
-            export too, are those of such latents, as in BigGAN's released generators, which have one set per
-            threshold.
+        truncation: threshold of the latents that it will draw (see `latents.truncate`). Batch-norm statistics are then
+            those of such latents, as in BigGAN's released generators, which have one set per threshold. An export's
+            are of 2,048 latents in batches of 128, so that they differ a little from its run's.
 
     Raises:
         UserError: a file is missing, damaged or of another kind, it names code that is not trusted, or `truncation` is
@@ -238,7 +238,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _truncate(generator: Generator, truncation: float) -> None:
-    """Compute an export's batch-norm statistics from truncated latents: as many as by default from a checkpoint."""
+    """Compute an export's batch-norm statistics from truncated latents, as by default from a checkpoint."""
     source = generator.source(0, truncation)
     numbers = torch.arange(EMAConfig().statistics_samples).split(MAX_STATISTICS_BATCH)
     with within_memory(f"truncation: {MAX_STATISTICS_BATCH} samples at a time"):

@@ -5,7 +5,8 @@ and the authors' BigGAN-PyTorch, whose networks for 32 pixels (CIFAR-10) and 64 
 spectral norm, except on the class embeddings of the generator.
 
 Biases start at 0. Those that batch norm takes away have no effect in the released code and are left out here: in front
-of a block's second norm, and all of a generator's blocks if it has no attention.
+of a block's second norm, and all in the generator's blocks after the last attention. Their gradients would be rounding
+errors, which Adam makes as large as any.
 """
 
 from __future__ import annotations
@@ -79,12 +80,12 @@ class BigGANGenerator(nn.Module):
         normalize = functools.partial(
             _normalization, normalization, shape.num_classes, shared_size or 0, self.part if hierarchical else 0
         )
-        self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, normalize, inner_bias=False, bias=bool(attention))
-            for before, after in pairwise(widths)
-        )
-        sides = [8 << number for number in range(len(self.blocks))]
+        sides = [8 << number for number in range(len(widths) - 1)]
         self.attentions = nn.ModuleList(_attentions("generator", attention, sides, widths[1:]))
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(before, after, normalize, inner_bias=False, bias=side <= max(attention, default=0))
+            for (before, after), side in zip(pairwise(widths), sides, strict=True)
+        )
         self.output = nn.Sequential(
             plain_normalization(normalization, widths[-1]),
             nn.ReLU(),
@@ -179,7 +180,7 @@ def _attentions(role: str, wanted: Sequence[int], sides: Sequence[int], widths: 
         if side not in sides:
             known = ", ".join(map(str, dict.fromkeys(sides)))
             raise UserError(
-                f"{role}.attention: {side}: the blocks of this {role} end at {known} pixels; choose of these"
+                f"{role}.attention: {side}: the blocks of this {role} end at {known} pixels; choose from these"
             )
         channels = widths[sides.index(side)]
         if channels < 8:

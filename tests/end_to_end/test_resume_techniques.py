@@ -41,6 +41,19 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         },
         "objective": {"adversarial": "relativistic_average", "r2": {"gamma": 1.0, "every": 2}},
     },
+    "BigGAN with attention, parts of latents, a shared embedding and orthogonal regularization": {
+        "data": {"resolution": 32, "labels": True},
+        "generator": {
+            "architecture": "biggan",
+            "width": 2,
+            "latent_distribution": "normal",
+            "attention": [16],
+            "shared_size": 4,
+            "hierarchical": True,
+        },
+        "discriminator": {"architecture": "biggan", "width": 2, "attention": [16]},
+        "objective": {"terms": [{"term": "orthogonal_regularization", "weight": 1e-4}]},
+    },
 }
 
 
