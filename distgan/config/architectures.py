@@ -73,7 +73,22 @@ class NetworkOptions(Section):
         return None
 
 
-class NormalizedOptions(NetworkOptions):
+class BatchNormOptions(NetworkOptions):
+    """Networks that may normalize by the moments of a batch."""
+
+    normalization: Normalization = "synchronized"
+
+    @property
+    def batch_statistics(self) -> dict[str, str]:
+        over = {"synchronized": "global", "batch": "rank"}.get(self.normalization)
+        return {"normalization": over} if over else {}
+
+    @property
+    def normalizes_batch(self) -> bool:
+        return self.normalization in ("synchronized", "batch")
+
+
+class NormalizedOptions(BatchNormOptions):
     """Networks with a choice of normalization."""
 
     takes_effect_with: ClassVar = {"reference_size": ("normalization", ("virtual",))}
@@ -85,15 +100,6 @@ class NormalizedOptions(NetworkOptions):
     """Number of samples in virtual batch norm's reference batch. null: the micro-batch, at most 128."""
     spectral_norm: bool = False
     """Divide each weight matrix by its largest singular value (Miyato et al. 2018)."""
-
-    @property
-    def batch_statistics(self) -> dict[str, str]:
-        over = {"synchronized": "global", "batch": "rank"}.get(self.normalization)
-        return {"normalization": over} if over else {}
-
-    @property
-    def normalizes_batch(self) -> bool:
-        return self.normalization in ("synchronized", "batch")
 
     @property
     def bounds_slope(self) -> bool:
@@ -156,8 +162,8 @@ class ResNetOptions(NormalizedOptions):
     width: Size = 64
     """Channels throughout at 32 pixels (128 in WGAN-GP, 256 and 128 in SNGAN). Larger images multiply it by SNGAN's
     table, with 64 there."""
-    max_width: Size = 1024
-    """Largest number of channels of a layer."""
+    max_width: Size | None = None
+    """Largest number of channels of a layer; null: 16 times `width`, the largest of SNGAN's table."""
 
 
 class ResNetDiscriminatorOptions(ResNetOptions):
@@ -165,6 +171,41 @@ class ResNetDiscriminatorOptions(ResNetOptions):
 
     pooling: Literal["sum", "mean"] = "sum"
     """Pooling before the logit: `sum` (SNGAN) or `mean` (WGAN-GP)."""
+
+
+class BigGANOptions(NetworkOptions):
+    """Residual networks of BigGAN (Brock et al. 2019), for images of 32 to 256 pixels. They have spectral norm."""
+
+    kinds = ("images",)
+    power_of_two = True
+
+    width: Size = 64
+    """ch in the paper, 96 there: its tables multiply it by 1 to 16. At 32 pixels all layers have 4 times as many
+    channels."""
+    attention: tuple[Size, ...] = ()
+    """Sizes in pixels of the feature maps with self-attention: `[64]` in the paper. They need 8 channels or more."""
+    initialization: Literal["orthogonal", "normal"] = "orthogonal"
+    """Initial weights: `orthogonal` matrices, or `normal` of N(0, 0.02)."""
+
+
+class BigGANGeneratorOptions(BigGANOptions, BatchNormOptions):
+    """Residual networks of BigGAN (Brock et al. 2019), for images of 32 to 256 pixels. They have spectral norm."""
+
+    shared_size: Size | None = None
+    """Length of one class embedding that all scales and offsets are linear functions of, 128 in the paper. null: tables
+    of scales and offsets by class for each norm."""
+    hierarchical: bool = False
+    """Split the latent evenly: one part for the first layer, and one for the norms of each block."""
+    normalization: Literal["synchronized", "batch"] = "synchronized"
+    """Normalization: `synchronized` batch norm over all ranks, or `batch` norm over each rank alone."""
+
+
+class BigGANDiscriminatorOptions(BigGANOptions):
+    """Residual networks of BigGAN (Brock et al. 2019), for images of 32 to 256 pixels. They have spectral norm."""
+
+    @property
+    def bounds_slope(self) -> bool:
+        return not self.attention  # whose slope grows with the activations
 
 
 class ProgressiveOptions(NetworkOptions):
@@ -244,6 +285,7 @@ class MLPDiscriminatorOptions(ComparingOptions, MLPOptions):
 GENERATORS = {
     "dcgan": BuiltIn("distgan.networks.dcgan:DCGANGenerator", DCGANOptions),
     "resnet": BuiltIn("distgan.networks.resnet:ResNetGenerator", ResNetOptions),
+    "biggan": BuiltIn("distgan.networks.biggan:BigGANGenerator", BigGANGeneratorOptions),
     "progressive": BuiltIn("distgan.networks.progressive:ProgressiveGenerator", ProgressiveOptions),
     "r3gan": BuiltIn("distgan.networks.r3gan:R3GANGenerator", R3GANOptions),
     "characters": BuiltIn("distgan.networks.characters:CharacterGenerator", CharactersOptions),
@@ -252,6 +294,7 @@ GENERATORS = {
 DISCRIMINATORS = {
     "dcgan": BuiltIn("distgan.networks.dcgan:DCGANDiscriminator", DCGANDiscriminatorOptions),
     "resnet": BuiltIn("distgan.networks.resnet:ResNetDiscriminator", ResNetDiscriminatorOptions),
+    "biggan": BuiltIn("distgan.networks.biggan:BigGANDiscriminator", BigGANDiscriminatorOptions),
     "progressive": BuiltIn("distgan.networks.progressive:ProgressiveDiscriminator", ProgressiveDiscriminatorOptions),
     "r3gan": BuiltIn("distgan.networks.r3gan:R3GANDiscriminator", R3GANOptions),
     "characters": BuiltIn("distgan.networks.characters:CharacterDiscriminator", CharactersOptions),

@@ -82,8 +82,8 @@ class NetworkConfig(NamedSection):
     facts_base: ClassVar = NetworkOptions
 
     architecture: str = "dcgan"
-    """Network: `dcgan`, `resnet`, `progressive` or `r3gan` for images, `characters` for text, `mlp` for points, or the
-    import path of your own, such as `my_package.nets:MyNetwork`."""
+    """Network: `dcgan`, `resnet`, `biggan`, `progressive` or `r3gan` for images, `characters` for text, `mlp` for
+    points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer of this network."""
 

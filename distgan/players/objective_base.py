@@ -254,6 +254,7 @@ class Objective(nn.Module):
         uniform, normal = self._drawing("extra terms", batch, batch.latents)
         layer = self._feature_layer or ""
         view = TermView(
+            network=self.network,
             latents=batch.latents,
             labels=self._fake_labels(batch),
             fakes=at_least_float32(samples),

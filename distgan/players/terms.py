@@ -1,4 +1,4 @@
-"""Losses that a user's code computes: extra terms of a player's loss, what they see, and what they return."""
+"""Extra terms of a player's loss: what they see, and what they and a user's adversarial loss return."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from distgan.losses.adversarial import AdversarialLoss
 class TermView(NamedTuple):
     """What an extra term sees of one rank's part of a micro-batch. Samples, logits and features are float32."""
 
+    network: nn.Module
+    """The player's network, for terms of its weights, which are float32 and whole."""
     latents: Tensor
     """(n, latent_size)"""
     labels: Tensor | None

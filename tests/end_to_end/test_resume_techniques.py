@@ -66,6 +66,19 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
             "augmentation": {"augmentation": "ada", "cutout": 1, "controller": {"target": -0.5, "every": 3, "kimg": 1}},
         },
     },
+    "BigGAN with attention, parts of latents, a shared embedding and orthogonal regularization": {
+        "data": {"resolution": 32, "labels": True},
+        "generator": {
+            "architecture": "biggan",
+            "width": 2,
+            "latent_distribution": "normal",
+            "attention": [16],
+            "shared_size": 4,
+            "hierarchical": True,
+        },
+        "discriminator": {"architecture": "biggan", "width": 2, "attention": [16]},
+        "objective": {"terms": [{"term": "orthogonal_regularization", "weight": 1e-4}]},
+    },
 }
 
 

@@ -20,7 +20,7 @@ from distgan.config import Config, GeneratorConfig, dump_config, json_schema, lo
 from distgan.config.architectures import DISCRIMINATORS, GENERATORS
 from distgan.config.evaluation import METRICS, DetectorConfig, MetricConfig
 from distgan.config.named import BuiltIn
-from distgan.config.objective import LOSSES
+from distgan.config.objective import LOSSES, TERMS
 from distgan.config.objective.augmentation import AUGMENTATIONS
 from distgan.config.players import OPTIMIZERS
 from distgan.errors import UserError
@@ -64,6 +64,7 @@ BUILT_IN = [
     *((f"discriminator {name}", built_in, 1) for name, built_in in DISCRIMINATORS.items()),
     *((f"loss {name}", built_in, 0) for name, built_in in LOSSES.items()),
     *((f"augmentation {name}", built_in, 0) for name, built_in in AUGMENTATIONS.items()),
+    *((f"term {name}", built_in, 0) for name, built_in in TERMS.items()),
     *((f"optimizer {name}", built_in, 2) for name, built_in in OPTIMIZERS.items()),
     *((f"metric {name}", built_in, 0) for name, built_in in METRICS.items()),
     *((f"detector {name}", built_in, 0) for name, built_in in DetectorConfig.built_in.items()),

@@ -44,6 +44,10 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
          "generator.width": 256, "discriminator.width": 128, "discriminator.spectral_norm": True,
          "discriminator.normalization": "none", "discriminator.pooling": "sum", "objective.gradient_penalty": None},
     ),
+    # test_biggan_recipes has every number of these three.
+    "cifar10-biggan": ("Brock et al. 2019", both("architecture", "biggan")),
+    "imagenet128-biggan": ("Brock et al. 2019", both("architecture", "biggan")),
+    "cifar10-cgan-pd": ("Miyato and Koyama 2018", {**both("architecture", "resnet"), "data.labels": True}),
     "cifar10-wgan-gp": (
         "Gulrajani et al. 2017",
         {**both("architecture", "resnet"), "objective.adversarial": "wasserstein", "training.critic_steps": 5,

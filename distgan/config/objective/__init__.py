@@ -193,15 +193,21 @@ class TermOptions(Section):
     """It compares samples of the micro-batch of all ranks, so that it depends on its size."""
 
 
+TERMS = {
+    "orthogonal_regularization": BuiltIn("distgan.losses.orthogonality:OrthogonalRegularization", TermOptions),
+}
+
+
 class TermConfig(NamedSection):
-    """An extra term of a player's loss, in your own code. The other keys are its options."""
+    """An extra term of a player's loss. The other keys are its options."""
 
     naming_key: ClassVar = "term"
-    built_in: ClassVar[dict[str, BuiltIn]] = {}
+    built_in: ClassVar = TERMS
     facts_base: ClassVar = TermOptions
 
     term: str
-    """Import path of a class, such as `my_package.losses:ModeSeeking`."""
+    """Term: `orthogonal_regularization` of the weights (Brock et al. 2019, at a weight of 1e-4), or the import path of
+    a class of your own, such as `my_package.losses:ModeSeeking`."""
     weight: Real = 1.0
     """Weight of the term in the loss."""
     player: Literal["generator", "discriminator"] = "generator"
