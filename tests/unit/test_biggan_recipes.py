@@ -144,4 +144,5 @@ class _WithOptions:
     def __getattr__(self, key: str) -> Any:
         options = getattr(self._section, "facts", None)
         found = getattr(options, key) if hasattr(options, key) else getattr(self._section, key)
-        return _WithOptions(found) if hasattr(type(found), "model_fields") else found
+        is_section = hasattr(type(found), "model_fields") and not isinstance(found, ScheduleConfig)
+        return _WithOptions(found) if is_section else found
