@@ -42,7 +42,7 @@ def _index(options: argparse.Namespace) -> None:
     with progress_bar("indexing") as progress:
         written = write_index(
             options.shards, options.out, verify=options.verify, strict=options.strict, last_dot=options.last_dot,
-            progress=progress,
+            extension=options.extension, progress=progress,
         )  # fmt: skip
     index, path = written.index, written.path
     for note in written.notes:
@@ -118,10 +118,32 @@ def _probe(options: argparse.Namespace) -> None:
     write_line(json.dumps(report))
 
 
-def _export(options: argparse.Namespace) -> None:
-    from distgan.inference.export import export
+def _average(options: argparse.Namespace) -> None:
+    from distgan.inference.post_hoc import average
 
-    write_line(export(options.source, options.dest, best=options.best, overwrite=options.overwrite))
+    made = average(options.run, options.std, options.out)
+    write_line(
+        f"{made.path}: from {counted(made.snapshots, 'snapshot')}; {made.distance:.1%} off an average of this width; "
+        f"rounding errors grow at most {made.amplification:.3g} times"
+    )
+
+
+def _export(options: argparse.Namespace) -> None:
+    shared = {"best": options.best, "overwrite": options.overwrite}
+    if options.push is None:
+        if options.private:
+            raise UserError("--private is about --push; add --push USER/NAME, or leave it out")
+        if options.format == "torch-export":
+            from distgan.inference.torch_export import export_program as export
+        else:
+            from distgan.inference.export import export
+        write_line(export(options.source, options.dest, **shared))
+        return
+    if options.format != "safetensors":
+        raise UserError(f"--push {options.push}: pushes a folder for load_generator; leave out --format")
+    from distgan.inference.publish import publish
+
+    write_line(publish(options.source, options.dest, options.push, private=options.private, **shared))
 
 
 def _stop(options: argparse.Namespace) -> None:
@@ -193,6 +215,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sample": _sample,
     "evaluate": _evaluate,
     "probe": _probe,
+    "average": _average,
     "export": _export,
     "stop": _stop,
     "status": _status,

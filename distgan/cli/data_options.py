@@ -106,6 +106,12 @@ def add_index(command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="tars to index, see below")
     parser.add_argument("--out", metavar="PATH", help="folder or file of the index (default: beside the shards)")
     parser.add_argument(
+        "--extension",
+        metavar="EXT",
+        help="extension of the files that are samples, such as tif or 'tif;tiff', for data.stages (default: images, or "
+        "arrays, or texts)",
+    )
+    parser.add_argument(
         "--last-dot",
         action="store_true",
         help="begin extensions at the last dot of a name, so that Track 2.0.png is an image (default: at the first "

@@ -21,6 +21,7 @@ def add_commands(command: AddCommand) -> None:
         _sample,
         _evaluate,
         _probe,
+        _average,
         _export,
         _stop,
         _status,
@@ -80,7 +81,11 @@ def _trace(command: AddCommand) -> None:
 
 def _sample(command: AddCommand) -> None:
     parser = command("sample", "draw samples from a run, a checkpoint or an export")
-    parser.add_argument("source", metavar="RUN_OR_EXPORT", help="run folder, checkpoint, or exported generator")
+    parser.add_argument(
+        "source",
+        metavar="RUN_OR_EXPORT",
+        help="run folder, checkpoint, or exported generator; hf://USER/NAME is one on the Hugging Face Hub",
+    )
     parser.add_argument(
         "--num",
         type=int,
@@ -163,11 +168,47 @@ def _probe(command: AddCommand) -> None:
     _add_best(parser)
 
 
+def _average(command: AddCommand) -> None:
+    parser = command(
+        "average", "average a run's weights over time with any width, after training",
+        "The run must have kept power-function averages, as with ema.profiles=[0.05,0.1]. The result is a folder that\n"
+        "evaluate, sample and export take in place of a checkpoint.",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--std",
+        type=float,
+        required=True,
+        metavar="STD",
+        help="width: standard deviation of the average's weights over time, as a fraction of the training (0.01 to "
+        "0.25)",
+    )
+    parser.add_argument("--out", metavar="PATH", help="folder to write (default: averages/std-STD-step-STEP in RUN)")
+
+
 def _export(command: AddCommand) -> None:
-    parser = command("export", "write a run's generator as config.json and model.safetensors")
+    parser = command("export", "write a run's generator as config.json and model.safetensors, or as one .pt2 file")
     parser.add_argument("source", metavar="RUN", help="run folder, or a checkpoint in it")
-    parser.add_argument("dest", metavar="DEST", help="folder to create; load it with distgan.load_generator(DEST)")
+    parser.add_argument(
+        "dest",
+        metavar="DEST",
+        help="folder to create, for distgan.load_generator(DEST); with --format torch-export a file ending in .pt2",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "torch-export"),
+        default="safetensors",
+        help="safetensors: a folder for distgan; torch-export: a program that torch.export.load runs without distgan "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--push",
+        metavar="USER/NAME",
+        help="also push the export with a model card to this repository of the Hugging Face Hub; it is created if "
+        "needed, and anyone can read it (needs distgan[hub] and a token: `hf auth login` or HF_TOKEN)",
+    )
+    parser.add_argument("--private", action="store_true", help="with --push: create a private repository")
     _add_best(parser)
 
 

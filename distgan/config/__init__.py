@@ -7,8 +7,9 @@ Every field is documented by the string under it; the same strings become the JS
 from __future__ import annotations
 
 from distgan.config.architectures import MinibatchDiscriminationConfig, MinibatchStddevConfig
-from distgan.config.data import DataConfig
+from distgan.config.data import DataConfig, StagesConfig
 from distgan.config.evaluation import DetectorConfig, EvaluationConfig, MetricConfig
+from distgan.config.fields import ScheduleConfig
 from distgan.config.loading import dump_config, flatten, is_run_folder, json_schema, load_config, parse_config
 from distgan.config.objective import (
     AdversarialConfig,
@@ -68,6 +69,8 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ScheduleConfig",
+    "StagesConfig",
     "TermConfig",
     "TrackerConfig",
     "TrainingConfig",

@@ -40,8 +40,10 @@ class NetworkOptions(Section):
     """Kinds of data that it is for."""
     power_of_two: ClassVar[bool] = False
     """Its images have a power of two of pixels per side."""
+    has_stages: ClassVar[bool] = False
+    """It is built of `networks.layers.stage.Stage`, whose precision `training.mixed_precision` can choose."""
     grows: ClassVar[bool] = False
-    """It grows with the stream position; see `networks.progressive.GrowingNetwork`."""
+    """It grows with the images seen; see `networks.progressive.GrowingNetwork`."""
     compares_batch: ClassVar[bool] = False
     """A sample's output depends on the other samples of the micro-batch of all ranks."""
 
@@ -189,14 +191,18 @@ class R3GANOptions(NetworkOptions):
 
     kinds = ("images",)
     power_of_two = True
+    has_stages = True
 
     width: Size = 64
-    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`. Both
-    are multiples of 8."""
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`.
+    Twice each is a multiple of `group_width`."""
     max_width: Size = 1024
     """Largest number of channels of a layer."""
     depth: Depth = 2
     """Number of residual blocks per stage."""
+    group_width: Size = 16
+    """Channels per group of the 3x3 convolutions, which have twice the channels of their stage. The released presets
+    have 16, and 32 for ImageNet."""
     normalization: Literal["none"] = "none"
     """Always `none`: the networks have no normalization."""
 

@@ -7,6 +7,25 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from distgan.config.fields import Color, Count, CountOrZero, Fraction, Real, Section, Size, number
+from distgan.config.named import BuiltIn, NamedSection
+
+
+class StagesOptions(Section):
+    """Options of data stages. Class variables are facts that reading depends on."""
+
+    members: ClassVar[tuple[str, ...]] = ()
+    """Extensions of the members that a sample consists of, such as `png` and `txt`. `jpg;png` takes either."""
+
+
+class StagesConfig(NamedSection):
+    """WebDataset stages in your own code, from the members of a sample to its value. The other keys are options."""
+
+    naming_key: ClassVar = "stages"
+    built_in: ClassVar[dict[str, BuiltIn]] = {}
+    facts_base: ClassVar = StagesOptions
+
+    stages: str
+    """Import path of a function that returns a list of WebDataset stages."""
 
 
 class DataConfig(Section):
@@ -33,6 +52,8 @@ class DataConfig(Section):
     """Channels of the images: 1 for grayscale, 3 for RGB. Other images are converted."""
     background: Color = "white"
     """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""
+    stages: StagesConfig | None = None
+    """WebDataset stages that make a sample of its members. null: images, lines and points are read as they are."""
     labels: bool = False
     """Condition both networks on the class labels of the shards."""
     length: Annotated[Size, Field(ge=4)] = 32
@@ -65,7 +86,8 @@ class DataConfig(Section):
     max_pixels: Annotated[Count, Field(le=2**30)] = 64_000_000
     """Largest number of pixels of an image. A larger image is unreadable."""
     max_bytes: Annotated[Count, Field(le=2**32)] = 64_000_000
-    """Largest size of a file inside a shard, in bytes. A larger file is unreadable."""
+    """Largest size of a file inside a shard, in bytes; with `stages`, of all files of a sample. A larger one is
+    unreadable."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

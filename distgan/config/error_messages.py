@@ -150,8 +150,9 @@ def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = (annotation, *typing.get_args(annotation))
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
 
 
 def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -7,8 +7,8 @@ import os
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,21 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distgan.config import DataConfig
-from distgan.data.index.table import EXTENSIONS, Index
+from distgan.data.index.table import EXTENSIONS, OTHER, Index
 from distgan.data.kinds.decoding import Values, sample_format
 from distgan.data.order import mix
 from distgan.data.replacements import Failure
+from distgan.data.stages import Members, Stages, select_members
 from distgan.data.storage.locations import is_remote
 from distgan.data.storage.shard_cache import ShardCache
 from distgan.data.storage.tar import BLOCK
 from distgan.errors import UnreadableSampleError, UserError, printable
 from distgan.files import DiskError
-from distgan.randomness import derive_key
+from distgan.randomness import derive_key, words
 
 _MAX_OPEN_FILES = 128
 _MAX_CANDIDATES = 32
 _FIRST_BACKOFF_SECONDS = 0.5
 _OUTAGE_SECONDS = 60.0
+_SEED_STEP = 0x9E3779B9
+_DIFFERS = "the shard differs from its index; run `distgan index` again"
 
 
 class Batch(NamedTuple):
@@ -48,6 +51,8 @@ class Batch(NamedTuple):
     """int64, (n,): positions of the samples in the index."""
     failures: list[Failure]
     """Samples that could not be read and were replaced."""
+    others: list[tuple[Any, ...]]
+    """Per sample, what `data.stages` made beside its data; empty without stages."""
 
 
 class Decoded(NamedTuple):
@@ -55,13 +60,15 @@ class Decoded(NamedTuple):
 
     indices: NDArray[np.int64]
     failures: list[Failure]
+    others: list[tuple[Any, ...]]
+    """See `Batch.others`."""
 
 
 def as_batch(index: Index, decoded: Decoded, values: Tensor, positions: NDArray[np.int64]) -> Batch:
     """Build a batch from `values` in the shape of `Batch.data`."""
     labels = torch.from_numpy(index.labels[decoded.indices].astype(np.int64))
     samples, places = torch.from_numpy(decoded.indices), torch.from_numpy(positions)
-    return Batch(values, labels, places, samples, decoded.failures)
+    return Batch(values, labels, places, samples, decoded.failures, decoded.others)
 
 
 def read_samples(config: DataConfig, index: Index, samples: Sequence[int] | NDArray[np.int64] | Tensor) -> Batch:
@@ -81,6 +88,7 @@ class Reader:
     def __init__(self, config: DataConfig, index: Index, seed: int) -> None:
         """Create a reader. Raises UserError if the kind of the shards differs from the config."""
         self.format = sample_format(config, index)
+        self._stages = Stages(config, self.format) if config.stages is not None else None
         self._config, self._index, self._seed = config, index, seed
         self._files: OrderedDict[int, int] = OrderedDict()
         self._cache = ShardCache.of(config) if index.any_remote else None
@@ -92,35 +100,83 @@ class Reader:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def read(self, samples: NDArray[np.int64], out: Values, mirrored: NDArray[np.bool_] | None = None) -> Decoded:
+    def read(
+        self,
+        samples: NDArray[np.int64],
+        out: Values,
+        mirrored: NDArray[np.bool_] | None = None,
+        positions: NDArray[np.int64] | None = None,
+    ) -> Decoded:
         """Read samples by index into `out`, and flip the images left-right where `mirrored` is True.
 
         Args:
             samples: int64 (n,).
+            positions: int64 (n,), stream positions, on which the random numbers of `data.stages` depend. None: those of
+                evaluation, which depend on the samples.
             out: format.dtype, (n, *format.shape).
             mirrored: bool (n,).
 
         Raises:
             UserError: replacements cannot be read either, or the cache's disk cannot hold a shard.
         """
-        index = self._index
         read = samples.copy()
-        failures = self._avoid_known(read)
+        others: list[tuple[Any, ...]] = []
+        if self._stages is None:
+            failures = self._avoid_known(read) + self._read_plain(read, out)
+        else:
+            failures, others = self._read_staged(read, out, positions if positions is not None else samples)
+        if self._index.any_remote:
+            self.close()  # an evicted shard occupies the disk while it is open
+        if mirrored is not None and mirrored.any():
+            out[mirrored] = out[mirrored, :, ::-1]
+        return Decoded(read, failures, others)
+
+    def _read_plain(self, read: NDArray[np.int64], out: Values) -> list[Failure]:
+        """Decode one member per sample. Replace the samples that cannot be read, in place."""
+        index = self._index
+        failures: list[Failure] = []
         where = (index.shard_of(read), index.offsets[read], index.sizes[read], index.header_crcs[read])
         extensions = [EXTENSIONS[number] for number in index.extensions[read]]
         for slot, entry in enumerate(zip(*(column.tolist() for column in where), extensions, strict=True)):
             try:
                 self._decode(out[slot], *entry)
             except (OSError, UnreadableSampleError) as error:
-                failure = self._recover(int(read[slot]), out[slot], error)
+                failure, _ = self._recover(int(read[slot]), out[slot], error)
                 if failure is not None:
                     read[slot] = failure.replacement
                     failures.append(failure)
-        if index.any_remote:
-            self.close()  # an evicted shard occupies the disk while it is open
-        if mirrored is not None and mirrored.any():
-            out[mirrored] = out[mirrored, :, ::-1]
-        return Decoded(read, failures)
+        return failures
+
+    def _read_staged(
+        self, read: NDArray[np.int64], out: Values, positions: NDArray[np.int64]
+    ) -> tuple[list[Failure], list[tuple[Any, ...]]]:
+        """Run the stages over all samples, or over each alone if they fail. Replace those that fail, in place.
+
+        Whether a sample fails, and what replaces it, depends on its position and not on what this process read before:
+        random numbers of the stages may decide it. Return the failures and, per sample, what the stages made beside its
+        data.
+        """
+        assert self._stages is not None
+        seeds = words(self._seed, "data/stages", torch.from_numpy(positions), 1)[:, 0].tolist()
+        try:
+            staged = self._stages([self._members(sample) for sample in read.tolist()], seeds)
+            for slot, one in enumerate(staged):
+                with blaming_sample(self._index, read[slot]):
+                    self._stages.put(out[slot], one.data)
+            return [], [one.others for one in staged]
+        except (OSError, UnreadableSampleError):
+            pass
+        failures, others = [], []
+        for slot, (sample, seed) in enumerate(zip(read.tolist(), seeds, strict=True)):
+            try:
+                others.append(self._decode_sample(out[slot], sample, seed))
+            except (OSError, UnreadableSampleError) as error:
+                failure, found = self._recover(sample, out[slot], error, seed)
+                others.append(found)
+                if failure is not None:
+                    read[slot] = failure.replacement
+                    failures.append(failure)
+        return failures, others
 
     def read_batch(self, samples: NDArray[np.int64]) -> Batch:
         """Read samples by index, int64 (n,), into a new batch. Its `positions` are the indices."""
@@ -140,17 +196,46 @@ class Reader:
 
     def _decode(self, out: Values, shard: int, offset: int, size: int, crc: int, extension: str) -> None:
         """Decode one sample. Raises OSError if reading fails, UnreadableSampleError if the data are invalid."""
+        self._check_size(size)
+        data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
+        if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
+            raise UnreadableSampleError(_DIFFERS)
+        self.format.decode_into(out, data[BLOCK:], extension)
+
+    def _decode_sample(self, out: Values, sample: int, seed: int) -> tuple[Any, ...]:
+        """Decode one sample as `_decode` does, or by the stages. Return what these made beside its data."""
+        if self._stages is None:
+            self._decode(out, *self._index.entry(sample))
+            return ()
+        with blaming_sample(self._index, sample):
+            [staged] = self._stages([self._members(sample)], [seed])
+            self._stages.put(out, staged.data)
+        return staged.others
+
+    def _members(self, sample: int) -> Members:
+        """Read the members of a sample that the stages declare, or its one member if they declare none."""
+        assert self._stages is not None
+        shard, offset, _, crc, extension = self._index.entry(sample)
+        start, size = self._index.span(sample)
+        self._check_size(size)
+        span = memoryview(os.pread(self._descriptor(shard), size, start))
+        header = span[max(0, offset - BLOCK - start) : max(0, offset - start)]  # empty if the sample is a hard link
+        if len(span) != size or (len(header) and zlib.crc32(header) != crc):
+            raise UnreadableSampleError(_DIFFERS)
+        name, declared = self._index.shard_name(shard), self._stages.members or (extension,)
+        if extension == OTHER and not self._stages.members:
+            raise UserError(
+                f"{self._stages.name}: has no attribute `members`, and the shards hold {self._index.kind}; set it to "
+                'the extensions that the stages read, such as ("tif",)'
+            )
+        members = select_members(span, self._index.key_bytes(sample), declared, name)
+        return {"__key__": self._index.key(sample), "__url__": name, **members}
+
+    def _check_size(self, size: int) -> None:
         if size > self._config.max_bytes:
             raise UnreadableSampleError(
                 f"sample too large: found {size:,} bytes, expected at most data.max_bytes={self._config.max_bytes:,}"
             )
-        data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
-        if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
-            raise UnreadableSampleError("the shard differs from its index; run `distgan index` again")
-        self.format.decode_into(out, data[BLOCK:], extension)
-
-    def _decode_sample(self, out: Values, sample: int) -> None:
-        self._decode(out, *self._index.entry(sample))
 
     def _descriptor(self, shard: int) -> int:
         descriptor = self._files.get(shard)
@@ -167,16 +252,23 @@ class Reader:
         self._files[shard] = descriptor
         return descriptor
 
-    def _recover(self, sample: int, out: Values, error: Exception) -> Failure | None:
-        """Retry a failed read, then read a replacement. Return None if a retry succeeds."""
+    def _recover(
+        self, sample: int, out: Values, error: Exception, seed: int = 0
+    ) -> tuple[Failure | None, tuple[Any, ...]]:
+        """Retry a failed read, then read a replacement.
+
+        Return the failure, None if a retry succeeds, and what the stages made beside the data.
+
+        Args:
+            seed: of the stages' random numbers. Each replacement gets another one, because a draw may be the reason.
+        """
         shard = int(self._index.shard_of(np.array([sample]))[0])
         for attempt in range(self._retries(shard)):
             if isinstance(error, UnreadableSampleError):
                 break
             time.sleep(_FIRST_BACKOFF_SECONDS * 2**attempt)
             try:
-                self._decode_sample(out, sample)
-                return None
+                return None, self._decode_sample(out, sample, seed)
             except (OSError, UnreadableSampleError) as again:
                 error = again
         if isinstance(error, DiskError):
@@ -184,16 +276,19 @@ class Reader:
         if isinstance(error, OSError):
             self._failed_at[shard] = time.monotonic()
         reason = f"{self._index.name(sample)}: {_describe(error)}"
-        for candidate in replacements(self._seed, sample, len(self._index)):
+        for attempt, candidate in enumerate(replacements(self._seed, sample, len(self._index)), 1):
             if candidate in self._failures:
                 continue
             try:
-                self._decode_sample(out, candidate)
+                others = self._decode_sample(out, candidate, (seed + attempt * _SEED_STEP) % 2**32)
             except (OSError, UnreadableSampleError):
                 continue
-            self._failures[sample] = Failure(sample, candidate, reason)
-            return self._failures[sample]
-        raise UserError(f"{reason}; {_MAX_CANDIDATES} other samples cannot be read either; check that the shards exist")
+            failure = Failure(sample, candidate, reason, self._stages is None or isinstance(error, OSError))
+            if self._stages is None:
+                self._failures[sample] = failure
+            return failure, others
+        fix = "check that the shards exist" + (f", and {self._stages.name}" if self._stages is not None else "")
+        raise UserError(f"{reason}; {_MAX_CANDIDATES} other samples cannot be read either; {fix}")
 
     def _retries(self, shard: int) -> int:
         """Return the number of retries: 0 for a shard that failed recently, so that a lost shard costs seconds once."""
@@ -201,6 +296,15 @@ class Reader:
         if failed_at is not None and time.monotonic() - failed_at < _OUTAGE_SECONDS:
             return 0
         return self._config.retries
+
+
+@contextlib.contextmanager
+def blaming_sample(index: Index, sample: int) -> Iterator[None]:
+    """Context manager that prefixes the message of a UserError with the shard and key of a sample."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{index.name(int(sample))}: {error}") from None
 
 
 def replacements(seed: int, sample: int, length: int) -> list[int]:

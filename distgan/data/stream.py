@@ -34,11 +34,13 @@ _STOP_SECONDS = 2.0
 
 
 class Request(NamedTuple):
-    """Samples to read and mirror flags, each of shape (n,), and the slot of the shared buffers to decode into."""
+    """Samples to read with their positions and mirror flags, each of shape (n,), and the slot to decode into."""
 
     samples: Integers
+    positions: Integers
     mirrored: NDArray[np.bool_]
     slot: int
+    """Of the shared buffers."""
 
 
 class SampleDataset(Dataset[Decoded]):
@@ -63,15 +65,15 @@ class SampleDataset(Dataset[Decoded]):
 
     def __getitems__(self, request: Request) -> Decoded | UserError:
         try:
-            return self.read(request.samples, self._buffers[request.slot], request.mirrored)
+            return self.read(request, self._buffers[request.slot])
         except UserError as error:
             return error
 
-    def read(self, samples: Integers, out: Values, mirrored: NDArray[np.bool_]) -> Decoded:
-        """Read samples with this process's reader; see `Reader.read`."""
+    def read(self, request: Request, out: Values) -> Decoded:
+        """Read samples into `out` with this process's reader; see `Reader.read`."""
         if self._reader is None:
             self._reader = Reader(self._config, self._open_index(), self._seed)
-        return self._reader.read(samples, out, mirrored)
+        return self._reader.read(request.samples, out, request.mirrored, request.positions)
 
     def close(self) -> None:
         """Close this process's files."""
@@ -238,7 +240,7 @@ class Stream(Iterator[Batch]):
             for positions, samples, mirrored in zip(chunk.positions, chunk.samples, chunk.mirrored, strict=True):
                 slot = next(slots)
                 self._requested.append(_Requested(positions, samples, mirrored, slot, len(self._substitutions)))
-                yield Request(self._substitutions.apply(samples, positions), mirrored, slot)
+                yield Request(self._substitutions.apply(samples, positions), positions, mirrored, slot)
 
     def _bring_up_to_date(self, decoded: Decoded, values: Values, request: _Requested) -> Decoded:
         """Read samples again, in place, that were replaced after this batch was requested."""
@@ -247,9 +249,12 @@ class Stream(Iterator[Batch]):
         if not len(stale):
             return decoded
         again = np.empty_like(values[stale])
-        fresh = self._dataset.read(wanted[stale], again, request.mirrored[stale])
+        part = Request(wanted[stale], request.positions[stale], request.mirrored[stale], request.slot)
+        fresh = self._dataset.read(part, again)
         values[stale] = again
         decoded.indices[stale] = fresh.indices
+        for place, others in zip(stale.tolist(), fresh.others, strict=False):  # there are none without stages
+            decoded.others[place] = others
         return decoded._replace(failures=decoded.failures + fresh.failures)
 
 

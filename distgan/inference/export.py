@@ -24,6 +24,7 @@ from distgan.config import Config, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.errors import UserError, blaming, within_memory
 from distgan.files import publish_folder, read_bounded, sync_folder, write_atomically, writing
+from distgan.inference import hub
 from distgan.inference.generation import statistics_batches
 from distgan.inference.generator import Generator
 from distgan.inference.latents import LatentSource
@@ -32,7 +33,6 @@ from distgan.networks.shape import sample_shape
 
 _FORMAT = "distgan generator"
 _MAX_DESCRIPTION = 16 << 20
-_FILES = {"config.json", "model.safetensors"}
 _Number = Annotated[int, Field(ge=0, lt=2**62)]
 _Size = Annotated[int, Field(ge=0, le=2**16)]
 _SIZES = {"images": ("resolution", "channels"), "text": ("length", "vocabulary"), "points": ("dimensions",)}
@@ -105,6 +105,8 @@ def load_generator(
 ) -> Generator:
     """Load the EMA generator of an export, a checkpoint, or a run (its newest or best checkpoint).
 
+    `hf://USER/NAME` or `hf://USER/NAME@REVISION` is an export on the Hugging Face Hub (extra `hub`).
+
     From a checkpoint or a run, batch-norm statistics are recomputed from addressed latents. This is not collective:
     any rank may load a generator by itself.
 
@@ -118,7 +120,9 @@ def load_generator(
     """
     if not os.fspath(path):
         raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
-    folder = Path(path)
+    folder = hub.download(os.fspath(path)) if hub.is_address(os.fspath(path)) else Path(path)
+    if folder.suffix == ".pt2" and folder.is_file():
+        raise UserError(f"{folder}: a program of torch.export, which torch.export.load loads; pass a run or an export")
     if (folder / "config.json").is_file():
         if best:
             raise UserError(f"{folder}: --best needs a run folder, found an export; pass the run, or remove --best")
@@ -168,7 +172,7 @@ def _check_free(destination: str | os.PathLike[str], target: Path, overwrite: bo
         names = {path.name for path in target.iterdir()}
         if not names:
             return
-        if names <= _FILES:
+        if names <= {*hub.EXPORT_FILES, *hub.CARD_FILES}:
             description = json.loads(read_bounded(target / "config.json", _MAX_DESCRIPTION))
             is_export = isinstance(description, dict) and description.get("format") == _FORMAT
     except (OSError, ValueError, RecursionError):
@@ -233,7 +237,7 @@ def _reason(error: BaseException) -> str:
 def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
-    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
+    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.images)
     if (vocabulary is not None) != (config.data.kind == "text"):
         raise UserError(
             f"{path}/state.json: vocabulary: expected for data.kind = text only, found data.kind = {config.data.kind}; "

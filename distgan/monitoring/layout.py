@@ -18,6 +18,7 @@ GROUPS = {
         "diversity": r"(generator|data)/diversity$",
         "learning rates": r"learning_rate/",
         "augmentation": r"augmentation/",
+        "schedules": r"schedule/",
     },
     "penalties": {
         "gradient penalties": r"loss/(r1|r2|gradient_penalty)$",

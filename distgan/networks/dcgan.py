@@ -69,7 +69,7 @@ class DCGANGenerator(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         latents = with_labels(latents, labels, self.embedding)
-        images: Tensor = self.layers(self.projection(latents).view(len(latents), -1, 4, 4))
+        images: Tensor = self.layers(self.projection(latents).unflatten(1, (-1, 4, 4)))
         return images
 
 

@@ -86,7 +86,7 @@ class ResNetGenerator(nn.Module):
         if self.conditional:
             assert labels is not None
             condition = (labels,)
-        activations = self.projection(latents).view(len(latents), -1, 4, 4)
+        activations = self.projection(latents).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             activations = block(activations, *condition)
         images: Tensor = self.output(activations)

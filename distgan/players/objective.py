@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from distgan import schedule
 from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
 from distgan.losses import gradient_penalties
 from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
@@ -23,7 +24,6 @@ from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
 from distgan.players.objective_base import LossAndScalars, MicroBatch, Objective
 from distgan.players.terms import check_loss
-from distgan.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
 
@@ -32,27 +32,32 @@ _LAYER_KEY = "objective.feature_matching.layer"
 
 
 class DiscriminatorObjective(Objective):
-    """Loss of the discriminator. A pass with a gradient penalty runs entirely in float32."""
+    """Loss of the discriminator. A pass with a gradient penalty runs in float32 unless precision is by stage."""
 
     role = "discriminator"
 
-    def forward(self, batch: MicroBatch, step: int, update: int) -> LossAndScalars:
-        """Return the loss and the scalars. `update` counts discriminator updates and selects lazy penalties."""
+    def forward(self, batch: MicroBatch, images: int, update: int) -> LossAndScalars:
+        """Return the loss and the scalars.
+
+        Args:
+            images: images before this step, which schedules follow.
+            update: discriminator updates before this one, which selects lazy penalties.
+        """
         config = self.config
         assert batch.reals is not None
         labels = self._fake_labels(batch)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
             fakes = self.opponent(batch.latents, labels)
-        reals, generated = self._with_noise(batch.reals, "real", batch, step), fakes.to(batch.reals.dtype)
-        fakes = self._with_noise(generated, "fake", batch, step)
+        reals, generated = self._with_noise(batch.reals, "real", batch, images), fakes.to(batch.reals.dtype)
+        fakes = self._with_noise(generated, "fake", batch, images)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
         with ExitStack() as held:
             # A penalized pass needs normalization moments in its own precision.
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
-            with self._autocast(reals, unless=penalized):
+            with self._autocast(reals, penalized=penalized):
                 held.enter_context(reference_moments(self.network))
-            real = self._judge(reals, batch.real_labels, "real", batch, differentiable=r1 is not None)
-            fake = self._judge(fakes, labels, "fake", batch, differentiable=r2 is not None)
+            real = self._judge(reals, batch.real_labels, "real", batch, images, differentiable=r1 is not None)
+            fake = self._judge(fakes, labels, "fake", batch, images, differentiable=r2 is not None)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
@@ -60,25 +65,24 @@ class DiscriminatorObjective(Objective):
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
             if self.augmentation is not None:
-                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, self.augmentation.probability)
+                probability = self.augmentation.probability(images)
+                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, probability)
             if r1 is not None:
-                parts["loss/r1"] = gradient_penalties.zero_centered(
-                    real_logits, reals, penalty_gamma(r1, step, self.steps)
-                )
+                gamma = schedule.value(r1.gamma, images, self.length)
+                parts["loss/r1"] = gradient_penalties.zero_centered(real_logits, reals, gamma)
                 loss = loss + r1.every * parts["loss/r1"]
             if r2 is not None:
-                parts["loss/r2"] = gradient_penalties.zero_centered(
-                    fake_logits, fakes, penalty_gamma(r2, step, self.steps)
-                )
+                gamma = schedule.value(r2.gamma, images, self.length)
+                parts["loss/r2"] = gradient_penalties.zero_centered(fake_logits, fakes, gamma)
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
                 kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
-                judged = self._judge(points, batch.real_labels, kind, batch, differentiable=True)
+                judged = self._judge(points, batch.real_labels, kind, batch, images, differentiable=True)
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
-            loss = self._add_terms(loss, parts, batch, generated, fake, real)
+            loss = self._add_terms(loss, parts, batch, images, generated, fake, real)
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
@@ -122,8 +126,12 @@ class GeneratorObjective(Objective):
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
         self._needs_reals = config.objective.generator_needs_reals
 
-    def forward(self, batch: MicroBatch, step: int) -> LossAndScalars:
-        """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`."""
+    def forward(self, batch: MicroBatch, images: int) -> LossAndScalars:
+        """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`.
+
+        Args:
+            images: images before this step, which schedules follow.
+        """
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         parts: dict[str, Tensor] = {}
         with _frozen(discriminator), ExitStack() as held:
@@ -131,12 +139,13 @@ class GeneratorObjective(Objective):
                 with reference_moments(self.network):
                     fakes = self.network(batch.latents, labels)
                 held.enter_context(reference_moments(discriminator))
-                real, fake = None, self._judge(self._with_noise(fakes, "fake", batch, step), labels, "fake", batch)
+                noisy, real = self._with_noise(fakes, "fake", batch, images), None
+                fake = self._judge(noisy, labels, "fake", batch, images)
                 if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
-                        reals = self._with_noise(batch.reals, "real", batch, step)
-                        real = self._judge(reals, batch.real_labels, "real", batch)
+                        reals = self._with_noise(batch.reals, "real", batch, images)
+                        real = self._judge(reals, batch.real_labels, "real", batch, images)
             matching = config.feature_matching
             loss = fake.logits.new_zeros(())
             if matching is None or matching.adversarial:
@@ -147,7 +156,7 @@ class GeneratorObjective(Objective):
                 real_features, fake_features = real.features[self._matched], fake.features[self._matched]
                 parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
                 loss = loss + matching.weight * parts["loss/feature_matching"]
-            loss = self._add_terms(loss, parts, batch, fakes, fake, real)
+            loss = self._add_terms(loss, parts, batch, images, fakes, fake, real)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Player:
         self,
         micro_batches: Iterable[object],
         arguments: tuple[object, ...],
-        learning_rate: float,
+        settings: Mapping[str, Any],
         *,
         before_change: Callable[[], None] | None = None,
     ) -> Tensor:
@@ -64,6 +65,7 @@ class Player:
             micro_batches: drawn one at a time. Each is released before the next one is drawn, so that the device holds
                 the data and activations of one micro-batch.
             arguments: further arguments of the objective's forward, after the micro-batch.
+            settings: values for the optimizer's parameter groups; see `schedule.optimizer_settings`.
             before_change: called before each change of a tensor that a checkpoint holds.
 
         Returns:
@@ -87,7 +89,7 @@ class Player:
         assert len(parts) == self.accumulation
         if before_change is not None:
             before_change()
-        norm = self.engine.step(learning_rate)
+        norm = self.engine.step(settings)
         applied = norm.isfinite().float()
         if self.clipping is not None:
             self._clip(self.clipping.limit, applied)

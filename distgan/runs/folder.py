@@ -17,7 +17,7 @@ from distgan.errors import UserError
 
 logger = logging.getLogger("distgan")
 
-HISTORY = ("checkpoints", "metrics.jsonl", "tensorboard", "trackers", "samples")
+HISTORY = ("checkpoints", "averages", "metrics.jsonl", "tensorboard", "trackers", "samples")
 """Files of one training history; they are moved aside when a run starts at step 0."""
 
 
@@ -96,6 +96,8 @@ def set_aside_later(folder: Path, step: int) -> None:
             (checkpoints / "best.json").rename(aside / "checkpoints" / "best.json")
         if (folder / "metrics.jsonl").exists():
             shutil.copy2(folder / "metrics.jsonl", aside)
+        if (folder / "averages").exists():
+            shutil.copytree(folder / "averages", aside / "averages")
         logger.info("going back to step %d; the later checkpoints of %s are now in %s", step, folder, aside)
 
 

@@ -1,13 +1,17 @@
-"""Exponential moving average (EMA) of the generator's weights."""
+"""Averages of the generator's weights over time: exponential (EMA), and power functions."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from distgan.errors import UserError
 from distgan.networks.moving import moving_buffers
+from distgan.schedule import power_decay
 
 
 class EMAGenerator:
@@ -39,6 +43,57 @@ class EMAGenerator:
         if decay == 0.0:
             torch._foreach_copy_(self._averages, live)
             return
-        change = torch._foreach_sub(live, self._averages)
-        torch._foreach_mul_(change, (1.0 - decay) * applied)
-        torch._foreach_add_(self._averages, change)
+        _move(self._averages, live, (1.0 - decay) * applied)
+
+
+class Profiles:
+    """Power-function averages of a generator's weights (Karras et al. 2024, section 3), one for each width in `stds`.
+
+    From their snapshots, `inference.post_hoc` makes an average of any width. Create this object before an engine takes
+    the generator's weights.
+    """
+
+    def __init__(self, generator: nn.Module, stds: tuple[float, ...]) -> None:
+        self._generator = generator
+        self._averages = {
+            std: {name: weight.detach().clone() for name, weight in generator.named_parameters()} for std in stds
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._averages)
+
+    @torch.no_grad()
+    def update(self, images: int, images_per_step: int, applied: Tensor) -> None:
+        """average += (1 - decay) * applied * (live - average); see `power_decay` and `EMAGenerator.update`."""
+        live: list[Tensor] = list(self._generator.parameters())
+        for std, averages in self._averages.items():
+            _move([*averages.values()], live, (1.0 - power_decay(std, images, images_per_step)) * applied)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return `STD/PARAMETER` -> average, without copying."""
+        return {f"{std}/{name}": tensor for std, of in self._averages.items() for name, tensor in of.items()}
+
+    def check(self, path: Path, saved: Mapping[str, Tensor]) -> None:
+        """Raise UserError unless a checkpoint's averages are of these widths and of this generator."""
+        expected, found = ({key: value.shape for key, value in of.items()} for of in (self.state(), saved))
+        if expected and expected != found:
+            widths = ",".join(sorted({key.partition("/")[0] for key in saved}))
+            there, fix = "no averages", "leave ema.profiles out"
+            if widths:
+                there, fix = f"averages of the widths [{widths}]", f"set ema.profiles=[{widths}]"
+            raise UserError(
+                f"{path}: ema.profiles: found {there}, and a profile averages all of a run; {fix}, or start at step 0 "
+                "with --resume never"
+            )
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from a checkpoint's averages, after `check`."""
+        for key, tensor in self.state().items():
+            tensor.copy_(saved[key])
+
+
+def _move(averages: list[Tensor], live: list[Tensor], share: Tensor) -> None:
+    """averages += share * (live - averages), where `share` is a number on the device."""
+    change = torch._foreach_sub(live, averages)
+    torch._foreach_mul_(change, share)
+    torch._foreach_add_(averages, change)

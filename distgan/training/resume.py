@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.checkpoint import directory, writer
+from distgan.checkpoint.averages import remove_later_snapshots
 from distgan.checkpoint.directory import steps
 from distgan.checkpoint.loading import find_checkpoint
 from distgan.config import Config, dump_config, flatten, parse_config
@@ -59,6 +60,9 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
             for change in _changes(parse_config(then.config, source=f"{path}/state.json"), config):
                 logger.info("changed since the checkpoint: %s", change)
     if runtime.is_main:
+        with writing(folder / "averages"):
+            # Without a checkpoint too: those of an attempt that saved none are of other weights.
+            remove_later_snapshots(folder, state.progress.images)
         with writing(folder / "config.yaml"):
             write_atomically(folder / "config.yaml", dump_config(config).encode())
 

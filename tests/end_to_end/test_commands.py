@@ -26,7 +26,9 @@ from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.evaluation.samples import read_reals
+from distgan.inference.export import load_generator
 from distgan.inference.probe import View
+from distgan.inference.publish import model_card
 from distgan.networks.representation import convolution_features
 from tests.labelled_shards import pictures, write_shards
 from tests.ranks import Job
@@ -174,6 +176,21 @@ def test_an_exported_generator_is_two_lines_away(run: Path, tmp_path: Path, caps
     learned = [name for name in average if "running" not in name]
     assert all(torch.equal(weights[name], average[name]) for name in learned)
     assert (weights["layers.0.running_var"] != 1).any(), "batch-norm statistics belong to the export"
+
+
+def test_a_program_computes_what_the_run_does(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "digits.pt2"
+    main(["export", str(run), str(file), "--format", "torch-export"])
+    assert capfd.readouterr() == (f"{file}\n", "")
+    program, generator = torch.export.load(file).module(), load_generator(run)
+    given = generator.inputs(6, seed=3)
+    torch.testing.assert_close(program(*given), generator(*given))
+
+
+def test_a_model_card_has_the_metrics_of_the_run(run: Path) -> None:
+    logged = next(row["fid[classifier]"] for row in rows(run) if row["step"] == 4)
+    card = model_card(load_generator(run), "user/digits", find_checkpoint(run), pictured=True)
+    assert f"| fid[classifier] | {logged:.6g} |" in card
 
 
 def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
-"""A stranger's networks, losses, terms and optimizer in whole runs: killed, resumed, evaluated, exported, loaded."""
+"""A stranger's code and data in whole runs: killed, resumed, evaluated, exported, loaded."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,13 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import webdataset as wds
 import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 
 import distgan
 from distgan import extensions
 from distgan.cli import main
+from distgan.data.index.rebuild import write_index
 from distgan.errors import UserError
 from tests.engines import LAUNCHED, needs
 from tests.ranks import Job, free_port
@@ -54,8 +60,25 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as 16-bit scans with labels and captions; a fifth are negatives, two have no caption."""
+    folder = tmp_path_factory.mktemp("scans")
+    digits = load_digits()
+    with wds.ShardWriter(str(folder / "%03d.tar"), maxcount=500, verbose=0) as writer:
+        for number, (levels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            light, file = levels.repeat(2, 0).repeat(2, 1) / 16, io.BytesIO()
+            light = 1 - light if number % 5 == 0 else light
+            Image.fromarray((65535 * light).round().astype(np.uint16)).save(file, "PNG")
+            caption = {} if number in (3, 900) else {"txt": "a negative" if number % 5 == 0 else "a scan"}
+            writer.write({"__key__": f"{number:04d}", "png": file.getvalue(), "cls": int(label), **caption})
+    write_index(str(folder))
+    return folder
+
+
 def write_recipe(folder: Path, shards: Path, **sections: Any) -> str:
-    path = recipe(folder, shards, **sections)
+    data = {"stages": {"stages": "lab.data:stages", "gamma": 1.2, "exposure": 0.1}, "max_failure_rate": 0.01}
+    path = recipe(folder, shards, data=data, **sections)
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **SECTIONS}))
     return str(path)
 
@@ -66,9 +89,9 @@ def train(config: str, world_size: int, *arguments: str, engine: str = "ddp") ->
 
 
 @pytest.mark.parametrize("engine", ["one process", "ddp", needs("fsdp"), needs("zero2")])
-def test_a_run_is_resumed_bitwise(tmp_path: Path, digits: Path, engine: str) -> None:
+def test_a_run_is_resumed_bitwise(tmp_path: Path, scans: Path, engine: str) -> None:
     world_size, launched = (1, "ddp") if engine == "one process" else (2, engine)
-    config = write_recipe(tmp_path, digits)
+    config = write_recipe(tmp_path, scans)
     for folder, parts in (("whole", [6]), ("parts", [4, 6])):
         for steps in parts:
             train(config, world_size, f"training.steps={steps}", f"run_dir={tmp_path / folder}", engine=launched)
@@ -81,9 +104,9 @@ def test_a_run_is_resumed_bitwise(tmp_path: Path, digits: Path, engine: str) -> 
 
 
 @pytest.mark.parametrize("name", ["Adafactor", "SGD"])
-def test_optimizers_of_torch_resume_bitwise(tmp_path: Path, digits: Path, name: str) -> None:
+def test_optimizers_of_torch_resume_bitwise(tmp_path: Path, scans: Path, name: str) -> None:
     """Adafactor keeps other tensors for vectors than for matrices; SGD without momentum keeps none."""
-    config = write_recipe(tmp_path, digits)
+    config = write_recipe(tmp_path, scans)
     optimizer = f"generator.optimizer={{name: 'torch.optim:{name}'}}"
     for folder, parts in (("whole", [4]), ("parts", [2, 4])):
         for steps in parts:
@@ -91,32 +114,33 @@ def test_optimizers_of_torch_resume_bitwise(tmp_path: Path, digits: Path, name: 
     assert differing(tensors(tmp_path / "parts", 4), tensors(tmp_path / "whole", 4)) == []
 
 
-def test_images_of_any_size(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_any_size(tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 pixels, which no built-in network makes: trained, evaluated with the trained classifier, and loaded."""
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     evaluation = {"every": 2, "num_samples": 32}
-    train(write_recipe(tmp_path, digits, training={"steps": 2}, evaluation=evaluation), 1, "data.resolution=20")
+    train(write_recipe(tmp_path, scans, training={"steps": 2}, evaluation=evaluation), 1, "data.resolution=20")
     assert rows(tmp_path / "run")[-1]["fid[classifier]"] > 0
     generator = distgan.load_generator(tmp_path / "run", trust_code=["lab"])
     assert generator(generator.latents(2)).shape == (2, 1, 20, 20)
 
 
-def test_killed_at_any_step_and_resumed_bitwise(tmp_path: Path, digits: Path) -> None:
-    config = write_recipe(tmp_path, digits)
+def test_killed_at_any_step_and_resumed_bitwise(tmp_path: Path, scans: Path) -> None:
+    """With other numbers of data loader workers each time."""
+    config = write_recipe(tmp_path, scans)
     train(config, 2, f"run_dir={tmp_path / 'whole'}")
-    job = Job(2, ["train", config])
+    job = Job(2, ["train", config, "data.num_workers=1"])
     wait_for_checkpoint(tmp_path / "run", 4, job)
     job.kill(1)
-    train(config, 2)
+    train(config, 2, "data.num_workers=2")
     assert differing(tensors(tmp_path / "run", 12), tensors(tmp_path / "whole", 12)) == []
 
 
 def test_evaluated_exported_and_loaded_with_and_without_trust(
-    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
-    train(write_recipe(tmp_path, digits, training={"steps": 2}, evaluation={"num_samples": 32}), 1)
+    train(write_recipe(tmp_path, scans, training={"steps": 2}, evaluation={"num_samples": 32}), 1)
     with pytest.raises(UserError, match="--allow lab"):
         distgan.load_generator(run)
     with pytest.raises(SystemExit):
@@ -138,7 +162,7 @@ def test_evaluated_exported_and_loaded_with_and_without_trust(
     torch.testing.assert_close(images, distgan.load_generator(run, trust_code=["lab"])(generator.latents(3)))
 
 
-def test_a_generator_loads_without_the_code_of_the_discriminator(tmp_path: Path, digits: Path) -> None:
+def test_a_generator_loads_without_the_code_of_the_discriminator(tmp_path: Path, scans: Path) -> None:
     package = tmp_path / "site" / "mine"
     package.mkdir(parents=True)
     for name in ("__init__.py", "nets.py"):
@@ -146,7 +170,7 @@ def test_a_generator_loads_without_the_code_of_the_discriminator(tmp_path: Path,
     (package / "critic.py").write_text("from mine.nets import Discriminator")
     sys.path.insert(0, str(tmp_path / "site"))
     try:
-        config = write_recipe(tmp_path, digits, training={"steps": 1})
+        config = write_recipe(tmp_path, scans, training={"steps": 1})
         train(
             config,
             1,
@@ -159,12 +183,12 @@ def test_a_generator_loads_without_the_code_of_the_discriminator(tmp_path: Path,
         sys.path.remove(str(tmp_path / "site"))
 
 
-def test_changed_code_is_accepted_only_when_asked(tmp_path: Path, digits: Path) -> None:
+def test_changed_code_is_accepted_only_when_asked(tmp_path: Path, scans: Path) -> None:
     site = tmp_path / "site"
     shutil.copytree(PLUGINS / "lab", site / "lab")
     sys.path.insert(0, str(site))
     try:
-        config, log = write_recipe(tmp_path, digits), tmp_path / "log"
+        config, log = write_recipe(tmp_path, scans), tmp_path / "log"
         train(config, 1, "training.steps=1")
         with open(site / "lab" / "losses.py", "a") as file:
             file.write("# changed\n")
@@ -177,12 +201,12 @@ def test_changed_code_is_accepted_only_when_asked(tmp_path: Path, digits: Path) 
 
 
 def test_a_metric_that_is_not_allowed_is_told_once(
-    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site").mkdir()
     shutil.copy(PLUGINS / "lab" / "metrics.py", tmp_path / "site" / "strange.py")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    train(write_recipe(tmp_path, digits, training={"steps": 1}), 1, "evaluation.metrics=['strange:Sharpness']")
+    train(write_recipe(tmp_path, scans, training={"steps": 1}), 1, "evaluation.metrics=['strange:Sharpness']")
     log = tmp_path / "log"
     assert Job(2, ["evaluate", str(tmp_path / "run"), "--allow", "lab"], log=log).wait() == [2, 2]
     (line,) = [line for line in log.read_text().splitlines() if "error: " in line]
@@ -190,7 +214,7 @@ def test_a_metric_that_is_not_allowed_is_told_once(
     assert "Traceback" not in log.read_text()
 
 
-def test_ranks_with_other_copies_are_refused(tmp_path: Path, digits: Path) -> None:
+def test_ranks_with_other_copies_are_refused(tmp_path: Path, scans: Path) -> None:
     """As on a node whose package was not updated."""
     copies = []
     for rank in range(2):
@@ -198,7 +222,7 @@ def test_ranks_with_other_copies_are_refused(tmp_path: Path, digits: Path) -> No
         with open(tmp_path / f"site{rank}" / "lab" / "nets.py", "a") as file:
             file.write(f"# copy {rank}\n")
         copies.append(str(tmp_path / f"site{rank}"))
-    config, log = write_recipe(tmp_path, digits), tmp_path / "log"
+    config, log = write_recipe(tmp_path, scans), tmp_path / "log"
     command = (
         "import os, runpy, sys; sys.path.insert(0, os.environ['SITES'].split(':')[int(os.environ['RANK'])]); "
         "sys.argv[0] = 'distgan'; runpy.run_module('distgan', run_name='__main__')"

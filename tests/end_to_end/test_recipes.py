@@ -41,6 +41,8 @@ def test_a_recipe_trains_at_reduced_widths(path: Path, tmp_path: Path, shards: S
     overrides = list(SMALL)
     if config.data.kind == "images":
         overrides += ["generator.max_width=16", "discriminator.max_width=16"]
+    if config.generator.architecture == "r3gan":
+        overrides += ["generator.group_width=16", "discriminator.group_width=16"]
     if config.training.extra_critic_steps is not None:
         overrides.append("training.extra_critic_steps.updates=3")
     if config.growth is not None:

@@ -13,12 +13,32 @@ from tests.runs import differing, recipe, rows, tensors
 
 STEPS = 8
 
+CURVE = {"start": 1e-3, "end": 0.5, "over": 0.2, "shape": "cosine"}
+
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "WGAN with clipping, extra critic steps and a warm start": {
         "generator": {"optimizer": {"name": "rmsprop", "learning_rate": 5e-5}},
         "discriminator": {"optimizer": {"name": "rmsprop", "learning_rate": 5e-5}},
         "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {}},
         "training": {"initial_critic_steps": 2, "extra_critic_steps": {"updates": 3, "first": 2, "every": 3}},
+    },
+    "schedules of rates, betas, penalties and the average, in a run of 250 images a player": {
+        "generator": {"optimizer": {"learning_rate": CURVE | {"end": 5e-5}, "betas": [0, CURVE]}},
+        "discriminator": {"optimizer": {"learning_rate": CURVE | {"end": 5e-5}, "betas": [0.5, CURVE]}},
+        "objective": {"r1": {"gamma": CURVE, "every": 1}, "instance_noise": {"sigma": CURVE}},
+        "ema": {"half_life_kimg": CURVE},
+        "training": {"steps": None, "kimg": 0.25},
+    },
+    "R3GAN with labels and bfloat16 by stage, penalized passes included": {
+        "data": {"labels": True},
+        "generator": {"architecture": "r3gan", "width": 8, "max_width": 16, "depth": 1},
+        "discriminator": {"architecture": "r3gan", "width": 8, "max_width": 16, "depth": 1},
+        "objective": {
+            "adversarial": "relativistic_paired",
+            "r1": {"gamma": CURVE, "every": 1},
+            "r2": {"gamma": CURVE, "every": 1},
+        },
+        "training": {"critic_steps": 1, "mixed_precision": {"dtype": "bf16", "float32_below": 8}},
     },
     "virtual batch norm, histories, matching, noisy targets and inputs": {
         "generator": {"normalization": "virtual"},
@@ -27,7 +47,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
             "feature_matching": {"adversarial": True},
             "historical_averaging": {"generator": 0.1, "discriminator": 0.1},
             "label_smoothing": {"real": [0.8, 1.0], "flip": 0.1},
-            "instance_noise": {"sigma": 0.2, "steps": 6},
+            "instance_noise": {"sigma": {"start": 0.2, "end": 0, "over": 0.2}},
         },
     },
     "spectral norm, comparisons of samples, relativistic averages and labels": {

@@ -64,6 +64,10 @@ def check(then: Config, world_then: int, now: Config, world_now: int, accept: fr
             config(training={"extra_critic_steps": {"first": 3, "updates": 7}}),
             r"training\.extra_critic_steps\.updates: checkpoint null, now 7, .*first: checkpoint null, now 3",
         ),
+        (
+            config(objective={"adversarial": "relativistic_paired"}),
+            r"objective\.adversarial: checkpoint non_saturating, now relativistic_paired \(.* 0 to 32 .* of 0 to 16",
+        ),
     ],
 )
 def test_another_batch_is_named_by_its_key(now: Config, told: str) -> None:
@@ -71,6 +75,18 @@ def test_another_batch_is_named_by_its_key(now: Config, told: str) -> None:
         check(config(), 1, now, 1)
     assert "gradient_accumulation_steps" not in str(caught.value)
     check(config(), 1, now, 1, frozenset({"batch", "statistics"}))
+
+
+def test_other_reals_of_the_generator_are_named_by_their_key() -> None:
+    then, now = (
+        config(objective={"adversarial": "relativistic_paired"}, training={"generator_reals": reals})
+        for reals in ("own", "last")
+    )
+    with pytest.raises(UserError, match=r"training\.generator_reals: checkpoint own, now last \(.*--accept batch"):
+        check(then, 1, now, 1)
+    check(then, 1, now, 1, frozenset({"batch"}))
+    # Without a loss that looks at reals the key decides nothing.
+    check(config(), 1, config(training={"generator_reals": "last"}), 1)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +114,7 @@ def test_another_batch_is_named_by_its_key(now: Config, told: str) -> None:
     ],
 )
 def test_what_batch_statistics_are_over_on_four_ranks(sections: dict[str, Any], expected: dict[str, int]) -> None:
-    assert statistics_sizes(config(**sections), position=0, world_size=4) == expected
+    assert statistics_sizes(config(**sections), images=0, world_size=4) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import dump_config, json_schema, load_config, parse_config
+from distgan.config import Config, dump_config, json_schema, load_config, parse_config
 from distgan.errors import UserError
 from distgan.files import cache_folder
 from tests.configs import MINIMAL, VALID, write
@@ -30,6 +30,12 @@ from tests.configs import MINIMAL, VALID, write
         ("training.steps=many", ["training.steps", "decimal number", "'many'"]),
         ("training.mixed_precision=fp16", ["training.mixed_precision", "fp16 is refused", "bf16"]),
         ("training.mixed_precision=fp8", ["training.mixed_precision = 'fp8'", "'no', 'tf32' or 'bf16'"]),
+        ("training.mixed_precision={dtype: bf16}", ["'training.mixed_precision.float32_below' is missing"]),
+        ("training.mixed_precision={dtype: tf32, float32_below: 8}", ["mixed_precision.dtype = 'tf32'", "'bf16'"]),
+        (
+            "training.mixed_precision={float32_below: 8}",
+            ["float32_below: generator.architecture: dcgan has no stages", "choose r3gan"],
+        ),
         (
             "training.gradient_accumulation_steps=3",
             ["training.batch_size", "does not divide", "training.gradient_accumulation_steps=3"],
@@ -37,14 +43,21 @@ from tests.configs import MINIMAL, VALID, write
         ("data.resolution=33", ["data.resolution", "33 is not a power of two"]),
         ("data.max_failure_rate=.nan", ["data.max_failure_rate", "decimal number", "'.nan'"]),
         ("seed=-1", ["seed = -1"]),
-        ("generator.optimizer.betas=[0.5, 1.5]", ["generator.optimizer.betas", "1.5 is not in [0, 1)"]),
+        ("generator.optimizer.betas=[0.5, 1.5]", ["generator.optimizer.betas.1 = 1.5", "less than 1"]),
+        ("generator.optimizer.betas=[0, {start: 0.9, end: 1}]", ["generator.optimizer.betas.1 = 1", "less than 1"]),
+        ("generator.optimizer.learning_rate={start: -1, end: 0}", ["learning_rate = -1", "greater than or equal to 0"]),
+        ("generator.optimizer.learning_rate={start: 1}", ["'generator.optimizer.learning_rate.end' is missing"]),
+        ("ema.half_life_kimg={start: 1, end: 1}", ["ema.half_life_kimg.start: equals end", "write 1"]),
+        ("objective.r1={gamma: {start: 1, end: 0, shape: cos}}", ["r1.gamma.shape = 'cos'", "'linear' or 'cosine'"]),
+        ("objective.r1={gamma: {start: 1, end: 0, over: 0}}", ["objective.r1.gamma.over = 0", "greater than 0"]),
+        ("training.steps=null", ["training.steps: missing", "or in thousands of images with kimg"]),
         ("objective.adversarial=wgann", ["objective.adversarial.family: 'wgann' is not known", "non_saturating"]),
         ("growth={}", ["growth", "set both architectures to progressive"]),
         ("growth={first_resolution: 6}", ["growth.first_resolution", "6 is not a power of two from 4 up"]),
         ("growth={batch_sizes: {3: 8}}", ["growth.batch_sizes", "3 is not a power of two"]),
         ("growth={stable_kimg: 0, fade_kimg: 0}", ["growth.stable_kimg", "nothing would grow"]),
         ("data=3", ["data = '3'", "a section with the keys kind, path"]),
-        ("objective.r1=1", ["objective.r1 = '1'", "a section with the keys gamma, final_gamma, every"]),
+        ("objective.r1=1", ["objective.r1 = '1'", "a section with the keys gamma, every"]),
         ("objective.r1=", ["objective.r1 is empty; it needs: gamma"]),
         ("monitoring.trackers=wandb", ["monitoring.trackers = 'wandb'", "a list such as [a, b]"]),
         ("monitoring.trackers=[tensorboard]", ["monitoring.trackers.0.name = 'tensorboard'", "'wandb', 'mlflow'"]),
@@ -86,7 +99,7 @@ from tests.configs import MINIMAL, VALID, write
         ("evaluation.metrics=[fid, kid # both]", ["not a YAML value"]),
         ("objective.r1={gamma: 1, gamma: 2}", ["'gamma' is given twice"]),
         ("objective.r1={gamma: !!int 010}", ["tag"]),
-        ("training=", ["training is empty; it needs: steps, batch_size"]),
+        ("training=", ["training is empty; it needs: batch_size"]),
         ("generator=null", ["generator is empty; give it a key, or leave it out"]),
         ("training.channels_last=7", ["training.channels_last = 7"]),
         ("run_dir=", ["run_dir: '' is not the path"]),
@@ -322,3 +335,18 @@ def test_networks_grow_together() -> None:
     for role, other in (("generator", "discriminator"), ("discriminator", "generator")):
         with pytest.raises(UserError, match=rf"{other}\.architecture: .*progressive"):
             parse_config(MINIMAL, [f"{role}={network}"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"run_dir": "r"}, ["Config: 'data' is missing"]),
+        ({"trainin": {"steps": 2}}, ["Config: unknown key 'trainin'", "did you mean 'training'?"]),
+        ({"run_dir": "r", "data": {"path": "d", "resolution": 1.5}}, ["Config: data.resolution = 1.5"]),
+    ],
+)
+def test_a_mistake_in_python_is_one_line(sections: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Config(**sections)
+    assert all(part in str(caught.value) for part in parts)
+    assert "\n" not in str(caught.value)

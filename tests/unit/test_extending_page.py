@@ -13,6 +13,7 @@ import yaml
 from distgan import extensions
 from distgan.config import load_config
 from distgan.config.architectures import NetworkOptions
+from distgan.config.data import StagesOptions
 from distgan.config.evaluation import MetricOptions
 from distgan.config.objective import LossOptions, TermOptions
 from distgan.config.objective.augmentation import AugmentationOptions
@@ -38,25 +39,27 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_its_code_is_that_of_the_package() -> None:
     sources = "\n".join(path.read_text() for path in LAB.glob("*.py"))
-    classes = [block for block in blocks("python") if block.startswith("class ")]
-    assert len(classes) >= 4
-    assert [block for block in classes if block not in sources] == []
+    shown = [block for block in blocks("python") if block.startswith(("class ", "def "))]
+    assert len(shown) >= 5
+    assert [block for block in shown if block not in sources] == []
 
 
 def test_its_recipe_loads_and_every_option_arrives(tmp_path: Path) -> None:
     [text] = blocks("yaml")
     minimal = {
         "run_dir": "r",
-        "data": {"path": "d", "resolution": 16, "channels": 1},
         "training": {"steps": 1, "batch_size": 2},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({**minimal, **yaml.safe_load(text)}))
-    config = load_config(path, ["generator.hidden=256"])
+    data = ["data.path=d", "data.resolution=16", "data.channels=1"]
+    config = load_config(path, ["generator.hidden=256", *data])
+    assert config.data.stages is not None
+    assert config.data.stages.options.gamma == 1.2
     assert (config.generator.options.hidden, config.generator.options.heads) == (256, 4)
     assert config.generator.optimizer.options.weight_decay == 0.01
     assert config.objective.adversarial.build().margin == 0.5
-    assert [metric.label for metric in config.metrics] == ["fid", "Sharpness", "Recall"]
+    assert [metric.label for metric in config.metrics] == ["fid", "Sharpness", "Contrast", "Recall"]
 
 
 def test_its_program_runs() -> None:
@@ -69,7 +72,7 @@ def test_its_program_runs() -> None:
 def test_its_facts_are_those_that_are_read() -> None:
     [table] = re.findall(r"^\| attribute .*?(?=\n\n)", PAGE, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    bases = (NetworkOptions, LossOptions, TermOptions, AugmentationOptions, MetricOptions)
+    bases = (NetworkOptions, LossOptions, TermOptions, AugmentationOptions, MetricOptions, StagesOptions)
     read = {fact for base in bases for fact in base.__class_vars__}
     properties = {"normalizes_batch", "bounds_slope"}
     assert all(isinstance(vars(NetworkOptions)[name], property) for name in properties)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgan.data.index.build import build_index, split_name
+from distgan.data.index.build import build_index
+from distgan.data.index.members import split_name
 from distgan.data.storage.tar import BLOCK, WindowReader, walk
 from distgan.errors import UserError
 from tests.shards import entries, numbered_png, refusal, write_numbered, write_tar
@@ -57,8 +58,11 @@ def test_walk_finds_what_tarfile_finds(
         walked = list(walk(reader, "a.tar", Digest()))
     with tarfile.open(path) as tar:
         expected = [(info.name.encode(), info.offset_data, info.size) for info in tar]
+        starts = [info.offset for info in tar]
     data = path.read_bytes()
-    assert [(name, offset, size) for name, offset, size, _ in walked] == expected
+    assert [(name, offset, size) for name, offset, size, *_ in walked] == expected
+    assert [member.start for member in walked] == starts
+    assert [member.end for member in walked][:-1] == starts[1:]
     assert [member.crc for member in walked] == [zlib.crc32(data[o - BLOCK : o]) for _, o, _ in expected]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from distgan.config import OptimizerConfig
+from distgan.distributed.engines.base import apply_settings
 from distgan.players.optimizers import build_optimizer
+from distgan.schedule import optimizer_settings
 
 
 def course(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int) -> None:
@@ -32,6 +36,24 @@ def test_rmsprop_is_torchs(alpha: float) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+def test_adam_corrects_the_bias_by_the_current_betas() -> None:
+    """Kingma and Ba, algorithm 1, where beta2 rises from 0.9 to 0.99 over 40 images: 1 - beta2^t with today's beta2."""
+    values = {"learning_rate": 0.1, "betas": [0, {"start": 0.9, "end": 0.99, "over": 0.04, "shape": "cosine"}]}
+    config = OptimizerConfig.model_validate(values)
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = build_optimizer(config, [parameter])
+    theta, square = parameter.detach().clone(), torch.zeros(2, dtype=torch.float64)
+    for step in range(8):
+        beta = 0.99 - 0.09 * (1 + math.cos(math.pi * min(1, 8 * step / 40))) / 2
+        gradient = torch.tensor([1.0, 3.0], dtype=torch.float64) * (step + 1)
+        apply_settings(optimizer, optimizer_settings(config, step, 8 * step, 10**6))
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        square = beta * square + (1 - beta) * gradient**2
+        theta = theta - 0.1 * gradient / ((square / (1 - beta ** (step + 1))).sqrt() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), theta, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
 def test_a_canceled_step_changes_nothing(name: str) -> None:
     parameters = [nn.Parameter(torch.ones(3))]
@@ -47,3 +69,26 @@ def test_a_canceled_step_changes_nothing(name: str) -> None:
     optimizer.step()
     after = [parameters[0].detach(), *state.values()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adamax"])
+def test_a_hook_can_cancel_a_step_of_torchs_classes(name: str) -> None:
+    """As DeepSpeed's engine does it: torch runs the hooks of every class in the line of inheritance that has run."""
+    parameters = [nn.Parameter(torch.ones(3))]
+    config = OptimizerConfig.model_validate({"name": f"torch.optim:{name}", "learning_rate": 0.1})
+    optimizer = build_optimizer(config, parameters)
+    cancel, calls = torch.zeros(()), []
+
+    def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        calls.append(1)
+        optimizer.found_inf, optimizer.grad_scale = cancel, None  # type: ignore[attr-defined]
+
+    optimizer.register_step_pre_hook(before)
+    parameters[0].grad = torch.ones(3)
+    optimizer.step()
+    changed = parameters[0].detach().clone()
+    assert (changed < 1).all()
+    cancel.fill_(1)
+    optimizer.step()
+    assert torch.equal(parameters[0].detach(), changed)
+    assert len(calls) == 2

@@ -248,7 +248,7 @@ def test_a_cache_that_is_too_small_is_noticed_at_the_start(tmp_path: Path, monke
     local = numbered_index(tmp_path / "local", [10])
     check_capacity(config(cache_gigabytes=1e-9), local, 1)
     arrays = {name: getattr(local, name).repeat(100) for name in ("labels", "extensions", "header_crcs")}
-    arrays |= {name: np.arange(1000) for name in ("offsets", "sizes", "key_ends", "keys")}
+    arrays |= {name: np.arange(1000) for name in ("offsets", "sizes", "span_starts", "span_sizes", "key_ends", "keys")}
     shards = [Shard(f"s3://b/{i}.tar", 10**9, 10, "") for i in range(100)]
     remote = Index(shards, arrays)
 

@@ -3,6 +3,7 @@
 Every pipeline yields batches of uint8 tensors and labels in the main process, in shuffled order.
 
 - distgan: `open_rank_stream` with all checks, in a uniformly random order of all samples.
+- distgan, stages: the same with `data.stages`, which decode with webdataset and simplejpeg.
 - webdataset: shuffled shards, shuffle buffer of 1,000, its own decoder ("rgb8", which uses Pillow), batches stacked
   into one tensor.
 - webdataset + simplejpeg: the same pipeline with distgan's JPEG decoder.
@@ -179,8 +180,9 @@ def first_images(folder: Path, count: int) -> list[bytes]:
 # Loaders
 
 
-def open_distgan(setting: Setting, workers: int, stack: ExitStack) -> Batches:
-    config = DataConfig(path=str(setting.folder), resolution=setting.resolution, num_workers=workers, labels=True)
+def open_distgan(setting: Setting, workers: int, stack: ExitStack, **options: Any) -> Batches:
+    values = {"path": str(setting.folder), "resolution": setting.resolution, "num_workers": workers, "labels": True}
+    config = DataConfig.model_validate(values | options)
     stream = open_rank_stream(config, 0, load_index(config.path), start=0, micro_batch=setting.batch_size)
     stack.callback(stream.close)
     return ((batch.data, batch.labels) for batch in stream)
@@ -192,6 +194,10 @@ def open_webdataset(setting: Setting, workers: int, stack: ExitStack, codec: str
     pipeline = pipeline.decode(codec) if codec == "rgb8" else pipeline.decode(decode_with_simplejpeg)
     pipeline = pipeline.to_tuple("jpg", "cls").batched(setting.batch_size, collation_fn=collate)
     return iter(webdataset.WebLoader(pipeline, num_workers=workers, batch_size=None))
+
+
+def stages() -> list[Any]:
+    return [webdataset.decode(decode_with_simplejpeg), webdataset.to_tuple("jpg")]
 
 
 def decode_with_simplejpeg(key: str, data: bytes) -> Pixels | None:
@@ -217,6 +223,7 @@ def measure_loaders(setting: Setting, workers: int) -> dict[str, list[float]]:
     with ExitStack() as stack:
         loaders: dict[str, Batches] = {
             "distgan": open_distgan(setting, workers, stack),
+            "distgan, stages": open_distgan(setting, workers, stack, stages=stages),
             "webdataset": open_webdataset(setting, workers, stack, "rgb8"),
             "webdataset + simplejpeg": open_webdataset(setting, workers, stack, "simplejpeg"),
         }

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, Section
+from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
 from distgan.config.named import BuiltIn, NamedSection
 from distgan.config.objective.augmentation import AugmentationConfig
 
@@ -14,11 +14,8 @@ from distgan.config.objective.augmentation import AugmentationConfig
 class ZeroCenteredPenaltyConfig(Section):
     """Penalty on the squared norm of the discriminator's gradient with respect to its input."""
 
-    gamma: Positive
-    """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient."""
-    final_gamma: Positive | None = None
-    """Gamma at the last step. Gamma follows half a cosine to this value; null keeps it constant. R3GAN's code ends the
-    schedule at a number of images and trains on."""
+    gamma: ScheduledPositive
+    """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient. A number or a schedule."""
     every: Count = 1
     """Compute the penalty in every k-th discriminator update, multiplied by k (lazy regularization; Karras et al. 2020,
     appendix B). Learning rate and betas stay as configured; StyleGAN2's code rescales both."""
@@ -82,17 +79,14 @@ class LabelSmoothingConfig(Section):
 class InstanceNoiseConfig(Section):
     """Gaussian noise on all inputs of the discriminator (Sønderby et al. 2017; Arjovsky and Bottou 2017)."""
 
-    sigma: Positive = 0.1
-    """Standard deviation of the noise at the start. Inputs are in [-1, 1]."""
-    steps: Count | None = None
-    """Number of steps over which sigma falls linearly to 0; null keeps it constant."""
+    sigma: ScheduledPositive = 0.1
+    """Standard deviation of the noise: a number or a schedule, such as `{start: 0.1, end: 0}`. Inputs are in
+    [-1, 1]."""
 
 
 class FeatureMatchingConfig(Section):
-    """Salimans et al. 2016, section 3.1, as a term of the generator's loss.
-
-    The reals are those of the step's last discriminator update, where the released code draws others.
-    """
+    """Salimans et al. 2016, section 3.1, as a term of the generator's loss. `training.generator_reals` chooses the
+    reals."""
 
     weight: Positive = 1.0
     """Weight of the feature-matching term in the generator's loss."""
@@ -179,7 +173,7 @@ class AdversarialConfig(NamedSection):
     """Loss: `non_saturating`, `minimax` (the value function of Goodfellow et al. 2014, of which `non_saturating` is the
     -log D(G(z)) variant), `least_squares`, `hinge`, `wasserstein`, `relativistic_paired`, `relativistic_average`,
     `relativistic_average_least_squares`, `relativistic_average_hinge`, or the import path of your own. A relativistic
-    generator compares with the reals of the step's last discriminator update; the released code draws new ones."""
+    generator compares with the reals that `training.generator_reals` chooses."""
 
     @property
     def facts(self) -> LossOptions:
@@ -273,7 +267,8 @@ class ObjectiveConfig(Section):
         if allowed and augmentation.chosen_probability == "adaptive" and not facts.zero_is_boundary:
             raise ValueError(
                 f"augmentation.probability: adaptive needs logits whose sign tells reals from fakes, which those of "
-                f"adversarial: {self.adversarial.family} do not; set a number, such as augmentation.probability=0.3"
+                f"adversarial: {self.adversarial.family} do not; set a number or a schedule, such as "
+                "augmentation.probability=0.3"
             )
         if augmentation.penalties != "clean" and not (self.r1 or self.r2 or self.gradient_penalty):
             raise ValueError(

@@ -6,7 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distgan.config.fields import Count, Fraction, Positive, Real, Section, number
+from distgan.config.fields import (
+    Count,
+    Fraction,
+    Positive,
+    Real,
+    ScheduleConfig,
+    Section,
+    ends_within,
+    number,
+    plain_or_section,
+)
 from distgan.config.named import BuiltIn, NamedSection
 
 
@@ -20,6 +30,9 @@ def _adaptive_or_number(value: Any) -> Any:
 
 
 Probability = Annotated[Fraction | Literal["adaptive"], BeforeValidator(_adaptive_or_number)]
+ScheduledProbability = Annotated[
+    Probability | ScheduleConfig, plain_or_section(Probability, ScheduleConfig), ends_within(Fraction)
+]
 
 
 class AugmentationOptions(Section):
@@ -117,9 +130,9 @@ class AugmentationConfig(NamedSection):
 
     augmentation: str
     """Augmentation: `ada`, `diffaugment`, or the import path of your own."""
-    probability: Probability | None = None
-    """Probability of each transform (`ada`) or of all at once (`diffaugment`): a number, or `adaptive`, which controls
-    it by the discriminator's overfitting. null: `adaptive` for `ada`, 1 for `diffaugment`."""
+    probability: ScheduledProbability | None = None
+    """Probability of each transform (`ada`) or of all at once (`diffaugment`): a number, a schedule, or `adaptive`,
+    which controls it by the discriminator's overfitting. null: `adaptive` for `ada`, 1 for `diffaugment`."""
     controller: ControllerConfig = ControllerConfig()
     """Control of the `adaptive` probability."""
     penalties: Literal["clean", "augmented"] = "clean"
@@ -133,15 +146,16 @@ class AugmentationConfig(NamedSection):
         return found
 
     @property
-    def chosen_probability(self) -> float | Literal["adaptive"]:
+    def chosen_probability(self) -> float | Literal["adaptive"] | ScheduleConfig:
         """`probability`, or the technique's default for null."""
         return self.facts.default_probability if self.probability is None else self.probability
 
     @model_validator(mode="after")
     def _check(self) -> AugmentationConfig:
         if self.is_allowed and self.chosen_probability != "adaptive" and self.controller != ControllerConfig():
+            given = "a schedule" if isinstance(self.chosen_probability, ScheduleConfig) else self.chosen_probability
             raise ValueError(
-                f"controller: has no effect with probability: {self.chosen_probability}, only with adaptive; leave it "
-                "out, or change probability"
+                f"controller: has no effect with probability: {given}, only with adaptive; leave it out, or change "
+                "probability"
             )
         return self

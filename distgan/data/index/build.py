@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from distgan.data.index.members import Passed, SampleRule, describe_passed, shown, sort_of
 from distgan.data.index.table import (
     ARRAYS,
     EXTENSIONS,
@@ -26,10 +27,9 @@ from distgan.data.index.table import (
 from distgan.data.kinds import text
 from distgan.data.storage import locations, patterns
 from distgan.data.storage.tar import Digest, WindowReader, walk
-from distgan.errors import UnreadableSampleError, UserError, counted, printable
+from distgan.errors import UnreadableSampleError, UserError, counted
 
 _HASH_CHUNK = 16 << 20
-_SORTS_SHOWN = 6
 ReportProgress = Callable[[int, int], None]
 """Callback: receives the number of finished shards and the total number of shards."""
 
@@ -48,12 +48,19 @@ def build_index(
     verify: bool = False,
     strict: bool = False,
     last_dot: bool = False,
+    extension: str | None = None,
     progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Index:
     """Return the index of the shards, without notes; see `index_shards`."""
     return index_shards(
-        shards, verify=verify, strict=strict, last_dot=last_dot, progress=progress, class_names=class_names
+        shards,
+        verify=verify,
+        strict=strict,
+        last_dot=last_dot,
+        extension=extension,
+        progress=progress,
+        class_names=class_names,
     ).index
 
 
@@ -63,6 +70,7 @@ def index_shards(
     verify: bool = False,
     strict: bool = False,
     last_dot: bool = False,
+    extension: str | None = None,
     progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Built:
@@ -75,17 +83,20 @@ def index_shards(
         verify: read each shard in full and store its SHA-256, so that downloads can be checked against it.
         strict: raise an error for a shard without samples. By default such shards are left out with a note.
         last_dot: start the extension at the last dot of a member's name instead of the first.
+        extension: extension of the member that makes a sample, instead of those in `KINDS`, for `data.stages`;
+            alternatives are separated by semicolons.
         progress: called after each shard.
         class_names: one name per label.
 
     Raises:
         UserError: a shard or member is invalid; the message names it.
     """
+    rule = SampleRule.of(extension, last_dot)
     urls = patterns.expand(shards)
     scans: list[_Scan] = []
     with ThreadPoolExecutor(max_workers=32 if locations.is_remote(urls[0]) else 4) as pool:
         try:
-            for scan in pool.map(lambda url: _scan(url, verify, last_dot), urls):
+            for scan in pool.map(lambda url: _scan(url, verify, rule), urls):
                 scans.append(scan)
                 if progress is not None:
                     progress(len(scans), len(urls))
@@ -96,7 +107,7 @@ def index_shards(
     used = [scan for scan in scans if scan.kind == kind and kind]
     left_out = [scan for scan in scans if scan not in used]
     for scan in left_out if strict or not used else ():
-        raise UserError(f"{scan.name}: {_without_sample(scan, kind, last_dot)}")
+        raise UserError(f"{scan.name}: {_without_sample(scan, kind, rule)}")
     labeled = [scan for scan in used if scan.arrays["labels"][0] >= 0]
     if labeled and len(labeled) < len(used):
         without = next(scan for scan in used if scan.arrays["labels"][0] < 0)
@@ -113,17 +124,19 @@ def index_shards(
     if kind == "text":
         vocabulary = text.make_vocabulary(sum((scan.characters for scan in used), Counter()))
     index = Index([scan.shard for scan in used], arrays, class_names, vocabulary, [scan.shard.url for scan in left_out])
-    notes = [f"left out: {scan.name}: {_without_sample(scan, kind, last_dot)}" for scan in left_out]
+    notes = [f"left out: {scan.name}: {_without_sample(scan, kind, rule)}" for scan in left_out]
+    torn = [example for scan in used for example in scan.torn]
+    if torn:
+        notes.append(
+            f"the members of {counted(len(torn), 'sample')} (such as {torn[0]}) are not next to each other in the tar; "
+            "data.stages gets only the first of them; write the tar sorted by name to use all"
+        )
     unreadable = [example for scan in used for example in scan.unreadable]
     if unreadable:
         notes.append(
             f"{len(unreadable):,} text samples cannot be read (such as {unreadable[0]}); training replaces them"
         )
-    return Built(index, (*notes, *_describe(_merged(used), last_dot), *describe_gaps(index.labels)))
-
-
-Passed = dict[str, tuple[int, bytes]]
-"""Skipped members: their number and one example name, per sort."""
+    return Built(index, (*notes, *describe_passed(_merged(used), rule), *describe_gaps(index.labels)))
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,8 @@ class _Scan:
     """Number of occurrences of each character in a text shard."""
     unreadable: tuple[str, ...] = ()
     """Text samples that are not one line of UTF-8, each with its shard and the reason."""
+    torn: tuple[str, ...] = ()
+    """Samples whose members are not next to each other, each with its shard."""
 
 
 class _Found(NamedTuple):
@@ -150,13 +165,16 @@ class _Found(NamedTuple):
     extension: int
 
 
-def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
+def _scan(url: str, verify: bool, rule: SampleRule) -> _Scan:
     """Read the headers of one shard and return its contents. Raises UserError."""
     name = locations.public_name(url)
     digest = hashlib.sha256()
     found: dict[str, dict[bytes, _Found]] = {kind: {} for kind in KINDS}
     twice: dict[str, bytes] = {}
     labels: dict[bytes, int] = {}
+    spans: dict[bytes, tuple[int, int]] = {}
+    torn: dict[bytes, None] = {}
+    last = b""
     passed: Passed = {}
 
     def pass_over(what: str, member: bytes) -> None:
@@ -167,24 +185,30 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
         with WindowReader(url) as reader:
             size = reader.size
             for member in walk(reader, name, digest, pass_over):
-                key, extension = split_name(member.name, last_dot)
+                key, extension = rule.split(member.name)
+                if key in spans and key != last:
+                    torn[key] = None
+                elif key:
+                    spans[key] = spans.get(key, (member.start, 0))[0], member.end
+                last = key or last  # as WebDataset, which passes over members without a key
                 if extension == "cls":
                     if key in labels:
                         raise UserError(
-                            f"{name}: found two labels for the key {_text(key)!r}, expected one; "
+                            f"{name}: found two labels for the key {shown(key)!r}, expected one; "
                             "write the shard again with unique keys"
                         )
                     content = reader.read(member.offset, min(member.size, 32))
                     digest.update(content)
                     labels[key] = _parse_label(content, name, member.name)
-                elif extension in EXTENSIONS:
-                    kind = kind_of(extension)
+                elif extension in rule.stored:
+                    stored = rule.stored[extension]
+                    kind = kind_of(stored)
                     if key in found[kind]:
                         twice.setdefault(kind, key)
                     where = member.offset, member.size, member.crc
-                    found[kind][key] = _Found(*where, EXTENSIONS.index(extension))
+                    found[kind][key] = _Found(*where, EXTENSIONS.index(stored))
                 else:
-                    pass_over(_sort(member.name, extension), member.name)
+                    pass_over(sort_of(member.name, extension), member.name)
             kind = next((kind for kind in KINDS if found[kind]), "")
             # Sort by offset because a hard link shares the data of an earlier member.
             samples = dict(sorted(found.get(kind, {}).items(), key=lambda item: item[1].offset))
@@ -194,7 +218,7 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
         raise UserError(f"{name}: cannot read the shard: {error.strerror or error}") from None
     if kind in twice:
         raise UserError(
-            f"{name}: found two {kind} for the key {_text(twice[kind])!r}, expected one; "
+            f"{name}: found two {kind} for the key {shown(twice[kind])!r}, expected one; "
             "write the shard again with unique keys"
         )
     for other, members in found.items():
@@ -210,12 +234,15 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
     if min(of_samples) < 0 <= max(of_samples):
         without = next(key for key in samples if key not in labels)
         raise UserError(
-            f"{name}: {_text(without)!r} has no .cls label, but other samples have one; label all samples or none"
+            f"{name}: {shown(without)!r} has no .cls label, but other samples have one; label all samples or none"
         )
     offsets, sizes, crcs, extensions = zip(*samples.values(), strict=True)
+    starts, ends = np.array([spans[key] for key in samples], np.int64).T
     arrays = {
         "offsets": offsets,
         "sizes": sizes,
+        "span_starts": starts,
+        "span_sizes": ends - starts,
         "key_ends": np.cumsum([len(key) for key in samples]),
         "labels": of_samples,
         "header_crcs": crcs,
@@ -223,7 +250,8 @@ def _scan(url: str, verify: bool, last_dot: bool) -> _Scan:
         "keys": np.frombuffer(b"".join(samples), np.uint8),
     }
     typed = {array: np.asarray(values, ARRAYS[array]) for array, values in arrays.items()}
-    return _Scan(name, shard, kind, typed, passed, characters, unreadable)
+    apart = tuple(f"{shown(key)!r} in {name}" for key in torn if key in samples)
+    return _Scan(name, shard, kind, typed, passed, characters, unreadable, apart)
 
 
 def _merged(scans: Iterable[_Scan]) -> Passed:
@@ -235,42 +263,13 @@ def _merged(scans: Iterable[_Scan]) -> Passed:
     return passed
 
 
-def _without_sample(scan: _Scan, kind: str, last_dot: bool) -> str:
+def _without_sample(scan: _Scan, kind: str, rule: SampleRule) -> str:
     """Explain why a shard is left out and list its contents."""
     if scan.kind:
         return f"found only {scan.kind}, but other shards hold {kind}; index the shards of each kind separately"
-    described = _describe(scan.passed, last_dot)
+    described = describe_passed(scan.passed, rule)
     said = "; ".join(described) if described else "the tar has no members"
-    return f"found no sample, expected members named KEY.{', .'.join(EXTENSIONS)}; {said}"
-
-
-def _describe(passed: Passed, last_dot: bool) -> tuple[str, ...]:
-    """Return a line that counts skipped members, and a hint if --last-dot would make some of them samples."""
-    if not passed:
-        return ()
-    common = sorted(passed.items(), key=lambda item: -item[1][0])
-    listed = [f"{count:,} {what} (such as {_text(example)!r})" for what, (count, example) in common[:_SORTS_SHOWN]]
-    more = f", and {len(common) - _SORTS_SHOWN} other sorts" if len(common) > _SORTS_SHOWN else ""
-    total = sum(count for count, _ in passed.values())
-    lines = [f"skipped {counted(total, 'member')}: {', '.join(listed)}{more}"]
-    dotted = [example for what, (_, example) in common if what.startswith(".") and _by_last_dot(example)]
-    if dotted and not last_dot:
-        lines.append(
-            f"{_text(dotted[0])!r} was skipped because WebDataset extensions begin at the first dot of a name; "
-            "add --last-dot to begin them at the last dot"
-        )
-    return tuple(lines)
-
-
-def _sort(name: bytes, extension: str) -> str:
-    if extension:
-        return f".{printable(extension)[:20]}"
-    hidden = name.rpartition(b"/")[2].startswith(b".")
-    return "hidden members" if hidden else "members without an extension"
-
-
-def _by_last_dot(name: bytes) -> bool:
-    return split_name(name, True)[1] in EXTENSIONS and split_name(name)[1] not in EXTENSIONS
+    return f"found no sample, expected members named KEY.{', .'.join(rule.stored)}; {said}"
 
 
 def _read_contents(
@@ -294,28 +293,15 @@ def _read_contents(
             try:
                 characters.update(text.read_line(content))
             except UnreadableSampleError as error:
-                unreadable.append(f"{_text(key)!r} in {shard}: {error}")
+                unreadable.append(f"{shown(key)!r} in {shard}: {error}")
     return characters, tuple(unreadable)
-
-
-def split_name(name: bytes, last_dot: bool = False) -> tuple[bytes, str]:
-    """Split a member's name into its WebDataset key and extension.
-
-    Splits at the first dot of the last path component, or at its last dot with `last_dot`. Returns two empty strings
-    for hidden files and for names without a dot.
-    """
-    folder, slash, base = name.rpartition(b"/")
-    stem, dot, extension = base.rpartition(b".") if last_dot else base.partition(b".")
-    if not stem or not dot or base.startswith(b".") or (name.startswith(b"__") and name.endswith(b"__")):
-        return b"", ""
-    return folder + slash + stem, extension.lower().decode("ascii", "replace")
 
 
 def _parse_label(content: bytes, shard: str, member: bytes) -> int:
     text = content.strip()
     if not text.isdigit() or len(text) > 9 or int(text) >= MAX_CLASSES:
-        shown = f"{shard}: invalid label in {_text(member)!r}: found {_text(text)!r}"
-        raise UserError(f"{shown}, expected a whole number from 0 to {MAX_CLASSES - 1:,}; correct the label")
+        found = f"{shard}: invalid label in {shown(member)!r}: found {shown(text)!r}"
+        raise UserError(f"{found}, expected a whole number from 0 to {MAX_CLASSES - 1:,}; correct the label")
     return int(text)
 
 
@@ -324,7 +310,3 @@ def _sha256(reader: WindowReader) -> str:
     for start in range(0, reader.size, _HASH_CHUNK):
         digest.update(reader.read(start, _HASH_CHUNK))
     return digest.hexdigest()
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "replace")[:200]

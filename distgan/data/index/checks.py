@@ -40,6 +40,9 @@ def find_problem(
     limits = np.repeat(np.array([shard.size for shard in shards], np.int64), counts)
     if (offsets < BLOCK).any() or (offsets % BLOCK).any() or (sizes < 0).any() or (offsets > limits - sizes).any():
         return "a sample lies outside its shard"
+    starts, spans = arrays["span_starts"], arrays["span_sizes"]
+    if (starts < 0).any() or (starts % BLOCK).any() or (spans < BLOCK).any() or (starts > limits - spans).any():
+        return "the members of a sample lie outside its shard"
     # A file and a hard link to it share an offset.
     same = (np.diff(offsets) == 0) & (np.diff(arrays["header_crcs"].astype(np.int64)) == 0) & (np.diff(sizes) == 0)
     rising = (np.diff(offsets) > 0) | same

@@ -31,6 +31,7 @@ def write_index(
     verify: bool = False,
     strict: bool = False,
     last_dot: bool = False,
+    extension: str | None = None,
     progress: ReportProgress | None = None,
 ) -> Written:
     """Index shards (see `index_shards`), write the index and return it.
@@ -53,7 +54,9 @@ def write_index(
     path = index_path(destination)
     check_place(urls, path)
     class_names = _inherit(urls, path)
-    built = index_shards(shards, verify=verify, strict=strict, last_dot=last_dot, progress=progress)
+    built = index_shards(
+        shards, verify=verify, strict=strict, last_dot=last_dot, extension=extension, progress=progress
+    )
     index, notes = built.index, list(built.notes)
     if class_names and 0 < index.num_classes <= len(class_names):
         index = index.with_class_names(class_names)

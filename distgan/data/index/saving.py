@@ -32,7 +32,7 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
     """
     path = index_path(where)
     table = Table(
-        version=1,
+        version=2,
         shards=[
             (_stored_name(shard.url, path), shard.size, shard.count, shard.header_digest, shard.sha256)
             for shard in index.shards

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from distgan.data.storage import locations
 from distgan.errors import printable
 
-KINDS = {"images": ("jpg", "jpeg", "png", "webp"), "points": ("npy",), "text": ("txt",)}
+OTHER = "*"
+"""Stands for the extension that the user named, of files that only `data.stages` reads."""
+KINDS = {"images": ("jpg", "jpeg", "png", "webp"), "points": ("npy",), "text": ("txt",), "other files": (OTHER,)}
 """Extensions of sample data by kind. A tar has the first of these kinds that it holds: arrays and texts beside images
 are features and captions."""
 EXTENSIONS = tuple(itertools.chain.from_iterable(KINDS.values()))
@@ -31,6 +33,8 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     for name, kind in (
         ("offsets", np.int64),
         ("sizes", np.int64),
+        ("span_starts", np.int64),
+        ("span_sizes", np.int64),
         ("key_ends", np.int64),
         ("labels", np.int32),
         ("header_crcs", np.uint32),
@@ -38,8 +42,9 @@ ARRAYS: dict[str, np.dtype[Any]] = {
         ("keys", np.uint8),
     )
 }
-"""Per sample: byte offset and size of its data in its shard, end of its key in `keys`, class label or -1, CRC-32 of
-the tar header before its data, and position of its extension in `EXTENSIONS`. `keys` holds the bytes of all keys."""
+"""Per sample: byte offset and size of its data in its shard, byte offset and size of all its members with their
+headers, end of its key in `keys`, class label or -1, CRC-32 of the tar header before its data, and position of its
+extension in `EXTENSIONS`. `keys` holds the bytes of all keys."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Index:
         vocabulary: characters by number (see `text.make_vocabulary`); None for kinds other than text.
         left_out: paths or URLs of tars that were indexed with these and hold no sample.
         shard_starts: int64 (len(shards) + 1,), the index of each shard's first sample.
-        offsets, sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`; memory-mapped when loaded.
+        offsets, sizes, span_starts, span_sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`;
+            memory-mapped when loaded.
         fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes and header digests.
     """
 
@@ -88,6 +94,7 @@ class Index:
         self.left_out = tuple(left_out)
         self.shard_starts: NDArray[np.int64] = np.cumsum([0, *(shard.count for shard in self.shards)], dtype=np.int64)
         self.offsets, self.sizes = arrays["offsets"], arrays["sizes"]
+        self.span_starts, self.span_sizes = arrays["span_starts"], arrays["span_sizes"]
         self.labels, self.header_crcs = arrays["labels"], arrays["header_crcs"]
         self.extensions, self.keys, self.key_ends = arrays["extensions"], arrays["keys"], arrays["key_ends"]
         self.kind = kind_of(EXTENSIONS[self.extensions[0]])
@@ -129,12 +136,16 @@ class Index:
 
     def key(self, sample: int) -> str:
         """Return the sample's WebDataset key."""
-        start = int(self.key_ends[sample - 1]) if sample else 0
-        return self.keys[start : int(self.key_ends[sample])].tobytes().decode("utf-8", "replace")
+        return self.key_bytes(sample).decode("utf-8", "replace")
 
     def shard_name(self, shard: int) -> str:
         """Return a shard's name relative to the folder that all shards share."""
         return locations.relative_name(self.shards[shard].url, self.folder)
+
+    def key_bytes(self, sample: int) -> bytes:
+        """Return the sample's WebDataset key as it stands in the tar."""
+        start = int(self.key_ends[sample - 1]) if sample else 0
+        return self.keys[start : int(self.key_ends[sample])].tobytes()
 
     def name(self, sample: int) -> str:
         """Return `shard:key` in printable characters, for messages."""
@@ -146,6 +157,10 @@ class Index:
         shard = int(self.shard_of(np.asarray([sample]))[0])
         where = int(self.offsets[sample]), int(self.sizes[sample]), int(self.header_crcs[sample])
         return shard, *where, EXTENSIONS[self.extensions[sample]]
+
+    def span(self, sample: int) -> tuple[int, int]:
+        """Return byte offset and size of all members of the sample with their headers."""
+        return int(self.span_starts[sample]), int(self.span_sizes[sample])
 
 
 def kind_of(extension: str) -> str:

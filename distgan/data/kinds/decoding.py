@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -43,10 +44,14 @@ class SampleFormat:
 
 def sample_format(config: DataConfig, index: Index) -> SampleFormat:
     """Return the format of this run's samples. Raises UserError if the kind of the shards differs from `data.kind`."""
-    if index.kind != config.kind:
+    # Stages may make anything of their members, but characters are numbered by the text of the shards.
+    if index.kind != config.kind and (config.stages is None or config.kind == "text"):
+        fix = f"set data.kind={index.kind}"
+        if index.kind not in typing.get_args(DataConfig.model_fields["kind"].annotation):
+            fix = "set data.stages, which reads them"
         raise UserError(
             f"data.kind={config.kind}: the shards of data.path={config.path} hold {index.kind}; "
-            f"set data.kind={index.kind}, or set data.path to other shards"
+            f"{fix}, or set data.path to other shards"
         )
     if config.kind == "images":
         background = rgb(config.background)

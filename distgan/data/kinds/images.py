@@ -148,6 +148,12 @@ def fit_square(picture: Image.Image, resolution: int) -> Image.Image:
     return square.resize((resolution, resolution), resampling)
 
 
+def put(out: Pixels, picture: Image.Image) -> None:
+    """Write an image of any mode and size into `out`: converted to its channels, cropped and resized."""
+    fitted = np.asarray(fit_square(to_channels(picture, out.shape[2]), out.shape[0]))
+    out[...] = fitted.reshape(out.shape)
+
+
 def to_channels(picture: Image.Image, channels: int) -> Image.Image:
     """Convert an image of any mode to 8-bit gray (1 channel) or RGB (3 channels)."""
     if picture.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip at 255
@@ -175,7 +181,7 @@ def _decode_jpeg(out: Pixels, data: Data, max_pixels: int) -> None:
         raise
     except ValueError:  # simplejpeg is stricter than Pillow, which also decides when packing
         return _decode_with_pillow(out, data, max_pixels, WHITE)
-    _put(out, upright(Image.fromarray(pixels[..., 0] if out.shape[2] == 1 else pixels), turn))
+    put(out, upright(Image.fromarray(pixels[..., 0] if out.shape[2] == 1 else pixels), turn))
 
 
 def _decode_with_pillow(out: Pixels, data: Data, max_pixels: int, background: tuple[int, int, int]) -> None:
@@ -185,7 +191,7 @@ def _decode_with_pillow(out: Pixels, data: Data, max_pixels: int, background: tu
             _check_pixels(picture.width, picture.height, max_pixels)
             picture.load()
             turned = upright(flatten(picture, background), orientation(picture))
-            _put(out, to_channels(turned, out.shape[2]))
+            put(out, turned)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -194,8 +200,3 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise UnreadableSampleError(
             f"image too large: found {width} x {height} pixels, expected at most {most:,} (data.max_pixels)"
         )
-
-
-def _put(out: Pixels, picture: Image.Image) -> None:
-    fitted = np.asarray(fit_square(picture, out.shape[0]))
-    out[...] = fitted.reshape(out.shape)

@@ -47,11 +47,23 @@ class Member(NamedTuple):
 
     name: bytes
     offset: int
-    """Byte offset of its data in the tar."""
+    """Byte offset of its data in the tar; for a hard link, of the data of the file that it names."""
     size: int
     """Bytes of data."""
     crc: int
     """CRC-32 of the header block before the data."""
+    start: int
+    """Byte offset of its first header block."""
+    end: int
+    """Byte offset after its last block."""
+
+
+class Source(Protocol):
+    """A file that `walk` reads: a `WindowReader`, or a part of a tar in memory."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
 
 
 class Digest(Protocol):
@@ -114,7 +126,7 @@ def ignore(what: str, name: bytes) -> None:
     """Ignore skipped members."""
 
 
-def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = ignore) -> Iterator[Member]:
+def walk(reader: Source, shard: str, digest: Digest, passed: PassedOver = ignore) -> Iterator[Member]:
     """Yield the regular files of a tar in order, and feed every header byte to `digest`.
 
     A hard link to an earlier file of the tar yields a member with the same data. `passed` receives symbolic links,
@@ -126,7 +138,7 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
             message names `shard` and the member or byte.
         OSError: a read failed.
     """
-    offset, ended, name = 0, False, b""
+    start, offset, ended, name = 0, 0, False, b""
     override: dict[bytes, bytes] = {}
     files: dict[bytes, Member] = {}
     while True:
@@ -134,7 +146,8 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
         if header.count(0) == len(header) and (len(header) == BLOCK or ended):
             if not header:
                 return
-            offset, ended = _skip_zeros(reader, offset, shard), True
+            start = offset = _skip_zeros(reader, offset, shard)
+            ended = True
             continue
         if len(header) < BLOCK and not ended:
             after = f"after {_show(name)}" if name else "before its first member"
@@ -165,7 +178,8 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
                     size = 0
                 else:
                     _check_member(name, override, shard)
-                    member = files[_target(name)] = Member(name, data, size, zlib.crc32(header))
+                    end = min(data + -(-size // BLOCK) * BLOCK, reader.size)
+                    member = files[_target(name)] = Member(name, data, size, zlib.crc32(header), start, end)
                     yield member
             elif kind == b"1":
                 size = 0
@@ -174,7 +188,7 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
                 if linked is None:
                     passed("hard links without an earlier target in the tar", name)
                 else:
-                    member = files[_target(name)] = linked._replace(name=name)
+                    member = files[_target(name)] = linked._replace(name=name, start=start, end=data)
                     yield member
             elif kind in _REFUSED:
                 raise UserError(
@@ -188,9 +202,11 @@ def walk(reader: WindowReader, shard: str, digest: Digest, passed: PassedOver = 
                 passed(f"members of type {kind!r}", name)
             override = {}
         offset = data + -(-size // BLOCK) * BLOCK
+        if not override:
+            start = offset
 
 
-def _skip_zeros(reader: WindowReader, offset: int, shard: str) -> int:
+def _skip_zeros(reader: Source, offset: int, shard: str) -> int:
     """Return the offset of the next block that is not all zeros, or the end of the file."""
     start = offset
     while offset < reader.size:
@@ -265,7 +281,7 @@ def _header_name(header: bytes) -> bytes:
     return prefix + b"/" + name if prefix else name
 
 
-def _extended(reader: WindowReader, data: int, size: int, shard: str) -> bytes:
+def _extended(reader: Source, data: int, size: int, shard: str) -> bytes:
     if size > _MAX_EXTENDED_HEADER:
         raise UserError(
             f"{shard}: extended header too large: found {size:,} bytes, expected at most {_MAX_EXTENDED_HEADER:,}; "

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from distgan import randomness
 from distgan.config import DataConfig
 from distgan.data.index.table import Index
+from distgan.data.stages import stages_key
 from distgan.distributed.control import Asked, Check, never
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
@@ -92,7 +93,9 @@ def load_classifier(
     validate_classifier(data, index)
 
     def read_or_train(check: Check) -> dict[str, Tensor]:
-        name = statistics_cache.key(index.fingerprint, data.resolution, data.channels, data.background, _VERSION)
+        name = statistics_cache.key(
+            index.fingerprint, data.resolution, data.channels, data.background, *stages_key(data), _VERSION
+        )
         path = folder / f"classifier-{name}.safetensors"
         entry = statistics_cache.read(path)
         if entry is None:

@@ -1,6 +1,8 @@
-"""Training schedules: updates, batch sizes, growth, learning rates and EMA, as pure functions of config and progress.
+"""What a run has done after a number of steps: updates, real samples, batch sizes and growth.
 
-Steps are 0-based. The stream position is the number of real images that all earlier discriminator updates used.
+Steps are 0-based. `images` is the number of real images that all earlier discriminator updates used, as papers count
+them. The stream position is the number of real images that both players used, so it is the larger one if the generator
+draws its own.
 """
 
 from __future__ import annotations
@@ -9,8 +11,11 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from distgan.config import Config, EMAConfig, OptimizerConfig, ZeroCenteredPenaltyConfig
+from distgan.config import Config
+
+_MAX_STEPS = 2**60
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,21 @@ class Update:
     index: int
     """Number of discriminator updates before this one since the start of training."""
     start: int
+    images: int
+    """Number of real images that earlier discriminator updates used, and address of its first latent."""
     batch_size: int
     """Global batch size, in images."""
     micro_batch: int
     """Images of all ranks per forward pass; divides `batch_size`."""
+
+
+class Used(NamedTuple):
+    """Real samples that a run has used so far."""
+
+    position: int
+    """Stream position: the number of samples that the updates of both players consumed."""
+    images: int
+    """Number of samples that discriminator updates used."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +85,30 @@ def updates_before(config: Config, step: int) -> int:
     return total
 
 
-def discriminator_updates(config: Config, step: int, position: int) -> Iterator[Update]:
-    """Yield the discriminator updates of step `step`, which starts at stream position `position`."""
-    batch = batch_size(config, position)
+def discriminator_updates(config: Config, step: int, used: Used) -> Iterator[Update]:
+    """Yield the discriminator updates of step `step`, before which a run has used `used`."""
+    batch = batch_size(config, used.images)
     first = updates_before(config, step)
     for number in range(critic_steps(config, step)):
-        yield Update(first + number, position + number * batch, batch, micro_batch(config, position))
+        done = number * batch
+        yield Update(first + number, used.position + done, used.images + done, batch, micro_batch(config, used.images))
 
 
-def position_after(config: Config, steps: int) -> int:
-    """Return the stream position after the first `steps` steps of a run."""
-    step = position = 0
+def used_after(config: Config, steps: int) -> Used:
+    """Return the real samples that a run has used after its first `steps` steps."""
+    step = images = drawn = 0
     for next_level in (*_level_starts(config), math.inf):
-        reached = _position_while_batches_last(config, step, position)
-        step += bisect.bisect_right(range(step, steps), next_level, key=reached)
-        position = reached(step)
-    return position
+        reached = _images_while_batches_last(config, step, images)
+        last = step + bisect.bisect_right(range(step, steps), next_level, key=reached)
+        drawn += (last - step) * batch_size(config, images)
+        step, images = last, reached(last)
+    return Used(images + (drawn if config.generator_draws_reals else 0), images)
 
 
-def _position_while_batches_last(config: Config, step: int, position: int) -> Callable[[int], int]:
-    """Return a function like `position_after`, valid from step `step` at `position` until the batch size changes."""
-    batch, before = batch_size(config, position), updates_before(config, step)
-    return lambda steps: position + (updates_before(config, steps) - before) * batch
+def _images_while_batches_last(config: Config, step: int, images: int) -> Callable[[int], int]:
+    """Return the images after a number of steps, valid from step `step` at `images` until the batch size changes."""
+    batch, before = batch_size(config, images), updates_before(config, step)
+    return lambda steps: images + (updates_before(config, steps) - before) * batch
 
 
 def generator_slot(config: Config, step: int) -> int:
@@ -101,8 +119,8 @@ def generator_slot(config: Config, step: int) -> int:
     return step * largest_batch(config)
 
 
-def growth(config: Config, position: int) -> Growth | None:
-    """Return the growth state of a step that starts at stream position `position`; None without progressive growing.
+def growth(config: Config, images: int) -> Growth | None:
+    """Return the growth state of a step after `images` images; None without progressive growing.
 
     The first level trains for `stable_kimg`. Each later level is faded in linearly over `fade_kimg`, then trains for
     `stable_kimg` (Karras et al. 2018, appendix A.1). A step exactly at the start of a fade trains the level before,
@@ -112,8 +130,8 @@ def growth(config: Config, position: int) -> Growth | None:
     if settings is None:
         return None
     starts, fade = _level_starts(config), round(settings.fade_kimg * 1000)
-    begun = bisect.bisect_left(starts, position)
-    within = position - starts[begun - 1] if begun else fade
+    begun = bisect.bisect_left(starts, images)
+    within = images - starts[begun - 1] if begun else fade
     return Growth(_level(settings.first_resolution) + begun, within / fade if within < fade else 1.0)
 
 
@@ -121,14 +139,14 @@ def steps_to_grow(config: Config) -> int:
     """Return the number of steps after which the networks train at full resolution, without fading."""
 
     def grown_up(steps: int) -> bool:
-        now = growth(config, position_after(config, steps))
+        now = growth(config, used_after(config, steps).images)
         return now is None or (now.resolution == config.data.resolution and not now.fading)
 
     return bisect.bisect_left(range(2**40), True, key=grown_up)
 
 
 def _level_starts(config: Config) -> Sequence[int]:
-    """Return the stream positions at which the fades begin, one for each level after the first."""
+    """Return the numbers of images at which the fades begin, one for each level after the first."""
     settings = config.growth
     if settings is None:
         return ()
@@ -141,35 +159,35 @@ def _level(side: int) -> int:
     return side.bit_length() - 3
 
 
-def resolution(config: Config, position: int) -> int:
-    """Return the pixels per side of the images in a step that starts at stream position `position`."""
-    now = growth(config, position)
+def resolution(config: Config, images: int) -> int:
+    """Return the pixels per side of the images in a step after `images` images."""
+    now = growth(config, images)
     return config.data.resolution if now is None else now.resolution
 
 
-def batch_size(config: Config, position: int) -> int:
-    """Return the global batch size of a step that starts at stream position `position`."""
+def batch_size(config: Config, images: int) -> int:
+    """Return the global batch size of a step after `images` images."""
     if config.growth is None:
         return config.training.batch_size
-    side = resolution(config, position)
+    side = resolution(config, images)
     reached = [known for known in config.growth.batch_sizes if known <= side]
     return config.growth.batch_sizes[max(reached)] if reached else config.training.batch_size
 
 
-def micro_batch(config: Config, position: int) -> int:
-    """Return the number of samples per forward pass of all ranks together, in a step that starts at `position`."""
-    return batch_size(config, position) // config.training.gradient_accumulation_steps
+def micro_batch(config: Config, images: int) -> int:
+    """Return the number of samples per forward pass of all ranks together, in a step after `images` images."""
+    return batch_size(config, images) // config.training.gradient_accumulation_steps
 
 
-def statistics_sizes(config: Config, position: int, world_size: int) -> dict[str, int]:
-    """Return the number of samples behind each batch statistic of a step that starts at stream position `position`.
+def statistics_sizes(config: Config, images: int, world_size: int) -> dict[str, int]:
+    """Return the number of samples behind each batch statistic of a step after `images` images.
 
     These numbers define the objective, so they may not change on resume unless the user accepts it.
 
     Returns:
         Config key -> number of samples, for the keys in use.
     """
-    whole = micro_batch(config, position)
+    whole = micro_batch(config, images)
     sizes = {"global": whole, "rank": whole // world_size}
     objective = config.objective
     used = {
@@ -195,54 +213,37 @@ def largest_batch(config: Config) -> int:
     return max((config.training.batch_size, *sizes))
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the learning rate of step `step` of `steps`: the schedule, times a linear warm-up.
-
-    `linear` and `cosine` decay from the first step on, and reach 0 at `step == steps`.
-    """
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    progress = min(1.0, step / steps)
-    decay = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[config.schedule]
-    return config.learning_rate * warmup * decay
+def run_steps(config: Config) -> int:
+    """Return the number of steps of a whole run."""
+    training = config.training
+    if training.kimg is None:
+        assert training.steps is not None
+        return training.steps
+    images = 1000 * training.kimg
+    reached = bisect.bisect_left(range(_MAX_STEPS), images, key=lambda steps: used_after(config, steps).images)
+    return reached if training.steps is None else min(reached, training.steps)
 
 
-def penalty_gamma(config: ZeroCenteredPenaltyConfig, step: int, steps: int) -> float:
-    """Return gamma of a zero-centered penalty at step `step` of `steps`.
-
-    It follows a cosine from `gamma` to `final_gamma` (Huang et al. 2024, appendix).
-    """
-    final = config.gamma if config.final_gamma is None else config.final_gamma
-    share = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
-    return final + (config.gamma - final) * share
+def is_over(config: Config, step: int, images: int) -> bool:
+    """Return True if a run that has done `step` steps with `images` images is at its end."""
+    steps, kimg = config.training.steps, config.training.kimg
+    return (steps is not None and step >= steps) or (kimg is not None and images >= 1000 * kimg)
 
 
-def ema_decay(config: EMAConfig, images: int, images_per_step: int) -> float:
-    """Return the weight of the previous average in the EMA update of one step, in [0, 1).
-
-    The half-life is in images, so that it does not depend on the batch size. With a ramp-up it is at most
-    `rampup * images` (Karras et al. 2021, released code).
-
-    Args:
-        images: real images seen before this step.
-        images_per_step: real images of this step.
-    """
-    half_life = config.half_life_kimg * 1000.0
-    if config.rampup is not None:
-        half_life = min(half_life, config.rampup * images)
-    return 0.0 if half_life <= 0 else 0.5 ** (images_per_step / half_life)
+def run_images(config: Config) -> int:
+    """Return the number of images that the discriminator is trained on in a whole run."""
+    return used_after(config, run_steps(config)).images
 
 
 def growth_warnings(config: Config) -> tuple[str, ...]:
     """Return one warning if the run ends before its networks train at full resolution, otherwise none."""
-    needed, last = steps_to_grow(config), config.training.steps
+    needed, last = steps_to_grow(config), run_steps(config)
     if needed <= last:
         return ()
-    side = resolution(config, position_after(config, last))
+    side = resolution(config, used_after(config, last).images)
+    key = "steps" if config.training.steps == last else "kimg"
     return (
-        f"training.steps = {last}: the run ends at {side} pixels per side; the full {config.data.resolution} pixels "
-        f"train from step {needed} on; raise training.steps, or lower growth.stable_kimg and growth.fade_kimg",
+        f"training.{key} = {getattr(config.training, key)}: the run ends at {side} pixels per side; the full "
+        f"{config.data.resolution} pixels train from step {needed} on; raise training.{key}, or lower "
+        "growth.stable_kimg and growth.fade_kimg",
     )
