@@ -153,7 +153,7 @@ def plain_or_section(plain: Any, section: type[Section]) -> WrapValidator:
     return WrapValidator(check)
 
 
-def _ends_within(number: Any) -> AfterValidator:
+def ends_within(number: Any) -> AfterValidator:
     """Return a validator of a number or of a schedule whose ends are within the bounds of a type of number."""
     ends = TypeAdapter(number)
 
@@ -167,12 +167,12 @@ def _ends_within(number: Any) -> AfterValidator:
 
 Decay = Annotated[Real, Field(ge=0, lt=1)]
 ScheduledPositive = Annotated[
-    Positive | ScheduleConfig, plain_or_section(Positive, ScheduleConfig), _ends_within(NotNegative)
+    Positive | ScheduleConfig, plain_or_section(Positive, ScheduleConfig), ends_within(NotNegative)
 ]
 ScheduledNotNegative = Annotated[
-    NotNegative | ScheduleConfig, plain_or_section(NotNegative, ScheduleConfig), _ends_within(NotNegative)
+    NotNegative | ScheduleConfig, plain_or_section(NotNegative, ScheduleConfig), ends_within(NotNegative)
 ]
 ScheduledFraction = Annotated[
-    Fraction | ScheduleConfig, plain_or_section(Fraction, ScheduleConfig), _ends_within(Fraction)
+    Fraction | ScheduleConfig, plain_or_section(Fraction, ScheduleConfig), ends_within(Fraction)
 ]
-ScheduledDecay = Annotated[Decay | ScheduleConfig, plain_or_section(Decay, ScheduleConfig), _ends_within(Decay)]
+ScheduledDecay = Annotated[Decay | ScheduleConfig, plain_or_section(Decay, ScheduleConfig), ends_within(Decay)]

@@ -17,8 +17,8 @@ GROUPS = {
         "gradient norms": r"gradient_norm/",
         "diversity": r"(generator|data)/diversity$",
         "learning rates": r"learning_rate/",
-        "schedules": r"schedule/",
         "augmentation": r"augmentation/",
+        "schedules": r"schedule/",
     },
     "penalties": {
         "gradient penalties": r"loss/(r1|r2|gradient_penalty)$",

@@ -24,11 +24,11 @@ class InputAugmentation:
     """
 
     def __init__(self, config: AugmentationConfig, controller: AugmentationController | None, length: int) -> None:
-        """Build the transform.
+        """Build the augmentation.
 
         Args:
             controller: holds the probability if that is adaptive; both players share it.
-            length: images of the whole run; see `schedule.value`.
+            length: images of the whole run, over which a scheduled probability changes.
         """
         self._name = f"objective.augmentation: {config.augmentation}"
         self._transform = config.build()
@@ -37,26 +37,23 @@ class InputAugmentation:
         check_stateless(self._name, self._transform)
         self._chosen = config.chosen_probability
         self._controller, self._length = controller, length
-        self._images = 0
         self.before_penalties = config.penalties == "augmented"
         """True if gradient penalties are taken at augmented samples."""
 
-    def follow(self, images: int) -> None:
-        """Set the number of images that the probability's schedule has come to, if it has one."""
-        self._images = images
-
-    @property
-    def probability(self) -> float | Tensor:
-        """Probability of the augmentation: a number, or a 0-d tensor if it is adaptive."""
+    def probability(self, images: int) -> float | Tensor:
+        """Return the probability after `images` images: a number, or a 0-d tensor if it is adaptive."""
         if self._chosen != "adaptive":
-            return schedule.value(self._chosen, self._images, self._length)
+            return schedule.value(self._chosen, images, self._length)
         assert self._controller is not None, "an adaptive probability needs a controller"
         return self._controller.probability
 
-    def __call__(self, samples: Tensor, uniform: Callable[..., Tensor], normal: Callable[..., Tensor]) -> Tensor:
+    def __call__(
+        self, samples: Tensor, images: int, uniform: Callable[..., Tensor], normal: Callable[..., Tensor]
+    ) -> Tensor:
         """Augment samples (n, *sizes) in full precision.
 
         Args:
+            images: images before this step.
             uniform: draws U[0, 1) of shape (n, *shape), as for `AugmentationDraws`.
             normal: draws N(0, 1).
 
@@ -66,7 +63,7 @@ class InputAugmentation:
         """
         samples = at_least_float32(samples)
         with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self._name} failed"):
-            augmented = self._transform(samples, AugmentationDraws(uniform, normal, self.probability))
+            augmented = self._transform(samples, AugmentationDraws(uniform, normal, self.probability(images)))
         if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (samples.shape, samples.dtype):
             is_tensor = isinstance(augmented, Tensor)
             found = f"{augmented.dtype} {tuple(augmented.shape)}" if is_tensor else type(augmented).__name__

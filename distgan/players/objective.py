@@ -46,8 +46,6 @@ class DiscriminatorObjective(Objective):
         config = self.config
         assert batch.reals is not None
         labels = self._fake_labels(batch)
-        if self.augmentation is not None:
-            self.augmentation.follow(images)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
             fakes = self.opponent(batch.latents, labels)
         reals, generated = self._with_noise(batch.reals, "real", batch, images), fakes.to(batch.reals.dtype)
@@ -58,8 +56,8 @@ class DiscriminatorObjective(Objective):
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
             with self._autocast(reals, penalized=penalized):
                 held.enter_context(reference_moments(self.network))
-            real = self._judge(reals, batch.real_labels, "real", batch, differentiable=r1 is not None)
-            fake = self._judge(fakes, labels, "fake", batch, differentiable=r2 is not None)
+            real = self._judge(reals, batch.real_labels, "real", batch, images, differentiable=r1 is not None)
+            fake = self._judge(fakes, labels, "fake", batch, images, differentiable=r2 is not None)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
@@ -67,7 +65,8 @@ class DiscriminatorObjective(Objective):
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
             if self.augmentation is not None:
-                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, self.augmentation.probability)
+                probability = self.augmentation.probability(images)
+                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, probability)
             if r1 is not None:
                 gamma = schedule.value(r1.gamma, images, self.length)
                 parts["loss/r1"] = gradient_penalties.zero_centered(real_logits, reals, gamma)
@@ -79,11 +78,11 @@ class DiscriminatorObjective(Objective):
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
                 kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
-                judged = self._judge(points, batch.real_labels, kind, batch, differentiable=True)
+                judged = self._judge(points, batch.real_labels, kind, batch, images, differentiable=True)
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
-            loss = self._add_terms(loss, parts, batch, generated, fake, real)
+            loss = self._add_terms(loss, parts, batch, images, generated, fake, real)
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
@@ -135,20 +134,18 @@ class GeneratorObjective(Objective):
         """
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         parts: dict[str, Tensor] = {}
-        if self.augmentation is not None:
-            self.augmentation.follow(images)
         with _frozen(discriminator), ExitStack() as held:
             with self._autocast(batch.latents):
                 with reference_moments(self.network):
                     fakes = self.network(batch.latents, labels)
                 held.enter_context(reference_moments(discriminator))
-                real = None
-                fake = self._judge(self._with_noise(fakes, "fake", batch, images), labels, "fake", batch)
+                noisy, real = self._with_noise(fakes, "fake", batch, images), None
+                fake = self._judge(noisy, labels, "fake", batch, images)
                 if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
                         reals = self._with_noise(batch.reals, "real", batch, images)
-                        real = self._judge(reals, batch.real_labels, "real", batch)
+                        real = self._judge(reals, batch.real_labels, "real", batch, images)
             matching = config.feature_matching
             loss = fake.logits.new_zeros(())
             if matching is None or matching.adversarial:
@@ -159,7 +156,7 @@ class GeneratorObjective(Objective):
                 real_features, fake_features = real.features[self._matched], fake.features[self._matched]
                 parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
                 loss = loss + matching.weight * parts["loss/feature_matching"]
-            loss = self._add_terms(loss, parts, batch, fakes, fake, real)
+            loss = self._add_terms(loss, parts, batch, images, fakes, fake, real)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
 

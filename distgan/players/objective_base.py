@@ -183,12 +183,13 @@ class Objective(nn.Module):
         self.layers[layer] = key
         return layer
 
-    def _augment(self, samples: Tensor, kind: str, batch: MicroBatch) -> Tensor:
+    def _augment(self, samples: Tensor, kind: str, batch: MicroBatch, images: int) -> Tensor:
         """Augment inputs of the discriminator, if the config has an augmentation.
 
         Args:
             samples: (k n, *sizes) for any k; all k share the draws of the batch.
             kind: purpose of the draws, so that reals and fakes have their own.
+            images: images before this step, which the probability may follow.
         """
         if self.augmentation is None:
             return samples
@@ -200,7 +201,7 @@ class Objective(nn.Module):
                 everywhere=True,
             )
         repeated = batch._replace(addresses=batch.addresses.repeat(repeats))
-        return self.augmentation(samples, *self._drawing(f"augmentation of {kind}", repeated, samples))
+        return self.augmentation(samples, images, *self._drawing(f"augmentation of {kind}", repeated, samples))
 
     def _judge(
         self,
@@ -208,6 +209,7 @@ class Objective(nn.Module):
         labels: Tensor | None,
         kind: str | None,
         batch: MicroBatch,
+        images: int,
         *,
         differentiable: bool = False,
     ) -> Judged:
@@ -215,11 +217,12 @@ class Objective(nn.Module):
 
         Args:
             kind: purpose of the augmentation's draws; None for samples that are augmented already.
+            images: images before this step.
             differentiable: the logits have second derivatives in the returned samples.
         """
         if differentiable:
             samples = samples.detach().requires_grad_(True)
-        inputs = samples if kind is None else self._augment(samples, kind, batch)
+        inputs = samples if kind is None else self._augment(samples, kind, batch, images)
         if self.augmentation is not None and self.augmentation.before_penalties:
             samples = inputs = inputs.detach().requires_grad_(True) if differentiable else inputs
         with ExitStack() as held:
@@ -239,6 +242,7 @@ class Objective(nn.Module):
         loss: Tensor,
         parts: dict[str, Tensor],
         batch: MicroBatch,
+        images: int,
         samples: Tensor,
         fakes: Judged,
         reals: Judged | None,
@@ -248,7 +252,7 @@ class Objective(nn.Module):
             return loss
 
         def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
-            augmented = self._augment(samples, "extra terms", batch)
+            augmented = self._augment(samples, "extra terms", batch, images)
             return at_least_float32(self.discriminator.forward(augmented, labels))
 
         uniform, normal = self._drawing("extra terms", batch, batch.latents)

@@ -172,8 +172,7 @@ def train_step(
     for update in updates:
         seed_default_generator(config.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
-        arguments = (images, update.index)
-        applied = state.discriminator.update(batches, arguments, settings, before_change=before_change)
+        applied = state.discriminator.update(batches, (images, update.index), settings, before_change=before_change)
         if state.controller is not None:
             signs = [values["augmentation/sign"] for values in state.discriminator.latest]
             state.controller.update(signs, applied, index=update.index, images=update.batch_size)

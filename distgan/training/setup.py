@@ -88,7 +88,15 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             everywhere=True,
         )
     state = TrainingState(
-        config, index, players["generator"], players["discriminator"], average, profiles, Progress(), growth, controller
+        config,
+        index,
+        players["generator"],
+        players["discriminator"],
+        average,
+        profiles,
+        Progress(),
+        growth,
+        controller,
     )
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()

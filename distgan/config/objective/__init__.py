@@ -273,7 +273,8 @@ class ObjectiveConfig(Section):
         if allowed and augmentation.chosen_probability == "adaptive" and not facts.zero_is_boundary:
             raise ValueError(
                 f"augmentation.probability: adaptive needs logits whose sign tells reals from fakes, which those of "
-                f"adversarial: {self.adversarial.family} do not; set a number, such as augmentation.probability=0.3"
+                f"adversarial: {self.adversarial.family} do not; set a number or a schedule, such as "
+                "augmentation.probability=0.3"
             )
         if augmentation.penalties != "clean" and not (self.r1 or self.r2 or self.gradient_penalty):
             raise ValueError(

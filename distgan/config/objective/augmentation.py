@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, WrapValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distgan.config.fields import (
     Count,
@@ -12,28 +12,27 @@ from distgan.config.fields import (
     Positive,
     Real,
     ScheduleConfig,
-    ScheduledFraction,
     Section,
+    ends_within,
     number,
+    plain_or_section,
 )
 from distgan.config.named import BuiltIn, NamedSection
 
-_NUMBER_OR_SCHEDULE: TypeAdapter[float | ScheduleConfig] = TypeAdapter(ScheduledFraction)
+
+def _adaptive_or_number(value: Any) -> Any:
+    if not isinstance(value, str) or value == "adaptive":
+        return value
+    try:
+        return number(value)
+    except ValueError:
+        raise ValueError(f"expected adaptive or a number from 0 to 1, found {value[:80]!r}") from None
 
 
-def _adaptive_or_number(value: Any, _: Any) -> Any:
-    # In place of the union's own check, which reports a mistake once for each of its members.
-    if isinstance(value, str):
-        if value == "adaptive":
-            return value
-        try:
-            value = number(value)
-        except ValueError:
-            raise ValueError(f"expected adaptive, a number from 0 to 1 or a schedule, found {value[:80]!r}") from None
-    return _NUMBER_OR_SCHEDULE.validate_python(value)
-
-
-Probability = Annotated[Fraction | Literal["adaptive"] | ScheduleConfig, WrapValidator(_adaptive_or_number)]
+Probability = Annotated[Fraction | Literal["adaptive"], BeforeValidator(_adaptive_or_number)]
+ScheduledProbability = Annotated[
+    Probability | ScheduleConfig, plain_or_section(Probability, ScheduleConfig), ends_within(Fraction)
+]
 
 
 class AugmentationOptions(Section):
@@ -131,7 +130,7 @@ class AugmentationConfig(NamedSection):
 
     augmentation: str
     """Augmentation: `ada`, `diffaugment`, or the import path of your own."""
-    probability: Probability | None = None
+    probability: ScheduledProbability | None = None
     """Probability of each transform (`ada`) or of all at once (`diffaugment`): a number, a schedule, or `adaptive`,
     which controls it by the discriminator's overfitting. null: `adaptive` for `ada`, 1 for `diffaugment`."""
     controller: ControllerConfig = ControllerConfig()
@@ -147,14 +146,16 @@ class AugmentationConfig(NamedSection):
         return found
 
     @property
-    def chosen_probability(self) -> float | ScheduleConfig | Literal["adaptive"]:
+    def chosen_probability(self) -> float | Literal["adaptive"] | ScheduleConfig:
         """`probability`, or the technique's default for null."""
         return self.facts.default_probability if self.probability is None else self.probability
 
     @model_validator(mode="after")
     def _check(self) -> AugmentationConfig:
         if self.is_allowed and self.chosen_probability != "adaptive" and self.controller != ControllerConfig():
+            given = "a schedule" if isinstance(self.chosen_probability, ScheduleConfig) else self.chosen_probability
             raise ValueError(
-                "controller: has an effect only with probability: adaptive; leave it out, or change probability"
+                f"controller: has no effect with probability: {given}, only with adaptive; leave it out, or change "
+                "probability"
             )
         return self
