@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from distgan import randomness
-from distgan.networks.r3gan import Downsample, Upsample
+from distgan.networks.layers.resampling import Downsample, Upsample
 
 POSITIONS = torch.arange(3)
 
