@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, Section
+from distgan.config.fields import Batch, Count, Fraction, NotNegative, Positive, Real, Section
 from distgan.config.named import BuiltIn, NamedSection
 
 
@@ -191,17 +191,37 @@ class TermOptions(Section):
     """It compares samples of the micro-batch of all ranks, so that it depends on its size."""
 
 
+class PathLengthOptions(TermOptions):
+    """Path-length regularization of a style-based generator (Karras et al. 2020, section 3.2)."""
+
+    compares_batch = True
+
+    decay: Annotated[Real, Field(gt=0, le=1)] = 0.01
+    """Weight of an update's mean path length in its mean over training."""
+    shrink: Batch = 2
+    """Use every `shrink`-th sample. It divides the samples per process and micro-batch."""
+
+
+TERMS = {
+    "path_length": BuiltIn("distgan.losses.path_length:PathLength", PathLengthOptions),
+}
+
+
 class TermConfig(NamedSection):
-    """An extra term of a player's loss, in your own code. The other keys are its options."""
+    """An extra term of a player's loss. The other keys are its options."""
 
     naming_key: ClassVar = "term"
-    built_in: ClassVar[dict[str, BuiltIn]] = {}
+    built_in: ClassVar = TERMS
     facts_base: ClassVar = TermOptions
 
     term: str
-    """Import path of a class, such as `my_package.losses:ModeSeeking`."""
+    """Term: `path_length` regularization of a `stylegan2` generator, whose code has a weight of 2 every 4 updates, or
+    the import path of a class of your own, such as `my_package.losses:ModeSeeking`."""
     weight: Real = 1.0
     """Weight of the term in the loss."""
+    every: Count = 1
+    """Compute the term in every k-th update of its player, multiplied by k (lazy regularization; Karras et al. 2020,
+    appendix B)."""
     player: Literal["generator", "discriminator"] = "generator"
     """Player whose loss it is added to."""
 

@@ -19,7 +19,7 @@ from distgan import extensions
 from distgan.config import Config, GeneratorConfig, dump_config, json_schema, load_config, parse_config
 from distgan.config.architectures import DISCRIMINATORS, GENERATORS
 from distgan.config.named import BuiltIn
-from distgan.config.objective import LOSSES
+from distgan.config.objective import LOSSES, TERMS
 from distgan.config.players import OPTIMIZERS
 from distgan.errors import UserError
 from distgan.networks import build_generator
@@ -61,6 +61,7 @@ BUILT_IN = [
     *((f"generator {name}", built_in, 2) for name, built_in in GENERATORS.items()),
     *((f"discriminator {name}", built_in, 1) for name, built_in in DISCRIMINATORS.items()),
     *((f"loss {name}", built_in, 0) for name, built_in in LOSSES.items()),
+    *((f"term {name}", built_in, 0) for name, built_in in TERMS.items()),
     *((f"optimizer {name}", built_in, 2) for name, built_in in OPTIMIZERS.items()),
 ]
 
