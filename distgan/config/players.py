@@ -78,8 +78,8 @@ class NetworkConfig(NamedSection):
     facts_base: ClassVar = NetworkOptions
 
     architecture: str = "dcgan"
-    """Network: `dcgan`, `resnet`, `progressive` or `r3gan` for images, `characters` for text, `mlp` for points, or the
-    import path of your own, such as `my_package.nets:MyNetwork`."""
+    """Network: `dcgan`, `resnet`, `progressive`, `r3gan` or `stylegan2` for images, `characters` for text, `mlp` for
+    points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and learning-rate schedule of this network."""
 
@@ -100,6 +100,16 @@ class GeneratorConfig(NetworkConfig):
     """Length of a latent vector."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
     """Distribution of the latents: `uniform` is U(-1, 1), `normal` is N(0, 1)."""
+
+    @model_validator(mode="after")
+    def _check_latents(self) -> GeneratorConfig:
+        needed = self.facts.latent_distribution
+        if needed not in (None, self.latent_distribution):
+            raise ValueError(
+                f"latent_distribution: found {self.latent_distribution}, but {self.architecture} with these options "
+                f"needs {needed} latents; set latent_distribution: {needed}"
+            )
+        return self
 
 
 class DiscriminatorConfig(NetworkConfig):

@@ -41,6 +41,12 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         },
         "objective": {"adversarial": "relativistic_average", "r2": {"gamma": 1.0, "every": 2}},
     },
+    "StyleGAN2 with mixed styles, lazy path length and a mapped average": {
+        "data": {"labels": True},
+        "generator": {"architecture": "stylegan2", "latent_distribution": "normal", "mapping_layers": 2},
+        "discriminator": {"architecture": "stylegan2", "minibatch_stddev": {"group_size": 4}},
+        "objective": {"terms": [{"term": "path_length", "weight": 2, "every": 2}]},
+    },
 }
 
 
