@@ -199,7 +199,7 @@ def largest_batch(config: Config) -> int:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the learning rate of step `step` of `steps`: the schedule, times a linear warm-up.
+    """Return the learning rate of step `step` of `steps`: the schedule, times a linear warm-up and `rate_factor`.
 
     `linear` and `cosine` decay from the first step on, and reach 0 at `step == steps`.
     """
@@ -210,7 +210,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[config.schedule]
-    return config.learning_rate * warmup * decay
+    return config.learning_rate * config.facts.rate_factor * warmup * decay  # type: ignore[no-any-return]
 
 
 def penalty_gamma(config: ZeroCenteredPenaltyConfig, step: int, steps: int) -> float:

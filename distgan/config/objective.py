@@ -20,7 +20,7 @@ class ZeroCenteredPenaltyConfig(Section):
     schedule at a number of images and trains on."""
     every: Count = 1
     """Compute the penalty in every k-th discriminator update, multiplied by k (lazy regularization; Karras et al. 2020,
-    appendix B). Learning rate and betas stay as configured; StyleGAN2's code rescales both."""
+    appendix B). Learning rate and betas stay as configured, unless Adam's `lazy_interval` scales both."""
 
 
 class GradientPenaltyConfig(Section):

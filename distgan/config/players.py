@@ -17,6 +17,16 @@ class OptimizerOptions(Section):
     quantities: ClassVar[tuple[str, ...] | None] = None
     """Names of its state tensors per parameter, of the parameter's shape except `step`. None: not known."""
 
+    @property
+    def rate_factor(self) -> float:
+        """Factor of the learning rate in every step."""
+        return 1.0
+
+
+def lazy_factor(interval: int | None) -> float:
+    """Return k / (k + 1) for the interval k of a lazy regularizer, and 1 for None (Karras et al. 2020, appendix B)."""
+    return 1.0 if interval is None else interval / (interval + 1)
+
 
 class AdamOptions(OptimizerOptions):
     """Adam (Kingma and Ba 2015)."""
@@ -27,6 +37,14 @@ class AdamOptions(OptimizerOptions):
     """Decay rates of the first and second moments."""
     eps: Positive = 1e-8
     """Constant added to the root of the second moment."""
+    lazy_interval: Count | None = None
+    """Interval k of lazy regularization that settings of StyleGAN2 are scaled for: the learning rate is multiplied by
+    k/(k + 1), and the betas are raised to this power (Karras et al. 2020, appendix B). Its code takes a step of its own
+    for the regularizer, k + 1 in place of k; here one step has both. null: the settings stay as they are."""
+
+    @property
+    def rate_factor(self) -> float:
+        return lazy_factor(self.lazy_interval)
 
     @model_validator(mode="after")
     def _check(self) -> AdamOptions:

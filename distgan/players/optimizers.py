@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig
+from distgan.config.players import lazy_factor
 from distgan.errors import UserError, blaming_code
 
 
@@ -53,10 +54,19 @@ class RMSProp(torch.optim.Optimizer):
 
 
 def adam(
-    parameters: list[nn.Parameter], lr: float, *, betas: tuple[float, float] = (0.5, 0.999), eps: float = 1e-8
+    parameters: list[nn.Parameter],
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.5, 0.999),
+    eps: float = 1e-8,
+    lazy_interval: int | None = None,
 ) -> torch.optim.Optimizer:
-    """Return Adam (Kingma and Ba 2015) with fused kernels, whose step the device can cancel."""
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=True)
+    """Return Adam (Kingma and Ba 2015) with fused kernels, whose step the device can cancel.
+
+    Betas are scaled for a lazy regularizer here, and the learning rate by the schedule of each step.
+    """
+    factor = lazy_factor(lazy_interval)
+    return torch.optim.Adam(parameters, lr=lr, betas=(betas[0] ** factor, betas[1] ** factor), eps=eps, fused=True)
 
 
 def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from distgan.config import OptimizerConfig
 from distgan.players.optimizers import build_optimizer
+from distgan.schedule import learning_rate
 
 
 def course(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int) -> None:
@@ -30,6 +32,19 @@ def test_rmsprop_is_torchs(alpha: float) -> None:
     course(torch.optim.RMSprop(theirs, lr=1e-2, alpha=alpha, eps=1e-8), theirs, 10)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_adam_scaled_for_a_lazy_regularizer() -> None:
+    """Karras et al. 2020, appendix B: with c = k / (k + 1), the betas to the power c; k = 3."""
+    ours, theirs = make(), make()
+    config = OptimizerConfig(name="adam", learning_rate=1e-2, betas=(0.5, 0.9), lazy_interval=3)
+    course(build_optimizer(config, ours), ours, 10)
+    course(torch.optim.Adam(theirs, lr=1e-2, betas=(0.5**0.75, 0.9**0.75)), theirs, 10)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    assert learning_rate(config, 0, 10) == pytest.approx(0.75e-2)
+    with pytest.raises(ValidationError, match="lazy_interval"):
+        OptimizerConfig(name="rmsprop", lazy_interval=3)
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
