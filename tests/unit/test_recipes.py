@@ -84,6 +84,9 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
          "objective.r1.gamma": 2.0, "objective.r1.final_gamma": 0.2, "objective.r2.gamma": 2.0,
          "objective.r2.final_gamma": 0.2},
     ),
+    # Their numbers are those of the released presets: see test_stylegan2_recipes.py.
+    "cifar10-stylegan2": ("Karras et al. 2020", both("architecture", "stylegan2")),
+    "stylegan2-256": ("Karras et al. 2020", both("architecture", "stylegan2")),
     "digits-feature-matching": ("Salimans et al. 2016", {"objective.feature_matching.weight": 1.0}),
     "digits-minibatch-discrimination": (
         "Salimans et al. 2016",
