@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.inference.generation import generate_paths
+from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.moving import declare_moving, foreign_moving_buffers, moving_buffers
 from distgan.networks.shape import SampleShape
@@ -32,7 +34,7 @@ def generator(shape: SampleShape = SHAPE, *, strength: float = 0.3, **options: A
     network = build_generator(config, shape)
     assert isinstance(network, StyleGAN2Generator)
     for layer in network.layers:
-        layer.noise.strength.data.fill_(strength)
+        layer.noise_strength.data.fill_(strength)
     return network
 
 
@@ -160,13 +162,13 @@ def test_a_mapping_starts_at_unit_scale_and_learns_slowly() -> None:
 
 def test_noise_is_of_the_latent_and_the_layer() -> None:
     addresses = randomness.addresses(latents(2))
-    first, second = (AddressedNoise(64, f"noise/{number}") for number in range(2))
-    for layer in (first, second):
-        layer.strength.data.fill_(2.0)
-    drawn = torch.cat((first(addresses), second(addresses))).flatten(1).detach()
-    assert torch.equal(first(addresses[1:]), first(addresses)[1:])
-    assert drawn.mean(1).abs().max() < 2 * 4 / 64
-    assert drawn.std(1).numpy() == pytest.approx(2.0, rel=0.05)
+    layer = AddressedNoise([4, 64, 64])
+    small, first, second = layer(addresses)
+    assert (small.shape, first.shape) == ((2, 1, 4, 4), (2, 1, 64, 64))
+    assert torch.equal(layer(addresses[1:])[1], first[1:])
+    drawn = torch.cat((first, second)).flatten(1)
+    assert drawn.mean(1).abs().max() < 4 / 64
+    assert drawn.std(1).numpy() == pytest.approx(1.0, rel=0.05)
     assert (torch.corrcoef(drawn) - torch.eye(4)).abs().max() < 4 / 64
 
 
@@ -181,7 +183,7 @@ def test_a_sample_is_a_function_of_its_latent_and_label() -> None:
             alone = network(z[place : place + 1], LABELS[place : place + 1])
             torch.testing.assert_close(alone, whole[place : place + 1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(network(z.flip(0), LABELS.flip(0)), whole.flip(0), rtol=1e-4, atol=1e-5)
-    network.layers[3].noise.strength.data.zero_()
+    network.layers[3].noise_strength.data.zero_()
     assert not torch.allclose(network(z, LABELS), whole, atol=0.01), "there is noise"
 
 
@@ -198,6 +200,18 @@ def test_constant_noise_is_that_of_all_samples() -> None:
     assert not torch.allclose(outputs[0][0], outputs[0][1])
     assert torch.equal(outputs[1], outputs[1][:1].expand_as(outputs[1]))
     assert torch.equal(outputs[2], outputs[0])
+
+
+def test_images_along_a_path_have_one_noise() -> None:
+    shape = SampleShape(resolution=8, channels=1)
+    network = generator(shape).eval()
+    drawn: list[list[Tensor]] = []
+    network.noise.register_forward_hook(lambda _module, _inputs, output: drawn.append(output))
+    config = GeneratorConfig(architecture="stylegan2", latent_distribution="normal", latent_size=6)
+    images = generate_paths(network, shape, LatentSource(config, 0, class_counts=None), "paths", paths=2, steps=3)
+    assert images.shape == (6, 1, 8, 8)
+    assert drawn[0][0].shape == (1, 1, 4, 4)
+    assert not network.noise.constant, "inside only"
 
 
 def test_styles_are_mixed_from_a_random_layer_on() -> None:

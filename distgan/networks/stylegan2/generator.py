@@ -17,7 +17,7 @@ from distgan.networks.layers.resampling import Upsample
 from distgan.networks.shape import SampleShape
 from distgan.networks.stylegan2.mapping import Mapping
 from distgan.networks.stylegan2.modulation import StyledLayer, ToImage
-from distgan.networks.stylegan2.noise import SEED
+from distgan.networks.stylegan2.noise import SEED, AddressedNoise
 
 _AVERAGE_DECAY = 0.995
 
@@ -61,12 +61,12 @@ class StyleGAN2Generator(nn.Module):
         self.num_styles = 2 * levels
         self.mapping = Mapping(latent_size, shape.num_classes, style_size, mapping_layers)
         self.first = nn.Parameter(torch.randn(1, widths[0], 4, 4))
-        self.layers = nn.ModuleList([StyledLayer(widths[0], widths[0], 4, style_size, number=0)])
+        self.layers = nn.ModuleList([StyledLayer(widths[0], widths[0], style_size)])
         self.to_image = nn.ModuleList(ToImage(channels, shape.channels, style_size) for channels in widths)
-        for level, (before, after) in enumerate(pairwise(widths), 1):
-            number, resolution = 2 * level - 1, 4 << level
-            self.layers.append(StyledLayer(before, after, resolution, style_size, number=number, upsample=True))
-            self.layers.append(StyledLayer(after, after, resolution, style_size, number=number + 1))
+        for before, after in pairwise(widths):
+            self.layers.append(StyledLayer(before, after, style_size, upsample=True))
+            self.layers.append(StyledLayer(after, after, style_size))
+        self.noise = AddressedNoise([4 << (number + 1) // 2 for number in range(len(self.layers))])
         self.upsample = Upsample()
         self.register_buffer("average_style", torch.zeros(style_size))
         self.register_buffer("path_length", torch.zeros(()))
@@ -95,15 +95,15 @@ class StyleGAN2Generator(nn.Module):
 
     def synthesize(self, styles: Tensor, latents: Tensor) -> Tensor:
         """Return the images of `styles` (see there). The latents only address the noise."""
-        addresses = randomness.addresses(latents)
-        # Layer by layer; an image's layer has the style of the next resolution's first convolution.
-        activations = self.layers[0](self.first.expand(styles.shape[0], -1, -1, -1), styles[:, 0], addresses)
+        noise = self.noise(randomness.addresses(latents))
+        activations = self.layers[0](self.first.expand(styles.shape[0], -1, -1, -1), styles[:, 0], noise[0])
         images: Tensor = self.to_image[0](activations, styles[:, 1])
         for level, to_image in enumerate(self.to_image[1:], 1):
             for number in (2 * level - 1, 2 * level):
-                activations = self.layers[number](activations, styles[:, number], addresses)
+                activations = self.layers[number](activations, styles[:, number], noise[number])
             with torch.autocast(images.device.type, enabled=False):
                 images = self.upsample(images)
+            # The style of the next resolution's first convolution, as in the released code.
             images = images + to_image(activations, styles[:, 2 * level + 1])
         return images
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from distgan.distributed.collectives import at_least_float32
 from distgan.networks.layers.equalized import EqualizedLinear, ScaledLeakyReLU
 from distgan.networks.layers.resampling import blur
-from distgan.networks.stylegan2.noise import AddressedNoise
 
 _EPS = 1e-8
 
@@ -74,25 +73,23 @@ class ModulatedConv2d(nn.Module):
 
 
 class StyledLayer(nn.Module):
-    """Modulated 3x3 convolution, noise, bias and LeakyReLU: (n, inputs, r, r) to (n, outputs, R, R).
+    """Modulated 3x3 convolution, strength times noise, bias, LeakyReLU: (n, inputs, r, r) to (n, outputs, R, R).
 
-    Args:
-        resolution: R, which is 2r with `upsample`, else r.
-        number: of the layer in its network, which addresses its noise.
+    R is 2r with `upsample`, else r. Noise is (n, 1, R, R), or (1, 1, R, R) for all samples.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, resolution: int, style_size: int, *, number: int, upsample: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, style_size: int, *, upsample: bool = False) -> None:
         super().__init__()
         self.convolution = ModulatedConv2d(inputs, outputs, 3, style_size, upsample=upsample)
-        self.noise = AddressedNoise(resolution, f"noise/{number}")
+        # Not a scalar, because FSDP2 cannot shard scalars.
+        self.noise_strength = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.activation = ScaledLeakyReLU()
 
-    def forward(self, activations: Tensor, style: Tensor, addresses: Tensor) -> Tensor:
+    def forward(self, activations: Tensor, style: Tensor, noise: Tensor) -> Tensor:
         out = self.convolution(activations, style)
-        out = out + self.noise(addresses).to(out.dtype) + self.bias[:, None, None].to(out.dtype)
+        noise = noise.to(self.noise_strength.dtype) * self.noise_strength
+        out = out + noise.to(out.dtype) + self.bias[:, None, None].to(out.dtype)
         activated: Tensor = self.activation(out)
         return activated
 

@@ -11,10 +11,9 @@ noise for all images: see `constant_noise`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from distgan import randomness
@@ -24,23 +23,24 @@ SEED = 0
 
 
 class AddressedNoise(nn.Module):
-    """A learned strength, from 0, times N(0, 1) for each pixel: addresses (n,) to (n, 1, R, R)."""
+    """N(0, 1) for each pixel of several layers: addresses (n,) to one float32 tensor (n, 1, r, r) per resolution r.
 
-    def __init__(self, resolution: int, purpose: str) -> None:
+    All layers are one draw, so that a GPU starts a few dozen kernels in place of hundreds.
+    """
+
+    def __init__(self, resolutions: Sequence[int]) -> None:
         super().__init__()
-        self.resolution = resolution
-        self.purpose = purpose
+        self.resolutions = tuple(resolutions)
         self.constant = False
-        # Not a scalar, because FSDP2 cannot shard scalars.
-        self.strength = nn.Parameter(torch.zeros(1))
 
-    def forward(self, addresses: Tensor) -> Tensor:
+    def forward(self, addresses: Tensor) -> list[Tensor]:
         positions = addresses[:1] * 0 if self.constant else addresses
-        drawn = randomness.normal(SEED, self.purpose, positions, (1, self.resolution, self.resolution))
-        return drawn.to(self.strength.dtype) * self.strength
+        sizes = [side * side for side in self.resolutions]
+        drawn = randomness.normal(SEED, "noise", positions, (sum(sizes),)).split(sizes, dim=1)
+        return [noise.unflatten(1, (1, side, side)) for noise, side in zip(drawn, self.resolutions, strict=True)]
 
     def extra_repr(self) -> str:
-        return f"{self.resolution}, {self.purpose!r}"
+        return ", ".join(map(str, self.resolutions))
 
 
 @contextmanager
