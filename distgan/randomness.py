@@ -77,10 +77,28 @@ def words(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*drawn), dim=-1).flatten(1)[:, :count]
 
 
+def addresses(values: Tensor) -> Tensor:
+    """Return positions for draws that shall be a function of what each row holds, such as a sample's latent.
+
+    A position is the sum over the row of hashes of each number's float32 bits at its place in the row. Equal rows have
+    equal positions; different ones share a position with a probability near 2^-63.
+
+    Args:
+        values: floats, shape (n, d), d at most 2^31.
+
+    Returns:
+        int64 in [0, 2^63), shape (n,), without a gradient.
+    """
+    bits = values.detach().float().contiguous().view(torch.int32).long() & _MASK
+    place = torch.arange(bits.shape[1], device=bits.device)[None]
+    low, high, *_ = philox((bits, place, place * 0, place * 0), derive_key(0, "addresses"))
+    return (low.sum(1) & _MASK) | ((high.sum(1) & _MASK >> 1) << 32)
+
+
 def uniform(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()) -> Tensor:
     """Draw from U[0, 1): float32 multiples of 2^-24, shape (n, *shape). `positions` is as in `words`."""
     drawn = words(seed, purpose, positions, math.prod(shape))
-    return ((drawn >> 8).float() * 2.0**-24).view(len(positions), *shape)
+    return ((drawn >> 8).float() * 2.0**-24).view(positions.shape[0], *shape)
 
 
 def normal(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()) -> Tensor:
@@ -90,7 +108,7 @@ def normal(seed: int, purpose: str, positions: Tensor, shape: Sequence[int] = ()
     radius = (-2 * pairs[:, 0::2].log()).sqrt()
     angle = 2 * math.pi * pairs[:, 1::2]
     drawn = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(1)[:, :count]
-    return drawn.float().view(len(positions), *shape)
+    return drawn.float().view(positions.shape[0], *shape)
 
 
 def integers(seed: int, purpose: str, positions: Tensor, high: int, shape: Sequence[int] = ()) -> Tensor:
@@ -100,4 +118,4 @@ def integers(seed: int, purpose: str, positions: Tensor, high: int, shape: Seque
         high: at most 2^31. The relative bias is below high * 2^-32.
     """
     drawn = words(seed, purpose, positions, math.prod(shape))
-    return ((drawn * high) >> 32).view(len(positions), *shape)
+    return ((drawn * high) >> 32).view(positions.shape[0], *shape)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from distgan.config.fields import Batch, Section, Size
+from distgan.config.fields import Batch, Fraction, Section, Size
 from distgan.config.named import BuiltIn
 
 Depth = Annotated[Size, Field(le=1024)]
@@ -46,6 +46,11 @@ class NetworkOptions(Section):
     """It grows with the images seen; see `networks.progressive.GrowingNetwork`."""
     compares_batch: ClassVar[bool] = False
     """A sample's output depends on the other samples of the micro-batch of all ranks."""
+
+    @property
+    def latent_distribution(self) -> str | None:
+        """Distribution that its latents must have; None for any."""
+        return None
 
     @property
     def batch_statistics(self) -> dict[str, str]:
@@ -248,6 +253,41 @@ class R3GANOptions(NetworkOptions):
     """Always `none`: the networks have no normalization."""
 
 
+class StyleGAN2Options(NetworkOptions):
+    """Style-based networks (Karras et al. 2020), for images of 4 pixels and more."""
+
+    kinds = ("images",)
+    power_of_two = True
+
+    width: Size = 64
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`."""
+    max_width: Size = 512
+    """Largest number of channels of a layer."""
+
+
+class StyleGAN2GeneratorOptions(StyleGAN2Options):
+    """Style-based networks (Karras et al. 2020), for images of 4 pixels and more."""
+
+    style_size: Size = 512
+    """Length of a style, the output of the mapping network."""
+    mapping_layers: Annotated[Size, Field(le=64)] = 8
+    """Number of layers of the mapping network."""
+    style_mixing: Fraction = 0.9
+    """Probability that, in training, a sample has the style of a second latent from a random layer on. Latents must be
+    `normal` then."""
+
+    @property
+    def latent_distribution(self) -> str | None:
+        return "normal" if self.style_mixing else None
+
+
+class StyleGAN2DiscriminatorOptions(GroupingOptions, StyleGAN2Options):
+    """Style-based networks (Karras et al. 2020), for images of 4 pixels and more."""
+
+    residual: bool = True
+    """Residual connections around each pair of convolutions; the released preset for CIFAR-10 has none."""
+
+
 class CharactersOptions(NetworkOptions):
     """Residual convolutions over characters (Gulrajani et al. 2017), for text."""
 
@@ -288,6 +328,7 @@ GENERATORS = {
     "biggan": BuiltIn("distgan.networks.biggan:BigGANGenerator", BigGANGeneratorOptions),
     "progressive": BuiltIn("distgan.networks.progressive:ProgressiveGenerator", ProgressiveOptions),
     "r3gan": BuiltIn("distgan.networks.r3gan:R3GANGenerator", R3GANOptions),
+    "stylegan2": BuiltIn("distgan.networks.stylegan2.generator:StyleGAN2Generator", StyleGAN2GeneratorOptions),
     "characters": BuiltIn("distgan.networks.characters:CharacterGenerator", CharactersOptions),
     "mlp": BuiltIn("distgan.networks.mlp:MLPGenerator", MLPOptions),
 }
@@ -297,6 +338,9 @@ DISCRIMINATORS = {
     "biggan": BuiltIn("distgan.networks.biggan:BigGANDiscriminator", BigGANDiscriminatorOptions),
     "progressive": BuiltIn("distgan.networks.progressive:ProgressiveDiscriminator", ProgressiveDiscriminatorOptions),
     "r3gan": BuiltIn("distgan.networks.r3gan:R3GANDiscriminator", R3GANOptions),
+    "stylegan2": BuiltIn(
+        "distgan.networks.stylegan2.discriminator:StyleGAN2Discriminator", StyleGAN2DiscriminatorOptions
+    ),
     "characters": BuiltIn("distgan.networks.characters:CharacterDiscriminator", CharactersOptions),
     "mlp": BuiltIn("distgan.networks.mlp:MLPDiscriminator", MLPDiscriminatorOptions),
 }

@@ -30,6 +30,16 @@ class OptimizerOptions(Section):
     quantities: ClassVar[tuple[str, ...] | None] = None
     """Names of its state tensors per parameter, of the parameter's shape except `step`. None: not known."""
 
+    @property
+    def rate_factor(self) -> float:
+        """Factor of the learning rate in every step."""
+        return 1.0
+
+
+def lazy_factor(interval: int | None) -> float:
+    """Return k / (k + 1) for the interval k of a lazy regularizer, and 1 for None (Karras et al. 2020, appendix B)."""
+    return 1.0 if interval is None else interval / (interval + 1)
+
 
 class AdamOptions(OptimizerOptions):
     """Adam (Kingma and Ba 2015)."""
@@ -40,6 +50,14 @@ class AdamOptions(OptimizerOptions):
     """Decay rates of the first and second moments: two numbers or schedules."""
     eps: Positive = 1e-8
     """Constant added to the root of the second moment."""
+    lazy_interval: Count | None = None
+    """Interval k of lazy regularization that settings of StyleGAN2 are scaled for: the learning rate is multiplied by
+    k/(k + 1), and the betas are raised to this power (Karras et al. 2020, appendix B). Its code takes a step of its own
+    for the regularizer, k + 1 in place of k; here one step has both. null: the settings stay as they are."""
+
+    @property
+    def rate_factor(self) -> float:
+        return lazy_factor(self.lazy_interval)
 
 
 class RMSPropOptions(OptimizerOptions):
@@ -82,8 +100,8 @@ class NetworkConfig(NamedSection):
     facts_base: ClassVar = NetworkOptions
 
     architecture: str = "dcgan"
-    """Network: `dcgan`, `resnet`, `biggan`, `progressive` or `r3gan` for images, `characters` for text, `mlp` for
-    points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
+    """Network: `dcgan`, `resnet`, `biggan`, `progressive`, `r3gan` or `stylegan2` for images, `characters` for text,
+    `mlp` for points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer of this network."""
 
@@ -104,6 +122,16 @@ class GeneratorConfig(NetworkConfig):
     """Length of a latent vector."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
     """Distribution of the latents: `uniform` is U(-1, 1), `normal` is N(0, 1)."""
+
+    @model_validator(mode="after")
+    def _check_latents(self) -> GeneratorConfig:
+        needed = self.facts.latent_distribution
+        if needed not in (None, self.latent_distribution):
+            raise ValueError(
+                f"latent_distribution: found {self.latent_distribution}, but {self.architecture} with these options "
+                f"needs {needed} latents; set latent_distribution: {needed}"
+            )
+        return self
 
 
 class DiscriminatorConfig(NetworkConfig):

@@ -14,6 +14,7 @@ from distgan.inference import interpolation
 from distgan.inference.latents import LatentSource
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
+from distgan.networks.stylegan2.noise import constant_noise
 
 
 def to_network(shape: SampleShape, values: Tensor) -> Tensor:
@@ -92,5 +93,6 @@ def generate_paths(
 ) -> Tensor:
     """Generate samples (paths * steps, ...) along arcs between neighboring latents, path by path."""
     latents, labels = interpolation.latent_paths(*source.draw(purpose, torch.arange(2 * paths)), steps)
-    with reference_moments(network):
+    # With noise of each latent's own, details would jump from image to image.
+    with reference_moments(network), constant_noise(network):
         return from_network(shape, network(latents, labels))

@@ -53,6 +53,7 @@ def check_networks(
 def _probe(network: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
     """Check one network, whose output for n values has the shape (n, *sizes). Return it for `values`."""
     _check_weights(network, name)
+    _check_declared(network, name)
     with blaming_code(f"{name}: copying it failed"):
         trial = copy.deepcopy(network).train()
     before = {key: buffer.clone() for key, buffer in trial.named_buffers()}
@@ -107,6 +108,18 @@ def _check_weights(network: nn.Module, name: str) -> None:
             raise UserError(
                 f"{name}: {key} holds numbers that are not finite, which no checkpoint may have; register it with "
                 "persistent=False, or use a large number"
+            )
+
+
+def _check_declared(network: nn.Module, name: str) -> None:
+    """Raise UserError unless the class attributes `moving_buffers` name buffers that are saved."""
+    for key, module in network.named_modules():
+        declared = getattr(module, "moving_buffers", ())
+        saved = dict(module.named_buffers(recurse=False)).keys() - module._non_persistent_buffers_set
+        if not isinstance(declared, tuple) or not saved.issuperset(declared):
+            raise UserError(
+                f"{name}: {key or type(module).__name__}.moving_buffers = {declared!r}: expected a tuple of names of "
+                f"its buffers that are saved ({', '.join(sorted(saved)) or 'it has none'})"
             )
 
 

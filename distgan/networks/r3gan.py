@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from distgan.errors import UserError
 from distgan.networks.layers.labels import with_labels
+from distgan.networks.layers.resampling import Downsample, Upsample
 from distgan.networks.layers.stage import Stage
 from distgan.networks.shape import SampleShape
 
@@ -150,26 +151,6 @@ class BiasedActivation(nn.Module):
 
     def forward(self, activations: Tensor) -> Tensor:
         return F.leaky_relu(activations + self.bias[:, None, None].to(activations.dtype), _SLOPE)
-
-
-class Upsample(nn.Module):
-    """Double the size: insert zeros between the pixels, then apply the filter [1, 3, 3, 1] / 4 along each axis."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.conv_transpose2d(images, _binomial(images, 4.0), stride=2, padding=1, groups=images.shape[1])
-
-
-class Downsample(nn.Module):
-    """Half the size: the filter [1, 3, 3, 1] / 8 along each axis, with a zero beyond each border."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, _binomial(images, 1.0), stride=2, padding=1, groups=images.shape[1])
-
-
-def _binomial(images: Tensor, total: float) -> Tensor:
-    # [1, 3, 3, 1] / 8, computed on the device, because a copy from a list would synchronize with the host.
-    line = 0.5 - 0.25 * (torch.arange(4, device=images.device, dtype=images.dtype) - 1.5).abs()
-    return (total * torch.outer(line, line)).expand(images.shape[1], 1, 4, 4)
 
 
 def _stage_widths(role: str, shape: SampleShape, width: int, max_width: int, group_width: int) -> list[int]:

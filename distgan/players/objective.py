@@ -82,7 +82,7 @@ class DiscriminatorObjective(Objective):
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
-            loss = self._add_terms(loss, parts, batch, images, generated, fake, real)
+            loss = self._add_terms(loss, parts, batch, images, generated, fake, real, update)
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
@@ -126,11 +126,12 @@ class GeneratorObjective(Objective):
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
         self._needs_reals = config.objective.generator_needs_reals
 
-    def forward(self, batch: MicroBatch, images: int) -> LossAndScalars:
+    def forward(self, batch: MicroBatch, images: int, update: int = 0) -> LossAndScalars:
         """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`.
 
         Args:
             images: images before this step, which schedules follow.
+            update: generator updates before this one, which selects lazy terms.
         """
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         parts: dict[str, Tensor] = {}
@@ -156,7 +157,7 @@ class GeneratorObjective(Objective):
                 real_features, fake_features = real.features[self._matched], fake.features[self._matched]
                 parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
                 loss = loss + matching.weight * parts["loss/feature_matching"]
-            loss = self._add_terms(loss, parts, batch, images, fakes, fake, real)
+            loss = self._add_terms(loss, parts, batch, images, fakes, fake, real, update)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
 

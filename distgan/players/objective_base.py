@@ -246,9 +246,16 @@ class Objective(nn.Module):
         samples: Tensor,
         fakes: Judged,
         reals: Judged | None,
+        update: int,
     ) -> Tensor:
-        """Add the extra terms to the loss, and their values to `parts`. `samples` are the fakes without noise."""
-        if not self.terms:
+        """Add the extra terms to the loss, and their values to `parts`.
+
+        Args:
+            samples: the fakes without noise.
+            update: number of earlier updates of this player, which selects lazy terms.
+        """
+        due = [term for term in self.terms if update % term.every == 0]
+        if not due:
             return loss
 
         def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -272,7 +279,7 @@ class Objective(nn.Module):
             normal=normal,
             uniform=uniform,
         )
-        return add_terms(self.terms, loss, parts, view)
+        return add_terms(due, loss, parts, view)
 
     def _with_history(self, loss: Tensor, parts: dict[str, Tensor]) -> LossAndScalars:
         """Add the historical-averaging term to the loss, and detach its parts from the graph."""

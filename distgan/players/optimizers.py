@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distgan import schedule
 from distgan.config import OptimizerConfig, ScheduleConfig
+from distgan.config.players import lazy_factor
 from distgan.errors import UserError, blaming_code
 
 
@@ -64,12 +65,15 @@ def adam(
     *,
     betas: tuple[float | ScheduleConfig, float | ScheduleConfig] = (0.5, 0.999),
     eps: float = 1e-8,
+    lazy_interval: int | None = None,
 ) -> torch.optim.Optimizer:
     """Return Adam (Kingma and Ba 2015) with fused kernels, whose step the device can cancel.
 
-    The caller sets scheduled betas in the parameter groups. Adam corrects the bias by 1 - beta^t with the current beta.
+    The caller sets the betas of each step in the parameter groups, scheduled and scaled for a lazy regularizer. Adam
+    corrects the bias by 1 - beta^t with the current beta.
     """
-    first, second = (schedule.value(beta, 0, 1) for beta in betas)
+    factor = lazy_factor(lazy_interval)
+    first, second = (schedule.value(beta, 0, 1) ** factor for beta in betas)
     return torch.optim.Adam(parameters, lr=lr, betas=(first, second), eps=eps, fused=True)
 
 

@@ -18,7 +18,7 @@ class TermView(NamedTuple):
     """What an extra term sees of one rank's part of a micro-batch. Samples, logits and features are float32."""
 
     network: nn.Module
-    """The player's network, for terms of its weights, which are float32 and whole."""
+    """The player's network. Its weights are float32 and whole; its methods can be differentiated twice."""
     latents: Tensor
     """(n, latent_size)"""
     labels: Tensor | None
@@ -54,6 +54,8 @@ class Term(NamedTuple):
     """Name of its scalar."""
     path: str
     weight: float
+    every: int
+    """Interval in updates of the player."""
     compute: Callable[[TermView], Tensor]
     needs_features: bool
 
@@ -99,7 +101,7 @@ def build_terms(config: ObjectiveConfig, role: str) -> list[Term]:
         if any(other.name.endswith(label) for other in terms):
             label += f"_{number}"
         name = f"loss/{label}"
-        terms.append(Term(name, term.term, term.weight, compute, term.facts.needs_features))
+        terms.append(Term(name, term.term, term.weight, term.every, compute, term.facts.needs_features))
     return terms
 
 
@@ -108,7 +110,7 @@ def add_terms(terms: list[Term], loss: Tensor, parts: dict[str, Tensor], view: T
     with torch.autocast(loss.device.type, enabled=False):
         for term in terms:
             parts[term.name] = check_loss(term.path, term.compute(view), trains=False)
-            loss = loss + term.weight * parts[term.name]
+            loss = loss + term.weight * term.every * parts[term.name]
     return loss
 
 

@@ -46,15 +46,18 @@ def scheduled(section: BaseModel) -> Iterator[tuple[str, ScheduleConfig]]:
 def optimizer_settings(config: OptimizerConfig, step: int, images: int, length: int) -> dict[str, Any]:
     """Return what an optimizer's parameter groups hold in step `step`: `lr`, and options that have a schedule.
 
+    Both are scaled for a lazy regularizer if the optimizer's options say so.
+
     Args:
         images, length: see `value`.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    settings: dict[str, Any] = {"lr": value(config.learning_rate, images, length) * warmup}
+    factor = config.facts.rate_factor
+    settings: dict[str, Any] = {"lr": value(config.learning_rate, images, length) * warmup * factor}
     for key in {place.partition(".")[0] for place, _ in scheduled(config.options)}:
         setting = getattr(config.options, key)
         settings[key] = (
-            tuple(value(item, images, length) for item in setting)
+            tuple(value(item, images, length) ** factor for item in setting)
             if isinstance(setting, tuple)
             else value(setting, images, length)
         )

@@ -38,6 +38,13 @@ CLIPPED: dict[str, Any] = {
 }
 
 
+STYLEGAN2: dict[str, Any] = {
+    "generator": {"architecture": "stylegan2", "latent_distribution": "normal", "style_size": 8, "mapping_layers": 2},
+    "discriminator": {"architecture": "stylegan2"},
+    "objective": {"terms": [{"term": "path_length", "weight": 2, "every": 2}]},
+}
+
+
 def trained(ranks: RankPool, engine: str, *arguments: Any, world_size: int = 2, **named: Any) -> list[dict[str, Any]]:
     """What `train_steps` returns in float32 under an engine, of each rank."""
     named = {"dtype": torch.float32, **named}
@@ -61,6 +68,15 @@ def test_twenty_steps_with_penalties_end_where_ddp_does(ranks: RankPool, engine:
     assert_close(found["moments"], expected["moments"], 1e-6)
     for step, losses in enumerate(expected["losses"]):
         assert found["losses"][step] == pytest.approx(losses, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("engine", [needs("fsdp")])
+def test_methods_and_buffers_of_a_sharded_generator(ranks: RankPool, engine: str) -> None:
+    """Path length calls the generator's methods, not its forward, inside the objective; and its buffers move."""
+    expected, found = (trained(ranks, kind, 5, **STYLEGAN2)[0] for kind in ("ddp", engine))
+    assert_close(found["state"], expected["state"], 1e-6)
+    assert expected["state"]["ema/path_length"] > 0
+    assert expected["state"]["ema/average_style"].any()
 
 
 @pytest.mark.parametrize("engine", DIVIDED)

@@ -166,6 +166,14 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "discriminator": {"spectral_norm": True, "normalization": "none"},
         "data": {"labels": True},
     },
+    "StyleGAN2 of classes, mixed styles, path length": {
+        "generator": {
+            "architecture": "stylegan2", "latent_distribution": "normal", "style_size": 8, "mapping_layers": 2
+        },
+        "discriminator": {"architecture": "stylegan2", "minibatch_stddev": {"group_size": 4}},
+        "objective": {"terms": [{"term": "path_length", "weight": 2, "every": 2}]},
+        "data": {"labels": True},
+    },
     "samples compared": {
         "discriminator": {
             "minibatch_discrimination": {"kernels": 3, "dimensions": 2}, "minibatch_stddev": {"group_size": 4}

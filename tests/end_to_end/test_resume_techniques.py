@@ -79,6 +79,12 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "discriminator": {"architecture": "biggan", "width": 2, "attention": [16]},
         "objective": {"terms": [{"term": "orthogonal_regularization", "weight": 1e-4}]},
     },
+    "StyleGAN2 with mixed styles, lazy path length and a mapped average": {
+        "data": {"labels": True},
+        "generator": {"architecture": "stylegan2", "latent_distribution": "normal", "mapping_layers": 2},
+        "discriminator": {"architecture": "stylegan2", "minibatch_stddev": {"group_size": 4}},
+        "objective": {"terms": [{"term": "path_length", "weight": 2, "every": 2}]},
+    },
 }
 
 

@@ -143,6 +143,7 @@ class _WithOptions:
 
     def __getattr__(self, key: str) -> Any:
         options = getattr(self._section, "facts", None)
-        found = getattr(options, key) if hasattr(options, key) else getattr(self._section, key)
+        is_option = hasattr(options, key) and key not in type(self._section).model_fields
+        found = getattr(options if is_option else self._section, key)
         is_section = hasattr(type(found), "model_fields") and not isinstance(found, ScheduleConfig)
         return _WithOptions(found) if is_section else found

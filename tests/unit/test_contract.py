@@ -55,6 +55,10 @@ class Unused(Net):
         self.spare = nn.Linear(2, 2)
 
 
+class Declaring(Net):
+    moving_buffers = ("passes",)
+
+
 class Forgetful(Net):
     """Counts its passes in a buffer that no checkpoint has."""
 
@@ -156,6 +160,7 @@ def leave(images: Tensor) -> Tensor:
     [
         (Unused, Critic, ["generator G", "2 parameters get no gradient", "spare.weight", "requires_grad_(False)"]),
         (Forgetful, Critic, ["generator G", "buffer passes", "persistent=True"]),
+        (Declaring, Critic, ["generator G", "Declaring.moving_buffers = ('passes',)", "tuple of names"]),
         (lambda: Wrapped(lambda x: x.flatten(1)), Critic, ["generator G", "(4, 16)", "(4, 1, 4, 4)"]),
         (lambda: Wrapped(lambda x: (x, x)), Critic, ["generator G", "returned tuple", "(4, 1, 4, 4)"]),
         (lambda: Wrapped(lambda x: x.long()), Critic, ["generator G", "torch.int64", "floats"]),

@@ -30,6 +30,30 @@ def test_a_convolution_by_hand() -> None:
     torch.testing.assert_close(layer(torch.ones(1, 2, 3, 3))[0, 0], 11 * counts + 0.5)
 
 
+def test_a_rate_multiplies_steps_and_nothing_else() -> None:
+    """An SGD step of a layer with a rate r changes its output r^2 times as much; at first outputs are alike."""
+    torch.manual_seed(0)
+    slow = EqualizedLinear(6, 4, gain=1.0, rate=0.1, bias=2.0)
+    usual = EqualizedLinear(6, 4, gain=1.0, bias=2.0)
+    with torch.no_grad():
+        usual.weight.copy_(slow.weight * 0.1)
+    inputs = torch.ones(1, 6)
+    before = usual(inputs).detach()
+    torch.testing.assert_close(slow(inputs), before)
+    for layer in (slow, usual):
+        layer(inputs).sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=1.0).step()
+    torch.testing.assert_close(slow(inputs) - before, 0.01 * (usual(inputs) - before), rtol=1e-4, atol=1e-6)
+
+
+def test_a_strided_convolution_without_a_bias() -> None:
+    layer = EqualizedConv2d(2, 3, 3, stride=2, gain=1.0, bias=False)
+    images = torch.randn(1, 2, 7, 7)
+    expected = torch.nn.functional.conv2d(images, layer.weight / 18**0.5, stride=2)
+    torch.testing.assert_close(layer(images), expected)
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+
+
 @pytest.mark.parametrize("layer", [EqualizedConv2d(64, 32, 3), EqualizedLinear(500, 40)])
 def test_weights_start_normal_and_biases_at_zero(layer: EqualizedConv2d | EqualizedLinear) -> None:
     assert layer.weight.mean().item() == pytest.approx(0.0, abs=0.03)

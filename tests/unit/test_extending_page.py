@@ -74,6 +74,6 @@ def test_its_facts_are_those_that_are_read() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     bases = (NetworkOptions, LossOptions, TermOptions, AugmentationOptions, MetricOptions, StagesOptions)
     read = {fact for base in bases for fact in base.__class_vars__}
-    properties = {"normalizes_batch", "bounds_slope"}
+    properties = {"normalizes_batch", "bounds_slope", "latent_distribution"}
     assert all(isinstance(vars(NetworkOptions)[name], property) for name in properties)
     assert named == (read | properties) - {"takes_effect_with"}

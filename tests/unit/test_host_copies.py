@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from distgan import randomness
-from distgan.networks.r3gan import Downsample, Upsample
+from distgan.networks.layers.resampling import Downsample, Upsample
 
 POSITIONS = torch.arange(3)
 
@@ -27,6 +27,7 @@ class Refusal(TorchFunctionMode):
         lambda: randomness.uniform(1, "noise", POSITIONS, (2, 3)),
         lambda: randomness.normal(1, "noise", POSITIONS, (5,)),
         lambda: randomness.integers(1, "noise", POSITIONS, 10),
+        lambda: randomness.addresses(torch.zeros(3, 2)),
         lambda: Upsample()(torch.zeros(1, 2, 4, 4)),
         lambda: Downsample()(torch.zeros(1, 2, 4, 4)),
     ],

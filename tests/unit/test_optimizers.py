@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from distgan.config import OptimizerConfig
@@ -52,6 +53,22 @@ def test_adam_corrects_the_bias_by_the_current_betas() -> None:
         square = beta * square + (1 - beta) * gradient**2
         theta = theta - 0.1 * gradient / ((square / (1 - beta ** (step + 1))).sqrt() + 1e-8)
         torch.testing.assert_close(parameter.detach(), theta, rtol=1e-12, atol=1e-12)
+
+
+def test_adam_scaled_for_a_lazy_regularizer() -> None:
+    """Karras et al. 2020, appendix B: with c = k / (k + 1), the betas to the power c; k = 3."""
+    ours, theirs = make(), make()
+    config = OptimizerConfig(name="adam", learning_rate=1e-2, betas=(0.5, 0.9), lazy_interval=3)
+    course(build_optimizer(config, ours), ours, 10)
+    course(torch.optim.Adam(theirs, lr=1e-2, betas=(0.5**0.75, 0.9**0.75)), theirs, 10)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    assert optimizer_settings(config, 0, 0, 10) == {"lr": pytest.approx(0.75e-2)}
+    values = {"betas": [0.5, {"start": 0.9, "end": 0.99, "over": 1}], "lazy_interval": 3}
+    scheduled = OptimizerConfig.model_validate(values)
+    assert optimizer_settings(scheduled, 0, 500, 10)["betas"] == pytest.approx((0.5**0.75, 0.945**0.75))
+    with pytest.raises(ValidationError, match="lazy_interval"):
+        OptimizerConfig(name="rmsprop", lazy_interval=3)
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.r3gan import Downsample, ResidualBlock, Upsample
+from distgan.networks.layers.resampling import Downsample, Upsample
+from distgan.networks.r3gan import ResidualBlock
 from distgan.networks.shape import SampleShape
 
 SETTINGS = {"architecture": "r3gan", "normalization": "none"}

@@ -68,3 +68,28 @@ def test_distributions() -> None:
     assert scipy_stats.kstest(uniform, "uniform").pvalue > 1e-3
     counts = np.bincount(randomness.integers(3, "i", positions, 7, (51,)).numpy().ravel(), minlength=7)
     assert scipy_stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_addresses_are_functions_of_the_row() -> None:
+    rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    found = randomness.addresses(rows)
+    assert found.dtype == torch.int64
+    assert found.min() >= 0
+    assert torch.equal(randomness.addresses(rows.flip(0).double()), found.flip(0))
+    # By hand: sums of the first two words of Philox at (bits, place), of 32 and 31 bits.
+    bits = rows[0].numpy().view(np.uint32)
+    key = randomness.derive_key(0, "addresses")
+    words = [randomness.philox(counter(int(word), place, 0, 0), key) for place, word in enumerate(bits)]
+    low, high = (sum(int(word[part].item()) for word in words) for part in range(2))
+    assert found[0].item() == low % 2**32 + high % 2**31 * 2**32
+
+
+def test_addresses_tell_apart_what_hardly_differs() -> None:
+    row = torch.zeros(1, 4)
+    others = torch.eye(4) * 1.4e-45  # the least float32
+    swapped = torch.tensor([[1.0, 2, 0, 0], [2, 1, 0, 0], [0, 1, 2, 0]])
+    found = randomness.addresses(torch.cat((row, others, swapped)))
+    assert len(set(found.tolist())) == 8
+    many = randomness.addresses(torch.arange(4096.0)[:, None])
+    for bit in range(63):  # 5 standard deviations
+        assert ((many >> bit) & 1).double().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / 64)

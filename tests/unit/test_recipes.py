@@ -95,6 +95,9 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
         f"{data}-r3gan": ("Huang et al. 2024", both("architecture", "r3gan"))
         for data in ("cifar10", "ffhq64", "ffhq256", "imagenet32", "imagenet64")
     },
+    # Their numbers are those of the released presets: see test_stylegan2_recipes.py.
+    "cifar10-stylegan2": ("Karras et al. 2020", both("architecture", "stylegan2")),
+    "stylegan2-256": ("Karras et al. 2020", both("architecture", "stylegan2")),
     "digits-feature-matching": ("Salimans et al. 2016", {"objective.feature_matching.weight": 1.0}),
     "digits-minibatch-discrimination": (
         "Salimans et al. 2016",

@@ -41,13 +41,14 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "progressive-low": (PLAIN, {**IMAGES, "growth": {"level": 0, "fade": 1.0}}),
     "progressive-fading": (PLAIN, {**IMAGES, "growth": {"level": 1, "fade": 0.3}}),
     "r3gan": ({**PLAIN, "width": 16}, IMAGES),
+    "stylegan2": ({"latent_distribution": "normal", "mapping_layers": 2}, {**IMAGES, "resolution": 8}),
     "mlp": ({}, POINTS),
     "characters": ({**PLAIN, "spectral_norm": True}, TEXT),
     "lab.nets:Generator": ({"hidden": 8}, IMAGES),
 }
 BOTH = ("dcgan", "resnet", "progressive", "r3gan", "mlp", "lab.nets:Generator")
 CASES = [(name, 0) for name in (*BOTH, "characters", "progressive-low")] + [
-    (name, 3) for name in (*BOTH, "dcgan-virtual", "progressive-fading")
+    (name, 3) for name in (*BOTH, "dcgan-virtual", "progressive-fading", "stylegan2")
 ]
 LOAD = """
 import json, sys
@@ -99,7 +100,7 @@ def write(folder: Path, name: str, classes: int = 0) -> Path:
             tensor.normal_(std=0.1)
         elif key.endswith("running_var"):
             tensor.uniform_(0.5, 2.0)
-        elif key.endswith(("gain", "bias")):
+        elif key.endswith(("gain", "bias", "strength")):
             tensor.normal_(std=0.3)
     if uses_reference(network):
         set_reference(network, torch.randn(5, 8), torch.tensor([0, 1, 2, 0, 1]) if classes else None)
@@ -125,7 +126,7 @@ def test_programs_run_where_distgan_cannot_be_imported(tmp_path: Path) -> None:
         [sys.executable, "-I", "-c", LOAD, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=200
     )
     assert loaded.returncode == 0, loaded.stderr
-    assert len(expected) == len(CASES) == 16
+    assert len(expected) == len(CASES) == 17
     for stem, outputs in expected.items():
         found = torch.load(tmp_path / f"{stem}.outputs", weights_only=True)
         torch.testing.assert_close(found, outputs)

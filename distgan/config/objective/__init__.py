@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
+from distgan.config.fields import Batch, Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
 from distgan.config.named import BuiltIn, NamedSection
 from distgan.config.objective.augmentation import AugmentationConfig
 
@@ -18,7 +18,7 @@ class ZeroCenteredPenaltyConfig(Section):
     """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient. A number or a schedule."""
     every: Count = 1
     """Compute the penalty in every k-th discriminator update, multiplied by k (lazy regularization; Karras et al. 2020,
-    appendix B). Learning rate and betas stay as configured; StyleGAN2's code rescales both."""
+    appendix B). Learning rate and betas stay as configured, unless Adam's `lazy_interval` scales both."""
 
 
 class GradientPenaltyConfig(Section):
@@ -193,7 +193,19 @@ class TermOptions(Section):
     """It compares samples of the micro-batch of all ranks, so that it depends on its size."""
 
 
+class PathLengthOptions(TermOptions):
+    """Path-length regularization of a style-based generator (Karras et al. 2020, section 3.2)."""
+
+    compares_batch = True
+
+    decay: Annotated[Real, Field(gt=0, le=1)] = 0.01
+    """Weight of an update's mean path length in its mean over training."""
+    shrink: Batch = 2
+    """Use every `shrink`-th sample. It divides the samples per process and micro-batch."""
+
+
 TERMS = {
+    "path_length": BuiltIn("distgan.losses.path_length:PathLength", PathLengthOptions),
     "orthogonal_regularization": BuiltIn("distgan.losses.orthogonality:OrthogonalRegularization", TermOptions),
 }
 
@@ -206,10 +218,14 @@ class TermConfig(NamedSection):
     facts_base: ClassVar = TermOptions
 
     term: str
-    """Term: `orthogonal_regularization` of the weights (Brock et al. 2019, at a weight of 1e-4), or the import path of
-    a class of your own, such as `my_package.losses:ModeSeeking`."""
+    """Term: `orthogonal_regularization` of the weights (Brock et al. 2019, at a weight of 1e-4), `path_length`
+    regularization of a `stylegan2` generator, whose code has a weight of 2 every 4 updates, or the import path of a
+    class of your own, such as `my_package.losses:ModeSeeking`."""
     weight: Real = 1.0
     """Weight of the term in the loss."""
+    every: Count = 1
+    """Compute the term in every k-th update of its player, multiplied by k (lazy regularization; Karras et al. 2020,
+    appendix B)."""
     player: Literal["generator", "discriminator"] = "generator"
     """Player whose loss it is added to."""
 

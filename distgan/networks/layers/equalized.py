@@ -23,35 +23,63 @@ class EqualizedConv2d(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel_size: int, *, padding: int = 0, gain: float = RELU_GAIN
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        gain: float = RELU_GAIN,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.stride = stride
         self.padding = padding
         self.scale = gain / math.sqrt(inputs * kernel_size**2)
 
     def forward(self, activations: Tensor) -> Tensor:
-        return F.conv2d(activations, self.weight * self.scale, self.bias, padding=self.padding)
+        return F.conv2d(activations, self.weight * self.scale, self.bias, stride=self.stride, padding=self.padding)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, padding={self.padding}, scale={self.scale:.4g}"
+        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, scale={self.scale:.4g}"
 
 
 class EqualizedLinear(nn.Module):
-    """Dense layer with equalized learning rate, as in `EqualizedConv2d`: (n, inputs) to (n, outputs)."""
+    """Dense layer with equalized learning rate, as in `EqualizedConv2d`: (n, inputs) to (n, outputs).
 
-    def __init__(self, inputs: int, outputs: int, *, gain: float = RELU_GAIN) -> None:
+    Args:
+        rate: multiplier of the learning rate. Weights and biases are stored divided by it, and multiplied by it in each
+            forward pass (Karras et al. 2019, appendix C).
+        bias: initial bias.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, gain: float = RELU_GAIN, rate: float = 1.0, bias: float = 0.0
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        self.scale = gain / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
+        self.scale = gain * rate / math.sqrt(inputs)
+        self.rate = rate
 
     def forward(self, activations: Tensor) -> Tensor:
-        return F.linear(activations, self.weight * self.scale, self.bias)
+        return F.linear(activations, self.weight * self.scale, self.bias * self.rate)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, scale={self.scale:.4g}"
+        return f"{tuple(self.weight.shape)}, scale={self.scale:.4g}, rate={self.rate:.4g}"
+
+
+class ScaledLeakyReLU(nn.Module):
+    """sqrt(2) LeakyReLU(0.2), which keeps the scale of activations (Karras et al. 2020, released code).
+
+    `RELU_GAIN` in the layer before would scale its outputs alike, but not its bias.
+    """
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return F.leaky_relu(activations, 0.2) * RELU_GAIN
 
 
 def pixel_norm(activations: Tensor, eps: float = 1e-8) -> Tensor:
