@@ -37,7 +37,8 @@ def augmentation_scalars(loss: LossOptions, real_logits: Tensor, probability: fl
     The sign statistic, r_t of Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", section
     3, is 1 if the discriminator is certain of all reals that it was trained on.
     """
-    found = {"augmentation/probability": torch.zeros_like(real_logits[:1]).sum() + probability}
+    zero = torch.zeros((), dtype=torch.float64, device=real_logits.device)
+    found = {"augmentation/probability": zero + probability}
     if loss.zero_is_boundary:
         found["augmentation/sign"] = real_logits.sign().mean()
     return found

@@ -1,22 +1,25 @@
 """Ten steps of R3GAN's training against a loop written by hand from the paper's equations, in float64.
 
-Weights, real samples, labels and latents are given from outside. The loop below has its own networks and losses (Huang
-et al. 2024, sections 4 and 2), Adam (Kingma and Ba 2015, algorithm 1), curves and average. All curves move, and end
-within the run.
+Weights, real samples, labels, latents and draws of the augmentation are given from outside. The loop below has its own
+networks and losses (Huang et al. 2024, sections 4 and 2), Adam (Kingma and Ba 2015, algorithm 1), curves, average and
+resampling. All curves move, and end within the run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan import randomness
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
+from distgan.losses.augmentation import AugmentationDraws
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
@@ -26,15 +29,16 @@ from distgan.schedule import Update
 from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.loop import train_step
 from distgan.training.state import Progress, TrainingState
+from tools.bench.augmentation import released_operators
 
 STEPS, BATCH, CLASSES, LATENT, GROUP = 10, 4, 3, 5, 8
 OVER = 32
 """Images over which the curves move, of the run's 40."""
-RATE, BETA2, GAMMA, HALF_LIFE = (2e-4, 5e-5), (0.9, 0.99), (0.5, 0.05), (0.0, 30.0)
+RATE, BETA2, GAMMA, HALF_LIFE, PROBABILITY = (2e-4, 5e-5), (0.9, 0.99), (0.5, 0.05), (0.0, 30.0), (0.0, 0.55)
 Weights = dict[str, Tensor]
 
 
-def config_of() -> Config:
+def config_of(*, augmented: bool) -> Config:
     def curve(ends: tuple[float, float], unit: float = 1.0) -> dict[str, Any]:
         return {"start": ends[0] / unit, "end": ends[1] / unit, "over": OVER / 1000, "shape": "cosine"}
 
@@ -52,6 +56,7 @@ def config_of() -> Config:
                 "adversarial": "relativistic_paired",
                 "r1": {"gamma": curve(GAMMA)},
                 "r2": {"gamma": curve(GAMMA)},
+                "augmentation": {"augmentation": "ada", "probability": curve(PROBABILITY)} if augmented else None,
             },
             "ema": {"half_life_kimg": curve(HALF_LIFE, 1000.0)},
             "training": {"steps": STEPS, "batch_size": BATCH},
@@ -80,8 +85,12 @@ class Given:
         yield self.batches[step][1]
 
 
-def test_ten_steps_are_those_of_the_papers_equations() -> None:
-    config, given, runtime = config_of(), Given(), Runtime()
+@pytest.mark.parametrize("augmented", [False, True])
+def test_ten_steps_are_those_of_the_papers_equations(augmented: bool) -> None:
+    """R1 and R2 are at samples before their augmentation."""
+    if augmented and not has_second_derivative():
+        pytest.skip("the loop by hand needs torch's second derivative of grid_sample")
+    config, given, runtime = config_of(augmented=augmented), Given(), Runtime()
     shape = sample_shape(config.data, num_classes=CLASSES)
     generator, discriminator = (
         build_generator(config.generator, shape),
@@ -92,7 +101,7 @@ def test_ten_steps_are_those_of_the_papers_equations() -> None:
         for parameter in network.parameters():
             if not parameter.any():  # biases, and last convolutions of blocks
                 parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=fixed, dtype=torch.float64))
-    expected = reference(weights_of(generator), weights_of(discriminator), given)
+    expected = reference(weights_of(generator), weights_of(discriminator), given, augmented=augmented)
 
     average = EMAGenerator(generator)
     players = (
@@ -119,8 +128,35 @@ def weights_of(network: nn.Module) -> Weights:
     return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
 
 
-def reference(generator: Weights, discriminator: Weights, given: Given) -> tuple[Weights, Weights, Weights]:
+def has_second_derivative() -> bool:
+    image, grid = torch.ones(1, 1, 2, 2, requires_grad=True), torch.zeros(1, 1, 1, 2)
+    sampled = F.grid_sample(image, grid, align_corners=False).square()
+    (slope,) = torch.autograd.grad(sampled.sum(), image, create_graph=True)
+    try:
+        torch.autograd.grad(slope.sum(), image)
+    except RuntimeError:
+        return False
+    return True
+
+
+def augment(samples: Tensor, role: str, kind: str, images: int) -> Tensor:
+    """ADA by the operators of its released code, with this run's draws."""
+
+    def draws_of(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda name, *shape: draw(
+            0, f"{role}/augmentation of {kind}/{name}", torch.arange(BATCH), shape
+        ).double()
+
+    probability = cosine(*PROBABILITY, images)
+    draws = AugmentationDraws(draws_of(randomness.uniform), draws_of(randomness.normal), probability)
+    return released_operators(samples, draws)
+
+
+def reference(
+    generator: Weights, discriminator: Weights, given: Given, *, augmented: bool
+) -> tuple[Weights, Weights, Weights]:
     """Return the weights of both players and of the average."""
+    seen = augment if augmented else lambda samples, *_: samples
     average = dict(generator)
     squares = [
         {name: torch.zeros_like(value) for name, value in player.items()} for player in (generator, discriminator)
@@ -135,7 +171,10 @@ def reference(generator: Weights, discriminator: Weights, given: Given) -> tuple
         trained = {name: value.clone().requires_grad_() for name, value in discriminator.items()}
         real = critics.reals.clone().requires_grad_()
         fake = generate(generator, critics.latents, critics.real_labels).requires_grad_()
-        real_logits, fake_logits = (judge(trained, side, critics.real_labels) for side in (real, fake))
+        real_logits, fake_logits = (
+            judge(trained, seen(side, "discriminator", kind, images), critics.real_labels)
+            for side, kind in ((real, "real"), (fake, "fake"))
+        )
         loss = F.softplus(-(real_logits - fake_logits)).mean()
         for side, logits in ((real, real_logits), (fake, fake_logits)):
             (slope,) = torch.autograd.grad(logits.sum(), side, create_graph=True)
@@ -146,8 +185,9 @@ def reference(generator: Weights, discriminator: Weights, given: Given) -> tuple
         assert own.reals is not None
         assert own.real_labels is not None
         trained = {name: value.clone().requires_grad_() for name, value in generator.items()}
-        fake_logits = judge(discriminator, generate(trained, own.latents, own.real_labels), own.real_labels)
-        real_logits = judge(discriminator, own.reals, own.real_labels)
+        fake = seen(generate(trained, own.latents, own.real_labels), "generator", "fake", images)
+        fake_logits = judge(discriminator, fake, own.real_labels)
+        real_logits = judge(discriminator, seen(own.reals, "generator", "real", images), own.real_labels)
         loss = F.softplus(-(fake_logits - real_logits)).mean()
         generator = adam(trained, loss, squares[0], rate, beta, step + 1)
 

@@ -36,26 +36,26 @@ def released_operators(images: Tensor, draws: AugmentationDraws) -> Tensor:
     count, channels, height, width = images.shape
     parameters = Ada().parameters(draws, height=height, width=width)
     inverse = inverse_map(parameters.geometry).to(images.dtype)
-    middle = torch.tensor([width - 1.0, height - 1.0], device=images.device) / 2
-    corners = torch.tensor([[x, y] for x in (-1.0, 1.0) for y in (-1.0, 1.0)], device=images.device) * middle
+    middle = images.new_tensor([width - 1.0, height - 1.0]) / 2
+    corners = images.new_tensor([[x, y] for x in (-1.0, 1.0) for y in (-1.0, 1.0)]) * middle
     reached = (corners @ inverse[:, :, :2].mT + inverse[:, None, :, 2]).flatten(0, 1)
     needed = torch.stack((-reached.amin(0), reached.amax(0))) - middle + 6
     (left, top), (right, bottom) = needed.clamp(min=0).minimum(2 * middle).ceil().int().tolist()
     wide = F.pad(images, (left, right, top, bottom), mode="reflect").flatten(0, 1)[:, None]
-    taps = torch.tensor(SYM6, device=images.device, dtype=images.dtype) / math.sqrt(2)
+    taps = images.new_tensor(SYM6) / math.sqrt(2)
     row, column = taps.view(1, 1, 1, -1), taps.view(1, 1, -1, 1)
     wide = F.conv_transpose2d(F.conv_transpose2d(wide, 2 * row, stride=(1, 2)), 2 * column, stride=(2, 1))
-    size, linear = torch.tensor(wide.shape[:1:-1], device=images.device), inverse[:, :, :2]
-    ratio = torch.tensor([2.0 * width + 10, 2.0 * height + 10], device=images.device) / size[:, None]
+    size, linear = images.new_tensor(wide.shape[:1:-1]), inverse[:, :, :2]
+    ratio = images.new_tensor([2.0 * width + 10, 2.0 * height + 10]) / size[:, None]
     # The center of the image is half a place before that of the doubled one.
-    padded = torch.tensor([left - right, top - bottom], device=images.device)
+    padded = images.new_tensor([left - right, top - bottom])
     offset = 2 * inverse[:, :, 2] + linear.sum(2) / 2 + padded - 0.5
     theta = torch.cat((linear * ratio, (2 * offset / size)[:, :, None]), dim=2)
     grid = F.affine_grid(theta, [count, channels, 2 * height + 10, 2 * width + 10], align_corners=False)
     moved = F.grid_sample(wide.view(count, channels, *wide.shape[2:]), grid, align_corners=False).flatten(0, 1)
     moved = F.conv2d(F.conv2d(moved[:, None], row, stride=(1, 2)), column, stride=(2, 1))
     black = adjust_color(images.new_zeros(count, 3, 1, 1), parameters.color)
-    unit = torch.eye(3, device=images.device)[None, :, None].expand(count, -1, -1, -1)
+    unit = torch.eye(3, device=images.device, dtype=images.dtype)[None, :, None].expand(count, -1, -1, -1)
     matrix = (adjust_color(unit, parameters.color) - black).squeeze(2)
     return (matrix @ moved.view(count, channels, -1) + black.squeeze(3)).view_as(images)
 

@@ -26,7 +26,7 @@ SYM6 = (
     0.787641141030194, 0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578,
     0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
-"""Low-pass filter of the symlet with six vanishing moments (Daubechies 1992, section 8.1.1), of unit norm."""
+"""Low-pass filter of the symlet with six vanishing moments (Daubechies 1992, table 6.3), of unit norm."""
 
 _TAPS = len(SYM6)
 _CENTER = 5
@@ -119,7 +119,7 @@ class _GridSampleAdjoint(torch.autograd.Function):
 def _sample_by_index(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     count, channels, _, width = images.shape
     left, top = x.floor(), y.floor()
-    places = (top * width + left).long().view(count, 1, -1).expand(-1, channels, -1)
+    places = (top.long() * width + left.long()).view(count, 1, -1).expand(-1, channels, -1)
     pixels = images.flatten(2)
 
     def at(offset: int) -> Tensor:
