@@ -7,6 +7,7 @@ handed over names it.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import re
@@ -86,6 +87,11 @@ def trust_paths_in(text: str) -> None:
     _paths.update(_PATH.findall(text))
 
 
+def is_written(path: str) -> bool:
+    """Return True if the user wrote this import path in a recipe, an override or a program."""
+    return path in _paths
+
+
 def is_allowed(path: str) -> bool:
     """Return True if the user wrote this import path or allowed its package. Optimizers of torch are always allowed."""
     is_optimizer = path.startswith(_OPTIMIZERS) and "." not in path.removeprefix(_OPTIMIZERS)
@@ -122,8 +128,11 @@ def load(path: str, *, built_in: bool = False) -> Callable[..., Any]:
                 "move it into a module and train again with that path"
             )
         if not hasattr(found, part):
-            known = [public for public in vars(found) if not public.startswith("_")][:10]
-            raise UserError(f"{path}: {module} has no {name}; it has {', '.join(known) or 'no public name'}")
+            public = [own for own in vars(found) if not own.startswith("_")]
+            own = [one for one in public if getattr(getattr(found, one), "__module__", None) == module] or public
+            near = difflib.get_close_matches(part, public, n=1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{path}: {module} has no {name}; {guess}it has {', '.join(own[:10]) or 'no public name'}")
         found = getattr(found, part)
         if isinstance(found, ModuleType):
             raise UserError(f"{path}: {part} is a module; name its own path, such as {found.__name__}:Name")
@@ -202,7 +211,8 @@ def _sources(package: str) -> list[tuple[str, Path]]:
 def _not_allowed(path: str, package: str) -> UserError:
     return UserError(
         f"{path}: code of the package {package}, which was not run, because anyone may have written the file that "
-        f"names it; if you trust the package, add --allow {package}, or call distgan.allow({package!r})"
+        f"names it; if you trust the package, add --allow {package}, call distgan.allow({package!r}), or pass "
+        f"trust_code=[{package!r}] to load_generator"
     )
 
 

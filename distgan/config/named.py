@@ -172,6 +172,8 @@ class NamedSection(Section):
         if not self.is_built_in:
             if ":" not in self.technique:
                 near = difflib.get_close_matches(self.technique[:100], self.built_in, n=1)
+                package, _, last = self.technique[:100].rpartition(".")
+                near += [f"{package}:{last}"] if package else []
                 guess = f"did you mean {near[0]}? " if near else ""
                 raise ValueError(
                     f"{key}: {self.technique[:100]!r} is not known; {guess}choose {', '.join(self.built_in)}, or the "
@@ -186,7 +188,7 @@ class NamedSection(Section):
         try:
             schema = self._schema()
         except UserError as error:
-            if extensions.is_distrusting():
+            if extensions.is_distrusting() and not extensions.is_written(self.technique):
                 return self  # a run's generator loads without the code of its discriminator
             raise ValueError(f"{key}: {error}") from None
         taken = sorted(schema.model_fields.keys() & type(self).model_fields)

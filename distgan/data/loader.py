@@ -113,8 +113,7 @@ class Loader:
         self._share_failures()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, the same on every rank. Collective: call on every rank."""
-        self._share_failures()
+        """Return the state as JSON values, the same on every rank after the same number of batches. Not collective."""
         return {
             "version": _VERSION,
             "position": self.position,

@@ -128,6 +128,11 @@ class Reader:
         if self._index.any_remote:
             self.close()  # an evicted shard occupies the disk while it is open
         if mirrored is not None and mirrored.any():
+            if any(others):
+                raise UserError(
+                    "data.mirror = true: flips the first value that data.stages makes of a sample, but not the others; "
+                    "set it to false, and flip all of them in the stages"
+                )
             out[mirrored] = out[mirrored, :, ::-1]
         return Decoded(read, failures, others)
 
@@ -287,7 +292,10 @@ class Reader:
             if self._stages is None:
                 self._failures[sample] = failure
             return failure, others
-        fix = "check that the shards exist" + (f", and {self._stages.name}" if self._stages is not None else "")
+        fix = "check that the shards exist"
+        if self._stages is not None:
+            got = " and ".join(f".{name}" for name in self._stages.members) or "the main member alone"
+            fix = f"check {self._stages.name}, which gets {got}: its attribute `members` names what it gets"
         raise UserError(f"{reason}; {_MAX_CANDIDATES} other samples cannot be read either; {fix}")
 
     def _retries(self, shard: int) -> int:

@@ -119,6 +119,11 @@ def make_metric(section: MetricConfig, context: EvaluationContext, reals: Mappin
         raise UserError(
             f"evaluation.metrics: {section.metric} returned {type(metric).__name__}, expected a torchmetrics.Metric"
         )
+    if not any(part._defaults for part in metric.modules() if isinstance(part, Metric)):
+        raise UserError(
+            f"evaluation.metrics: {section.metric} has no state, so that each rank would keep its own samples; hold "
+            "what it sums up in states, made by add_state"
+        )
     leave_synchronization(metric)
     return metric.to(context.runtime.device)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
 from distgan.players.objective_base import LossAndScalars, MicroBatch, Objective
-from distgan.players.terms import check_loss
+from distgan.players.terms import Absent, check_loss
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
 
@@ -150,7 +150,7 @@ class GeneratorObjective(Objective):
             matching = config.feature_matching
             loss = fake.logits.new_zeros(())
             if matching is None or matching.adversarial:
-                real_logits = fake.logits if real is None else real.logits
+                real_logits: Any = Absent(f"{self.loss_path}: real", "needs_reals") if real is None else real.logits
                 loss = check_loss(self.loss_path, self.adversarial.generator(real_logits, fake.logits))
             if matching is not None:
                 assert real is not None

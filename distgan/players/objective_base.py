@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from distgan.losses.regularizers import HistoricalAverage
 from distgan.networks.hooks import captured, find_layer
 from distgan.networks.shape import SampleShape
 from distgan.players.augmentation import InputAugmentation
-from distgan.players.terms import TermView, add_terms, build_loss, build_terms
+from distgan.players.terms import Absent, TermView, add_terms, build_loss, build_terms
 
 LossAndScalars = tuple[Tensor, dict[str, Tensor]]
 Draw = Callable[..., Tensor]
@@ -270,11 +270,11 @@ class Objective(nn.Module):
             labels=self._fake_labels(batch),
             fakes=at_least_float32(samples),
             fake_logits=fakes.logits,
-            fake_features=fakes.features.get(layer),
-            reals=None if reals is None else batch.reals,
+            fake_features=_there(fakes.features.get(layer), "fake_features", "needs_features"),
+            reals=_there(reals and batch.reals, "reals", "needs_reals"),
             real_labels=None if reals is None else batch.real_labels,
-            real_logits=None if reals is None else reals.logits,
-            real_features=None if reals is None else reals.features.get(layer),
+            real_logits=_there(reals and reals.logits, "real_logits", "needs_reals"),
+            real_features=_there(reals and reals.features.get(layer), "real_features", "needs_reals, needs_features"),
             judge=judge,
             normal=normal,
             uniform=uniform,
@@ -288,3 +288,7 @@ class Objective(nn.Module):
             parts[f"loss/{self.role}_history"] = distance
             loss = loss + self.history_weight * distance
         return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _there(found: Tensor | None, name: str, attribute: str) -> Any:
+    return Absent(f"view.{name}", attribute) if found is None else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,17 @@ class TermView(NamedTuple):
     generator."""
     fake_logits: Tensor
     """(n,): of the fakes with instance noise and augmented, if the config says so."""
-    fake_features: Tensor | None
-    """The discriminator's last features of the same samples; None without `needs_features`."""
-    reals: Tensor | None
-    """(n, *sizes), without instance noise and augmentation; None in the generator's loss without `needs_reals`."""
+    fake_features: Tensor
+    """The discriminator's last features of the same samples. Using them without `needs_features` raises UserError."""
+    reals: Tensor
+    """(n, *sizes), without instance noise and augmentation. Using them or what follows in the generator's loss without
+    `needs_reals` raises UserError."""
     real_labels: Tensor | None
     """(n,) int64: classes of the reals; None if unconditional or without reals."""
-    real_logits: Tensor | None
-    """(n,): of the reals with instance noise and augmented; None without reals."""
-    real_features: Tensor | None
-    """Their features; None without reals or `needs_features`."""
+    real_logits: Tensor
+    """(n,): of the reals with instance noise and augmented."""
+    real_features: Tensor
+    """Their features, as `fake_features`."""
     judge: Callable[..., Tensor]
     """`judge(samples, labels)` returns the discriminator's float32 logits (n,), which can be differentiated twice. It
     augments the samples, if the config says so, with the same draws in each call."""
@@ -58,6 +59,30 @@ class Term(NamedTuple):
     """Interval in updates of the player."""
     compute: Callable[[TermView], Tensor]
     needs_features: bool
+
+
+class Absent:
+    """Stands for a tensor that a loss or term did not ask for. Any use raises UserError, which names the attribute."""
+
+    def __init__(self, what: str, attribute: str) -> None:
+        self._error = UserError(
+            f"{what}: is not there, because the class does not ask for it; set {attribute} = True in the class",
+            everywhere=True,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.__dict__["_error"]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, given: tuple[Any, ...] = (), named: Any = None) -> Any:
+        absent = (value for value in (*given, *(named or {}).values()) if isinstance(value, cls))
+        raise next(absent, cls("a tensor", "needs_reals"))._error
+
+    def _refuse(self, *_: Any) -> Any:
+        raise self._error
+
+    __len__ = __iter__ = __getitem__ = __bool__ = __neg__ = __abs__ = __pow__ = __matmul__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
 
 
 def build_loss(config: AdversarialConfig) -> AdversarialLoss:

@@ -92,6 +92,23 @@ def epochs_of(folder: str, epochs: int) -> tuple[list[list[int]], dict[str, Any]
     return found, state
 
 
+def state_of_one_rank(folder: str) -> dict[str, Any] | None:
+    dist.init_process_group("gloo")
+    with loader(folder) as batches:
+        seen(itertools.islice(batches, 2))
+        state = batches.state_dict() if dist.get_rank() == 0 else None
+        dist.barrier()
+    dist.destroy_process_group()
+    return state
+
+
+def test_one_rank_alone_may_ask_for_the_state(shards: Path, ranks: RankPool) -> None:
+    state, nothing = ranks.run(2, state_of_one_rank, str(shards))
+    assert nothing is None
+    assert state is not None
+    assert state["position"] == 24
+
+
 def test_real_ranks_replace_alike_what_cannot_be_read(shards: Path, ranks: RankPool) -> None:
     write_tar(shards / "004.tar", {"0000.png": b"not an image", "0000.cls": b"1"})
     write_index(str(shards))

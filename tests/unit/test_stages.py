@@ -19,6 +19,7 @@ from distgan.data.index.rebuild import write_index
 from distgan.data.reader import Batch, read_samples
 from distgan.data.replacements import Substitutions, record_failures
 from distgan.data.stages import stages_key
+from tests.shards import refusal
 from tests.stages import SIDE, batches, developed, settings, write_scans
 
 HERE = __name__
@@ -196,6 +197,13 @@ def captioned() -> list[Any]:
 
 
 captioned.members = "png", "txt"  # type: ignore[attr-defined]
+
+
+def test_values_beside_the_data_are_not_mirrored_unseen(tmp_path: Path) -> None:
+    index = write_scans(tmp_path)
+    said = refusal(lambda: batches(1, index, settings(f"{HERE}:captioned", mirror=True)))
+    assert "data.mirror = true" in said
+    assert "flip all of them in the stages" in said
 
 
 def test_cached_statistics_are_told_apart_by_options(tmp_path: Path) -> None:

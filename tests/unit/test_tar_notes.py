@@ -13,7 +13,7 @@ from distgan.data.index.checks import unlisted
 from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.errors import UserError
-from tests.shards import held, refusal, write_tar
+from tests.shards import held, numbered_png, refusal, write_tar
 
 
 def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:
@@ -39,6 +39,14 @@ def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:
     assert "2 other sorts" in counted
     assert "--last-dot" in hint
     assert sorted(held(index_shards(str(path), last_dot=True).index)) == ["0", "1", "5", "Track 2.0"]
+
+
+def test_the_last_dot_is_not_offered_for_masks_of_samples(tmp_path: Path) -> None:
+    """It would make each of them a sample."""
+    image = numbered_png(1)
+    path = write_tar(tmp_path / "a.tar", {f"{n}{end}.png": image for n in "ab" for end in ("", ".mask")})
+    [note] = index_shards(str(path)).notes
+    assert "2 .mask.png beside samples" in note
 
 
 def test_the_last_dot_is_not_offered_to_who_asked_for_it(tmp_path: Path) -> None:

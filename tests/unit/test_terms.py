@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig, parse_config
@@ -71,6 +72,32 @@ class Constant:
 class Refusing:
     def __init__(self, margin: float = 1.0) -> None:
         raise KeyError("no margin\nlike this")
+
+
+class Peeking:
+    """Looks at reals without saying so."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return fake.mean() - real.mean()
+
+    def generator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return F.softplus(real - fake).mean()
+
+
+class PeekingTerm:
+    def __init__(self, attribute: str = "reals", function: str = "mean") -> None:
+        self.attribute, self.function = attribute, function
+
+    def __call__(self, view: TermView) -> Tensor:
+        found = getattr(view, self.attribute)
+        uses = {
+            "mean": lambda: found.mean(),
+            "minus": lambda: (view.fakes - found).mean(),
+            "from": lambda: (found - view.fakes).mean(),
+            "call": lambda: F.mse_loss(view.fakes, found),
+            "item": lambda: found[0].mean(),
+        }
+        return uses[self.function]()  # type: ignore[no-any-return]
 
 
 class Half:
@@ -153,6 +180,23 @@ def test_a_loss_per_sample_is_refused() -> None:
     for run in (lambda: generator(micro_batch(), 0), lambda: discriminator(micro_batch(), 0, 0)):
         with pytest.raises(UserError, match=r"PerSample: returned torch.float32 of shape \(4,\)"):
             run()
+
+
+@pytest.mark.parametrize("function", ["mean", "minus", "from", "call", "item"])
+@pytest.mark.parametrize("attribute", ["reals", "real_logits", "fake_features", "real_features"])
+def test_what_a_term_did_not_ask_for_is_no_other_tensor(attribute: str, function: str) -> None:
+    term = {"term": f"{HERE}:PeekingTerm", "attribute": attribute, "function": function}
+    generator, _ = objectives(objective={"terms": [term]})
+    asked = "needs_features" if attribute == "fake_features" else "needs_reals"
+    with pytest.raises(UserError, match=rf"view\.{attribute}: is not there.* set {asked}"):
+        generator(micro_batch(), 0)
+
+
+def test_a_loss_that_looks_at_reals_has_to_say_so() -> None:
+    generator, discriminator = objectives(objective={"adversarial": f"{HERE}:Peeking"})
+    assert discriminator(micro_batch(), 0, 0)[0].isfinite()
+    with pytest.raises(UserError, match=r"Peeking: real: is not there.* set needs_reals = True"):
+        generator(micro_batch(), 0)
 
 
 def test_a_loss_without_a_gradient_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.data.index.members import Passed, SampleRule, describe_passed, shown, sort_of
+from distgan.data.index.members import Passed, SampleRule, describe_passed, is_sample_by_last_dot, shown, sort_of
 from distgan.data.index.table import (
     ARRAYS,
     EXTENSIONS,
@@ -219,12 +219,16 @@ def _scan(url: str, verify: bool, rule: SampleRule) -> _Scan:
     if kind in twice:
         raise UserError(
             f"{name}: found two {kind} for the key {shown(twice[kind])!r}, expected one; "
-            "write the shard again with unique keys"
+            "write the shard again with unique keys, or name the extension of the samples with --extension"
         )
     for other, members in found.items():
         for key, beside in members.items() if other != kind else ():
             extension = EXTENSIONS[beside.extension]
             pass_over(f".{extension}", key + f".{extension}".encode())
+    for what, (_, example) in list(passed.items()):
+        # Another member of a sample, such as its mask, which --last-dot would make a sample of its own.
+        if is_sample_by_last_dot(example, rule) and rule.split(example)[0] in samples:
+            passed[f"{what} beside samples"] = passed.pop(what)
     for key in labels.keys() - samples.keys():
         pass_over(".cls labels without a sample", key + b".cls")
     shard = Shard(url, size, len(samples), digest.hexdigest(), sha256)

@@ -69,7 +69,8 @@ def describe_passed(passed: Passed, rule: SampleRule) -> tuple[str, ...]:
     more = f", and {len(common) - _SORTS_SHOWN} other sorts" if len(common) > _SORTS_SHOWN else ""
     total = sum(count for count, _ in passed.values())
     lines = [f"skipped {counted(total, 'member')}: {', '.join(listed)}{more}"]
-    dotted = [example for what, (_, example) in common if what.startswith(".") and _by_last_dot(example, rule)]
+    alone = [(what, example) for what, (_, example) in common if not what.endswith(" beside samples")]
+    dotted = [example for what, example in alone if what.startswith(".") and is_sample_by_last_dot(example, rule)]
     if dotted and not rule.last_dot:
         lines.append(
             f"{shown(dotted[0])!r} was skipped because WebDataset extensions begin at the first dot of a name; "
@@ -78,7 +79,8 @@ def describe_passed(passed: Passed, rule: SampleRule) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _by_last_dot(name: bytes, rule: SampleRule) -> bool:
+def is_sample_by_last_dot(name: bytes, rule: SampleRule) -> bool:
+    """Return True if a member would be a sample with --last-dot only."""
     return split_name(name, True)[1] in rule.stored and split_name(name)[1] not in rule.stored
 
 
