@@ -25,9 +25,17 @@ METRICS = [{"metric": "lab.metrics:Sharpness", "power": 2}, "lab.metrics:Recall"
 
 
 BROKEN = """
+import torch
 from torchmetrics import Metric
 
+class Stateless(Metric):
+    def update(self, images): self.total = images.sum()
+    def compute(self): return self.total
+
 class Text(Metric):
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
     def update(self, images): pass
     def compute(self): return "many"
 
@@ -218,13 +226,17 @@ def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_pat
         ({"metrics": ["fid", "torch.nn:Identity"]}, ["torch.nn:Identity returned Identity", "torchmetrics.Metric"]),
         ({"metrics": ["fid", "fid"]}, ["evaluation.metrics", "fid is named twice"]),
         ({"metrics": ["fid", METRICS[0], "lab.metrics:Sharpness"]}, ["Sharpness is named twice", "name: Sharpness-2}"]),
-        ({"metrics": ["fid", {"metric": "kid", "name": "a/b"}]}, ["evaluation.metrics.1: 'a/b' cannot name a value"]),
+        (
+            {"metrics": ["fid", {"metric": "kid", "name": "a/b"}]},
+            ["evaluation.metrics.1.name: 'a/b' cannot name a value"],
+        ),
         ({"metrics": ["fid", {"metric": "kid", "name": "step"}]}, ["metrics.jsonl has another 'step'"]),
         (
             {"metrics": ["lab.metrics:Recall", {"metric": "fid", "name": "Recall_share"}]},
             ["two values are named Recall_share[Means]", "name:"],
         ),
         ({"metrics": ["fid", "broken:Raises"]}, ["broken:Raises: update failed: ZeroDivisionError", "broken.py:"]),
+        ({"metrics": ["fid", "broken:Stateless"]}, ["broken:Stateless has no state", "add_state"]),
         ({"metrics": ["fid", "broken:Text"]}, ["broken:Text: compute returned str, expected a number"]),
         ({"metrics": ["fid", "broken:Reals"]}, ["broken:Reals: update of its real_statistic failed: KeyError"]),
         ({"metrics": ["broken:InPlace", "fid"]}, ["broken:InPlace: update changes its input in place", "clone it"]),
