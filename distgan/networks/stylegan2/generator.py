@@ -11,13 +11,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distgan import randomness
 from distgan.distributed import collectives
 from distgan.networks.layers.resampling import Upsample
 from distgan.networks.shape import SampleShape
 from distgan.networks.stylegan2.mapping import Mapping
 from distgan.networks.stylegan2.modulation import StyledLayer, ToImage
-from distgan.networks.stylegan2.noise import SEED, AddressedNoise
+from distgan.networks.stylegan2.noise import AddressedNoise, draw_mixing
 
 _AVERAGE_DECAY = 0.995
 
@@ -56,7 +55,6 @@ class StyleGAN2Generator(nn.Module):
         super().__init__()
         levels = shape.resolution.bit_length() - 2
         widths = [min(width << level, max_width) for level in reversed(range(levels))]
-        self.latent_size = latent_size
         self.style_mixing = style_mixing
         self.num_styles = 2 * levels
         self.mapping = Mapping(latent_size, shape.num_classes, style_size, mapping_layers)
@@ -90,12 +88,13 @@ class StyleGAN2Generator(nn.Module):
                 mean = collectives.all_reduce_mean(style.mean(0))
                 self.average_style.copy_(mean.lerp(self.average_style, _AVERAGE_DECAY))
             if self.style_mixing:
-                styles = self._mix(styles, latents, labels)
+                second, replaced = draw_mixing(latents, self.num_styles, self.style_mixing)
+                styles = torch.where(replaced[:, :, None], self.mapping(second, labels)[:, None], styles)
         return styles if truncation == 1.0 else self.average_style.lerp(styles, truncation)
 
     def synthesize(self, styles: Tensor, latents: Tensor) -> Tensor:
         """Return the images of `styles` (see there). The latents only address the noise."""
-        noise = self.noise(randomness.addresses(latents))
+        noise = self.noise(latents)
         activations = self.layers[0](self.first.expand(styles.shape[0], -1, -1, -1), styles[:, 0], noise[0])
         images: Tensor = self.to_image[0](activations, styles[:, 1])
         for level, to_image in enumerate(self.to_image[1:], 1):
@@ -106,12 +105,3 @@ class StyleGAN2Generator(nn.Module):
             # The style of the next resolution's first convolution, as in the released code.
             images = images + to_image(activations, styles[:, 2 * level + 1])
         return images
-
-    def _mix(self, styles: Tensor, latents: Tensor, labels: Tensor | None) -> Tensor:
-        addresses = randomness.addresses(latents)
-        drawn = randomness.normal(SEED, "style mixing/latents", addresses, (self.latent_size,))
-        other = self.mapping(drawn.to(styles.dtype), labels)
-        mixed = randomness.uniform(SEED, "style mixing/mixed", addresses) < self.style_mixing
-        first = 1 + randomness.integers(SEED, "style mixing/first", addresses, self.num_styles - 1)
-        replaced = (torch.arange(self.num_styles, device=first.device) >= first[:, None]) & mixed[:, None]
-        return torch.where(replaced[:, :, None], other[:, None], styles)
