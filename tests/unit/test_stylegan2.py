@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.errors import UserError
 from distgan.inference.generation import generate_paths
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
@@ -290,6 +291,14 @@ def test_mixed_styles_need_normal_latents() -> None:
     with pytest.raises(ValidationError, match="latent_distribution: normal"):
         GeneratorConfig(architecture="stylegan2")
     GeneratorConfig(architecture="stylegan2", style_mixing=0)
+
+
+def test_images_have_four_pixels_or_more() -> None:
+    shape = SampleShape(resolution=2, channels=1)
+    with pytest.raises(UserError, match="the stylegan2 generator supports powers of two from 4 up"):
+        generator(shape)
+    with pytest.raises(UserError, match="the stylegan2 discriminator supports powers of two from 4 up"):
+        build_discriminator(DiscriminatorConfig(architecture="stylegan2"), shape)
 
 
 def test_labels_change_images_and_logits() -> None:

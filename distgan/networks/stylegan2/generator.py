@@ -17,6 +17,7 @@ from distgan.networks.shape import SampleShape
 from distgan.networks.stylegan2.mapping import Mapping
 from distgan.networks.stylegan2.modulation import StyledLayer, ToImage
 from distgan.networks.stylegan2.noise import AddressedNoise, draw_mixing
+from distgan.networks.stylegan2.widths import widths_from_images
 
 _AVERAGE_DECAY = 0.995
 
@@ -53,10 +54,9 @@ class StyleGAN2Generator(nn.Module):
         style_mixing: float = 0.9,
     ) -> None:
         super().__init__()
-        levels = shape.resolution.bit_length() - 2
-        widths = [min(width << level, max_width) for level in reversed(range(levels))]
+        widths = widths_from_images("generator", shape, width, max_width)[::-1]
         self.style_mixing = style_mixing
-        self.num_styles = 2 * levels
+        self.num_styles = 2 * len(widths)
         self.mapping = Mapping(latent_size, shape.num_classes, style_size, mapping_layers)
         self.first = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.layers = nn.ModuleList([StyledLayer(widths[0], widths[0], style_size)])
