@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def within_memory(what: str, fix: str = "") -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what}: not enough memory: {said}" + (f"; {fix}" if fix else "")) from None
@@ -75,7 +76,8 @@ _NO_MEMORY = (
 """Parts of the out-of-memory messages of torch's allocators, cuBLAS and cuDNN."""
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an exception says that memory of the host or the device ran out."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
@@ -105,19 +107,26 @@ def blaming_code(what: str, *, everywhere: bool = False) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        origin: BaseException = error
-        while not str(origin) and (cause := origin.__cause__ or origin.__context__) is not None:
-            origin = cause  # libraries wrap errors in some that say nothing
-        said = " ".join(str(origin).split())[:300]
-        raise UserError(f"{what}: {type(origin).__name__}: {said}{_place(origin)}", everywhere=everywhere) from error
+        raise UserError(f"{what}: {described(error)}", everywhere=everywhere) from error
+
+
+def described(error: BaseException) -> str:
+    """Return what a user's code raised in one line: `TYPE: MESSAGE (FILE:LINE)`, with the innermost line of theirs."""
+    while not str(error) and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause  # libraries wrap errors in some that say nothing
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said}{_place(error)}"
 
 
 def _place(error: BaseException) -> str:
-    """Return the innermost line of the user's own code, ` (FILE:LINE)`; empty if there is none."""
     own = os.path.dirname(__file__) + os.sep
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    theirs = (frame for frame in frames if "/torch/" not in frame.filename and not frame.filename.startswith(own))
-    frame = next(theirs, None)
-    return f" ({frame.filename}:{frame.lineno})" if frame is not None else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
+    # A user's package may be installed too, but what is not installed is surely theirs.
+    frames = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)] or frames
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+_LIBRARIES = (*(sysconfig.get_paths()[name] + os.sep for name in ("stdlib", "purelib", "platlib")), "<frozen")
+"""Where installed code lies."""

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from distgan.code_description import describe_code
 from distgan.errors import UserError, printable
 
 _PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
@@ -115,6 +116,11 @@ def load(path: str, *, built_in: bool = False) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise _import_failed(path, error) from error
     for part in name.split("."):
+        if not hasattr(found, part) and module == "__main__":
+            raise UserError(
+                f"{path}: it was defined in a notebook or script, and not in this one; run its definition first, or "
+                "move it into a module and train again with that path"
+            )
         if not hasattr(found, part):
             known = [public for public in vars(found) if not public.startswith("_")][:10]
             raise UserError(f"{path}: {module} has no {name}; it has {', '.join(known) or 'no public name'}")
@@ -136,7 +142,7 @@ def import_path(thing: Callable[..., Any]) -> str:
     Raises:
         UserError: it cannot be imported by a path, because it was defined inside a function or made by a call.
     """
-    path = f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', None)}"
+    path = f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', '')}"
     if is_import_path(path):
         _paths.add(path)
         if load(path) is thing:
@@ -145,12 +151,33 @@ def import_path(thing: Callable[..., Any]) -> str:
     raise UserError(f"{shown}: cannot be imported by a path; define it at the top level of a module")
 
 
+def code_digest_of(path: str) -> str:
+    """Return the SHA-256 of the code that an import path names, in hexadecimal.
+
+    It is that of the names and contents of all Python sources of its package. Without a source file, as in a notebook,
+    it is that of the definition's compiled code, and of what it uses of the notebook.
+    """
+    if package_of(path) == "__main__" and not _sources("__main__"):
+        main = vars(sys.modules["__main__"])
+        described = "\n".join(describe_code(main.get(path.partition(":")[2].partition(".")[0]), main))
+        return hashlib.sha256(described.encode()).hexdigest()
+    return package_digest(package_of(path))
+
+
+def code_digests(paths: Iterable[str]) -> dict[str, str]:
+    """Return the digests of the packages of import paths, by package."""
+    digests: dict[str, list[str]] = {}
+    for path in sorted({*paths}):
+        digests.setdefault(package_of(path), []).append(code_digest_of(path))
+    return {
+        package: found[0] if len({*found}) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
+        for package, found in digests.items()
+    }
+
+
 @cache
 def package_digest(package: str) -> str:
-    """Return the SHA-256 of the names and contents of a package's Python sources, in hexadecimal.
-
-    A module without a source file, as in a notebook, has the digest of nothing.
-    """
+    """Return the SHA-256 of the names and contents of a package's Python sources, in hexadecimal."""
     digest = hashlib.sha256()
     for name, source in _sources(package):
         content = source.read_bytes()

@@ -52,7 +52,9 @@ def wait_until(condition: Callable[[], bool], job: Job, seconds: float = 90) -> 
 
 def wait_for_rows(run: Path, job: Job, count: int = 1) -> None:
     """Wait until a job has written so many rows of metrics."""
-    wait_until(lambda: (run / "metrics.jsonl").exists() and len(rows(run)) >= count, job)
+    file = run / "metrics.jsonl"
+    # Ends of lines, because the last line may be half written.
+    wait_until(lambda: file.exists() and file.read_text().count("\n") >= count, job)
 
 
 def wait_for_checkpoint(run: Path, step: int, job: Job) -> None:

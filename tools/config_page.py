@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from distgan.config.fields import ScheduleConfig
 from distgan.config.named import NamedSection
 from distgan.config.run import Config
 
@@ -37,12 +38,15 @@ def page() -> str:
     places: dict[type[BaseModel], list[str]] = {}
     for path, section in sections_of(Config):
         places.setdefault(section, []).append(path)
+    scheduled = places.pop(ScheduleConfig)
     titles = {section: ", ".join(f"`{path}`" for path in paths) for section, paths in places.items()}
+    titles[ScheduleConfig] = "Schedules"
     parts = [INTRODUCTION, f"## Top level\n\n{table(Config, titles)}"]
     for section, title in titles.items():
         parts.append(f"## {title}\n\n{inspect.cleandoc(section.__doc__ or '')}\n\n{table(section, titles)}")
         if issubclass(section, NamedSection) and section.option_fields():
             parts.append(options_table(section, titles))
+    parts.append(f"These keys take one: {', '.join(f'`{path}`' for path in scheduled)}.\n")
     return "\n".join(parts)
 
 
@@ -63,10 +67,9 @@ def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section that a field holds, or None for a plain value."""
-    if typing.get_origin(annotation) is list:
-        return section_of(typing.get_args(annotation)[0])
-    candidates = (annotation, *typing.get_args(annotation))
-    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(section_of, typing.get_args(annotation))), None)
 
 
 def table(model: type[BaseModel], titles: dict[type[BaseModel], str]) -> str:
@@ -92,7 +95,7 @@ def cells(field: FieldInfo, titles: dict[type[BaseModel], str]) -> tuple[str, st
     """Return what a key accepts, its default and its meaning."""
     section, meaning = section_of(field.annotation), " ".join((field.description or "").split())
     if section is not None:
-        link = f"[section](#{anchor(titles[section])})"
+        link = f"[{'schedule' if section is ScheduleConfig else 'section'}](#{anchor(titles[section])})"
         kind = describe(field.annotation).replace("section", link)
         meaning = meaning or (section.__doc__ or "").splitlines()[0]
     else:
@@ -156,6 +159,8 @@ def default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
+    if isinstance(value, ScheduleConfig):
+        value = value.model_dump(exclude_unset=True)
     if isinstance(value, BaseModel):
         return "its own defaults"
     return f"`{escape(json.dumps(value))}`"

@@ -132,10 +132,10 @@ def work(folder: Path, width: int) -> None:
         if output.requires_grad:
             output.register_hook(count_in_backward)
 
-    player.network.get_submodule("projection").register_forward_hook(watch_backward)
+    player.network.get_submodule("stages.0.0.scale").register_forward_hook(watch_backward)
     for step in range(UPDATES):
-        state.discriminator.update([batch], (step, step), 1e-4)
-        applied = player.update([batch], (step,), 1e-4, before_change=count_before_step)
+        state.discriminator.update([batch], (step, step), {"lr": 1e-4})
+        applied = player.update([batch], (step,), {"lr": 1e-4}, before_change=count_before_step)
         with runtime.full_params(player.network):
             average.update(0.5, applied)
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before

@@ -14,7 +14,7 @@ from distgan.checkpoint.directory import USE_OLDER
 from distgan.config import Config, flatten, parse_config
 from distgan.data.index.table import Index
 from distgan.errors import UserError
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
 from distgan.networks.progressive import GrowingNetwork
 from distgan.players.player import Player
 
@@ -28,12 +28,13 @@ def validate_resume(
         accept: accepted differences, from `contents.ACCEPTABLE`.
     """
     then = parse_config(description.config, source=f"{path}/state.json")
-    follows = schedule.position_after(then, description.step)
-    if description.position != follows and "batch" not in description.accepted:
-        raise UserError(
-            f"{path}/state.json: position: found {description.position} at step {description.step}, expected {follows} "
-            f"from its config: the file was changed; {USE_OLDER}"
-        )
+    follows = schedule.used_after(then, description.step)
+    for key, expected in follows._asdict().items():
+        if (number := getattr(description, key)) != expected and "batch" not in description.accepted:
+            raise UserError(
+                f"{path}/state.json: {key}: found {number} at step {description.step}, expected {expected} "
+                f"from its config: the file was changed; {USE_OLDER}"
+            )
     found = description.data.fingerprint
     if found != index.fingerprint and "data" not in accept:
         raise UserError(
@@ -46,10 +47,12 @@ def validate_resume(
             "its index, or set another run_dir"
         )
     known = description.code
-    changed = [package for package in now.packages if known.get(package, "") not in ("", package_digest(package))]
+    digests = code_digests(now.code_paths)
+    changed = [package for package, digest in digests.items() if known.get(package, "") not in ("", digest)]
     if changed and "code" not in accept:
+        changed_code = "__main__, the notebook or script" if changed[0] == "__main__" else f"the package {changed[0]}"
         raise UserError(
-            f"{path}: saved with other sources of the package {changed[0]}, so that a resume would not be exact; "
+            f"{path}: saved with other sources of {changed_code}, so that a resume would not be exact; "
             "restore that version, or continue with --accept code"
         )
     if then.seed != now.seed and "seed" not in accept:
@@ -57,18 +60,19 @@ def validate_resume(
             f"{path}: saved with seed = {then.seed}, but the config has seed = {now.seed}, which changes data order "
             f"and noise; set seed={then.seed}, or accept the change with --accept seed"
         )
-    images = [
-        [schedule.position_after(config, step) for step in (description.step, description.step + 1)]
+    used = [
+        [schedule.used_after(config, step) for step in (description.step, description.step + 1)]
         for config in (then, now)
     ]
-    if images[0] != images[1] and "batch" not in accept:
+    if used[0] != used[1] and "batch" not in accept:
+        was, would = ([place.position for place in places] for places in used)
         raise UserError(
-            f"{path}: {_batch_changes(then, now)} (the next step would use the real images {images[1][0]} to "
-            f"{images[1][1]} instead of {images[0][0]} to {images[0][1]}, and `distgan trace` could no longer name the "
+            f"{path}: {_batch_changes(then, now)} (the next step would use the real images {would[0]} to "
+            f"{would[1]} instead of {was[0]} to {was[1]}, and `distgan trace` could no longer name the "
             "samples of a step); restore it, or accept the change with --accept batch"
         )
-    before = schedule.statistics_sizes(then, description.position, description.world_size)
-    for key, size in schedule.statistics_sizes(now, description.position, world_size).items():
+    before = schedule.statistics_sizes(then, description.images, description.world_size)
+    for key, size in schedule.statistics_sizes(now, description.images, world_size).items():
         if before.get(key, size) != size and "statistics" not in accept:
             raise UserError(
                 f"{path}: {key}: batch statistics were over {before[key]} samples, but now they would be over {size}, "
@@ -87,6 +91,7 @@ def validate_resume(
 
 _BATCH_KEYS = (
     "training.batch_size", "training.critic_steps", "training.initial_critic_steps", "training.extra_critic_steps",
+    "training.generator_reals", "objective.adversarial", "objective.feature_matching", "objective.terms",
     "growth.first_resolution", "growth.stable_kimg", "growth.fade_kimg", "growth.batch_sizes",
 )  # fmt: skip
 """Keys and sections that decide which images a step uses."""
@@ -160,6 +165,26 @@ def check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> N
                 f"{path}/counters.safetensors: {player.role}/{name}: found {found}, expected a number from 0; "
                 f"{USE_OLDER}"
             )
+
+
+def check_controller(path: Path, saved: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless the state of the adaptive augmentation is complete and possible, or absent."""
+    found = {name: saved.get(f"controller/{name}") for name in ("probability", "signs", "images")}
+    if all(tensor is None for tensor in found.values()):
+        return
+    for name, tensor in found.items():
+        if tensor is None or tensor.dim() or not tensor.isfinite():
+            said = "missing" if tensor is None else "a list" if tensor.dim() else f"{tensor.item()}"
+            raise UserError(
+                f"{path}/counters.safetensors: controller/{name}: found {said}, expected a number; {USE_OLDER}"
+            )
+    probability, signs, images = (float(tensor) for tensor in found.values() if tensor is not None)
+    if not 0 <= probability <= 1 or images < 0 or abs(signs) > images * (1 + 1e-6):
+        raise UserError(
+            f"{path}/counters.safetensors: controller: found probability {probability:g} and signs that sum to "
+            f"{signs:g} of {images:g} images, expected a probability from 0 to 1 and at most one sign per image; "
+            f"{USE_OLDER}"
+        )
 
 
 def own_tensors(player: Player, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

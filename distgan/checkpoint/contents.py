@@ -54,8 +54,9 @@ class Description(_Record):
 
     step: Count
     position: Count
-    """Stream position, and the number of real images seen."""
+    """Stream position."""
     images: Count
+    """Number of real images that discriminator updates used."""
     best: Best | None
     accepted: list[Acceptable] = []
     """Differences that `--accept` has allowed so far. With `batch`, the step does not determine the position."""

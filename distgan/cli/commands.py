@@ -84,7 +84,7 @@ def _trace(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace) -> None:
     from distgan.inference.sample import sample, sample_paths
 
-    shared = {name: getattr(options, name) for name in ("seed", "labels", "batch_size", "best")}
+    shared = {name: getattr(options, name) for name in ("seed", "labels", "batch_size", "best", "truncation")}
     if options.num is not None:
         shared["number"] = options.num
     if options.interpolate is not None:
@@ -102,7 +102,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from distgan.distributed.runtime import leave_process_group
     from distgan.inference.evaluate import evaluate
 
-    metrics = evaluate(options.source, options.overrides, best=options.best)
+    metrics = evaluate(options.source, options.overrides, best=options.best, truncation=options.truncation)
     leave_process_group()
     if is_first("RANK"):
         write_line(json.dumps(metrics))
@@ -123,8 +123,8 @@ def _average(options: argparse.Namespace) -> None:
 
     made = average(options.run, options.std, options.out)
     write_line(
-        f"{made.path}: from {counted(made.snapshots, 'snapshot')}; rounding errors grow at most "
-        f"{made.amplification:.3g} times"
+        f"{made.path}: from {counted(made.snapshots, 'snapshot')}; {made.distance:.1%} off an average of this width; "
+        f"rounding errors grow at most {made.amplification:.3g} times"
     )
 
 

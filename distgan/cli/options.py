@@ -127,6 +127,7 @@ def _sample(command: AddCommand) -> None:
         metavar="B",
         help="number of samples per forward pass (default: %(default)s)",
     )
+    _add_truncation(parser)
     _add_best(parser)
 
 
@@ -138,6 +139,7 @@ def _evaluate(command: AddCommand) -> None:
     )  # fmt: skip
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="run folder, or a checkpoint in it")
     _add_overrides(parser, "changes to the evaluation, such as evaluation.num_samples=50000")
+    _add_truncation(parser)
     _add_best(parser)
 
 
@@ -281,6 +283,15 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
         metavar="PACKAGE",
         help="run code of this package if a checkpoint, an export or a run folder names it; repeat the option to allow "
         "more (a recipe of yours allows what it names)",
+    )
+
+
+def _add_truncation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--truncation",
+        type=float,
+        metavar="T",
+        help="draw normal latents from [-T, T] only: lower T gives less varied and often better samples (default: all)",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from distgan.config.architectures import MinibatchDiscriminationConfig, MinibatchStddevConfig
 from distgan.config.data import DataConfig, StagesConfig
 from distgan.config.evaluation import DetectorConfig, EvaluationConfig, MetricConfig
+from distgan.config.fields import ScheduleConfig
 from distgan.config.loading import dump_config, flatten, is_run_folder, json_schema, load_config, parse_config
 from distgan.config.objective import (
     AdversarialConfig,
@@ -22,6 +23,7 @@ from distgan.config.objective import (
     WeightClippingConfig,
     ZeroCenteredPenaltyConfig,
 )
+from distgan.config.objective.augmentation import AugmentationConfig, ControllerConfig
 from distgan.config.players import (
     DiscriminatorConfig,
     EMAConfig,
@@ -42,8 +44,10 @@ from distgan.config.training import (
 
 __all__ = [
     "AdversarialConfig",
+    "AugmentationConfig",
     "CheckpointConfig",
     "Config",
+    "ControllerConfig",
     "DataConfig",
     "DetectorConfig",
     "DiscriminatorConfig",
@@ -65,6 +69,7 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ScheduleConfig",
     "StagesConfig",
     "TermConfig",
     "TrackerConfig",

@@ -40,8 +40,10 @@ class NetworkOptions(Section):
     """Kinds of data that it is for."""
     power_of_two: ClassVar[bool] = False
     """Its images have a power of two of pixels per side."""
+    has_stages: ClassVar[bool] = False
+    """It is built of `networks.layers.stage.Stage`, whose precision `training.mixed_precision` can choose."""
     grows: ClassVar[bool] = False
-    """It grows with the stream position; see `networks.progressive.GrowingNetwork`."""
+    """It grows with the images seen; see `networks.progressive.GrowingNetwork`."""
     compares_batch: ClassVar[bool] = False
     """A sample's output depends on the other samples of the micro-batch of all ranks."""
 
@@ -76,7 +78,22 @@ class NetworkOptions(Section):
         return None
 
 
-class NormalizedOptions(NetworkOptions):
+class BatchNormOptions(NetworkOptions):
+    """Networks that may normalize by the moments of a batch."""
+
+    normalization: Normalization = "synchronized"
+
+    @property
+    def batch_statistics(self) -> dict[str, str]:
+        over = {"synchronized": "global", "batch": "rank"}.get(self.normalization)
+        return {"normalization": over} if over else {}
+
+    @property
+    def normalizes_batch(self) -> bool:
+        return self.normalization in ("synchronized", "batch")
+
+
+class NormalizedOptions(BatchNormOptions):
     """Networks with a choice of normalization."""
 
     takes_effect_with: ClassVar = {"reference_size": ("normalization", ("virtual",))}
@@ -88,15 +105,6 @@ class NormalizedOptions(NetworkOptions):
     """Number of samples in virtual batch norm's reference batch. null: the micro-batch, at most 128."""
     spectral_norm: bool = False
     """Divide each weight matrix by its largest singular value (Miyato et al. 2018)."""
-
-    @property
-    def batch_statistics(self) -> dict[str, str]:
-        over = {"synchronized": "global", "batch": "rank"}.get(self.normalization)
-        return {"normalization": over} if over else {}
-
-    @property
-    def normalizes_batch(self) -> bool:
-        return self.normalization in ("synchronized", "batch")
 
     @property
     def bounds_slope(self) -> bool:
@@ -159,8 +167,8 @@ class ResNetOptions(NormalizedOptions):
     width: Size = 64
     """Channels throughout at 32 pixels (128 in WGAN-GP, 256 and 128 in SNGAN). Larger images multiply it by SNGAN's
     table, with 64 there."""
-    max_width: Size = 1024
-    """Largest number of channels of a layer."""
+    max_width: Size | None = None
+    """Largest number of channels of a layer; null: 16 times `width`, the largest of SNGAN's table."""
 
 
 class ResNetDiscriminatorOptions(ResNetOptions):
@@ -168,6 +176,41 @@ class ResNetDiscriminatorOptions(ResNetOptions):
 
     pooling: Literal["sum", "mean"] = "sum"
     """Pooling before the logit: `sum` (SNGAN) or `mean` (WGAN-GP)."""
+
+
+class BigGANOptions(NetworkOptions):
+    """Residual networks of BigGAN (Brock et al. 2019), for images of 32 to 256 pixels. They have spectral norm."""
+
+    kinds = ("images",)
+    power_of_two = True
+
+    width: Size = 64
+    """ch in the paper, 96 there: its tables multiply it by 1 to 16. At 32 pixels all layers have 4 times as many
+    channels."""
+    attention: tuple[Size, ...] = ()
+    """Sizes in pixels of the feature maps with self-attention: `[64]` in the paper. They need 8 channels or more."""
+    initialization: Literal["orthogonal", "normal"] = "orthogonal"
+    """Initial weights: `orthogonal` matrices, or `normal` of N(0, 0.02)."""
+
+
+class BigGANGeneratorOptions(BigGANOptions, BatchNormOptions):
+    """Residual networks of BigGAN (Brock et al. 2019), for images of 32 to 256 pixels. They have spectral norm."""
+
+    shared_size: Size | None = None
+    """Length of one class embedding that all scales and offsets are linear functions of, 128 in the paper. null: tables
+    of scales and offsets by class for each norm."""
+    hierarchical: bool = False
+    """Split the latent evenly: one part for the first layer, and one for the norms of each block."""
+    normalization: Literal["synchronized", "batch"] = "synchronized"
+    """Normalization: `synchronized` batch norm over all ranks, or `batch` norm over each rank alone."""
+
+
+class BigGANDiscriminatorOptions(BigGANOptions):
+    """Residual networks of BigGAN (Brock et al. 2019), for images of 32 to 256 pixels. They have spectral norm."""
+
+    @property
+    def bounds_slope(self) -> bool:
+        return not self.attention  # whose slope grows with the activations
 
 
 class ProgressiveOptions(NetworkOptions):
@@ -194,14 +237,18 @@ class R3GANOptions(NetworkOptions):
 
     kinds = ("images",)
     power_of_two = True
+    has_stages = True
 
     width: Size = 64
-    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`. Both
-    are multiples of 8."""
+    """Channels of the layer next to the images; they double toward the latents (or the logit) up to `max_width`.
+    Twice each is a multiple of `group_width`."""
     max_width: Size = 1024
     """Largest number of channels of a layer."""
     depth: Depth = 2
     """Number of residual blocks per stage."""
+    group_width: Size = 16
+    """Channels per group of the 3x3 convolutions, which have twice the channels of their stage. The released presets
+    have 16, and 32 for ImageNet."""
     normalization: Literal["none"] = "none"
     """Always `none`: the networks have no normalization."""
 
@@ -278,6 +325,7 @@ class MLPDiscriminatorOptions(ComparingOptions, MLPOptions):
 GENERATORS = {
     "dcgan": BuiltIn("distgan.networks.dcgan:DCGANGenerator", DCGANOptions),
     "resnet": BuiltIn("distgan.networks.resnet:ResNetGenerator", ResNetOptions),
+    "biggan": BuiltIn("distgan.networks.biggan:BigGANGenerator", BigGANGeneratorOptions),
     "progressive": BuiltIn("distgan.networks.progressive:ProgressiveGenerator", ProgressiveOptions),
     "r3gan": BuiltIn("distgan.networks.r3gan:R3GANGenerator", R3GANOptions),
     "stylegan2": BuiltIn("distgan.networks.stylegan2.generator:StyleGAN2Generator", StyleGAN2GeneratorOptions),
@@ -287,6 +335,7 @@ GENERATORS = {
 DISCRIMINATORS = {
     "dcgan": BuiltIn("distgan.networks.dcgan:DCGANDiscriminator", DCGANDiscriminatorOptions),
     "resnet": BuiltIn("distgan.networks.resnet:ResNetDiscriminator", ResNetDiscriminatorOptions),
+    "biggan": BuiltIn("distgan.networks.biggan:BigGANDiscriminator", BigGANDiscriminatorOptions),
     "progressive": BuiltIn("distgan.networks.progressive:ProgressiveDiscriminator", ProgressiveDiscriminatorOptions),
     "r3gan": BuiltIn("distgan.networks.r3gan:R3GANDiscriminator", R3GANOptions),
     "stylegan2": BuiltIn(

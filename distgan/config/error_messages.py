@@ -71,6 +71,12 @@ def types_of(location: Sequence[str], root: type[BaseModel]) -> set[Any]:
     return set(_members(field.annotation))
 
 
+def naming_key_at(location: Sequence[str], root: type[BaseModel]) -> str | None:
+    """Key that names the technique of a section; None if it is no section of a technique."""
+    section = _section_at(list(location), root)
+    return section.naming_key if section is not None and issubclass(section, NamedSection) else None
+
+
 def _members(annotation: Any) -> list[Any]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
@@ -144,8 +150,9 @@ def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = (annotation, *typing.get_args(annotation))
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
 
 
 def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

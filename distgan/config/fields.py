@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WrapValidator,
+    model_validator,
+)
 
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*|(?=\.[0-9]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", re.ASCII)
 _MAX_DIGITS = 400
@@ -103,3 +113,66 @@ class Section(BaseModel):
                     f"change {other}"
                 )
         return self
+
+
+class ScheduleConfig(Section):
+    """A number that changes with the number of images that the discriminator has been trained on, as papers count them.
+    TensorBoard shows its values as `schedule/KEY`."""
+
+    start: Real
+    """Value before the first image."""
+    end: Real
+    """Value that it reaches."""
+    over: Annotated[Positive, Field(le=1e12)] | None = None
+    """Duration of the change from `start` to `end`, in thousands of images; null: the whole run."""
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    """Course of the change: `linear`, half a `cosine`, or `constant`, which stays at `start` until a jump to `end`."""
+    after: Literal["hold"] = "hold"
+    """Behavior afterward. Always `hold`: the value stays at `end`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.start == self.end:
+            raise ValueError(
+                f"start: equals end, so that nothing changes; write {self.start:g} in place of the schedule"
+            )
+        return self
+
+
+def plain_or_section(plain: Any, section: type[Section]) -> WrapValidator:
+    """Return a validator of a union of a plain type and a section.
+
+    It replaces the union's own check, which reports a mistake once for each member.
+    """
+    plains = TypeAdapter(plain)
+
+    def check(value: Any, _: Any) -> Any:
+        is_section = isinstance(value, (Mapping, Section))
+        return section.model_validate(value) if is_section else plains.validate_python(value)
+
+    return WrapValidator(check)
+
+
+def ends_within(number: Any) -> AfterValidator:
+    """Return a validator of a number or of a schedule whose ends are within the bounds of a type of number."""
+    ends = TypeAdapter(number)
+
+    def check(value: Any) -> Any:
+        for end in (value.start, value.end) if isinstance(value, ScheduleConfig) else ():
+            ends.validate_python(end)
+        return value
+
+    return AfterValidator(check)
+
+
+Decay = Annotated[Real, Field(ge=0, lt=1)]
+ScheduledPositive = Annotated[
+    Positive | ScheduleConfig, plain_or_section(Positive, ScheduleConfig), ends_within(NotNegative)
+]
+ScheduledNotNegative = Annotated[
+    NotNegative | ScheduleConfig, plain_or_section(NotNegative, ScheduleConfig), ends_within(NotNegative)
+]
+ScheduledFraction = Annotated[
+    Fraction | ScheduleConfig, plain_or_section(Fraction, ScheduleConfig), ends_within(Fraction)
+]
+ScheduledDecay = Annotated[Decay | ScheduleConfig, plain_or_section(Decay, ScheduleConfig), ends_within(Decay)]

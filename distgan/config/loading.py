@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from distgan import extensions
-from distgan.config.error_messages import explain, types_of
+from distgan.config.error_messages import explain, naming_key_at, types_of
 from distgan.config.run import Config
 from distgan.config.yaml_text import read_flow, read_recipe
 from distgan.errors import UserError
@@ -74,8 +74,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise UserError(f"{shown}: expected section.key=value, for example training.steps=1000")
     section = values
-    for part in parts[:-1]:
+    for depth, part in enumerate(parts[:-1], start=1):
         inner = section.get(part)
+        naming_key = naming_key_at(parts[:depth], Config)
+        if isinstance(inner, str) and naming_key is not None:
+            inner = {naming_key: inner}  # a name alone stands for a section
         if inner is not None and not isinstance(inner, dict):
             raise UserError(f"{shown}: {part!r} is not a section")
         section[part] = dict(inner or {})

@@ -11,6 +11,7 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
@@ -56,6 +57,8 @@ class NamedSection(Section):
     built_in: ClassVar[Mapping[str, BuiltIn]]
     given: ClassVar[tuple[str, ...]] = ()
     """Leading positional parameters that distgan passes; the others are options."""
+    offered: ClassVar[tuple[str, ...]] = ()
+    """Parameters that distgan passes by name to a technique that has them; they are no options."""
     facts_base: ClassVar[type[Section]] = Section
     """Base class of options. Its class variables and properties are facts about the technique. A user's class sets its
     own as attributes."""
@@ -91,6 +94,12 @@ class NamedSection(Section):
         return self._options
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """The validated options by name. Raises UserError if the code is not allowed."""
+        options = self.options
+        return {key: getattr(options, key) for key in type(options).model_fields} | (options.model_extra or {})
+
+    @property
     def facts(self) -> Any:
         """The options, or an instance of `facts_base` if the code is not allowed or cannot be loaded."""
         if self._options is None and not self.is_allowed:
@@ -104,19 +113,28 @@ class NamedSection(Section):
         """Return the class or function. Raises UserError if it is not allowed or cannot be imported."""
         return extensions.load(self.path, built_in=self.is_built_in)
 
-    def build(self, *given: Any, technique: Callable[..., Any] | None = None) -> Any:
+    def asks_for(self, parameter: str) -> bool:
+        """Return True if the technique has this one of the parameters in `offered`."""
+        return parameter in inspect.signature(self.load()).parameters
+
+    def build(self, *given: Any, technique: Callable[..., Any] | None = None, **offers: Any) -> Any:
         """Call the technique, or one in its place, with what distgan passes and with the options.
+
+        Args:
+            offers: values of the parameters in `offered`.
 
         Raises:
             UserError: its code is not allowed or cannot be imported, or a user's technique raised something.
         """
-        options = self.options
-        passed = {key: getattr(options, key) for key in type(options).model_fields} | (options.model_extra or {})
-        found = technique or self.load()
-        if self.is_built_in:
+        found, passed = technique or self.load(), self.arguments
+        if offers:
+            passed |= {key: offers[key] for key in offers.keys() & inspect.signature(found).parameters.keys()}
+        with self.blaming("cannot be made with these options"):
             return found(*given, **passed)
-        with blaming_code(f"{self.technique}: cannot be made with these options"):
-            return found(*given, **passed)
+
+    def blaming(self, what: str) -> AbstractContextManager[None]:
+        """Return a context manager in which an exception of a user's technique is a UserError that says `what`."""
+        return nullcontext() if self.is_built_in else blaming_code(f"{self.technique}: {what}")
 
     def __getstate__(self) -> dict[Any, Any]:
         # The class of a user's options is made at run time, so that another process cannot import it. What the user
@@ -131,7 +149,7 @@ class NamedSection(Section):
     def _schema(self) -> type[Section]:
         if self.is_built_in:
             return self.built_in[self.technique].options
-        return schema_of(self.technique, self.load(), len(self.given), self.facts_base)
+        return schema_of(self.technique, self.load(), len(self.given), self.facts_base, self.offered)
 
     @model_validator(mode="before")
     @classmethod
@@ -231,8 +249,10 @@ _Integer = Annotated[int, BeforeValidator(number)]
 
 
 @cache
-def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[Section]) -> type[Section]:
-    """Return the schema of a technique's options: its parameters after the first `given`.
+def schema_of(
+    path: str, technique: Callable[..., Any], given: int, base: type[Section], offered: tuple[str, ...] = ()
+) -> type[Section]:
+    """Return the schema of a technique's options: its parameters after the first `given`, without those `offered`.
 
     Annotations (with `Annotated` bounds) and defaults are those of the signature; `**kwargs` accepts any option. Class
     variables of `base` are taken over from attributes of the technique.
@@ -253,6 +273,8 @@ def schema_of(path: str, technique: Callable[..., Any], given: int, base: type[S
         name = parameter.name
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise UserError(f"{path}: its parameter {name!r} is positional only; options are passed by name")
+        if name in offered:
+            continue
         if name.startswith("_") or hasattr(base, name):
             raise UserError(f"{path}: its parameter {name!r} has a name that is taken; rename it in the code")
         default = ... if parameter.default is parameter.empty else parameter.default
@@ -309,7 +331,7 @@ def _hint(path: str, technique: Callable[..., Any], parameter: inspect.Parameter
 
 def _facts(path: str, technique: Callable[..., Any], base: type[Section]) -> dict[str, Any]:
     """Return the facts that a technique sets as attributes. Raises UserError for a value of another type."""
-    hints = typing.get_type_hints(base)
+    hints = typing.get_type_hints(base, include_extras=True)
     facts = {}
     properties = {name for name in dir(base) if isinstance(inspect.getattr_static(base, name), property)}
     for name in (base.__class_vars__ - {"takes_effect_with"}) | (properties - set(dir(BaseModel))):

@@ -7,7 +7,20 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from distgan.config.architectures import DISCRIMINATORS, GENERATORS, NetworkOptions
-from distgan.config.fields import Batch, Count, CountOrZero, NotNegative, Positive, Real, Section, Size
+from distgan.config.fields import (
+    Batch,
+    Count,
+    CountOrZero,
+    NotNegative,
+    Positive,
+    Real,
+    ScheduleConfig,
+    ScheduledDecay,
+    ScheduledNotNegative,
+    ScheduledPositive,
+    Section,
+    Size,
+)
 from distgan.config.named import BuiltIn, NamedSection
 
 
@@ -33,8 +46,8 @@ class AdamOptions(OptimizerOptions):
 
     quantities = ("step", "exp_avg", "exp_avg_sq")
 
-    betas: tuple[Real, Real] = (0.5, 0.999)
-    """Decay rates of the first and second moments."""
+    betas: tuple[ScheduledDecay, ScheduledDecay] = (0.5, 0.999)
+    """Decay rates of the first and second moments: two numbers or schedules."""
     eps: Positive = 1e-8
     """Constant added to the root of the second moment."""
     lazy_interval: Count | None = None
@@ -46,21 +59,14 @@ class AdamOptions(OptimizerOptions):
     def rate_factor(self) -> float:
         return lazy_factor(self.lazy_interval)
 
-    @model_validator(mode="after")
-    def _check(self) -> AdamOptions:
-        for beta in self.betas:
-            if not 0 <= beta < 1:
-                raise ValueError(f"betas: {beta} is not in [0, 1)")
-        return self
-
 
 class RMSPropOptions(OptimizerOptions):
     """RMSProp (Hinton 2012)."""
 
     quantities = ("square_avg",)
 
-    alpha: Annotated[Real, Field(ge=0, lt=1)] = 0.99
-    """Decay rate of the squared gradients. PyTorch's default is 0.99; TensorFlow's is 0.9."""
+    alpha: ScheduledDecay = 0.99
+    """Decay rate of the squared gradients: a number or a schedule. PyTorch's default is 0.99; TensorFlow's is 0.9."""
     eps: Positive = 1e-8
     """Constant added to the root of the second moment."""
 
@@ -72,7 +78,7 @@ OPTIMIZERS = {
 
 
 class OptimizerConfig(NamedSection):
-    """One player's optimizer and learning-rate schedule."""
+    """One player's optimizer."""
 
     naming_key: ClassVar = "name"
     built_in: ClassVar = OPTIMIZERS
@@ -81,12 +87,10 @@ class OptimizerConfig(NamedSection):
 
     name: str = "adam"
     """Optimizer: `adam`, `rmsprop`, or an import path such as `torch.optim:AdamW`."""
-    learning_rate: Positive = 2e-4
-    """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning-rate schedule. `linear` and `cosine` fall to 0 at the last step."""
+    learning_rate: ScheduledPositive = 2e-4
+    """Learning rate: a number or a schedule, such as `{start: 2e-4, end: 0}` for a linear decay over the run."""
     warmup_steps: CountOrZero = 0
-    """Number of steps over which the learning rate rises linearly to its peak."""
+    """Number of initial steps over which the learning rate rises linearly from near 0 to its value."""
 
 
 class NetworkConfig(NamedSection):
@@ -96,10 +100,10 @@ class NetworkConfig(NamedSection):
     facts_base: ClassVar = NetworkOptions
 
     architecture: str = "dcgan"
-    """Network: `dcgan`, `resnet`, `progressive`, `r3gan` or `stylegan2` for images, `characters` for text, `mlp` for
-    points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
+    """Network: `dcgan`, `resnet`, `biggan`, `progressive`, `r3gan` or `stylegan2` for images, `characters` for text,
+    `mlp` for points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """Optimizer and learning-rate schedule of this network."""
+    """Optimizer of this network."""
 
     @property
     def facts(self) -> NetworkOptions:
@@ -144,11 +148,10 @@ Width = Annotated[Real, Field(ge=0.01, le=0.25)]
 class EMAConfig(Section):
     """Exponential moving average of the generator's weights, which is evaluated and exported."""
 
-    half_life_kimg: Annotated[Real, Field(ge=0, le=1e12)] = 10.0
-    """Half-life of the average in thousands of images. Each step counts `critic_steps` batches. 0 makes the average
-    equal to the current weights."""
-    rampup: Positive | None = 0.05
-    """Largest half-life early in training, as a fraction of the images seen so far; null switches the ramp-up off."""
+    half_life_kimg: ScheduledNotNegative = ScheduleConfig(start=0, end=10, over=200)
+    """Half-life of the average in thousands of images: a number or a schedule. Each step counts `critic_steps` batches.
+    0 makes the average equal to the current weights. The default is StyleGAN's ramp, with a half-life of 5% of the
+    images until it reaches 10,000."""
     profiles: Annotated[tuple[Width, ...], Field(max_length=8)] = ()
     """Relative widths of power-function averages to keep besides (Karras et al. 2024), such as `[0.05, 0.1]`: the
     standard deviation of an average's weights over time, as a fraction of the training so far. `distgan average` makes

@@ -71,6 +71,11 @@ class Config(Section, metaclass=_OneLineErrors):
         return self.training.batch_size // self.training.gradient_accumulation_steps
 
     @property
+    def generator_draws_reals(self) -> bool:
+        """Whether generator updates use real samples of their own."""
+        return self.training.generator_reals == "own" and self.objective.generator_needs_reals
+
+    @property
     def statistics_batch(self) -> int:
         """Samples of a batch that one device passes whole, for the statistics that a fixed network is to have.
 
@@ -79,11 +84,16 @@ class Config(Section, metaclass=_OneLineErrors):
         return min(self.micro_batch, MAX_STATISTICS_BATCH)
 
     @property
+    def code_paths(self) -> list[str]:
+        """Import paths of the user's code that the config names."""
+        named = {section.technique for _, section in named_sections(self) if not section.is_built_in}
+        # A run records the version of torch.
+        return sorted(path for path in named if package_of(path) != "torch")
+
+    @property
     def packages(self) -> list[str]:
         """Top-level packages of the user's code that the config names."""
-        named = (section for _, section in named_sections(self) if not section.is_built_in)
-        # A run records the version of torch.
-        return sorted({package_of(section.technique) for section in named} - {"torch"})
+        return sorted({*map(package_of, self.code_paths)})
 
     @property
     def metrics(self) -> list[MetricConfig]:
@@ -152,10 +162,16 @@ class Config(Section, metaclass=_OneLineErrors):
                 raise ValueError(
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
+            self._check_precision(role, network)
+        augmentation = self.objective.augmentation
+        if augmentation is not None and kind not in augmentation.facts.kinds:
+            raise ValueError(
+                f"objective.augmentation: {augmentation.augmentation} does not augment {kind} (data.kind); leave it out"
+            )
         for metric in self.metrics:
-            if metric.facts.takes != "samples" and kind != "images":
+            if metric.needs_detector and kind != "images":
                 raise ValueError(
-                    f"evaluation.metrics: {metric.metric} takes the {metric.facts.takes} of a detector, which are of "
+                    f"evaluation.metrics: {metric.metric} takes the {metric.inputs[0]} of a detector, which are of "
                     f"images, but data.kind is {kind}"
                 )
             if kind not in metric.facts.kinds:
@@ -165,6 +181,23 @@ class Config(Section, metaclass=_OneLineErrors):
                     f"for these choose from {', '.join(suited)}"
                 )
         return self
+
+    def _check_precision(self, role: str, network: NetworkConfig) -> None:
+        """Precision by stage needs networks of stages, of which some are in bfloat16."""
+        below, side = self.training.float32_below, self.data.resolution
+        if below is None or not network.is_allowed:
+            return
+        if not network.facts.has_stages:
+            suited = [name for name, built_in in network.built_in.items() if built_in.options.has_stages]
+            raise ValueError(
+                f"training.mixed_precision.float32_below: {role}.architecture: {network.architecture} has no stages; "
+                f"choose {' or '.join(suited)}, or set training.mixed_precision=bf16"
+            )
+        if below > side:
+            raise ValueError(
+                f"training.mixed_precision.float32_below: {below} is above data.resolution = {side}, so that nothing "
+                "would run in bfloat16; lower it, or set training.mixed_precision=no"
+            )
 
     @model_validator(mode="after")
     def _check_objective(self) -> Config:

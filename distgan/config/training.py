@@ -6,7 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from distgan.config.fields import Batch, Count, CountOrZero, Real, Section, plain_value
+from distgan.config.fields import (
+    Batch,
+    Count,
+    CountOrZero,
+    Positive,
+    Real,
+    Section,
+    Size,
+    plain_or_section,
+    plain_value,
+)
 
 
 class ExtraCriticStepsConfig(Section):
@@ -29,11 +39,27 @@ class EarlyStoppingConfig(Section):
     """Largest relative change of the smoothed estimate that counts as flat."""
 
 
+class MixedPrecisionConfig(Section):
+    """bfloat16 by stage of the networks, penalized passes included (Huang et al. 2024, released code)."""
+
+    dtype: Literal["bf16"] = "bf16"
+    """Always `bf16`."""
+    float32_below: Annotated[Size, Field(ge=4)]
+    """Resolution in pixels per side below which stages run in float32. 8 leaves 4x4 in float32; 4 runs all in bfloat16.
+    For networks of stages, such as `r3gan`."""
+
+
+Precision = Literal["no", "tf32", "bf16"]
+
+
 class TrainingConfig(Section):
     """Length of the run, batch size, and arithmetic."""
 
-    steps: Count
-    """Number of steps. A step is one generator update and its discriminator updates."""
+    steps: Count | None = None
+    """Number of steps. A step is one generator update and its discriminator updates. Required without `kimg`."""
+    kimg: Annotated[Positive, Field(le=1e12)] | None = None
+    """Length of the run in thousands of images that the discriminator is trained on, as papers count them. The run ends
+    at the first step that reaches it, and at `steps` if that comes first."""
     batch_size: Batch
     """Global batch size: over all ranks and all micro-batches of an update."""
     gradient_accumulation_steps: Batch = 1
@@ -44,13 +70,19 @@ class TrainingConfig(Section):
     """Steps that run more discriminator updates than `critic_steps`; null runs none."""
     initial_critic_steps: CountOrZero = 0
     """Number of discriminator updates before the first generator update. They count to step 0."""
+    generator_reals: Literal["own", "last"] = "own"
+    """Real samples of a generator update whose loss looks at some, as relativistic losses and feature matching do.
+    `own`: the next ones of the data, as in the released code of both. `last`: those of the step's last discriminator
+    update again. Schedules and curves count the images of the discriminator alone."""
     early_stopping: EarlyStoppingConfig | None = None
     """Early end of the run when the Wasserstein estimate stays flat, for `wasserstein`; null trains all steps."""
-    mixed_precision: Literal["no", "tf32", "bf16"] = "no"
+    mixed_precision: Annotated[Precision | MixedPrecisionConfig, plain_or_section(Precision, MixedPrecisionConfig)] = (
+        "no"
+    )
     """Arithmetic of the networks. `no`: full float32. `tf32`: matrix products and convolutions round their inputs to 10
-    bits of mantissa, on NVIDIA GPUs. `bf16`: bfloat16 autocast, with 8 bits. Losses stay float32, and so do whole
-    passes whose input gradient is penalized, such as every discriminator pass with R1 and `every: 1`. Weights and
-    evaluation are float32 in all three."""
+    bits of mantissa, on NVIDIA GPUs. `bf16`: bfloat16 autocast, with 8 bits, but float32 in whole passes whose input
+    gradient is penalized, such as every discriminator pass with R1 and `every: 1`. `{dtype: bf16, float32_below: 8}`:
+    bfloat16 by stage, in penalized passes too. Losses, weights and evaluation are float32 in all of them."""
     gradient_precision: Literal["float32", "bf16"] = "float32"
     """Precision in which ranks exchange gradients. `bf16` halves the bytes, and rounds; sums over many ranks round
     more."""
@@ -67,6 +99,17 @@ class TrainingConfig(Section):
     """Minutes that a rank waits for another in a collective before it gives up."""
     startup_timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 30.0
     """The same limit in minutes until the first step is done, while nodes read data and compile or tune kernels."""
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether networks run in bfloat16."""
+        return self.mixed_precision == "bf16" or self.float32_below is not None
+
+    @property
+    def float32_below(self) -> int | None:
+        """Resolution below which stages run in float32; None if precision is not by stage."""
+        precision = self.mixed_precision
+        return precision.float32_below if isinstance(precision, MixedPrecisionConfig) else None
 
     @model_validator(mode="before")
     @classmethod
@@ -86,8 +129,10 @@ class TrainingConfig(Section):
                 f"training.gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches; "
                 "change one of them"
             )
+        if self.steps is None and self.kimg is None:
+            raise ValueError("steps: missing; set the length of the run in steps, or in thousands of images with kimg")
         most = max(self.critic_steps, self.extra_critic_steps.updates if self.extra_critic_steps else 0)
-        if self.steps * most * self.batch_size >= 2**62:
+        if (self.steps or 0) * most * self.batch_size >= 2**62:
             raise ValueError("steps: times critic_steps times batch_size is 2**62 images or more; lower one of them")
         return self
 

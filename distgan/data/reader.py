@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ _MAX_OPEN_FILES = 128
 _MAX_CANDIDATES = 32
 _FIRST_BACKOFF_SECONDS = 0.5
 _OUTAGE_SECONDS = 60.0
+_SEED_STEP = 0x9E3779B9
 _DIFFERS = "the shard differs from its index; run `distgan index` again"
 
 
@@ -119,13 +120,11 @@ class Reader:
             UserError: replacements cannot be read either, or the cache's disk cannot hold a shard.
         """
         read = samples.copy()
-        failures = self._avoid_known(read)
         others: list[tuple[Any, ...]] = []
         if self._stages is None:
-            failures += self._read_plain(read, out)
+            failures = self._avoid_known(read) + self._read_plain(read, out)
         else:
-            failed, others = self._read_staged(read, out, positions if positions is not None else samples)
-            failures += failed
+            failures, others = self._read_staged(read, out, positions if positions is not None else samples)
         if self._index.any_remote:
             self.close()  # an evicted shard occupies the disk while it is open
         if mirrored is not None and mirrored.any():
@@ -142,7 +141,7 @@ class Reader:
             try:
                 self._decode(out[slot], *entry)
             except (OSError, UnreadableSampleError) as error:
-                failure, _ = self._recover(int(read[slot]), out[slot], 0, error)
+                failure, _ = self._recover(int(read[slot]), out[slot], error)
                 if failure is not None:
                     read[slot] = failure.replacement
                     failures.append(failure)
@@ -153,14 +152,17 @@ class Reader:
     ) -> tuple[list[Failure], list[tuple[Any, ...]]]:
         """Run the stages over all samples, or over each alone if they fail. Replace those that fail, in place.
 
-        Return the failures and, per sample, what the stages made beside its data.
+        Whether a sample fails, and what replaces it, depends on its position and not on what this process read before:
+        random numbers of the stages may decide it. Return the failures and, per sample, what the stages made beside its
+        data.
         """
         assert self._stages is not None
         seeds = words(self._seed, "data/stages", torch.from_numpy(positions), 1)[:, 0].tolist()
         try:
             staged = self._stages([self._members(sample) for sample in read.tolist()], seeds)
             for slot, one in enumerate(staged):
-                self._stages.put(out[slot], one.data)
+                with blaming_sample(self._index, read[slot]):
+                    self._stages.put(out[slot], one.data)
             return [], [one.others for one in staged]
         except (OSError, UnreadableSampleError):
             pass
@@ -169,7 +171,7 @@ class Reader:
             try:
                 others.append(self._decode_sample(out[slot], sample, seed))
             except (OSError, UnreadableSampleError) as error:
-                failure, found = self._recover(sample, out[slot], seed, error)
+                failure, found = self._recover(sample, out[slot], error, seed)
                 others.append(found)
                 if failure is not None:
                     read[slot] = failure.replacement
@@ -205,8 +207,9 @@ class Reader:
         if self._stages is None:
             self._decode(out, *self._index.entry(sample))
             return ()
-        [staged] = self._stages([self._members(sample)], [seed])
-        self._stages.put(out, staged.data)
+        with blaming_sample(self._index, sample):
+            [staged] = self._stages([self._members(sample)], [seed])
+            self._stages.put(out, staged.data)
         return staged.others
 
     def _members(self, sample: int) -> Members:
@@ -249,10 +252,15 @@ class Reader:
         self._files[shard] = descriptor
         return descriptor
 
-    def _recover(self, sample: int, out: Values, seed: int, error: Exception) -> tuple[Failure | None, tuple[Any, ...]]:
+    def _recover(
+        self, sample: int, out: Values, error: Exception, seed: int = 0
+    ) -> tuple[Failure | None, tuple[Any, ...]]:
         """Retry a failed read, then read a replacement.
 
         Return the failure, None if a retry succeeds, and what the stages made beside the data.
+
+        Args:
+            seed: of the stages' random numbers. Each replacement gets another one, because a draw may be the reason.
         """
         shard = int(self._index.shard_of(np.array([sample]))[0])
         for attempt in range(self._retries(shard)):
@@ -268,15 +276,17 @@ class Reader:
         if isinstance(error, OSError):
             self._failed_at[shard] = time.monotonic()
         reason = f"{self._index.name(sample)}: {_describe(error)}"
-        for candidate in replacements(self._seed, sample, len(self._index)):
+        for attempt, candidate in enumerate(replacements(self._seed, sample, len(self._index)), 1):
             if candidate in self._failures:
                 continue
             try:
-                others = self._decode_sample(out, candidate, seed)
+                others = self._decode_sample(out, candidate, (seed + attempt * _SEED_STEP) % 2**32)
             except (OSError, UnreadableSampleError):
                 continue
-            self._failures[sample] = Failure(sample, candidate, reason)
-            return self._failures[sample], others
+            failure = Failure(sample, candidate, reason, self._stages is None or isinstance(error, OSError))
+            if self._stages is None:
+                self._failures[sample] = failure
+            return failure, others
         fix = "check that the shards exist" + (f", and {self._stages.name}" if self._stages is not None else "")
         raise UserError(f"{reason}; {_MAX_CANDIDATES} other samples cannot be read either; {fix}")
 
@@ -286,6 +296,15 @@ class Reader:
         if failed_at is not None and time.monotonic() - failed_at < _OUTAGE_SECONDS:
             return 0
         return self._config.retries
+
+
+@contextlib.contextmanager
+def blaming_sample(index: Index, sample: int) -> Iterator[None]:
+    """Context manager that prefixes the message of a UserError with the shard and key of a sample."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{index.name(int(sample))}: {error}") from None
 
 
 def replacements(seed: int, sample: int, length: int) -> list[int]:

@@ -29,6 +29,12 @@ class Failure:
     sample: int
     replacement: int
     reason: str
+    is_lasting: bool = True
+    """False if the sample may be readable at another stream position, as stages with random numbers can make it."""
+
+
+NEVER = 2**62
+"""Position from which a failure that is not lasting applies: it is counted and reported, but the sample stays."""
 
 
 class Substitution(NamedTuple):
@@ -134,7 +140,7 @@ def record_failures(
     """
     for failures in by_rank:
         for failure in failures:
-            if substitutions.add(failure, position) and main:
+            if substitutions.add(failure, position if failure.is_lasting else NEVER) and main:
                 logger.warning("unreadable sample replaced: %s", failure.reason)
     check_failure_rate(substitutions, position, dataset_len, max_failure_rate)
 

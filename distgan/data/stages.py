@@ -18,11 +18,11 @@ from torch import Tensor
 
 from distgan.config import DataConfig
 from distgan.config.fields import rgb
-from distgan.data.kinds import images
 from distgan.data.kinds.decoding import SampleFormat, Values
+from distgan.data.kinds.staged import put_value
 from distgan.data.storage.tar import BLOCK, walk
-from distgan.errors import UnreadableSampleError, UserError, blaming_code, printable
-from distgan.extensions import package_digest, package_of
+from distgan.errors import UnreadableSampleError, UserError, described, is_out_of_memory, printable, within_memory
+from distgan.extensions import code_digest_of
 
 Members = dict[str, Any]
 """`__key__`, `__url__`, and the contents of a sample's members by extension, as WebDataset has them."""
@@ -66,57 +66,39 @@ class Stages:
         return results
 
     def put(self, out: Values, data: Any) -> None:
-        """Write what the stages made of one sample into `out`, an array of the run's format.
-
-        Images are cropped to their central square, resized and converted as those of shards. Text is encoded as lines
-        are.
+        """Write what the stages made of one sample into `out`; see `put_value`.
 
         Raises:
             UserError: `data` is not of the kind that the run trains on.
-            UnreadableSampleError: a line or a point is invalid.
+            UnreadableSampleError: its content is invalid.
         """
-        if out.ndim == 3:
-            if isinstance(data, np.ndarray) and (data.shape, data.dtype) == (out.shape, out.dtype):
-                out[...] = data
-            else:
-                images.put(out, self._picture(data))
-        elif out.dtype == np.uint16 and isinstance(data, str):
-            self._format.decode_into(out, memoryview(data.encode()), "txt")
-        elif out.dtype != np.uint16 and (values := np.asarray(data)).dtype.kind == "f" and values.shape == out.shape:
-            if not np.isfinite(values).all():
-                raise UnreadableSampleError(f"{self.name}: made numbers that are not finite")
-            out[...] = values
-        else:
-            expected = "a text (str)" if out.dtype == np.uint16 else f"floats of shape {out.shape}"
-            raise UserError(f"{self.name}: made {_described(data)}, expected {expected}")
-
-    def _picture(self, data: Any) -> Image.Image:
-        if isinstance(data, Image.Image):
-            return images.flatten(data, self._background)
-        values = data.movedim(0, -1).numpy() if isinstance(data, Tensor) and data.dim() == 3 else np.asarray(data)
-        values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
-        if values.dtype != np.uint8 or values.shape[2:] not in ((), (3,)) or values.ndim < 2 or not values.size:
-            raise UserError(
-                f"{self.name}: made {_described(data)}, expected a PIL image, a uint8 array (height, width) or "
-                "(height, width, 3), or a uint8 tensor (1 or 3, height, width)"
-            )
-        return Image.fromarray(np.ascontiguousarray(values))
+        with self._failures():  # PIL may decode an image only here
+            put_value(out, data, self._format, self._background, self.name)
 
     def _run(self, samples: Sequence[Members], seeds: Sequence[int]) -> list[Staged]:
         with _isolated():
             flow: Any = _seeded(samples, seeds)
-            try:
-                with blaming_code(self.name):
-                    for stage in self._stages:
-                        flow = stage(flow)
-                    results = list(flow)
-            except UserError as error:
-                raise UnreadableSampleError(str(error)) from None
+            with within_memory(self.name), self._failures():
+                for stage in self._stages:
+                    flow = stage(flow)
+                results = list(flow)
         if len(results) != len(samples):
             raise UnreadableSampleError(
                 f"{self.name}: returned {len(results)} samples for {len(samples)}, expected one for each"
             )
         return [_staged(self.name, result) for result in results]
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Context manager that turns whatever a stage raises, but a lack of memory, into UnreadableSampleError."""
+        try:
+            yield
+        except (UserError, UnreadableSampleError):
+            raise
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UnreadableSampleError(f"{self.name}: {described(error)}") from None
 
     def _check(self, samples: Sequence[Members], seeds: Sequence[int], results: list[Staged]) -> None:
         """Compare the first batch with what each of its samples gives alone.
@@ -138,8 +120,7 @@ def stages_key(config: DataConfig) -> tuple[str, ...]:
     """Return what the values of `data.stages` depend on: import path, options and code. Empty without stages."""
     if config.stages is None:
         return ()
-    code = package_digest(package_of(config.stages.stages))
-    return config.stages.stages, config.stages.model_dump_json(), code
+    return config.stages.stages, config.stages.model_dump_json(), code_digest_of(config.stages.path)
 
 
 def select_members(span: memoryview, key: bytes, declared: Sequence[str], name: str) -> Members:
@@ -172,12 +153,6 @@ def select_members(span: memoryview, key: bytes, declared: Sequence[str], name: 
     return chosen
 
 
-def _described(data: Any) -> str:
-    if isinstance(data, (Tensor, np.ndarray)):
-        return f"{data.dtype} of shape {tuple(data.shape)}"
-    return f"a value of type {type(data).__name__}"
-
-
 def _staged(name: str, result: Any) -> Staged:
     if isinstance(result, dict):
         keys = ", ".join(str(key) for key in result if not str(key).startswith("__"))
@@ -197,13 +172,16 @@ def _equal(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, (Tensor, np.ndarray, Image.Image)):
-        return type(one) is type(other) and _same(np.asarray(one), np.asarray(other))
-    return bool(type(one) is type(other) and one == other)
-
-
-def _same(one: Values, other: Values) -> bool:
-    return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return torch.equal(one.nan_to_num(nan=0.5), other.nan_to_num(nan=0.5))
+    if isinstance(one, (np.ndarray, Image.Image)):
+        pixels, others = np.asarray(one), np.asarray(other)
+        return np.array_equal(pixels, others, equal_nan=pixels.dtype.kind in "fc")
+    if "__eq__" not in {name for kind in type(one).__mro__[:-1] for name in vars(kind)}:
+        return True  # it cannot be compared
+    return bool(one == other or (one != one and other != other))
 
 
 def _seeded(samples: Sequence[Members], seeds: Sequence[int]) -> Iterator[Members]:

@@ -1,8 +1,7 @@
 """Differentiable collectives: batch statistics over all ranks, with derivatives of every order.
 
-Contract: training minimizes the mean over ranks of the returned losses, and the backward of an all-reduce sum is an
-all-reduce sum. Gradient averaging (DDP) then gives exactly the gradient of one process with the whole batch. A backward
-that passes the gradient through unchanged would miss the gradients from the other ranks.
+See `distgan.distributed` for the contract. A backward that passes the gradient through unchanged would miss the
+gradients from the other ranks.
 `torch.nn.SyncBatchNorm` supports neither CPUs nor second derivatives, which gradient penalties need.
 """
 

@@ -147,11 +147,19 @@ class Control:
 
         Args:
             rows: shape (n, ...). n may differ between ranks; a rank without rows may pass any empty tensor.
+
+        Raises:
+            UserError: the rows of two ranks differ in shape or dtype.
         """
         if self.world_size == 1:
             return rows
         rows = rows.detach()
         described = self.gather_objects((len(rows), tuple(rows.shape[1:]), rows.dtype))
+        kinds = {(shape, str(dtype)): rank for rank, (count, shape, dtype) in enumerate(described) if count}
+        if len(kinds) > 1:
+            found = " and ".join(f"{dtype} of shape (n, {', '.join(map(str, shape))})" for shape, dtype in kinds)
+            ranks = ", ".join(map(str, kinds.values()))
+            raise UserError(f"rows of ranks {ranks} differ: found {found}, expected one kind", everywhere=True)
         starts = list(itertools.accumulate((count for count, _, _ in described), initial=0))
         if not self.is_main:
             if len(rows):

@@ -69,7 +69,7 @@ def with_launcher_settings(config: Config) -> Config:
     training = config.training
     for variable, (setting, key, value, flag) in _FILLS.items():
         found = getattr(training, key)
-        if _found(variable, "").upper() != setting.upper() or found == value:
+        if _found(variable, "").upper() != setting.upper() or getattr(found, "dtype", found) == value:
             continue
         if key in training.model_fields_set:
             written = str(value).lower()

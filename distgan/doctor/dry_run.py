@@ -102,6 +102,8 @@ def detector(config: Config) -> Finding:
         return Finding("ok", "detector", f"not needed by evaluation.metrics = {labels}")
     if settings.detector.detector == "classifier":
         return Finding("ok", "detector", "classifier; the first evaluation trains it on the shards")
+    if settings.detector.detector != "inception":
+        return Finding("ok", "detector", f"{settings.detector.detector}, a detector of your own")
     if not is_installed("torch_fidelity"):
         text = "evaluation.detector = inception: torch-fidelity is not installed; pip install torch-fidelity"
         return Finding("FAILED", "detector", text)

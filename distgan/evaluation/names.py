@@ -26,17 +26,14 @@ def criterion(config: Config) -> Criterion:
 
 def needs_detector(config: Config) -> bool:
     """Return True if a metric of the run takes the features or logits of a detector."""
-    return any(metric.facts.takes != "samples" for metric in config.metrics)
+    return any(metric.needs_detector for metric in config.metrics)
 
 
-def value_name(metric: MetricConfig | str, config: Config, suffix: str | None = None) -> str:
+def value_name(metric: MetricConfig, config: Config, suffix: str | None = None) -> str:
     """Return the name of a metric's value, such as `fid[classifier]`, `modes` or `ngram_js[4]`.
 
     Args:
         suffix: selects a value of the metric; None is the main one.
     """
-    if isinstance(metric, str):
-        metric = MetricConfig(metric=metric)
-    facts = metric.facts
-    name = metric.label + (facts.main_value if suffix is None else suffix)
-    return name if facts.takes == "samples" else f"{name}[{config.evaluation.detector.label}]"
+    name = metric.label + (metric.facts.main_value if suffix is None else suffix)
+    return f"{name}[{config.evaluation.detector.label}]" if metric.needs_detector else name

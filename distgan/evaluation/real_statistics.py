@@ -1,83 +1,157 @@
-"""Statistics of the real samples that metrics need, from the cache folder or one pass over the shards."""
+"""Statistics of the real samples that metrics compare with, from the cache folder or one pass over the shards."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from inspect import signature
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
-from distgan.config import Config
-from distgan.data.index.table import Index
+from distgan.config import Config, MetricConfig
+from distgan.data.order import permute
 from distgan.data.stages import stages_key
-from distgan.distributed.control import Asked, never
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
+from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.samples import FeatureBatch, fill, read_reals
-
-if TYPE_CHECKING:
-    from distgan.distributed.runtime import Runtime
+from distgan.evaluation.states import feed, leave_synchronization, reduced_states
+from distgan.extensions import code_digest_of, package_of
+from distgan.randomness import derive_key
 
 log = logging.getLogger("distgan")
 
+MOST_ROWS = 10_000
+"""Most real samples whose rows are kept."""
 _PREPROCESSING = 1  # Raise it with every change of the decoding, so that no stale cached statistics are used.
 
 
-class Collector(Protocol):
-    """Collects the statistics of the real samples that one metric needs."""
+class RealRows(Metric):
+    """Rows of one field of up to `MOST_ROWS` real samples: `rows`, in order of their indices."""
 
-    name: str
-    """Prefix of the cached file's name."""
-    numbers: Tensor
-    """Indices of the samples it needs: int64, increasing."""
+    full_state_update = False
+    most: ClassVar = MOST_ROWS
+    rows: list[Tensor] | Tensor
+
+    def __init__(self, takes: str) -> None:
+        super().__init__()
+        self.takes, self.cache_name = takes, f"real-{takes}"
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows (n, ...)."""
+        assert isinstance(self.rows, list)
+        self.rows.append(rows.detach().cpu())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the rows, on the CPU."""
+        return {"rows": torch.cat(self.rows or [torch.empty(0)]) if isinstance(self.rows, list) else self.rows}
+
+
+class Collector:
+    """Feeds the statistic of one metric with the real samples that it wants."""
+
+    def __init__(self, section: MetricConfig, context: EvaluationContext) -> None:
+        """Make the statistic. Raises UserError if it is no `torchmetrics.Metric`."""
+        technique = getattr(section.load(), "real_statistic", None)
+        if technique is None:
+            made: object = RealRows(section.inputs[0])
+        else:
+            passed = {**section.arguments, "context": context}
+            with section.blaming("its real_statistic cannot be made"):
+                made = technique(**{key: passed[key] for key in passed.keys() & signature(technique).parameters.keys()})
+        if not isinstance(made, Metric):
+            raise UserError(
+                f"evaluation.metrics: {section.metric}: real_statistic made {type(made).__name__}, expected a "
+                "torchmetrics.Metric"
+            )
+        leave_synchronization(made)
+        self.section, self.statistic, self._runtime = section, made.to(context.runtime.device), context.runtime
+        takes = getattr(made, "takes", "samples")
+        self._takes = (takes,) if isinstance(takes, str) else tuple(takes)
+        count, most = len(context.index), getattr(made, "most", None)
+        self.numbers = torch.arange(count)
+        """Indices of the samples that it gets: int64, increasing."""
+        if most is not None and most < count:
+            chosen = permute(np.arange(most), count, derive_key(0, "kid/reals"))
+            self.numbers = torch.from_numpy(chosen).sort().values
+        self._all, self._added = len(self.numbers) == count, 0
+        self.cache_name = str(getattr(made, "cache_name", type(made).__name__))
+        self.version: tuple[str, ...] = ()
+        """What tells its values apart in the cache, besides the data and the detector."""
+        owner = f"{getattr(technique, '__module__', '')}:{getattr(technique, '__qualname__', '')}"
+        if technique is not None and package_of(owner) != "distgan":  # whose versions are _PREPROCESSING
+            options = section.model_dump_json(exclude={"name"})
+            self.version = (owner, options, *map(code_digest_of, (section.path, owner)))
 
     def update(self, seen: FeatureBatch) -> None:
-        """Add a batch on this rank; ignore samples that the metric does not need."""
+        """Add a batch on this rank, without samples that the statistic does not get."""
+        if not self._all:
+            kept = torch.isin(seen.numbers, self.numbers)
+            seen = FeatureBatch(*(part[kept.to(part.device)] for part in seen))
+        if len(seen.numbers):
+            self._added += len(seen.numbers)
+            taken = [getattr(seen, field) for field in self._takes]
+            feed(self.statistic, taken, self.section, "update of its real_statistic")
 
-    def entry(self) -> statistics_cache.Entry:
-        """Return the statistics over all ranks, for the cache. Collective: call on every rank; rank 0's is used.
+    def entry(self) -> statistics_cache.Entry | None:
+        """Return the statistics over all ranks, on rank 0. Collective: call on every rank.
 
-        The fact `samples` is the number of samples taken.
+        The fact `samples` is the number of samples added.
         """
+        with reduced_states([self.statistic], self._runtime):
+            added = int(self._runtime.all_reduce_sum(torch.tensor(self._added)))
+            if not self._runtime.is_main:
+                return None
+            with self.section.blaming("compute of its real_statistic failed"):
+                return statistics_cache.Entry(dict(self.statistic.compute()), {"samples": added})
+
+
+def make_collectors(context: EvaluationContext) -> dict[str, Collector]:
+    """Make the collectors, by the label of their metric, of the metrics that ask for `reals`."""
+    wanting = [metric for metric in context.config.metrics if metric.asks_for("reals")]
+    return {metric.label: Collector(metric, context) for metric in wanting}
 
 
 def real_statistics(
-    collectors: Mapping[str, Collector],
-    detector: Detector | None,
-    config: Config,
-    index: Index,
-    runtime: Runtime,
-    asked: Asked = never,
+    collectors: Mapping[str, Collector], context: EvaluationContext
 ) -> dict[str, statistics_cache.Entry]:
     """Return the collectors' entries, by the same keys, on every rank. Collective: call on every rank.
 
-    The cache key is the collector's name, the data's fingerprint, the samples' shape, the detector's hash and the
-    preprocessing version. Unreadable samples are left out, and a warning counts them.
+    The cache key is the collector's name and version, the data's fingerprint, the samples' shape, the detector's hash
+    and the preprocessing version. Unreadable samples are left out, and a warning counts them.
 
     Raises:
         UserError: more than `data.max_failure_rate` of the samples cannot be read.
         Interrupted: a rank was asked to stop; nothing is cached.
     """
+    config, runtime, detector = context.config, context.runtime, context.detector
     folder = evaluation_folder(config.evaluation)
-    key = statistics_cache.key(index.fingerprint, *_shape(config), detector.hash if detector else "", _PREPROCESSING)
+    data = context.index.fingerprint, *_shape(config), detector.hash if detector else "", _PREPROCESSING
     owner = f"-{detector.name}" if detector else ""
-    paths = {metric: folder / f"{of.name}{owner}-{key}.safetensors" for metric, of in collectors.items()}
-    found = {metric: statistics_cache.read(path) if runtime.is_main else None for metric, path in paths.items()}
-    missing = runtime.broadcast_object([metric for metric, entry in found.items() if entry is None])
+    names = {
+        metric: f"{of.cache_name}{owner}-{statistics_cache.key(*data, *of.version)}.safetensors"
+        for metric, of in collectors.items()
+    }
+    distinct = {name: collectors[metric] for metric, name in names.items()}  # equal statistics share one collector
+    cached = {name: statistics_cache.read(folder / name) if runtime.is_main else None for name in distinct}
+    missing = runtime.broadcast_object([name for name, entry in cached.items() if entry is None])
     if missing:
-        _collect([collectors[metric] for metric in missing], detector, config, index, runtime, asked)
-    entries = {}
-    for metric, collector in collectors.items():
+        _collect([distinct[name] for name in missing], context)
+    found: dict[str, statistics_cache.Entry] = {}
+    for name, collector in distinct.items():
         with runtime.raise_on_all_ranks():
-            entry = collector.entry() if metric in missing else found[metric]
-        entry = entries[metric] = runtime.broadcast_object(entry if runtime.is_main else None)
-        _check_readable(int(entry.facts["samples"]), len(collector.numbers), config, runtime)
-        if metric in missing and runtime.is_main:
-            statistics_cache.write(paths[metric], entry)
-    return entries
+            entry = collector.entry() if name in missing else cached[name]
+        entry = found[name] = runtime.broadcast_object(entry)
+        _check_readable(int(entry.facts["samples"]), len(collector.numbers), context)
+        if name in missing and runtime.is_main:
+            statistics_cache.write(folder / name, entry)
+    return {metric: found[name] for metric, name in names.items()}
 
 
 def _shape(config: Config) -> tuple[object, ...]:
@@ -90,15 +164,9 @@ def _shape(config: Config) -> tuple[object, ...]:
     return *kinds[data.kind], *stages_key(data)
 
 
-def _collect(
-    collectors: list[Collector],
-    detector: Detector | None,
-    config: Config,
-    index: Index,
-    runtime: Runtime,
-    asked: Asked,
-) -> None:
+def _collect(collectors: list[Collector], context: EvaluationContext) -> None:
     """Make one pass over the samples that any collector needs; each rank reads a contiguous part."""
+    config, runtime, detector = context.config, context.runtime, context.detector
     numbers = torch.cat([collector.numbers for collector in collectors]).unique()
     if runtime.is_main:
         by = f" with detector {detector.name}" if detector else ""
@@ -107,8 +175,8 @@ def _collect(
     # Contiguous ranges, so that only one rank fetches a given remote shard.
     mine = numbers.tensor_split(runtime.world_size)[runtime.rank]
     rounds = -(-(len(numbers) // runtime.world_size) // size)
-    with runtime.raise_on_all_ranks(), runtime.interruptible(asked, rounds) as check:
-        for reals in read_reals(config.data, index, mine.split(size) if len(mine) else ()):
+    with runtime.raise_on_all_ranks(), runtime.interruptible(context.asked, rounds) as check:
+        for reals in read_reals(config.data, context.index, mine.split(size) if len(mine) else ()):
             check()
             if len(reals.samples):
                 seen = extract_features(
@@ -128,13 +196,13 @@ def extract_features(detector: Detector | None, numbers: Tensor, samples: Tensor
     return FeatureBatch(numbers, samples[:count], labels.to(samples.device), features[:count], logits[:count])
 
 
-def _check_readable(found: int, expected: int, config: Config, runtime: Runtime) -> None:
-    unreadable = expected - found
+def _check_readable(found: int, expected: int, context: EvaluationContext) -> None:
+    unreadable, config = expected - found, context.config
     if unreadable > config.data.max_failure_rate * expected:
         raise UserError(
             f"data.path = {config.data.path}: {unreadable} of {expected} samples cannot be read, "
             f"more than data.max_failure_rate = {config.data.max_failure_rate}; repair or pack them again",
             everywhere=True,
         )
-    if unreadable and runtime.is_main:
+    if unreadable and context.runtime.is_main:
         log.warning("real statistics: %d of %d samples cannot be read and are left out", unreadable, expected)

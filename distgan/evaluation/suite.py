@@ -6,26 +6,27 @@ of samples does not depend on W. Neither do the metrics, up to the rounding of s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
-from distgan.config import Config
+from distgan.config import Config, MetricConfig
 from distgan.data.index.table import Index
 from distgan.distributed.control import Asked, never
-from distgan.errors import within_memory
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError, within_memory
+from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.configured import load_configured_detector
 from distgan.evaluation.names import needs_detector, value_name
 from distgan.evaluation.precision import ieee_float32
-from distgan.evaluation.real_statistics import extract_features, real_statistics
+from distgan.evaluation.real_statistics import extract_features, make_collectors, real_statistics
 from distgan.evaluation.samples import fill, rank_batches
-from distgan.evaluation.suite_metrics import MetricContext, make_collectors, make_measure
-
-if TYPE_CHECKING:
-    from distgan.distributed.runtime import Runtime
+from distgan.evaluation.states import feed, leave_synchronization, reduced_states
+from distgan.evaluation.statistics_cache import Entry
 
 Generate = Callable[[Tensor], Tensor]
 """Maps sample numbers (n,), int64 on the CPU, to samples in the format of `FeatureBatch`."""
@@ -48,15 +49,14 @@ class Evaluator:
             Interrupted: some rank was asked to stop.
         """
         self.config, self.runtime, self._asked = config, runtime, asked
-        self.detector = None
-        if needs_detector(config):
-            self.detector = load_configured_detector(config.evaluation, config.data, index, runtime, asked)
-        setting = MetricContext(config, index, runtime, self.detector)
+        context = EvaluationContext(config, index, runtime, asked)
+        self.detector = load_configured_detector(context) if needs_detector(config) else None
+        context = replace(context, detector=self.detector)
         with runtime.raise_on_all_ranks():
-            collectors = make_collectors(setting)
-        self.reals = real_statistics(collectors, self.detector, config, index, runtime, asked)
+            collectors = make_collectors(context)
+        self.reals = real_statistics(collectors, context)
         with runtime.raise_on_all_ranks():
-            self._measures = [(metric, make_measure(metric, setting, self.reals)) for metric in config.metrics]
+            self._metrics = [(section, make_metric(section, context, self.reals)) for section in config.metrics]
 
     def __call__(self, generate: Generate) -> dict[str, float]:
         """Return the metric values by name, the same on every rank, such as `{"fid[classifier]": 12.3}`.
@@ -71,30 +71,75 @@ class Evaluator:
         self._forget()  # the state of an interrupted evaluation
         rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
         memory = within_memory(f"evaluation.batch_size = {settings.batch_size}", "lower it")
-        with torch.no_grad(), ieee_float32(), runtime.interruptible(self._asked, rounds) as check, memory:
-            for numbers in rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size):
+        pieces = rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size)
+        interruptible = runtime.interruptible(self._asked, rounds)
+        with torch.no_grad(), ieee_float32(), runtime.raise_on_all_ranks(), interruptible as check, memory:
+            for numbers in pieces:
                 check()
                 samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)
                 seen = extract_features(self.detector, numbers, samples, torch.full_like(numbers, -1))
-                for _, measure in self._measures:
-                    measure.metric.update(*measure.take(seen))
+                for section, metric in self._metrics:
+                    feed(metric, [getattr(seen, field) for field in section.inputs], section, "update")
         values: dict[str, float] = {}
-        with ExitStack() as synchronized:
-            for _, measure in self._measures:
-                synchronized.enter_context(measure.metric.sync_context(dist_sync_fn=measure.metric.dist_sync_fn))
-            # On one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
-            with runtime.raise_on_all_ranks():
-                if runtime.is_main:
-                    for metric, measure in self._measures:
-                        for suffix, value in measure.values(measure.metric.compute()).items():
-                            values[value_name(metric, self.config, suffix)] = value
+        # On one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
+        with runtime.raise_on_all_ranks(), reduced_states((metric for _, metric in self._metrics), runtime):
+            if runtime.is_main:
+                for section, metric in self._metrics:
+                    with section.blaming("compute failed"):
+                        result = metric.compute()
+                    _add_values(values, section, self.config, result)
         self._forget()
         found: dict[str, float] = runtime.broadcast_object(values)
         return found
 
     def _forget(self) -> None:
-        for _, measure in self._measures:
-            measure.metric.reset()
+        for _, metric in self._metrics:
+            metric.reset()
+
+
+def make_metric(section: MetricConfig, context: EvaluationContext, reals: Mapping[str, Entry]) -> Metric:
+    """Make a metric, with its statistics of the real samples from the entry of its label.
+
+    Raises:
+        UserError: there are too few samples, the detector has no logits that the metric needs, or the technique made
+            no `torchmetrics.Metric`.
+    """
+    detector = context.detector
+    if "logits" in section.inputs and detector is not None and not detector.num_logits:
+        raise UserError(
+            f"evaluation.metrics: {section.metric} needs logits, but the detector {detector.name} has none; return "
+            "features and logits from it, or remove the metric"
+        )
+    offers: dict[str, Any] = {"context": replace(context, name=value_name(section, context.config))}
+    if section.label in reals:
+        tensors, facts = reals[section.label]
+        offers["reals"] = {"samples": torch.tensor(int(facts["samples"])), **tensors}
+    metric = section.build(**offers)
+    if not isinstance(metric, Metric):
+        raise UserError(
+            f"evaluation.metrics: {section.metric} returned {type(metric).__name__}, expected a torchmetrics.Metric"
+        )
+    leave_synchronization(metric)
+    return metric.to(context.runtime.device)
+
+
+def _add_values(values: dict[str, float], section: MetricConfig, config: Config, result: Any) -> None:
+    """Add what a metric computed to the values of an evaluation, by name. Raises UserError if it is no number."""
+    for key, value in (result if isinstance(result, Mapping) else {"": result}).items():
+        suffix = str(key)
+        name = value_name(section, config, f"_{suffix}" if suffix and not suffix.startswith("[") else suffix)
+        if name in values:
+            raise UserError(
+                f"evaluation.metrics: two values are named {name}; give {section.metric} another name, as in "
+                f"{{metric: {section.metric}, name: {section.label}-2}}"
+            )
+        try:
+            values[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(
+                f"evaluation.metrics: {section.metric}: compute returned {type(value).__name__}, expected a number or "
+                "a dict of numbers"
+            ) from None
 
 
 def evaluate(generate: Generate, config: Config, index: Index, runtime: Runtime) -> dict[str, float]:

@@ -15,23 +15,30 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference import generation
 from distgan.inference.export import load_generator
-from distgan.inference.latents import LatentSource
 from distgan.monitoring.console import setup_logging
 
 _MADE_FOR = {f"data.{name}" for name in ("kind", "resolution", "channels", "labels", "length", "dimensions")}
 """Keys that the shape of the networks depends on."""
 
 
-def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, best: bool = False) -> dict[str, float]:
+def evaluate(
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    *,
+    best: bool = False,
+    truncation: float | None = None,
+) -> dict[str, float]:
     """Compute all metrics of the EMA generator of a run (its newest or best checkpoint) or of a checkpoint.
 
     Collective: call on every rank. The result does not depend on the number of ranks.
 
     Returns:
-        `step` of the checkpoint, and the metric values by name, such as `{"step": 1500, "fid[classifier]": 12.3}`.
+        `step` of the checkpoint, and the metric values by name, such as `{"step": 1500, "fid[classifier]": 12.3}`. With
+        truncation the names say so: `fid[classifier,truncation=0.5]`.
 
     Args:
         overrides: `key=value` changes to the run's config, such as `evaluation.num_samples=50000`.
+        truncation: threshold of the latents, see `load_generator`.
 
     Raises:
         UserError: there is no checkpoint, the data differ from the run's, or an override does not apply to evaluation.
@@ -62,14 +69,22 @@ def evaluate(path: str | os.PathLike[str], overrides: Iterable[str] = (), *, bes
                 f"data.path = {config.data.path}: the vocabulary differs from that of the run; set data.path to text "
                 "with the same characters"
             )
-        generator = load_generator(found, device=runtime.device)
-    counts = generator.description["class_counts"]
-    source = LatentSource(config.generator, config.seed, class_counts=counts, device=runtime.device)
+        generator = load_generator(found, device=runtime.device, truncation=truncation)
+        source = generator.source(config.seed, truncation)
 
     from distgan.evaluation import suite  # late, because it takes seconds and errors should come before
 
     with generation.generating(generator.network, generator.shape, source, "evaluation") as generate:
-        return {"step": state.step, **suite.evaluate(generate, config, index, runtime)}
+        values = suite.evaluate(generate, config, index, runtime)
+    return {"step": state.step, **{_value_name(name, truncation): value for name, value in values.items()}}
+
+
+def _value_name(name: str, truncation: float | None) -> str:
+    """Return the name of a value with the truncation in its brackets, if there was any."""
+    if truncation is None:
+        return name
+    inside = name[name.index("[") + 1 : -1] + "," if name.endswith("]") else ""
+    return f"{name.partition('[')[0]}[{inside}truncation={float(truncation)}]"
 
 
 def _check_changes(trained: Config, config: Config) -> None:

@@ -20,14 +20,14 @@ from torch import Tensor
 from distgan import extensions, schedule
 from distgan.checkpoint.contents import Vocabulary, load_description
 from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_files
-from distgan.config import Config, GeneratorConfig, parse_config
+from distgan.config import Config, EMAConfig, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
+from distgan.config.run import MAX_STATISTICS_BATCH
 from distgan.errors import UserError, blaming, within_memory
 from distgan.files import publish_folder, read_bounded, sync_folder, write_atomically, writing
 from distgan.inference import hub
 from distgan.inference.generation import statistics_batches
 from distgan.inference.generator import Generator
-from distgan.inference.latents import LatentSource
 from distgan.networks.layers.normalization import recompute_statistics
 from distgan.networks.shape import sample_shape
 
@@ -102,6 +102,7 @@ def load_generator(
     best: bool = False,
     device: torch.device | str = "cpu",
     trust_code: Iterable[str] = (),
+    truncation: float | None = None,
 ) -> Generator:
     """Load the EMA generator of an export, a checkpoint, or a run (its newest or best checkpoint).
 
@@ -113,10 +114,13 @@ def load_generator(
     Args:
         device: device of the generator, where its statistics are also computed.
         trust_code: packages whose code may run if the generator's architecture is in one of them.
+        truncation: threshold of the latents that it will draw (see `latents.truncate`). Batch-norm statistics are then
+            those of such latents, as in BigGAN's released generators, which have one set per threshold. An export's
+            are of 2,048 latents in batches of 128, so that they differ a little from its run's.
 
     Raises:
-        UserError: a file is missing, damaged or of another kind, or it names code that is not trusted; the message
-            names it.
+        UserError: a file is missing, damaged or of another kind, it names code that is not trusted, or `truncation` is
+            not above 0 and finite or the latents are not normal; the message names it.
     """
     if not os.fspath(path):
         raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
@@ -127,9 +131,12 @@ def load_generator(
         if best:
             raise UserError(f"{folder}: --best needs a run folder, found an export; pass the run, or remove --best")
         with extensions.allowing(*trust_code):
-            return _load_export(folder).to(device)
+            generator = _load_export(folder).to(device)
+        if truncation is not None:
+            _truncate(generator, truncation)
+        return generator
     with extensions.allowing(*trust_code):
-        return _load_checkpoint(find_checkpoint(folder, best=best), device)
+        return _load_checkpoint(find_checkpoint(folder, best=best), device, truncation)
 
 
 def export(
@@ -234,10 +241,19 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
+def _truncate(generator: Generator, truncation: float) -> None:
+    """Compute an export's batch-norm statistics from truncated latents, as by default from a checkpoint."""
+    source = generator.source(0, truncation)
+    numbers = torch.arange(EMAConfig().statistics_samples).split(MAX_STATISTICS_BATCH)
+    with within_memory(f"truncation: {MAX_STATISTICS_BATCH} samples at a time"):
+        recompute_statistics(generator.network, (source.draw("batch statistics", part) for part in numbers))
+    generator.truncation = truncation
+
+
+def _load_checkpoint(path: Path, device: torch.device | str, truncation: float | None) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
-    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.position)
+    classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.images)
     if (vocabulary is not None) != (config.data.kind == "text"):
         raise UserError(
             f"{path}/state.json: vocabulary: expected for data.kind = text only, found data.kind = {config.data.kind}; "
@@ -267,8 +283,8 @@ def _load_checkpoint(path: Path, device: torch.device | str) -> Generator:
     if problem := _take_weights(generator, tensors):
         raise UserError(f"{path}/generator_ema.safetensors: {problem}; use an older checkpoint")
     generator.to(device)
-    counts = classes.counts if classes else None
-    source = LatentSource(config.generator, config.seed, class_counts=counts, device=device)
+    generator.truncation = truncation
+    source = generator.source(config.seed, truncation)
     with within_memory(f"{path}/state.json: training.batch_size = {config.training.batch_size}"):
         recompute_statistics(generator.network, statistics_batches(source, config))
     return generator

@@ -30,6 +30,7 @@ class Generator(nn.Module):
         num_classes: number of classes; 0 for an unconditional generator.
         class_names: names of the classes, or None.
         step, images: training length in steps and in real images seen.
+        truncation: threshold of the latents that it was loaded for, or None; see `load_generator`.
     """
 
     def __init__(self, description: dict[str, Any], config: GeneratorConfig) -> None:
@@ -42,6 +43,7 @@ class Generator(nn.Module):
         self.step: int = description["step"]
         self.images: int = description["images"]
         self.config = config
+        self.truncation: float | None = None
         sizes = ("kind", "resolution", "channels", "length", "dimensions")
         self.shape = SampleShape(
             **{name: description[name] for name in sizes if name in description},
@@ -84,16 +86,31 @@ class Generator(nn.Module):
             )
         return decode_lines(from_network(self.shape, samples).cpu().numpy(), self.vocabulary)
 
-    def latents(self, number: int, *, seed: int = 0) -> Tensor:
-        """Draw `number` latent vectors, a function of the seed."""
-        return self.inputs(number, seed=seed)[0]
+    def latents(self, number: int, *, seed: int = 0, truncation: float | None = None) -> Tensor:
+        """Draw `number` latent vectors, a function of the seed.
+
+        Args:
+            truncation: draw from N(0, 1) truncated to [-truncation, truncation]; None uses the generator's own. Batch
+                norm keeps its statistics; `load_generator(..., truncation=...)` computes those of truncated latents.
+
+        Raises:
+            UserError: the truncation is not above 0 and finite, or the latents are not normal.
+        """
+        return self.inputs(number, seed=seed, truncation=truncation)[0]
 
     def labels(self, number: int, *, seed: int = 0) -> Tensor | None:
         """Draw `number` labels with the class frequencies of the training data; None for an unconditional generator."""
         return self.inputs(number, seed=seed)[1]
 
-    def inputs(self, number: int, *, seed: int = 0, first: int = 0) -> tuple[Tensor, Tensor | None]:
+    def inputs(
+        self, number: int, *, seed: int = 0, first: int = 0, truncation: float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Draw the latents and labels numbered from `first`, on the generator's device."""
-        device = next(self.network.parameters()).device
-        source = LatentSource(self.config, seed, class_counts=self.description["class_counts"], device=device)
+        source = self.source(seed, self.truncation if truncation is None else truncation)
         return source.draw("samples", torch.arange(first, first + number))
+
+    def source(self, seed: int, truncation: float | None) -> LatentSource:
+        """Return the source of latents and labels of a seed, on the generator's device."""
+        device = next(self.network.parameters()).device
+        counts = self.description["class_counts"]
+        return LatentSource(self.config, seed, class_counts=counts, device=device, truncation=truncation)

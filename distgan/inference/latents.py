@@ -5,11 +5,14 @@ A draw launches about a hundred small operations and costs nearly the same for 1
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from distgan import randomness
 from distgan.config import GeneratorConfig
+from distgan.errors import UserError
 
 ROWS = 1024
 """Target rows per draw, rounded down to whole updates; a draw holds at least one update."""
@@ -22,11 +25,28 @@ class LatentSource:
     """
 
     def __init__(
-        self, config: GeneratorConfig, seed: int, *, class_counts: list[int] | None, device: torch.device | str = "cpu"
+        self,
+        config: GeneratorConfig,
+        seed: int,
+        *,
+        class_counts: list[int] | None,
+        device: torch.device | str = "cpu",
+        truncation: float | None = None,
     ) -> None:
-        """class_counts: samples per class; None for an unconditional generator."""
+        """Store what the draws are a function of.
+
+        Args:
+            class_counts: samples per class; None for an unconditional generator.
+            truncation: see `truncate`; None draws from the whole distribution, as in training.
+
+        Raises:
+            UserError: the truncation is not above 0 and finite, or the latents are not normal.
+        """
+        if truncation is not None:
+            _check_truncation(config, truncation)
         self._config = config
         self._seed = seed
+        self._truncation = truncation
         self.device = torch.device(device)
         self._boundaries = None
         if class_counts is not None:
@@ -37,6 +57,8 @@ class LatentSource:
         """Return latents (n, latent_size) float32 and labels (n,) int64 or None, for int64 positions (n,)."""
         positions = positions.to(self.device)
         latents = draw_latents(self._config, self._seed, purpose, positions)
+        if self._truncation is not None:
+            latents = truncate(latents, self._truncation)
         if self._boundaries is None:
             return latents, None
         drawn = randomness.integers(self._seed, f"{purpose}/labels", positions, self._total)
@@ -49,6 +71,31 @@ def draw_latents(config: GeneratorConfig, seed: int, purpose: str, positions: Te
     if config.latent_distribution == "uniform":
         return 2.0 * randomness.uniform(seed, purpose, positions, shape) - 1.0
     return randomness.normal(seed, purpose, positions, shape)
+
+
+def truncate(latents: Tensor, threshold: float) -> Tensor:
+    """Map draws from N(0, 1) to draws from N(0, 1) truncated to [-threshold, threshold], number by number.
+
+    The truncation trick (Brock et al. 2019, section 3.1): numbers beyond the threshold are drawn again. In place of
+    that, the distribution function of the one distribution and the inverse of the other map each draw, so that a sample
+    stays itself and moves to the middle as the threshold falls. BigGAN-PyTorch scales the latents instead.
+
+    Returns:
+        Tensor of the shape and dtype of `latents`.
+    """
+    shares = torch.erf(latents.double() / math.sqrt(2.0)) * math.erf(threshold / math.sqrt(2.0))
+    drawn = torch.erfinv(shares) * math.sqrt(2.0)
+    return drawn.clamp(-threshold, threshold).to(latents.dtype)
+
+
+def _check_truncation(config: GeneratorConfig, truncation: float) -> None:
+    if not 0 < truncation < math.inf:
+        raise UserError(f"truncation = {truncation}: expected a number above 0, such as 0.5, or none at all")
+    if config.latent_distribution != "normal":
+        raise UserError(
+            f"truncation = {truncation}: is for latents of N(0, 1), found generator.latent_distribution = "
+            f"{config.latent_distribution}; leave truncation out"
+        )
 
 
 class LatentPrefetcher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,11 +22,12 @@ from distgan.checkpoint.contents import load_description
 from distgan.checkpoint.directory import Manifest, write_file
 from distgan.checkpoint.loading import find_checkpoint, load_files, load_state
 from distgan.config import parse_config
-from distgan.errors import UserError
+from distgan.errors import UserError, counted
 from distgan.files import publish_folder, reason, sync_folder, writing
 from distgan.schedule import power_exponent
 
 _MOST_SNAPSHOTS = 100_000
+_FIX = "remove the file to do without it"
 
 
 class Profile(NamedTuple):
@@ -35,8 +37,16 @@ class Profile(NamedTuple):
     images: int
 
 
-def weights_of_profiles(profiles: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
-    """Return the weights, which sum to 1, with which averages of `profiles` come closest to the average `wanted`.
+class Fit(NamedTuple):
+    """Weights of averages, which sum to 1, and the distance of the profile that they make from the wanted one."""
+
+    weights: NDArray[np.float64]
+    distance: float
+    """L2 norm of the difference of both profiles as functions of time, over the norm of the wanted one."""
+
+
+def fit_profile(profiles: Sequence[Profile], wanted: Profile) -> Fit:
+    """Return the weights with which averages of `profiles` come closest to the average `wanted`.
 
     The least-squares fit of the wanted profile, a power function of time that is 0 after its own time (Karras et al.
     2024, appendix C, algorithm 3), in float64.
@@ -44,9 +54,13 @@ def weights_of_profiles(profiles: Sequence[Profile], wanted: Profile) -> NDArray
     exponents = np.array([power_exponent(profile.std) for profile in profiles])
     times = np.array([float(profile.images) for profile in profiles])
     products = _inner_products(exponents[:, None], times[:, None], exponents[None], times[None])
-    wanted_products = _inner_products(exponents, times, np.array(power_exponent(wanted.std)), np.array(wanted.images))
+    exponent, time = np.array(power_exponent(wanted.std)), np.array(float(wanted.images))
+    wanted_products = _inner_products(exponents, times, exponent, time)
     solved = np.linalg.lstsq(products, wanted_products, rcond=None)[0]
-    return np.asarray(solved / solved.sum(), np.float64)
+    weights = np.asarray(solved / solved.sum(), np.float64)
+    square = weights @ products @ weights - 2 * weights @ wanted_products
+    norm = float(_inner_products(exponent, time, exponent, time))
+    return Fit(weights, math.sqrt(max(0.0, 1.0 + float(square) / norm)))
 
 
 def _inner_products(
@@ -59,11 +73,18 @@ def _inner_products(
     return np.asarray((a + 1) * (b + 1) * ratio**power / ((a + b + 1) * largest))
 
 
+_TOLERANCE = 0.2
+"""Largest distance of an average's profile from the wanted one."""
+
+
 class Average(NamedTuple):
     """A written average."""
 
     path: Path
     snapshots: int
+    """Number of times whose averages it is made of."""
+    distance: float
+    """See `Fit`."""
     amplification: float
     """Sum of the weights' absolute values: rounding errors of the snapshots grow at most so many times."""
 
@@ -78,7 +99,8 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
         destination: folder to create; by default `averages/std-STD-step-STEP` in the run folder.
 
     Raises:
-        UserError: the run keeps no profiles, a snapshot is damaged, or the folder exists or cannot be written.
+        UserError: the run keeps no profiles, its snapshots are too few for this width, one of them is damaged, or the
+            folder exists or cannot be written.
     """
     if not 0.01 <= std <= 0.25:
         raise UserError(f"--std {std:g}: expected a width from 0.01 to 0.25, such as 0.1")
@@ -93,13 +115,20 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
     target = Path(destination) if destination is not None else folder / FOLDER / f"std-{std:g}-{found.name}"
     if os.path.lexists(target):
         raise UserError(f"{target}: exists; remove it, or name another folder with --out")
-    sources = _sources(folder, found, description.position, config.ema.profiles)
-    weights = weights_of_profiles([profile for profile, _ in sources], Profile(std, description.position))
+    sources = _sources(folder, found, description.images, config.ema.profiles)
+    times = len({profile.images for profile, _ in sources})
+    fit = fit_profile([profile for profile, _ in sources], Profile(std, description.images))
+    if fit.distance > _TOLERANCE:
+        raise UserError(
+            f"{folder}: --std {std:g}: the closest average of {counted(times, 'snapshot')} is {fit.distance:.0%} off; "
+            f"take a width nearer to {' or '.join(f'{kept:g}' for kept in config.ema.profiles)}, or train with a "
+            "smaller ema.snapshot_kimg"
+        )
     averaged = load_files(found, ["generator_ema"])["generator_ema"]
-    made = _combine(sources, weights, averaged)
+    made = _combine(sources, fit.weights, averaged)
     with writing(target, "the average"):
         _write(target, found, made, description.step)
-    return Average(target, len(sources), float(np.abs(weights).sum()))
+    return Average(target, times, fit.distance, float(np.abs(fit.weights).sum()))
 
 
 def _sources(folder: Path, checkpoint: Path, position: int, stds: Sequence[float]) -> list[tuple[Profile, Path]]:
@@ -116,21 +145,23 @@ def _combine(
 ) -> dict[str, Tensor]:
     """Return the weighted sum of averages, in float64 until the end; tensors that are not averaged stay `like`."""
     sums: dict[str, Tensor] = {}
+    names: set[str] | None = None
     for (profile, path), weight in zip(sources, weights.tolist(), strict=True):
         try:
             with safe_open(path, framework="pt") as file:
-                names = [key for key in file.keys() if key.startswith(f"{profile.std}/")]  # noqa: SIM118
-                for key in names:
-                    name = key.partition("/")[2]
+                found = {key.partition("/")[2]: key for key in file.keys() if key.startswith(f"{profile.std}/")}  # noqa: SIM118
+                names = set(found) if names is None else names
+                if not found or set(found) != names:
+                    raise UserError(f"{path}: not the averages of width {profile.std:g} that the others have; {_FIX}")
+                for name, key in found.items():
                     tensor = file.get_tensor(key)
-                    if name not in like or tensor.shape != like[name].shape or not tensor.isfinite().all():
-                        raise UserError(f"{path}: {key[:200]}: not a weight of this generator, or not finite")
+                    fits = name in like and (tensor.shape, tensor.dtype) == (like[name].shape, torch.float32)
+                    if not fits or not tensor.isfinite().all():
+                        raise UserError(f"{path}: {key[:200]}: not a weight of this generator, or not finite; {_FIX}")
                     total = sums.setdefault(name, torch.zeros(tensor.shape, dtype=torch.float64))
                     total.add_(tensor.double(), alpha=weight)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: not a readable snapshot: {reason(error)}; remove it to do without") from None
-        if not names:
-            raise UserError(f"{path}: has no average of width {profile.std:g}; remove it to do without")
+            raise UserError(f"{path}: not a readable snapshot: {reason(error)}; {_FIX}") from None
     return like | {name: total.to(like[name].dtype) for name, total in sums.items()}
 
 

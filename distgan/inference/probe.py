@@ -159,8 +159,8 @@ class View:
 
     def __init__(self, checkpoint: Path, state: Description, config: Config) -> None:
         self.config = config
-        self.growth = schedule.growth(config, state.position)
-        self.batch_size = schedule.micro_batch(config, state.position)
+        self.growth = schedule.growth(config, state.images)
+        self.batch_size = schedule.micro_batch(config, state.images)
         """Batch size of the training, because some networks compare the samples of a batch."""
         classes = len(state.classes.counts) if state.classes else 0
         self.conditional = classes > 0

@@ -45,6 +45,7 @@ def sample(
     labels: Sequence[str] | None = None,
     batch_size: int = 64,
     best: bool = False,
+    truncation: float | None = None,
 ) -> Path:
     """Draw `number` samples and write them; each is a function of the seed and its number.
 
@@ -52,12 +53,13 @@ def sample(
         out: for images a grid (.png) or a folder; for text a file of lines (.txt); for points a picture (.png) or a
             NumPy array of shape (number, dimensions) (.npy).
         labels: classes by number or name, used in turn; None draws them with the class frequencies of the data.
+        truncation: threshold of the latents, see `load_generator`.
 
     Raises:
-        UserError: there is no generator, a class is unknown, or `out` cannot be written.
+        UserError: there is no generator, a class is unknown, the truncation does not fit, or `out` cannot be written.
     """
     target = _checked_target(out, number, batch_size, seed)
-    generator, classes = _load(source, best, labels)
+    generator, classes = _load(source, best, labels, truncation)
     _check_out(generator.shape.kind, target, number)
     batches = _batches(generator, number, seed, classes, batch_size)
     with writing(target), _memory(batch_size):
@@ -115,6 +117,7 @@ def sample_paths(
     labels: Sequence[str] | None = None,
     batch_size: int = 64,
     best: bool = False,
+    truncation: float | None = None,
 ) -> Path:
     """Draw `number` paths of `steps` images, path i from the latent of image 2 i of `sample` to that of 2 i + 1.
 
@@ -123,6 +126,7 @@ def sample_paths(
     Args:
         linear: use straight lines between the latents instead of arcs.
         labels: classes of the paths, used in turn; None uses the class of the path's first image.
+        truncation: threshold of the latents between which the paths are, see `load_generator`.
 
     Raises:
         UserError: as for `sample`.
@@ -135,7 +139,7 @@ def sample_paths(
         raise UserError(
             f"--interpolate {steps} --num {number}: expected at least 2 steps, and at most {GRID_LIMIT} images in all"
         )
-    generator, classes = _load(source, best, labels)
+    generator, classes = _load(source, best, labels, truncation)
     if generator.shape.kind != "images":
         raise UserError(
             f"--interpolate {steps}: needs a generator of images, found one of {generator.shape.kind}; "
@@ -180,9 +184,12 @@ def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, s
     return Path(out)
 
 
-def _load(source: str | os.PathLike[str], best: bool, labels: Sequence[str] | None) -> tuple[Generator, Tensor | None]:
+def _load(
+    source: str | os.PathLike[str], best: bool, labels: Sequence[str] | None, truncation: float | None
+) -> tuple[Generator, Tensor | None]:
     """Load the generator on the GPU, or on the CPU without one; return it and the numbers of the requested classes."""
-    generator = load_generator(source, best=best, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = load_generator(source, best=best, device=device, truncation=truncation)
     classes = None if labels is None else torch.tensor([_class_number(generator, label) for label in labels])
     return generator, classes
 

@@ -1,11 +1,10 @@
-"""Regularization terms besides the adversarial loss (Salimans et al. 2016), and instance noise."""
+"""Regularization terms besides the adversarial loss (Salimans et al. 2016)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from distgan.config import InstanceNoiseConfig
 from distgan.distributed import collectives
 
 
@@ -60,8 +59,3 @@ class HistoricalAverage:
         return {f"mean/{name}": mean for name, mean in zip(self._names, self._means, strict=True)} | {
             "count": self._count
         }
-
-
-def noise_sigma(config: InstanceNoiseConfig, step: int) -> float:
-    """Standard deviation of instance noise at a step (0-based): linear to 0, or constant."""
-    return config.sigma if config.steps is None else config.sigma * max(0.0, 1.0 - step / config.steps)

@@ -17,6 +17,8 @@ GROUPS = {
         "gradient norms": r"gradient_norm/",
         "diversity": r"(generator|data)/diversity$",
         "learning rates": r"learning_rate/",
+        "augmentation": r"augmentation/",
+        "schedules": r"schedule/",
     },
     "penalties": {
         "gradient penalties": r"loss/(r1|r2|gradient_penalty)$",

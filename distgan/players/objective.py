@@ -14,15 +14,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from distgan import schedule
 from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
 from distgan.losses import gradient_penalties
 from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
 from distgan.players.objective_base import LossAndScalars, MicroBatch, Objective
 from distgan.players.terms import check_loss
-from distgan.schedule import penalty_gamma
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
 
@@ -31,50 +32,57 @@ _LAYER_KEY = "objective.feature_matching.layer"
 
 
 class DiscriminatorObjective(Objective):
-    """Loss of the discriminator. A pass with a gradient penalty runs entirely in float32."""
+    """Loss of the discriminator. A pass with a gradient penalty runs in float32 unless precision is by stage."""
 
     role = "discriminator"
 
-    def forward(self, batch: MicroBatch, step: int, update: int) -> LossAndScalars:
-        """Return the loss and the scalars. `update` counts discriminator updates and selects lazy penalties."""
+    def forward(self, batch: MicroBatch, images: int, update: int) -> LossAndScalars:
+        """Return the loss and the scalars.
+
+        Args:
+            images: images before this step, which schedules follow.
+            update: discriminator updates before this one, which selects lazy penalties.
+        """
         config = self.config
         assert batch.reals is not None
         labels = self._fake_labels(batch)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
             fakes = self.opponent(batch.latents, labels)
-        reals, generated = self._with_noise(batch.reals, "real", batch, step), fakes.to(batch.reals.dtype)
-        fakes = self._with_noise(generated, "fake", batch, step)
+        reals, generated = self._with_noise(batch.reals, "real", batch, images), fakes.to(batch.reals.dtype)
+        fakes = self._with_noise(generated, "fake", batch, images)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
         with ExitStack() as held:
             # A penalized pass needs normalization moments in its own precision.
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
-            with self._autocast(reals, unless=penalized):
+            with self._autocast(reals, penalized=penalized):
                 held.enter_context(reference_moments(self.network))
-            real = self._judge(reals, batch.real_labels, differentiable=r1 is not None)
-            fake = self._judge(fakes, labels, differentiable=r2 is not None)
+            real = self._judge(reals, batch.real_labels, "real", batch, images, differentiable=r1 is not None)
+            fake = self._judge(fakes, labels, "fake", batch, images, differentiable=r2 is not None)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
                 self.loss_facts, real_logits, fake_logits
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
+            if self.augmentation is not None:
+                probability = self.augmentation.probability(images)
+                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, probability)
             if r1 is not None:
-                parts["loss/r1"] = gradient_penalties.zero_centered(
-                    real_logits, reals, penalty_gamma(r1, step, self.steps)
-                )
+                gamma = schedule.value(r1.gamma, images, self.length)
+                parts["loss/r1"] = gradient_penalties.zero_centered(real_logits, reals, gamma)
                 loss = loss + r1.every * parts["loss/r1"]
             if r2 is not None:
-                parts["loss/r2"] = gradient_penalties.zero_centered(
-                    fake_logits, fakes, penalty_gamma(r2, step, self.steps)
-                )
+                gamma = schedule.value(r2.gamma, images, self.length)
+                parts["loss/r2"] = gradient_penalties.zero_centered(fake_logits, fakes, gamma)
                 loss = loss + r2.every * parts["loss/r2"]
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
-                judged = self._judge(points, batch.real_labels, differentiable=True)
+                kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
+                judged = self._judge(points, batch.real_labels, kind, batch, images, differentiable=True)
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
-            loss = self._add_terms(loss, parts, batch, generated, fake, real, update)
+            loss = self._add_terms(loss, parts, batch, images, generated, fake, real, update)
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
@@ -106,15 +114,25 @@ class GeneratorObjective(Objective):
     role = "generator"
 
     def __init__(
-        self, network: nn.Module, opponent: nn.Module, config: Config, autocast_dtype: torch.dtype | None
+        self,
+        network: nn.Module,
+        opponent: nn.Module,
+        config: Config,
+        autocast_dtype: torch.dtype | None,
+        controller: AugmentationController | None = None,
     ) -> None:
-        super().__init__(network, opponent, config, autocast_dtype)
+        super().__init__(network, opponent, config, autocast_dtype, controller)
         matching = config.objective.feature_matching
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
         self._needs_reals = config.objective.generator_needs_reals
 
-    def forward(self, batch: MicroBatch, step: int) -> LossAndScalars:
-        """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`."""
+    def forward(self, batch: MicroBatch, images: int, update: int = 0) -> LossAndScalars:
+        """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`.
+
+        Args:
+            images: images before this step, which schedules follow.
+            update: generator updates before this one, which selects lazy terms.
+        """
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         parts: dict[str, Tensor] = {}
         with _frozen(discriminator), ExitStack() as held:
@@ -122,11 +140,13 @@ class GeneratorObjective(Objective):
                 with reference_moments(self.network):
                     fakes = self.network(batch.latents, labels)
                 held.enter_context(reference_moments(discriminator))
-                fake, real = self._judge(self._with_noise(fakes, "fake", batch, step), labels), None
+                noisy, real = self._with_noise(fakes, "fake", batch, images), None
+                fake = self._judge(noisy, labels, "fake", batch, images)
                 if self._needs_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
-                        real = self._judge(self._with_noise(batch.reals, "real", batch, step), batch.real_labels)
+                        reals = self._with_noise(batch.reals, "real", batch, images)
+                        real = self._judge(reals, batch.real_labels, "real", batch, images)
             matching = config.feature_matching
             loss = fake.logits.new_zeros(())
             if matching is None or matching.adversarial:
@@ -137,7 +157,7 @@ class GeneratorObjective(Objective):
                 real_features, fake_features = real.features[self._matched], fake.features[self._matched]
                 parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
                 loss = loss + matching.weight * parts["loss/feature_matching"]
-            loss = self._add_terms(loss, parts, batch, fakes, fake, real, step)
+            loss = self._add_terms(loss, parts, batch, images, fakes, fake, real, update)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
 

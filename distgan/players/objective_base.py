@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from distgan import randomness
+from distgan import randomness, schedule
 from distgan.config import Config
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
-from distgan.losses.regularizers import HistoricalAverage, noise_sigma
+from distgan.losses.augmentation.controller import AugmentationController
+from distgan.losses.regularizers import HistoricalAverage
 from distgan.networks.hooks import captured, find_layer
 from distgan.networks.shape import SampleShape
+from distgan.players.augmentation import InputAugmentation
 from distgan.players.terms import TermView, add_terms, build_loss, build_terms
 
 LossAndScalars = tuple[Tensor, dict[str, Tensor]]
+Draw = Callable[..., Tensor]
 
 
 class Judged(NamedTuple):
-    """Samples with what the discriminator makes of them."""
+    """Samples with what the discriminator makes of them, augmented."""
 
     samples: Tensor
-    """(n, *sizes)"""
+    """(n, *sizes): points at which gradient penalties are taken, before or after augmentation."""
     logits: Tensor
     """(n,), at least float32."""
     features: dict[str, Tensor]
@@ -65,20 +69,32 @@ class Objective(nn.Module):
     role: str
 
     def __init__(
-        self, network: nn.Module, opponent: nn.Module, config: Config, autocast_dtype: torch.dtype | None
+        self,
+        network: nn.Module,
+        opponent: nn.Module,
+        config: Config,
+        autocast_dtype: torch.dtype | None,
+        controller: AugmentationController | None = None,
     ) -> None:
+        """controller: holds the probability of the augmentation if that is adaptive; both players share it."""
         super().__init__()
         self.network = network
         self._opponent = (opponent,)
         self.config = config.objective
         self.seed = config.seed
-        self.steps = config.training.steps
+        self.length = schedule.run_images(config)
+        """Images of the whole run."""
         self.accumulation = config.training.gradient_accumulation_steps
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
+        self.by_stage = config.training.float32_below is not None
+        """True if penalized passes autocast too, because the networks choose the precision by stage."""
         self.adversarial = build_loss(config.objective.adversarial)
         self.loss_facts = config.objective.adversarial.facts
         self.loss_path = config.objective.adversarial.path
+        self.augmentation: InputAugmentation | None = None
+        if config.objective.augmentation is not None:
+            self.augmentation = InputAugmentation(config.objective.augmentation, controller, self.length)
         self.terms = build_terms(config.objective, self.role)
         self.layers: dict[str, str] = {}
         """Layers of the discriminator that the loss looks at, with the key that asks for each."""
@@ -105,15 +121,22 @@ class Objective(nn.Module):
         """
         return batch.labels if batch.real_labels is None else batch.real_labels
 
-    def _autocast(self, like: Tensor, *, unless: bool = False) -> torch.autocast:
-        """Return a context that runs networks in bf16 if the config asks for it. Losses and penalties stay float32."""
-        dtype = self.autocast_dtype
-        return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None and not unless)
+    def _autocast(self, like: Tensor, *, penalized: bool = False) -> torch.autocast:
+        """Return a context that runs networks in bf16 if the config asks for it. Losses and penalties stay float32.
 
-    def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, step: int) -> Tensor:
-        """Add instance noise to the discriminator's inputs, if the config has any at this step."""
+        Take no gradient inside it: backward operations would be cast too, also those of float32 stages.
+
+        Args:
+            penalized: the pass has a second derivative, and is float32 unless precision is by stage.
+        """
+        dtype = self.autocast_dtype
+        enabled = dtype is not None and (self.by_stage or not penalized)
+        return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=enabled)
+
+    def _with_noise(self, samples: Tensor, kind: str, batch: MicroBatch, images: int) -> Tensor:
+        """Add instance noise to the discriminator's inputs, if the config has any after `images` images."""
         noise = self.config.instance_noise
-        sigma = noise_sigma(noise, step) if noise is not None else 0.0
+        sigma = schedule.value(noise.sigma, images, self.length) if noise is not None else 0.0
         return samples + sigma * self._normal(f"instance noise/{kind}", batch, samples) if sigma else samples
 
     def _normal(self, purpose: str, batch: MicroBatch, like: Tensor) -> Tensor:
@@ -124,6 +147,21 @@ class Objective(nn.Module):
     def _uniform(self, purpose: str, batch: MicroBatch, like: Tensor, *shape: int) -> Tensor:
         """Draw addressed U[0, 1) of shape (n, *shape)."""
         return randomness.uniform(self.seed, f"{self.role}/{purpose}", batch.addresses, shape).to(like.dtype)
+
+    def _drawing(self, purpose: str, batch: MicroBatch, samples: Tensor) -> tuple[Draw, Draw]:
+        """Return functions `draw(name, *shape)` of U[0, 1) and of N(0, 1), for purposes below this one.
+
+        Numbers are float32, or float64 if the samples are.
+        """
+        like = at_least_float32(samples[:0])
+
+        def uniform(name: str, *shape: int) -> Tensor:
+            return self._uniform(f"{purpose}/{name}", batch, like, *shape)
+
+        def normal(name: str, *shape: int) -> Tensor:
+            return self._normal(f"{purpose}/{name}", batch, like.new_empty(0, *shape))
+
+        return uniform, normal
 
     @property
     def discriminator(self) -> nn.Module:
@@ -145,19 +183,57 @@ class Objective(nn.Module):
         self.layers[layer] = key
         return layer
 
-    def _judge(self, samples: Tensor, labels: Tensor | None, *, differentiable: bool = False) -> Judged:
-        """Run the discriminator. With `differentiable`, the logits have second derivatives in the returned samples."""
+    def _augment(self, samples: Tensor, kind: str, batch: MicroBatch, images: int) -> Tensor:
+        """Augment inputs of the discriminator, if the config has an augmentation.
+
+        Args:
+            samples: (k n, *sizes) for any k; all k share the draws of the batch.
+            kind: purpose of the draws, so that reals and fakes have their own.
+            images: images before this step, which the probability may follow.
+        """
+        if self.augmentation is None:
+            return samples
+        repeats, rest = divmod(len(samples), len(batch.addresses))
+        if rest:
+            raise UserError(
+                f"objective.augmentation: found {len(samples)} samples of a micro-batch of {len(batch.addresses)}, "
+                "expected a multiple; call view.judge with whole batches",
+                everywhere=True,
+            )
+        repeated = batch._replace(addresses=batch.addresses.repeat(repeats))
+        return self.augmentation(samples, images, *self._drawing(f"augmentation of {kind}", repeated, samples))
+
+    def _judge(
+        self,
+        samples: Tensor,
+        labels: Tensor | None,
+        kind: str | None,
+        batch: MicroBatch,
+        images: int,
+        *,
+        differentiable: bool = False,
+    ) -> Judged:
+        """Run the discriminator on augmented samples.
+
+        Args:
+            kind: purpose of the augmentation's draws; None for samples that are augmented already.
+            images: images before this step.
+            differentiable: the logits have second derivatives in the returned samples.
+        """
         if differentiable:
             samples = samples.detach().requires_grad_(True)
+        inputs = samples if kind is None else self._augment(samples, kind, batch, images)
+        if self.augmentation is not None and self.augmentation.before_penalties:
+            samples = inputs = inputs.detach().requires_grad_(True) if differentiable else inputs
         with ExitStack() as held:
-            held.enter_context(self._autocast(samples, unless=differentiable))
+            held.enter_context(self._autocast(samples, penalized=differentiable))
             outputs = {}
             for layer, key in self.layers.items():
                 held.enter_context(blaming(key))
                 outputs[layer] = held.enter_context(captured(self.discriminator, layer))
             # A compiled network has no second derivative, and hooks do not see its layers.
             eager = differentiable or bool(self.layers)
-            logits = (self.discriminator.forward if eager else self.discriminator)(samples, labels)
+            logits = (self.discriminator.forward if eager else self.discriminator)(inputs, labels)
         features = {layer: at_least_float32(found[-1]) for layer, found in outputs.items()}
         return Judged(samples, at_least_float32(logits), features)
 
@@ -166,6 +242,7 @@ class Objective(nn.Module):
         loss: Tensor,
         parts: dict[str, Tensor],
         batch: MicroBatch,
+        images: int,
         samples: Tensor,
         fakes: Judged,
         reals: Judged | None,
@@ -174,6 +251,7 @@ class Objective(nn.Module):
         """Add the extra terms to the loss, and their values to `parts`.
 
         Args:
+            images: images before this step, which schedules follow.
             samples: the fakes without noise.
             update: number of earlier updates of this player, which selects lazy terms.
         """
@@ -182,14 +260,10 @@ class Objective(nn.Module):
             return loss
 
         def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
-            return at_least_float32(self.discriminator.forward(samples, labels))
+            augmented = self._augment(samples, "extra terms", batch, images)
+            return at_least_float32(self.discriminator.forward(augmented, labels))
 
-        def normal(purpose: str, *shape: int) -> Tensor:
-            return self._normal(f"extra terms/{purpose}", batch, batch.latents.new_empty(0, *shape))
-
-        def uniform(purpose: str, *shape: int) -> Tensor:
-            return self._uniform(f"extra terms/{purpose}", batch, batch.latents, *shape)
-
+        uniform, normal = self._drawing("extra terms", batch, batch.latents)
         layer = self._feature_layer or ""
         view = TermView(
             network=self.network,

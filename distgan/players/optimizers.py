@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distgan.config import OptimizerConfig
+from distgan import schedule
+from distgan.config import OptimizerConfig, ScheduleConfig
 from distgan.config.players import lazy_factor
 from distgan.errors import UserError, blaming_code
 
@@ -17,13 +18,18 @@ class RMSProp(torch.optim.Optimizer):
     """theta -= rate * g / (sqrt(v) + eps), v = alpha * v + (1 - alpha) * g^2, v = 0 at first (Hinton 2012).
 
     If the attribute `found_inf` is 1, a step changes nothing, as in torch's fused optimizers. torch has no fused
-    RMSProp.
+    RMSProp. The caller sets a scheduled alpha in the parameter groups.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, *, alpha: float = 0.99, eps: float = 1e-8
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        *,
+        alpha: float | ScheduleConfig = 0.99,
+        eps: float = 1e-8,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
+        super().__init__(parameters, {"lr": lr, "alpha": schedule.value(alpha, 0, 1), "eps": eps})
         self._step_supports_amp_scaling = True
         self.found_inf: Tensor | None = None
 
@@ -57,16 +63,17 @@ def adam(
     parameters: list[nn.Parameter],
     lr: float,
     *,
-    betas: tuple[float, float] = (0.5, 0.999),
+    betas: tuple[float | ScheduleConfig, float | ScheduleConfig] = (0.5, 0.999),
     eps: float = 1e-8,
     lazy_interval: int | None = None,
 ) -> torch.optim.Optimizer:
     """Return Adam (Kingma and Ba 2015) with fused kernels, whose step the device can cancel.
 
-    Betas are scaled for a lazy regularizer here, and the learning rate by the schedule of each step.
+    Betas are scaled for a lazy regularizer here, and the learning rate by the schedule of each step. The caller sets
+    scheduled betas in the parameter groups. Adam corrects the bias by 1 - beta^t with the current beta.
     """
-    factor = lazy_factor(lazy_interval)
-    return torch.optim.Adam(parameters, lr=lr, betas=(betas[0] ** factor, betas[1] ** factor), eps=eps, fused=True)
+    first, second = (schedule.value(beta, 0, 1) ** lazy_factor(lazy_interval) for beta in betas)
+    return torch.optim.Adam(parameters, lr=lr, betas=(first, second), eps=eps, fused=True)
 
 
 def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -75,17 +82,20 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     Raises:
         UserError: the named class is not an optimizer, or its code is not allowed.
     """
+    # The peak, because some optimizers refuse a rate of 0. Each step sets its own.
+    rate = config.learning_rate
+    peak = max(rate.start, rate.end) if isinstance(rate, ScheduleConfig) else rate
     if config.is_built_in:
-        optimizer = config.build(parameters, config.learning_rate)
+        optimizer = config.build(parameters, peak)
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
     kind = config.load()
     if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
         raise UserError(f"{config.name}: found {kind!r}, expected a subclass of torch.optim.Optimizer", everywhere=True)
-    made: torch.optim.Optimizer = config.build(parameters, config.learning_rate)
+    made: torch.optim.Optimizer = config.build(parameters, peak)
     # Of these the device can cancel any step; a first step of fused SGD leaves its momentum undefined.
     if not (isinstance(made, torch.optim.Adam) and getattr(made, "_step_supports_amp_scaling", False)):
-        made = config.build(parameters, config.learning_rate, technique=_cancelable(config.name, kind))
+        made = config.build(parameters, peak, technique=_cancelable(config.name, kind))
     return made
 
 

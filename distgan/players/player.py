@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,14 @@ class Player:
         self.skipped_in_a_row = torch.zeros((), device=device)
         self.longest_streak = torch.zeros((), device=device)
         self.statistics = ScalarAccumulator()
+        self.latest: list[dict[str, Tensor]] = []
+        """Scalars of this rank's micro-batches in the last update."""
 
     def update(
         self,
         micro_batches: Iterable[object],
         arguments: tuple[object, ...],
-        learning_rate: float,
+        settings: Mapping[str, Any],
         *,
         before_change: Callable[[], None] | None = None,
     ) -> Tensor:
@@ -62,6 +65,7 @@ class Player:
             micro_batches: drawn one at a time. Each is released before the next one is drawn, so that the device holds
                 the data and activations of one micro-batch.
             arguments: further arguments of the objective's forward, after the micro-batch.
+            settings: values for the optimizer's parameter groups; see `schedule.optimizer_settings`.
             before_change: called before each change of a tensor that a checkpoint holds.
 
         Returns:
@@ -85,7 +89,7 @@ class Player:
         assert len(parts) == self.accumulation
         if before_change is not None:
             before_change()
-        norm = self.engine.step(learning_rate)
+        norm = self.engine.step(settings)
         applied = norm.isfinite().float()
         if self.clipping is not None:
             self._clip(self.clipping.limit, applied)
@@ -99,6 +103,7 @@ class Player:
         self.skipped += 1.0 - applied
         self.skipped_in_a_row = (self.skipped_in_a_row + 1.0) * (1.0 - applied)
         self.longest_streak = torch.maximum(self.longest_streak, self.skipped_in_a_row)
+        self.latest = parts
         for values in parts:
             self.statistics.add({**values, f"gradient_norm/{self.role}": norm}, applied)
         return applied

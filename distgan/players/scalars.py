@@ -31,6 +31,19 @@ def discriminator_scalars(loss: LossOptions, real_logits: Tensor, fake_logits: T
 
 
 @torch.no_grad()
+def augmentation_scalars(loss: LossOptions, real_logits: Tensor, probability: float | Tensor) -> dict[str, Tensor]:
+    """Return the probability of the augmentation, and the mean sign of the logits of reals if it means anything.
+
+    The sign statistic, r_t of Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", section
+    3, is 1 if the discriminator is certain of all reals that it was trained on.
+    """
+    found = {"augmentation/probability": torch.zeros_like(real_logits[:1]).sum() + probability}
+    if loss.zero_is_boundary:
+        found["augmentation/sign"] = real_logits.sign().mean()
+    return found
+
+
+@torch.no_grad()
 def diversity(name: str, samples: Tensor) -> dict[str, Tensor]:
     """Return the mean absolute difference between the samples of each pair (0, 1), (2, 3), ...; 0 if all are equal.
 

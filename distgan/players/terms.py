@@ -24,21 +24,23 @@ class TermView(NamedTuple):
     labels: Tensor | None
     """(n,) int64: classes of the fakes; None if unconditional."""
     fakes: Tensor
-    """(n, *sizes), without instance noise. In the generator's loss, gradients flow through them to the generator."""
+    """(n, *sizes), without instance noise and augmentation. In the generator's loss, gradients flow through them to the
+    generator."""
     fake_logits: Tensor
-    """(n,): of the fakes with instance noise, if there is any."""
+    """(n,): of the fakes with instance noise and augmented, if the config says so."""
     fake_features: Tensor | None
     """The discriminator's last features of the same samples; None without `needs_features`."""
     reals: Tensor | None
-    """(n, *sizes), without instance noise; None in the generator's loss without `needs_reals`."""
+    """(n, *sizes), without instance noise and augmentation; None in the generator's loss without `needs_reals`."""
     real_labels: Tensor | None
     """(n,) int64: classes of the reals; None if unconditional or without reals."""
     real_logits: Tensor | None
-    """(n,): of the reals with instance noise; None without reals."""
+    """(n,): of the reals with instance noise and augmented; None without reals."""
     real_features: Tensor | None
     """Their features; None without reals or `needs_features`."""
     judge: Callable[..., Tensor]
-    """`judge(samples, labels)` returns the discriminator's float32 logits (n,), which can be differentiated twice."""
+    """`judge(samples, labels)` returns the discriminator's float32 logits (n,), which can be differentiated twice. It
+    augments the samples, if the config says so, with the same draws in each call."""
     normal: Callable[..., Tensor]
     """`normal("purpose", *shape)` draws N(0, 1) of shape (n, *shape), the same for any number of ranks."""
     uniform: Callable[..., Tensor]
@@ -68,11 +70,11 @@ def build_loss(config: AdversarialConfig) -> AdversarialLoss:
     for method in ("discriminator", "generator"):
         if not callable(getattr(loss, method, None)):
             raise UserError(f"objective.adversarial: {config.family} has no method {method}(real, fake); write one")
-    _check_stateless(f"objective.adversarial: {config.family}", loss)
+    check_stateless(f"objective.adversarial: {config.family}", loss)
     return loss  # type: ignore[no-any-return]
 
 
-def _check_stateless(name: str, thing: object) -> None:
+def check_stateless(name: str, thing: object) -> None:
     """Raise UserError for parameters or buffers, of which neither optimizer nor checkpoint would know."""
     held = isinstance(thing, nn.Module) and next(chain(thing.parameters(), thing.buffers()), None) is not None
     if held:
@@ -94,7 +96,7 @@ def build_terms(config: ObjectiveConfig, role: str) -> list[Term]:
         compute = term.build()
         if not callable(compute):
             raise UserError(f"objective.terms.{number}: {term.term} returned no callable; give it a __call__(view)")
-        _check_stateless(f"objective.terms.{number}: {term.term}", compute)
+        check_stateless(f"objective.terms.{number}: {term.term}", compute)
         label = f"{role}.{term.term.rpartition(':')[2]}"
         if any(other.name.endswith(label) for other in terms):
             label += f"_{number}"

@@ -43,9 +43,7 @@ class EMAGenerator:
         if decay == 0.0:
             torch._foreach_copy_(self._averages, live)
             return
-        change = torch._foreach_sub(live, self._averages)
-        torch._foreach_mul_(change, (1.0 - decay) * applied)
-        torch._foreach_add_(self._averages, change)
+        _move(self._averages, live, (1.0 - decay) * applied)
 
 
 class Profiles:
@@ -69,10 +67,7 @@ class Profiles:
         """average += (1 - decay) * applied * (live - average); see `power_decay` and `EMAGenerator.update`."""
         live: list[Tensor] = list(self._generator.parameters())
         for std, averages in self._averages.items():
-            own: list[Tensor] = [*averages.values()]
-            change = torch._foreach_sub(live, own)
-            torch._foreach_mul_(change, (1.0 - power_decay(std, images, images_per_step)) * applied)
-            torch._foreach_add_(own, change)
+            _move([*averages.values()], live, (1.0 - power_decay(std, images, images_per_step)) * applied)
 
     def state(self) -> dict[str, Tensor]:
         """Return `STD/PARAMETER` -> average, without copying."""
@@ -83,12 +78,22 @@ class Profiles:
         expected, found = ({key: value.shape for key, value in of.items()} for of in (self.state(), saved))
         if expected and expected != found:
             widths = ",".join(sorted({key.partition("/")[0] for key in saved}))
+            there, fix = "no averages", "leave ema.profiles out"
+            if widths:
+                there, fix = f"averages of the widths [{widths}]", f"set ema.profiles=[{widths}]"
             raise UserError(
-                f"{path}: ema.profiles: found averages of the widths [{widths}], and a profile averages all of a run; "
-                f"set ema.profiles=[{widths}], or start at step 0 with --resume never"
+                f"{path}: ema.profiles: found {there}, and a profile averages all of a run; {fix}, or start at step 0 "
+                "with --resume never"
             )
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Continue from a checkpoint's averages, after `check`."""
         for key, tensor in self.state().items():
             tensor.copy_(saved[key])
+
+
+def _move(averages: list[Tensor], live: list[Tensor], share: Tensor) -> None:
+    """averages += share * (live - averages), where `share` is a number on the device."""
+    change = torch._foreach_sub(live, averages)
+    torch._foreach_mul_(change, share)
+    torch._foreach_add_(averages, change)

@@ -34,14 +34,15 @@ class Feed:
         channels_last = uses_channels_last(state.config, runtime.device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._last_batches: list[Batch] = []
-        self._open(state.progress.position, schedule.micro_batch(state.config, state.progress.position))
+        self._open(state.progress.position, schedule.micro_batch(state.config, state.progress.images))
 
     def _open(self, start: int, micro_batch: int) -> None:
         """Open the stream at position `start` with micro-batches of `micro_batch` samples over all ranks."""
         self.micro_batch = micro_batch
         self.share = micro_batch // self.runtime.world_size
         accumulation = self.config.training.gradient_accumulation_steps
-        # Discriminator updates are contiguous. Generator updates are equally far apart at every growth level.
+        # Latents of discriminator updates are contiguous: their addresses count images, not positions. Those of
+        # generator updates are equally far apart at every growth level.
         apart = {"discriminator": accumulation * micro_batch, "generator": schedule.largest_batch(self.config)}
         self._draws = {
             role: LatentPrefetcher(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
@@ -65,21 +66,25 @@ class Feed:
             self._stream.close()
             self._open(update.start, update.micro_batch)
         self._last_batches.clear()
-        for start in range(update.start, update.start + update.batch_size, update.micro_batch):
+        keeps = self.config.objective.generator_needs_reals and not self.config.generator_draws_reals
+        for first in range(update.images, update.images + update.batch_size, update.micro_batch):
             batch = self._next_batch()
-            if self.config.objective.generator_needs_reals:
+            if keeps:
                 self._last_batches.append(batch)
-            yield self._micro_batch("discriminator", start, batch)
+            yield self._micro_batch("discriminator", first, batch)
 
     def generator_inputs(self, step: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches of a generator update.
 
-        If the objective needs reals, they are those of the step's last discriminator update. They stay in host memory
-        and are copied to the device again, so that the device never holds a whole batch.
+        If the objective needs reals, they are the next of the stream, or those of the step's last discriminator update
+        (`training.generator_reals`). The latter stay in host memory and are copied to the device again, so that the
+        device never holds a whole batch.
         """
         first = schedule.generator_slot(self.config, step)
         for number in range(self.config.training.gradient_accumulation_steps):
             batch = self._last_batches[number] if self._last_batches else None
+            if self.config.generator_draws_reals:
+                batch = self._next_batch()
             yield self._micro_batch("generator", first + number * self.micro_batch, batch)
 
     def share_failures(self) -> None:
@@ -112,9 +117,8 @@ class Feed:
         self.failures += batch.failures
         if any(batch.others):
             raise UserError(
-                f"data.stages: makes {1 + len(batch.others[0])} values of a sample, but networks get only the first; "
-                "end with the one to train on; distgan.data.Loader passes all on",
-                everywhere=True,
+                f"data.stages: makes {1 + max(map(len, batch.others))} values of a sample, but networks get only the "
+                "first; end with the one to train on; distgan.data.Loader passes all on"
             )
         return batch
 

@@ -25,7 +25,7 @@ from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
-from distgan.schedule import discriminator_updates, ema_decay, learning_rate, snapshot_due
+from distgan.schedule import discriminator_updates, ema_decay, optimizer_settings, snapshot_due
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
@@ -166,30 +166,37 @@ def train_step(
         before_change: called before each change of a tensor that a checkpoint holds.
     """
     config, progress = state.config, state.progress
-    step, first_position = progress.step, progress.position
-    updates = list(discriminator_updates(config, step, first_position))
-    rate = learning_rate(config.discriminator.optimizer, step, config.training.steps)
+    step, images = progress.step, progress.images
+    updates = list(discriminator_updates(config, step, progress.used))
+    settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length)
     for update in updates:
         seed_default_generator(config.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
-        state.discriminator.update(batches, (step, update.index), rate, before_change=before_change)
+        applied = state.discriminator.update(batches, (images, update.index), settings, before_change=before_change)
+        if state.controller is not None:
+            signs = [values["augmentation/sign"] for values in state.discriminator.latest]
+            state.controller.update(signs, applied, index=update.index, images=update.batch_size)
         progress.position += update.batch_size
-    rate = learning_rate(config.generator.optimizer, step, config.training.steps)
-    applied = state.generator.update(feed.generator_inputs(step), (step,), rate, before_change=before_change)
+        progress.images += update.batch_size
+    settings = optimizer_settings(config.generator.optimizer, step, images, state.length)
+    batches = feed.generator_inputs(step)
+    applied = state.generator.update(batches, (images, step), settings, before_change=before_change)
+    if config.generator_draws_reals:
+        progress.position += updates[-1].batch_size
     with runtime.full_params(state.generator.network):
         # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
-        images = config.training.critic_steps * updates[-1].batch_size
-        state.average.update(ema_decay(config.ema, first_position, images), applied)
-        state.profiles.update(first_position, progress.position - first_position, applied)
-    if runtime.is_main and snapshot_due(config.ema, first_position, progress.position):
-        write_snapshot(Path(config.run_dir), progress.position, state.profiles.state())
+        usual = config.training.critic_steps * updates[-1].batch_size
+        state.average.update(ema_decay(config.ema, images, usual, state.length), applied)
+        state.profiles.update(images, progress.images - images, applied)
+    if runtime.is_main and snapshot_due(config.ema, images, progress.images):
+        write_snapshot(Path(config.run_dir), progress.images, state.profiles.state())
     progress.step += 1
     state.grow()
 
 
 def is_done(state: TrainingState) -> bool:
     """Return True if no step remains. Equal on all ranks."""
-    return state.progress.step >= state.config.training.steps or early_stop_reason(state) is not None
+    return state.is_complete or early_stop_reason(state) is not None
 
 
 def early_stop_reason(state: TrainingState) -> str | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from distgan import schedule
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import dump_config, flatten
 from distgan.data.kinds.text import decode_lines
@@ -63,6 +64,7 @@ class Monitor:
         self.config = state.config
         self.latents: LatentSource = feed.latents
         self.run_dir = Path(state.config.run_dir)
+        self._schedules = dict(schedule.scheduled(state.config))
         step, settings = state.progress.step, flatten(self.config)
         self.tracker = open_tracker(
             self.run_dir,
@@ -72,7 +74,7 @@ class Monitor:
             trackers=self.config.monitoring.trackers,
             settings=settings,
         )
-        self.console = Console(total=self.config.training.steps, start=step, main=runtime.is_main)
+        self.console = Console(total=schedule.run_steps(self.config), start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
         values = [value_name(metric, self.config) for metric in self.config.metrics]
         self.tracker.hyperparameters(settings, values)
@@ -110,8 +112,8 @@ class Monitor:
         if self._is_logged(progress.step):
             row = self._measure()
             self._diagnose(row)
-        elif progress.step == config.training.steps:
-            # If you raise training.steps and resume, the run must equal one that had the larger number from the start.
+        elif self.state.is_complete:
+            # If you make the run longer and resume, it must equal one that was as long from the start.
             # Therefore the interval stays open and nothing is diagnosed.
             row = self._measure(ends_interval=False)
         due = self.evaluations.is_due()
@@ -124,7 +126,7 @@ class Monitor:
             evaluation = self.evaluations.measure()
             row |= evaluation.metrics
             report = StepReport(evaluation.is_best, evaluation.interrupted, evaluation.metrics)
-        last = progress.step == config.training.steps or self._stops_early()
+        last = self.state.is_complete or self._stops_early()
         if pictured or last:
             with nullcontext() if fitted else self._fitted_for_now():
                 if self.runtime.is_main:
@@ -132,7 +134,7 @@ class Monitor:
         self._write(row)
         if row or pictured or last:
             self._start_interval()
-        if self._is_logged(progress.step + 1) or progress.step + 1 == config.training.steps:
+        if self._is_logged(progress.step + 1) or self.state.is_before_last_step:
             self.stragglers.begin()
         return report
 
@@ -145,7 +147,7 @@ class Monitor:
     def _start_interval(self) -> None:
         """Restart the timers, so that evaluations and sample grids do not count as training time."""
         self._started = time.perf_counter()
-        self._first_position = self.state.progress.position
+        self._first_images = self.state.progress.images
         self._first_step = self.state.progress.step
         self.feed.seconds_waited = 0.0
 
@@ -163,7 +165,9 @@ class Monitor:
         seconds = time.perf_counter() - self._started
         steps = max(1, progress.step - self._first_step)
         row["ema/decay"] = state.average.decay
-        row["speed/images_per_second"] = (progress.position - self._first_position) / seconds
+        for key, setting in self._schedules.items():
+            row["schedule/" + key] = schedule.value(setting, progress.images, state.length)
+        row["speed/images_per_second"] = (progress.images - self._first_images) / seconds
         row["speed/step_seconds"] = seconds / steps
         row["speed/data_wait_seconds"] = self.feed.seconds_waited / steps
         row |= self.stragglers.measure()
@@ -174,7 +178,7 @@ class Monitor:
         if self.writer is not None:
             row["checkpoint/failures"] = self.writer.failures
         row["tracker/failures"] = self.tracker.failures
-        row["progress/kimg"] = progress.position / 1000
+        row["progress/kimg"] = progress.images / 1000
         if state.growth is not None:
             row["growth/level"] = state.growth.level
             row["growth/fade"] = state.growth.fade
@@ -195,7 +199,7 @@ class Monitor:
     def _fitted_for_now(self) -> Iterator[None]:
         """Context manager with recomputed batch-norm statistics, and afterwards with those from before.
 
-        If you raise training.steps and resume, the run must equal one that had the larger number from the start.
+        If you make the run longer and resume, it must equal one that was as long from the start.
         """
         buffers = list(self.state.average.network.buffers())
         before = [buffer.clone() for buffer in buffers]
@@ -216,7 +220,7 @@ class Monitor:
 
     def _write(self, row: dict[str, float]) -> None:
         if row:
-            self.tracker.scalars(self.state.progress.step, self.state.progress.position, row)
+            self.tracker.scalars(self.state.progress.step, self.state.progress.images, row)
             self.console.update(self.state.progress.step, row)
 
     def _draw_samples(self) -> None:

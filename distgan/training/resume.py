@@ -47,8 +47,6 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
                     set_aside_later(folder, then.step)
                 else:
                     set_aside(folder)
-            if runtime.is_main:
-                remove_later_snapshots(folder, state.progress.position)
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {counted(then.world_size, 'rank')})"
             logger.info("resuming from %s%s at stream position %d", path, world, state.progress.position)
@@ -62,6 +60,9 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
             for change in _changes(parse_config(then.config, source=f"{path}/state.json"), config):
                 logger.info("changed since the checkpoint: %s", change)
     if runtime.is_main:
+        with writing(folder / "averages"):
+            # Without a checkpoint too: those of an attempt that saved none are of other weights.
+            remove_later_snapshots(folder, state.progress.images)
         with writing(folder / "config.yaml"):
             write_atomically(folder / "config.yaml", dump_config(config).encode())
 

@@ -19,11 +19,13 @@ from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.evaluation.names import needs_detector
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.contract import PROBE_SIZE, check_networks
+from distgan.networks.layers.stage import set_float32_below
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.progressive import set_growth
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
@@ -48,6 +50,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         generator = build_generator(config.generator, shape, seed=config.seed).to(runtime.device)
         discriminator = build_discriminator(config.discriminator, shape, seed=config.seed).to(runtime.device)
         _fill_references(generator, discriminator, config, index)
+        if (below := config.training.float32_below) is not None:
+            for section, network in ((config.generator, generator), (config.discriminator, discriminator)):
+                set_float32_below(network, section.architecture, below)
     growth = schedule.growth(config, 0)
     set_growth((generator, discriminator), growth)
     with runtime.raise_on_all_ranks(), within_memory(memory):
@@ -59,10 +64,13 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     if config.training.compile:
         generator.compile()
         discriminator.compile()
-    precision = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
+    precision = torch.bfloat16 if config.training.autocasts else None
+    augmentation, controller = config.objective.augmentation, None
+    if augmentation is not None and augmentation.chosen_probability == "adaptive":
+        controller = AugmentationController(augmentation.controller, runtime.device)
     with runtime.raise_on_all_ranks():
-        generator_objective = GeneratorObjective(generator, discriminator, config, precision)
-        discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision)
+        generator_objective = GeneratorObjective(generator, discriminator, config, precision, controller)
+        discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision, controller)
     players = {
         "generator": Player(generator_objective, config.generator.optimizer, runtime),
         "discriminator": Player(
@@ -80,7 +88,15 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             everywhere=True,
         )
     state = TrainingState(
-        config, index, players["generator"], players["discriminator"], average, profiles, Progress(), growth
+        config,
+        index,
+        players["generator"],
+        players["discriminator"],
+        average,
+        profiles,
+        Progress(),
+        growth,
+        controller,
     )
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()
@@ -128,7 +144,7 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
         return config.training.channels_last
     if config.data.channels == 1:
         return False
-    return device.type == "cuda" or config.training.mixed_precision == "bf16"
+    return device.type == "cuda" or config.training.autocasts
 
 
 def validate_run(config: Config, index: Index, world_size: int) -> None:
@@ -175,10 +191,8 @@ def check_ranks_agree(config: Config, index: Index, runtime: Runtime) -> None:
     """Raise UserError if ranks differ in config, code, data or JPEG decoder. Collective: call on every rank."""
     runtime.check_equal("the config", dump_config(config), "launch every rank with the same config and overrides")
     runtime.check_equal("the code", code_digest(), "install the same version on every node")
-    for package in config.packages:
-        runtime.check_equal(
-            f"the code of the package {package}", package_digest(package), "install the same version on every node"
-        )
+    for package, digest in code_digests(config.code_paths).items():
+        runtime.check_equal(f"the code of the package {package}", digest, "install the same version on every node")
     if index.has_jpegs:
         runtime.check_equal("the JPEG decoder", JPEG_DECODER, "install the same version of simplejpeg on every node")
     runtime.check_equal("the data's fingerprint", index.fingerprint, "give every node the same shards and index")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from distgan import schedule
 from distgan.checkpoint.compatibility import (
+    check_controller,
     check_counters,
     check_history,
     check_optimizer,
@@ -20,6 +22,7 @@ from distgan.checkpoint.compatibility import (
     validate_resume,
 )
 from distgan.checkpoint.contents import Description, load_description
+from distgan.checkpoint.directory import read_manifest
 from distgan.checkpoint.loading import check_numbers, load_files, read_network
 from distgan.config import Config
 from distgan.data.index.table import Index
@@ -27,7 +30,8 @@ from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.replacements import Substitutions
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
-from distgan.extensions import package_digest
+from distgan.extensions import code_digests
+from distgan.losses.augmentation.controller import AugmentationController
 from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
@@ -39,15 +43,23 @@ from distgan.version import __version__
 
 @dataclass
 class Progress:
-    """Counters of a run. `position` is the number of real images seen, and the only state of the data stream."""
+    """Counters of a run."""
 
     step: int = 0
     position: int = 0
+    """Stream position, the only state of the data stream."""
+    images: int = 0
+    """Number of real images that discriminator updates used."""
     best: dict[str, Any] | None = None
     accepted: frozenset[str] = frozenset()
     """Differences, from `contents.ACCEPTABLE`, that `--accept` has allowed in this run so far."""
     substitutions: Substitutions = field(default_factory=Substitutions)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
+
+    @property
+    def used(self) -> schedule.Used:
+        """Real samples used so far."""
+        return schedule.Used(self.position, self.images)
 
 
 @dataclass
@@ -63,6 +75,8 @@ class TrainingState:
     progress: Progress
     growth: schedule.Growth | None
     """Level and fade of growing networks; None if the networks do not grow."""
+    controller: AugmentationController | None = None
+    """Holds the probability of the augmentation if that is adaptive, else None."""
 
     @property
     def players(self) -> tuple[Player, Player]:
@@ -70,17 +84,34 @@ class TrainingState:
         return self.generator, self.discriminator
 
     @property
+    def is_complete(self) -> bool:
+        """True if the run has its full length."""
+        return schedule.is_over(self.config, self.progress.step, self.progress.images)
+
+    @property
+    def is_before_last_step(self) -> bool:
+        """True if the next step gives the run its full length."""
+        config, step, images = self.config, self.progress.step, self.progress.images
+        more = schedule.critic_steps(config, step) * schedule.batch_size(config, images)
+        return schedule.is_over(config, step + 1, images + more)
+
+    @cached_property
+    def length(self) -> int:
+        """Number of images that the discriminator is trained on in the whole run."""
+        return schedule.run_images(self.config)
+
+    @property
     def shape(self) -> SampleShape:
         """Shape and kind of the samples, as networks see them."""
         return run_shape(self.config, self.index)
 
     def grow(self) -> None:
-        """Set the networks to the growth level and fade of the stream position. Collective: call on every rank.
+        """Set the networks to the growth level and fade of the images so far. Collective: call on every rank.
 
         The set of active parameters changes at the start and at the end of each fade. The players then update their
         parameter groups. Their optimizers reset their moments if `growth.reset_optimizers` is true.
         """
-        before, now = self.growth, schedule.growth(self.config, self.progress.position)
+        before, now = self.growth, schedule.growth(self.config, self.progress.images)
         if self.config.growth is None or before is None or now is None or before == now:
             return
         set_growth((self.generator.network, self.discriminator.network, self.average.network), now)
@@ -95,14 +126,18 @@ class TrainingState:
 
     def warm_up_buckets(self) -> None:
         """Fix the order of gradient buckets (see `Player.warm_up_buckets`). Collective: call on every rank."""
-        config, runtime, position = self.config, self.generator.runtime, self.progress.position
+        config, runtime, images = self.config, self.generator.runtime, self.progress.images
         if runtime.world_size > 1:
-            shape = replace(self.shape, resolution=schedule.resolution(config, position))
-            share = schedule.micro_batch(config, position) // runtime.world_size
+            shape = replace(self.shape, resolution=schedule.resolution(config, images))
+            share = schedule.micro_batch(config, images) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
-            # Update 1: no lazy penalty is due in it.
+            # Update 1: nothing lazy is due in it.
             self.discriminator.warm_up_buckets((blank, 0, 1))
-            self.generator.warm_up_buckets((blank, 0))
+            self.generator.warm_up_buckets((blank, 0, 1))
+
+    @property
+    def _augmentation(self) -> dict[str, Tensor]:
+        return self.controller.state() if self.controller is not None else {}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return file name -> tensors of a checkpoint, unsharded on rank 0. Collective: call on every rank."""
@@ -121,7 +156,8 @@ class TrainingState:
             },
             "counters": {
                 f"{player.role}/{name}": value for player in self.players for name, value in player.counters.items()
-            },
+            }
+            | {f"controller/{name}": value for name, value in self._augmentation.items()},
         }
 
     def description(self, runtime: Runtime) -> dict[str, Any]:
@@ -129,7 +165,7 @@ class TrainingState:
         return {
             "step": self.progress.step,
             "position": self.progress.position,
-            "images": self.progress.position,
+            "images": self.progress.images,
             "best": self.progress.best,
             "accepted": sorted(self.progress.accepted),
             "substitutions": self.progress.substitutions.to_json(),
@@ -140,7 +176,7 @@ class TrainingState:
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
-            "code": {package: package_digest(package) for package in self.config.packages},
+            "code": code_digests(self.config.code_paths),
             "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
 
@@ -161,15 +197,18 @@ class TrainingState:
             }
             average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
             files = load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
-            files |= load_files(path, ["profiles"] if self.profiles else [])
+            kept = "profiles.safetensors" in read_manifest(path).files
+            files |= load_files(path, ["profiles"] if self.profiles and kept else [])
             check_numbers(path, files)
             self.profiles.check(path, files.get("profiles", {}))
             for player in self.players:
                 check_optimizer(path, player, files[f"{player.role}_optimizer"])
                 check_history(path, player, files["history"])
                 check_counters(path, player, files["counters"])
+            if self.controller is not None:
+                check_controller(path, files["counters"])
         self.progress.step = description.step
-        self.progress.position = description.position
+        self.progress.position, self.progress.images = description.position, description.images
         self.grow()  # before the moments, which belong to the parameters that are active at that level
         self.average.network.load_state_dict(average)
         self.profiles.load(files.get("profiles", {}))
@@ -180,6 +219,9 @@ class TrainingState:
             _load_history(player, files["history"])
             for name, counter in player.counters.items():
                 counter.copy_(files["counters"][f"{player.role}/{name}"])
+        for name, tensor in self._augmentation.items():
+            # A run that was not adaptive before starts at 0.
+            tensor.copy_(files["counters"].get(f"controller/{name}", torch.zeros(())))
         self.progress.accepted = frozenset(description.accepted) | accept
         self.progress.diagnosis = description.diagnosis
         if description.data.fingerprint == self.index.fingerprint:

@@ -18,7 +18,9 @@ MAX_STEPS = 2**40
 
 
 def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterator[dict[str, Any]]:
-    """Yield one record per sample for steps `first` to `last` - 1, by update, micro-batch and rank.
+    """Yield one record per sample for steps `first` to `last` - 1, by player, update, micro-batch and rank.
+
+    `update` counts the updates of the record's player. The generator has records only if it draws its own reals.
 
     The trace ignores replacements: a sample that training found unreadable appears under its original index.
 
@@ -33,9 +35,14 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
     validate_run(config, index, world_size)
     order = orders.make_order(config.data, config.seed, index)
     for step in range(first, last):
-        for update in schedule.discriminator_updates(config, step, schedule.position_after(config, step)):
-            for start in range(update.start, update.start + update.batch_size, update.micro_batch):
-                shares = order.assign(np.arange(start, start + update.micro_batch), world_size)
+        updates = list(schedule.discriminator_updates(config, step, schedule.used_after(config, step)))
+        drawn = [("discriminator", update.index, update.start) for update in updates]
+        batch, micro_batch = updates[-1].batch_size, updates[-1].micro_batch
+        if config.generator_draws_reals:
+            drawn.append(("generator", step, updates[-1].start + batch))
+        for player, number, first_position in drawn:
+            for start in range(first_position, first_position + batch, micro_batch):
+                shares = order.assign(np.arange(start, start + micro_batch), world_size)
                 for rank, positions in enumerate(shares):
                     for record in orders.trace(index, order, positions):
-                        yield {"step": step, "update": update.index, "rank": rank, **record}
+                        yield {"step": step, "player": player, "update": number, "rank": rank, **record}

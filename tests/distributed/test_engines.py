@@ -20,7 +20,10 @@ DIVIDED = [needs("zero1"), needs("zero2"), needs("fsdp")]
 ZERO2_AND_FSDP = [needs("zero2"), needs("fsdp")]
 EVERY = ["ddp", *DIVIDED]
 
+RISING = {"optimizer": {"betas": [0.5, {"start": 0.9, "end": 0.999, "over": 0.1, "shape": "cosine"}]}}
 PENALISED: dict[str, Any] = {
+    "generator": RISING,
+    "discriminator": RISING,
     "objective": {
         "adversarial": "relativistic_paired",
         "r1": {"gamma": 1.0},
@@ -178,7 +181,7 @@ def square_averages(player: Player) -> list[float]:
 
 def update_with_one_bad_gradient() -> tuple[list[float], list[float], list[float]]:
     player = four_weights(Broken)
-    applied = [player.update([broken], (), 0.25).item() for broken in (True, False)]
+    applied = [player.update([broken], (), {"lr": 0.25}).item() for broken in (True, False)]
     return applied, player.engine.weights()["weight"].flatten().tolist(), square_averages(player)
 
 
@@ -194,7 +197,7 @@ def test_ranks_agree_on_a_gradient_that_only_one_of_them_sees(ranks: RankPool, e
 
 def squared_mean_gradient(gradients_in_bf16: bool) -> list[float]:
     player = four_weights(Linear, gradients_in_bf16)
-    player.update([1.0 + player.runtime.rank * 2**-10], (), 0.25)
+    player.update([1.0 + player.runtime.rank * 2**-10], (), {"lr": 0.25})
     return square_averages(player)
 
 

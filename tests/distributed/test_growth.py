@@ -22,7 +22,7 @@ from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
-from distgan.training.ema import EMAGenerator
+from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.state import Progress, TrainingState
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
@@ -58,7 +58,7 @@ def build(config: Config) -> TrainingState:
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
     index: Any = SimpleNamespace(num_classes=0, vocabulary=None)
-    state = TrainingState(config, index, *players, average, Progress(), now)
+    state = TrainingState(config, index, *players, average, Profiles(generator, ()), Progress(), now)
     state.warm_up_buckets()
     return state
 
@@ -66,7 +66,7 @@ def build(config: Config) -> TrainingState:
 def train_step(state: TrainingState, source: LatentSource) -> None:
     config, progress, runtime = state.config, state.progress, state.generator.runtime
     assert state.growth is not None
-    (update,) = schedule.discriminator_updates(config, progress.step, progress.position)
+    (update,) = schedule.discriminator_updates(config, progress.step, progress.used)
     share = update.micro_batch // runtime.world_size
     places = update.start + torch.arange(share) + runtime.rank * share
     fixed = torch.Generator().manual_seed(5)
@@ -74,12 +74,13 @@ def train_step(state: TrainingState, source: LatentSource) -> None:
     reals = fade_reals(shrink(everything[places], state.growth.resolution), state.growth.fade)
     latents, _ = source.draw("latents", places)
     batch = MicroBatch(places, latents.to(reals.dtype), None, reals, None)
-    state.discriminator.update([batch], (progress.step, update.index), 1e-3)
-    applied = state.generator.update([batch], (progress.step,), 1e-3)
+    state.discriminator.update([batch], (progress.images, update.index), {"lr": 1e-3})
+    applied = state.generator.update([batch], (progress.images,), {"lr": 1e-3})
     with runtime.full_params(state.generator.network):
         state.average.update(0.5, applied)
     progress.step += 1
     progress.position += update.batch_size
+    progress.images += update.batch_size
 
 
 def grow_up(*, dtype: torch.dtype = torch.float64, **growth: Any) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def test_a_resumed_run_keeps_its_moments() -> None:
     for _ in range(4):
         train_step(state, source)
         state.grow()
-    again.progress.position = state.progress.position
+    again.progress.images = state.progress.images
     again.grow()
     moments = {"to_rgb.1.bias/exp_avg": torch.ones(1)}
     again.generator.engine.load_optimizer_state(moments)

@@ -7,16 +7,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from distgan import schedule
 from distgan.config import load_config
 from distgan.data.index.loading import load_index
+from distgan.data.order import make_order
+from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
+from distgan.inference.generation import to_network
 from distgan.players.objective_base import MicroBatch
 from distgan.training.inputs import Feed
 from distgan.training.setup import assemble
+from distgan.training.trace import trace
 from tests.ranks import RankPool
 from tests.runs import recipe
 
@@ -29,13 +34,13 @@ def fed(config_path: str, workers: int) -> list[tuple[Any, ...]]:
     index = load_index(config.data.path)
     runtime = Runtime()
     state = assemble(config, index, runtime)
-    state.progress.step, state.progress.position = 2, 2 * 2 * 32
+    progress = state.progress
+    progress.step, (progress.position, progress.images) = 2, schedule.used_after(config, 2)
     found: list[MicroBatch] = []
     with closing(Feed(state, runtime)) as feed:
         for step in range(2, 2 + STEPS):
-            for update in schedule.discriminator_updates(config, step, state.progress.position):
+            for update in schedule.discriminator_updates(config, step, schedule.used_after(config, step)):
                 found += feed.discriminator_inputs(update)
-                state.progress.position += update.batch_size
             found += feed.generator_inputs(step)
     return [tuple(field.numpy() if torch.is_tensor(field) else field for field in batch) for batch in found]
 
@@ -71,14 +76,14 @@ def test_the_feed_keeps_no_micro_batch_on_the_device(tmp_path: Path, digits: Pat
         recipe(
             tmp_path,
             digits,
-            training={"batch_size": 32, "gradient_accumulation_steps": 4},
+            training={"batch_size": 32, "gradient_accumulation_steps": 4, "generator_reals": "last"},
             objective={"feature_matching": {}},
         )
     )
     runtime = Runtime()
     state = assemble(config, load_index(config.data.path), runtime)
     with closing(Feed(state, runtime)) as feed:
-        update = next(iter(schedule.discriminator_updates(config, 0, 0)))
+        update = next(iter(schedule.discriminator_updates(config, 0, schedule.Used(0, 0))))
         seen = []
         for inputs in (feed.discriminator_inputs(update), feed.generator_inputs(0)):
             drawn: list[weakref.ref[torch.Tensor]] = []
@@ -90,3 +95,44 @@ def test_the_feed_keeps_no_micro_batch_on_the_device(tmp_path: Path, digits: Pat
                 seen.append(reals.sum().item())
                 del reals
         assert seen[:4] == seen[4:]
+
+
+@pytest.mark.parametrize("reals", ["own", "last"])
+def test_the_reals_of_both_players_are_those_of_the_trace(tmp_path: Path, digits: Path, reals: str) -> None:
+    """The generator's own follow those of the step's last discriminator update; no position is skipped or repeated."""
+    config = load_config(
+        recipe(
+            tmp_path, digits, training={"batch_size": 8, "critic_steps": 2, "generator_reals": reals},
+            objective={"adversarial": "relativistic_paired"},
+        )
+    )  # fmt: skip
+    index = load_index(config.data.path)
+    records = list(trace(config, 0, 3))
+    assert [record["position"] for record in records] == list(range(len(records)))
+    players = ["discriminator"] * 16 + ["generator"] * (8 if reals == "own" else 0)
+    assert [record["player"] for record in records] == players * 3
+    assert [record["update"] for record in records if record["player"] == "generator"][::8] == [0, 1, 2][
+        : len(players) - 16
+    ]
+    runtime = Runtime()
+    state = assemble(config, index, runtime)
+    with closing(Feed(state, runtime)) as feed:
+        for step in range(3):
+            expected = {player: [] for player in ("discriminator", "generator")}
+            for record in records:
+                if record["step"] == step:
+                    expected[record["player"]].append(record["position"])
+            expected["generator"] = expected["generator"] or expected["discriminator"][-8:]
+            updates = list(schedule.discriminator_updates(config, step, schedule.used_after(config, step)))
+            fed = {
+                "discriminator": [batch for update in updates for batch in feed.discriminator_inputs(update)],
+                "generator": list(feed.generator_inputs(step)),
+            }
+            order = make_order(config.data, config.seed, index)
+            for player, batches in fed.items():
+                samples = read_samples(config.data, index, order.samples(np.array(expected[player])))
+                shown = torch.cat([batch.reals for batch in batches])
+                assert torch.equal(shown, to_network(state.shape, samples.data)), (step, player)
+            assert [batch.addresses.tolist() for batch in fed["discriminator"]] == [
+                list(range(16 * step + first, 16 * step + first + 8)) for first in (0, 8)
+            ]

@@ -27,8 +27,8 @@ class Conditional(nn.Module):
         super().__init__()
         self.before, self.after = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 1, 2)
         self.norm = build_normalization(kind, 3, num_classes=3)
-        nn.init.normal_(self.norm.weight)
-        nn.init.normal_(self.norm.bias)
+        nn.init.normal_(self.norm.gain.weight)
+        nn.init.normal_(self.norm.offset.weight)
         add_reference(self, 6, (2, 6, 6), labeled=True)  # six, so that two of four ranks pass the same half
         if kind == "virtual":
             set_reference(self, torch.randn(6, 2, 6, 6), torch.arange(6) % 3)

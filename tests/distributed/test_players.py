@@ -17,6 +17,7 @@ from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.objective_base import MicroBatch, Objective
 from distgan.players.player import Player
+from distgan.schedule import optimizer_settings
 from distgan.training.ema import EMAGenerator
 from tests.ranks import RankPool
 
@@ -93,8 +94,13 @@ def train_steps(
                 labels = labels if config.data.labels else None
                 real_labels = places % CLASSES if config.data.labels else None
                 micro_batches.append(MicroBatch(places, latents.to(dtype), labels, reals, real_labels))
-        discriminator.update(batches["discriminator"], (step, step), 1e-3)
-        applied = generator.update(batches["generator"], (step,), 1e-3)
+        images = step * BATCH
+        settings = [
+            optimizer_settings(player.optimizer, step, images, 1) | {"lr": 1e-3}
+            for player in (config.discriminator, config.generator)
+        ]
+        discriminator.update(batches["discriminator"], (images, step), settings[0])
+        applied = generator.update(batches["generator"], (images, step), settings[1])
         with runtime.full_params(generator.network):
             average.update(0.9, applied.to(dtype))
         snapshots.append(whole_state(generator, discriminator, average))
@@ -131,8 +137,23 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     },
     "noisy targets, instance noise": {
         "objective": {
-            "label_smoothing": {"real": [0.7, 1.0], "flip": 0.2}, "instance_noise": {"sigma": 0.3, "steps": 6}
+            "label_smoothing": {"real": [0.7, 1.0], "flip": 0.2},
+            "instance_noise": {"sigma": {"start": 0.3, "end": 0, "over": 6 * BATCH / 1000}},
         }
+    },
+    "ADA with R1 and R2": {
+        "objective": {
+            "augmentation": {"augmentation": "ada", "probability": 0.6, "frequency_filter": 1, "noise": 1, "cutout": 1},
+            "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0},
+        },
+        "discriminator": {"normalization": "none"},
+    },
+    "DiffAugment, penalty at augmented samples": {
+        "objective": {
+            "augmentation": {"augmentation": "diffaugment", "penalties": "augmented"}, "r1": None,
+            "gradient_penalty": {"points": "uniform"},
+        },
+        "discriminator": {"normalization": "none"},
     },
     "feature matching": {"objective": {"feature_matching": {"adversarial": True}}},
     "historical averaging": {"objective": {"historical_averaging": {"generator": 0.1, "discriminator": 0.1}}},
@@ -223,7 +244,7 @@ def count_reductions(accumulation: int) -> int:
         return future
 
     player.engine.module.register_comm_hook(None, hook)  # type: ignore[operator]
-    player.update([torch.ones(2, 3)] * accumulation, (), 1e-3)
+    player.update([torch.ones(2, 3)] * accumulation, (), {"lr": 1e-3})
     return calls
 
 
@@ -243,7 +264,7 @@ def test_micro_batches_are_let_go_before_the_next_is_drawn(role: str) -> None:
         drawn.append(weakref.ref(reals))
         return MicroBatch(places, latents.double(), None, reals, None)
 
-    assert player.update(map(draw, range(4)), (0, 0) if role == "discriminator" else (0,), 1e-3) == 1
+    assert player.update(map(draw, range(4)), (0, 0) if role == "discriminator" else (0,), {"lr": 1e-3}) == 1
     assert len(drawn) == 4
 
 

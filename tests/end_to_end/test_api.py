@@ -15,6 +15,8 @@ import torch
 import yaml
 
 import distgan
+from distgan.errors import UserError
+from tests.notebooks import cells
 from tests.ranks import free_port
 from tests.runs import recipe, rows, tensors
 
@@ -75,6 +77,61 @@ if __name__ == "__main__":
     run = distgan.train(distgan.Config.model_validate(values))
     print(run.outcome, tuple(run.generator()(run.generator().latents(2)).shape))
 """
+
+
+NOTEBOOK = """
+import sys
+import distgan
+import distgan.errors
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+class Generator(nn.Module):
+    def __init__(self, shape, latent_size, hidden=8):
+        super().__init__()
+        self.shape = shape
+        self.layers = nn.Sequential(nn.Linear(latent_size, hidden), nn.ReLU(), nn.Linear(hidden, 256), nn.Tanh())
+
+    def forward(self, latents, labels):
+        return self.layers(latents).view(-1, *self.shape.sizes)
+
+class Mean(Metric):
+    higher_is_better = True
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+    def update(self, images):
+        self.total += images.float().mean()
+    def compute(self):
+        return self.total
+
+def train(steps):
+    config = distgan.load_config(sys.argv[1], [f"training.steps={steps}", "data.num_workers=1"])
+    values = config.model_dump() | {"generator": {"architecture": Generator, "latent_size": 8}}
+    values["evaluation"] |= {"metrics": [Mean], "every": 1, "num_samples": 4}
+    try:
+        print(distgan.train(distgan.Config.model_validate(values)).step)
+    except distgan.errors.UserError as error:
+        print(error)
+"""
+
+
+def test_classes_of_a_notebook(tmp_path: Path, digits: Path) -> None:
+    """In a `__main__` without a file: loaders start, runs resume, and a definition that changed is noticed."""
+    config, run = recipe(tmp_path, digits), tmp_path / "run"
+    changed = (
+        "class Generator(Generator):\n    def forward(self, latents, labels): return -super().forward(latents, labels)"
+    )
+    said = cells(NOTEBOOK, "train(1); train(2)", changed, "train(3)", arguments=[str(config)])
+    assert said[:2] == ["1", "2"]
+    assert "saved with other sources of __main__, the notebook or script" in said[2]
+    assert "--accept code" in said[2]
+    assert cells(NOTEBOOK, "train(3)", f"print(distgan.load_generator({str(run)!r}).shape.channels)",
+                 arguments=[str(config)]) == ["3", "1"]  # fmt: skip
+    with pytest.raises(UserError, match="__main__:Generator: it was defined in a notebook or script") as caught:
+        distgan.load_generator(run, trust_code=["__main__"])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

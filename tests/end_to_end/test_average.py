@@ -27,12 +27,30 @@ def test_a_long_critic_phase_weighs_no_more_than_a_plain_step(tmp_path: Path, di
     config = recipe(
         tmp_path, digits,
         training={"steps": 4, "initial_critic_steps": 3, "critic_steps": 2, "extra_critic_steps": extra},
-        ema={"half_life_kimg": 0.1, "rampup": None}, monitoring={"every": 1},
+        ema={"half_life_kimg": 0.1}, monitoring={"every": 1},
     )  # fmt: skip
     distgan.train(distgan.load_config(config))
     # Two updates of 16 images, whose half-life is 100; ten more updates were made before and between.
     assert [row["ema/decay"] for row in rows(tmp_path / "run") if row["step"]] == pytest.approx([0.5**0.32] * 4)
     assert rows(tmp_path / "run")[-1]["progress/kimg"] > 4 * 2 * 16 / 1000
+
+
+def test_schedules_are_written_at_the_images_of_their_row(tmp_path: Path, digits: Path) -> None:
+    curve = {"start": 1.0, "end": 0.2, "over": 0.064}
+    optimizer = {"learning_rate": {"start": 1e-3, "end": 5e-4}, "betas": [0, curve | {"start": 0.5}]}
+    config = recipe(
+        tmp_path, digits,
+        discriminator={"optimizer": optimizer}, objective={"r1": {"gamma": curve}},
+        training={"steps": None, "kimg": 0.1, "critic_steps": 1}, monitoring={"every": 1},
+    )  # fmt: skip
+    outcome = distgan.train(distgan.load_config(config))
+    assert (outcome.outcome, outcome.step) == ("finished", 7), "7 steps of 16 images are the first 100"
+    found = {row["images"]: row for row in rows(tmp_path / "run") if row["step"]}
+    for images, gamma, beta in ((16, 0.8, 0.425), (32, 0.6, 0.35), (64, 0.2, 0.2), (96, 0.2, 0.2)):
+        assert found[images]["schedule/objective.r1.gamma"] == pytest.approx(gamma)
+        assert found[images]["schedule/discriminator.optimizer.betas.1"] == pytest.approx(beta)
+    # Rates are those of the row's step: 96 images were before the last one, of 112.
+    assert found[112]["learning_rate/discriminator"] == pytest.approx(1e-3 - 5e-4 * 96 / 112)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +82,7 @@ def test_an_average_of_any_width_is_evaluated_sampled_and_exported(
 ) -> None:
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     main(["average", str(run), "--std", "0.1", "--out", str(tmp_path / "same")])
-    assert "from 12 snapshots" in capsys.readouterr().out
+    assert "from 6 snapshots; 0.0% off" in capsys.readouterr().out
     made = safetensors.torch.load_file(tmp_path / "same" / "generator_ema.safetensors")
     kept = safetensors.torch.load_file(run / "checkpoints" / "step-00000012" / "profiles.safetensors")
     for key, value in kept.items():
@@ -90,6 +108,11 @@ def test_a_width_out_of_range_is_refused(run: Path, std: float) -> None:
         average(run, std)
 
 
+def test_a_width_that_the_snapshots_cannot_make_is_refused(run: Path) -> None:
+    with pytest.raises(UserError, match=r"--std 0.01: the closest average of 6 snapshots is \d+% off"):
+        average(run, 0.01)
+
+
 def test_a_damaged_snapshot_is_named(run: Path, tmp_path: Path) -> None:
     path = snapshots(run)[128]
     content = path.read_bytes()
@@ -107,7 +130,7 @@ def test_a_run_without_profiles_says_which_key_keeps_them(tmp_path: Path, digits
     distgan.train(distgan.load_config(config))
     with pytest.raises(UserError, match=r"ema\.profiles=\[0\.05,0\.1\]"):
         average(tmp_path / "run", 0.1)
-    with pytest.raises(UserError, match="a profile averages all of a run"):
+    with pytest.raises(UserError, match=r"found no averages.* leave ema\.profiles out"):
         distgan.train(distgan.load_config(config, ["ema.profiles=[0.1]", "training.steps=2"]))
 
 
@@ -134,3 +157,12 @@ def test_going_back_sets_later_snapshots_aside(tmp_path: Path, digits: Path) -> 
     distgan.train(distgan.load_config(config, ["training.steps=4"]), resume=back)
     assert list(snapshots(tmp_path / "run")) == [64, 128]
     assert list(snapshots(tmp_path / "run" / "previous-1")) == [64, 128, 192]
+
+
+def test_snapshots_of_an_attempt_that_saved_no_checkpoint_are_not_used(tmp_path: Path, digits: Path) -> None:
+    """They are of other weights if the next attempt has another seed."""
+    config = recipe(tmp_path, digits, ema=PROFILES, training={"steps": 2})
+    (tmp_path / "run" / "averages").mkdir(parents=True)
+    (tmp_path / "run" / "averages" / "snapshot-000000000032.safetensors").write_bytes(b"of an earlier start")
+    distgan.train(distgan.load_config(config))
+    assert list(snapshots(tmp_path / "run")) == [64]

@@ -63,6 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         folder, digits,
         data={"labels": True, "mirror": True, "order": "lanes", "lanes": 3, "shuffle_block": 64},
         training={"steps": 4, "batch_size": 16, "gradient_accumulation_steps": 2, "mixed_precision": "bf16"},
+        generator={"latent_distribution": "normal"},
         monitoring={"every": 2, "samples_every": 2, "num_samples": 9, "tensorboard": True},
         evaluation={"every": 4, "num_samples": 300, "cache_dir": str(folder / "cache")},
     )  # fmt: skip
@@ -206,6 +207,12 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert 1 <= found["inception_score[classifier]"] <= 10
     assert 1 <= found["classes[classifier]"] <= 10
     assert found["kid[classifier]"] > 0
+    truncated = json.loads(output(capsys, "evaluate", str(run), "--truncation", "0.5"))
+    assert truncated.keys() == {"step", "fid[classifier,truncation=0.5]"}
+    assert truncated["fid[classifier,truncation=0.5]"] != pytest.approx(measured["fid[classifier]"], rel=1e-3)
+    wide = json.loads(output(capsys, "evaluate", str(run), "--truncation", "9"))
+    assert wide["fid[classifier,truncation=9.0]"] == pytest.approx(measured["fid[classifier]"], rel=1e-3)
+    assert "truncation = 0.0: expected a number above 0" in mistake(capsys, "evaluate", str(run), "--truncation", "0")
 
 
 def test_a_probed_discriminator_normalizes_as_in_training(run: Path) -> None:

@@ -43,7 +43,9 @@ def test_a_run_moves_between_engines_and_world_sizes(
 
 @pytest.mark.parametrize("engine", [needs("zero1"), needs("fsdp")])
 def test_interrupted_and_resumed_is_bitwise_the_run_that_was_not(tmp_path: Path, digits: Path, engine: str) -> None:
-    config = str(recipe(tmp_path, digits))
+    """Inside the curve of a scheduled beta2, by which Adam corrects its moments."""
+    rising = {"betas": [0, {"start": 0.9, "end": 0.99, "over": 0.2, "shape": "cosine"}]}
+    config = str(recipe(tmp_path, digits, discriminator={"optimizer": rising}, generator={"optimizer": rising}))
     for folder, parts in (("whole", [6]), ("parts", [4, 6])):
         for steps in parts:
             changes = [f"training.steps={steps}", f"run_dir={tmp_path / folder}"]

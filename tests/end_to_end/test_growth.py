@@ -161,11 +161,11 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
         pixels = next(whole).data.numpy() / 127.5 - 1
     runtime = Runtime()
     state = assemble(config, index, runtime)
-    state.progress.position = POSITIONS[4]
+    state.progress.position = state.progress.images = POSITIONS[4]
     state.grow()
     with closing(Feed(state, runtime)) as feed:
         for step in range(4, STEPS):
-            for update in schedule.discriminator_updates(config, step, POSITIONS[step]):
+            for update in schedule.discriminator_updates(config, step, schedule.Used(POSITIONS[step], POSITIONS[step])):
                 (batch,) = feed.discriminator_inputs(update)
                 expected = boxes(pixels[update.start : update.start + update.batch_size], 4 >> LEVELS[step])
                 old = boxes(expected, 2).repeat(2, axis=2).repeat(2, axis=3)
@@ -175,8 +175,8 @@ def test_reals_are_shrunk_and_faded_and_follow_the_batches(tmp_path: Path, digit
                 assert batch.addresses.tolist() == list(range(update.start, update.start + update.batch_size))
             (generated,) = feed.generator_inputs(step)
             assert generated.addresses.tolist() == [16 * step + number for number in range(len(batch.reals))]
-            state.progress.position = POSITIONS[step + 1] if step + 1 < STEPS else 0
-            if state.progress.position:
+            if step + 1 < STEPS:
+                state.progress.position = state.progress.images = POSITIONS[step + 1]
                 state.grow()
 
 

@@ -44,6 +44,7 @@ SECTIONS: dict[str, Any] = {
             {"term": "lab.losses:ModeSeeking", "weight": 0.1},
             {"term": "lab.losses:FeatureNorm", "player": "discriminator", "sigma": 0.2},
         ],
+        "augmentation": {"augmentation": "lab.augmentation:Fade", "probability": 0.3, "strength": 0.8},
     },
 }  # fmt: skip
 

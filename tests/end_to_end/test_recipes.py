@@ -39,10 +39,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 def test_a_recipe_trains_at_reduced_widths(path: Path, tmp_path: Path, shards: Shards) -> None:
     config = load_config(path)
     overrides = list(SMALL)
-    if config.data.kind == "images":
+    if "max_width" in type(config.generator.options).model_fields:
         overrides += ["generator.max_width=16", "discriminator.max_width=16"]
+    elif path.stem == "cifar10-biggan":
+        # Four times as many channels: at 32 the discriminator tells digits from noise in a step, and has no gradient.
+        overrides = [change.replace("width=8", "width=2") for change in overrides]
+    if config.data.resolution > 64:
+        overrides.append("data.resolution=64")
+    if config.generator.architecture == "r3gan":
+        overrides += ["generator.group_width=16", "discriminator.group_width=16"]
     if config.training.extra_critic_steps is not None:
         overrides.append("training.extra_critic_steps.updates=3")
+    if config.training.gradient_accumulation_steps > 2:
+        overrides.append("training.gradient_accumulation_steps=2")
     if config.growth is not None:
         overrides.append("growth.batch_sizes={}")
     train_two_steps(path, config, shards(config.data.kind), tmp_path, *overrides)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from tests.ranks import Job
-from tests.runs import differing, recipe, tensors
+from tests.runs import differing, recipe, rows, tensors
 
 STEPS = 8
+
+CURVE = {"start": 1e-3, "end": 0.5, "over": 0.2, "shape": "cosine"}
 
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "WGAN with clipping, extra critic steps and a warm start": {
@@ -20,6 +22,24 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {}},
         "training": {"initial_critic_steps": 2, "extra_critic_steps": {"updates": 3, "first": 2, "every": 3}},
     },
+    "schedules of rates, betas, penalties and the average, in a run of 250 images a player": {
+        "generator": {"optimizer": {"learning_rate": CURVE | {"end": 5e-5}, "betas": [0, CURVE]}},
+        "discriminator": {"optimizer": {"learning_rate": CURVE | {"end": 5e-5}, "betas": [0.5, CURVE]}},
+        "objective": {"r1": {"gamma": CURVE, "every": 1}, "instance_noise": {"sigma": CURVE}},
+        "ema": {"half_life_kimg": CURVE},
+        "training": {"steps": None, "kimg": 0.25},
+    },
+    "R3GAN with labels and bfloat16 by stage, penalized passes included": {
+        "data": {"labels": True},
+        "generator": {"architecture": "r3gan", "width": 8, "max_width": 16, "depth": 1},
+        "discriminator": {"architecture": "r3gan", "width": 8, "max_width": 16, "depth": 1},
+        "objective": {
+            "adversarial": "relativistic_paired",
+            "r1": {"gamma": CURVE, "every": 1},
+            "r2": {"gamma": CURVE, "every": 1},
+        },
+        "training": {"critic_steps": 1, "mixed_precision": {"dtype": "bf16", "float32_below": 8}},
+    },
     "virtual batch norm, histories, matching, noisy targets and inputs": {
         "generator": {"normalization": "virtual"},
         "discriminator": {"normalization": "virtual"},
@@ -27,7 +47,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
             "feature_matching": {"adversarial": True},
             "historical_averaging": {"generator": 0.1, "discriminator": 0.1},
             "label_smoothing": {"real": [0.8, 1.0], "flip": 0.1},
-            "instance_noise": {"sigma": 0.2, "steps": 6},
+            "instance_noise": {"sigma": {"start": 0.2, "end": 0, "over": 0.2}},
         },
     },
     "spectral norm, comparisons of samples, relativistic averages and labels": {
@@ -47,6 +67,24 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "discriminator": {"architecture": "stylegan2", "minibatch_stddev": {"group_size": 4}},
         "objective": {"terms": [{"term": "path_length", "weight": 2, "every": 2}]},
     },
+    "adaptive augmentation": {
+        "objective": {
+            "augmentation": {"augmentation": "ada", "cutout": 1, "controller": {"target": -0.5, "every": 3, "kimg": 1}},
+        },
+    },
+    "BigGAN with attention, parts of latents, a shared embedding and orthogonal regularization": {
+        "data": {"resolution": 32, "labels": True},
+        "generator": {
+            "architecture": "biggan",
+            "width": 2,
+            "latent_distribution": "normal",
+            "attention": [16],
+            "shared_size": 4,
+            "hierarchical": True,
+        },
+        "discriminator": {"architecture": "biggan", "width": 2, "attention": [16]},
+        "objective": {"terms": [{"term": "orthogonal_regularization", "weight": 1e-4}]},
+    },
 }
 
 
@@ -56,6 +94,11 @@ def test_a_killed_run_ends_bitwise_the_same(tmp_path: Path, digits: Path, techni
     sections["training"] = {"steps": STEPS, **sections.get("training", {})}
     config = str(recipe(tmp_path, digits, **sections))
     assert Job(2, ["train", config, f"run_dir={tmp_path / 'whole'}"]).wait() == [0, 0]
+    if "augmentation" in sections["objective"]:
+        killed_at, last = (tensors(tmp_path / "whole", step) for step in (4, STEPS))
+        assert 0 < killed_at["counters/controller/probability"] < last["counters/controller/probability"]
+        assert killed_at["counters/controller/images"] > 0, "in the middle of an interval"
+        assert rows(tmp_path / "whole")[-1].keys() >= {"augmentation/probability", "augmentation/sign"}
     job = Job(2, ["train", config])
     deadline = time.monotonic() + 90
     while not (tmp_path / "run" / "checkpoints" / "step-00000004").exists():

@@ -1,4 +1,4 @@
-"""What a device computes and copies, against the CPU: random draws, snapshots, the Fréchet distance."""
+"""What a device computes and copies, against the CPU: random draws, snapshots, the Fréchet distance, penalties."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, make_
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.precision import plain_float32
 from distgan.metrics import FrechetDistance, InceptionScore, KernelDistance, load_detector
+from distgan.players.objective_base import MicroBatch
+from tests.unit.test_precision_by_stage import players, update
 
 pytestmark = pytest.mark.gpu
 
@@ -127,3 +129,16 @@ def test_metrics_of_images_are_the_cpus(device: torch.device) -> None:
             value = metric.compute()
             found.append([float(part) for part in (value if isinstance(value, tuple) else (value,))])
         assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_penalties_by_stage_are_those_of_float32_but_for_rounding(device: torch.device) -> None:
+    """Grouped convolutions of the device have second derivatives in bfloat16."""
+    gradients = []
+    for precision in ("no", {"float32_below": 8}):
+        objective, _, batch = players(precision)
+        for network in (objective.network, objective.opponent):
+            network.to(device)
+        moved = MicroBatch(*(None if value is None else value.to(device) for value in batch))
+        gradients.append(update(objective, moved)[1].cpu())
+    error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
+    assert 1e-5 < error < 0.05

@@ -1,4 +1,4 @@
-"""Feature matching, historical averaging and instance noise against their formulas."""
+"""Feature matching and historical averaging against their formulas."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distgan.config import InstanceNoiseConfig
-from distgan.losses.regularizers import HistoricalAverage, feature_matching, noise_sigma
+from distgan.losses.regularizers import HistoricalAverage, feature_matching
 
 
 def test_feature_matching_compares_batch_means() -> None:
@@ -62,9 +61,3 @@ def test_a_skipped_update_does_not_count() -> None:
     history.update(torch.zeros(()))
     assert history.state()["count"].item() == 1
     assert history.state()["mean/a"].item() == 0.0
-
-
-def test_instance_noise_falls_linearly_to_zero() -> None:
-    config = InstanceNoiseConfig(sigma=0.4, steps=100)
-    assert [noise_sigma(config, step) for step in (0, 50, 100, 500)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
-    assert noise_sigma(InstanceNoiseConfig(sigma=0.4), 10**9) == 0.4

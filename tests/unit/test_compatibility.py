@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from distgan.checkpoint.compatibility import validate_resume
+from distgan.checkpoint.compatibility import check_controller, validate_resume
 from distgan.checkpoint.contents import Description
 from distgan.config import Config, parse_config
 from distgan.errors import UserError
@@ -63,6 +64,10 @@ def check(then: Config, world_then: int, now: Config, world_now: int, accept: fr
             config(training={"extra_critic_steps": {"first": 3, "updates": 7}}),
             r"training\.extra_critic_steps\.updates: checkpoint null, now 7, .*first: checkpoint null, now 3",
         ),
+        (
+            config(objective={"adversarial": "relativistic_paired"}),
+            r"objective\.adversarial: checkpoint non_saturating, now relativistic_paired \(.* 0 to 32 .* of 0 to 16",
+        ),
     ],
 )
 def test_another_batch_is_named_by_its_key(now: Config, told: str) -> None:
@@ -70,6 +75,18 @@ def test_another_batch_is_named_by_its_key(now: Config, told: str) -> None:
         check(config(), 1, now, 1)
     assert "gradient_accumulation_steps" not in str(caught.value)
     check(config(), 1, now, 1, frozenset({"batch", "statistics"}))
+
+
+def test_other_reals_of_the_generator_are_named_by_their_key() -> None:
+    then, now = (
+        config(objective={"adversarial": "relativistic_paired"}, training={"generator_reals": reals})
+        for reals in ("own", "last")
+    )
+    with pytest.raises(UserError, match=r"training\.generator_reals: checkpoint own, now last \(.*--accept batch"):
+        check(then, 1, now, 1)
+    check(then, 1, now, 1, frozenset({"batch"}))
+    # Without a loss that looks at reals the key decides nothing.
+    check(config(), 1, config(training={"generator_reals": "last"}), 1)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +114,7 @@ def test_another_batch_is_named_by_its_key(now: Config, told: str) -> None:
     ],
 )
 def test_what_batch_statistics_are_over_on_four_ranks(sections: dict[str, Any], expected: dict[str, int]) -> None:
-    assert statistics_sizes(config(**sections), position=0, world_size=4) == expected
+    assert statistics_sizes(config(**sections), images=0, world_size=4) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,3 +147,30 @@ def test_other_batch_statistics_are_to_be_accepted(
 )
 def test_the_same_batch_statistics_are_no_change(then: Config, world_then: int, now: Config, world_now: int) -> None:
     check(then, world_then, now, world_now)
+
+
+CONTROLLER = {"controller/probability": 0.25, "controller/signs": -12.0, "controller/images": 16.0}
+
+
+def test_the_state_of_an_adaptive_augmentation_is_complete_or_absent() -> None:
+    for saved in ({}, CONTROLLER):
+        check_controller(Path("checkpoint"), {name: torch.tensor(value) for name, value in saved.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"probability": None}, "controller/probability: found missing, expected a number"),
+        ({"signs": [1.0]}, "controller/signs: found a list, expected a number"),
+        ({"images": float("inf")}, "controller/images: found inf, expected a number"),
+        ({"probability": 1.5}, "found probability 1.5 and"),
+        ({"probability": -0.1}, "found probability -0.1 and"),
+        ({"signs": 17.0}, "signs that sum to 17 of 16 images"),
+        ({"images": -1.0, "signs": 0.0}, "signs that sum to 0 of -1 images"),
+    ],
+)
+def test_a_state_of_an_adaptive_augmentation_that_cannot_be_is_refused(change: dict[str, Any], told: str) -> None:
+    values = CONTROLLER | {f"controller/{name}": value for name, value in change.items()}
+    saved = {name: torch.tensor(value) for name, value in values.items() if value is not None}
+    with pytest.raises(UserError, match=f"counters.safetensors: controller.*{told.removeprefix('controller')}"):
+        check_controller(Path("checkpoint"), saved)

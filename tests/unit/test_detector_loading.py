@@ -19,6 +19,7 @@ from distgan.data.index.build import build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
+from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.configured import load_configured_detector
 from distgan.evaluation.detectors.features import evaluation_folder
@@ -33,7 +34,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
     monkeypatch.setattr(classifier, "_FEWEST_STEPS", 20)
     shards = write_shards(tmp_path / "shards", pictures(60))
     config = evaluation_config(shards, tmp_path / "cache")
-    detector = load_configured_detector(config.evaluation, config.data, build_index(shards), Runtime())
+    detector = load_configured_detector(EvaluationContext(config, build_index(shards), Runtime()))
     (file,) = evaluation_folder(config.evaluation).glob("classifier-*.safetensors")
     return file, detector
 

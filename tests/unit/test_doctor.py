@@ -117,6 +117,8 @@ def test_detector_weights(tmp_path: Path, digits: Path, detector: str, verdict: 
     evaluation = {"every": 5, "detector": detector, "cache_dir": str(tmp_path / "cache")}
     config = load_config(recipe(tmp_path, digits, evaluation=evaluation))
     assert dry_run.detector(config).verdict == verdict
+    own = load_config(tmp_path / "recipe.yaml", ["evaluation.detector=torch.nn:Identity"])
+    assert "torch.nn:Identity" in dry_run.detector(own).text
     if detector == "inception":
         missing = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'absent'}"])
         assert dry_run.detector(missing).verdict == "FAILED"

@@ -16,6 +16,7 @@ from distgan.config.architectures import NetworkOptions
 from distgan.config.data import StagesOptions
 from distgan.config.evaluation import MetricOptions
 from distgan.config.objective import LossOptions, TermOptions
+from distgan.config.objective.augmentation import AugmentationOptions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -58,7 +59,7 @@ def test_its_recipe_loads_and_every_option_arrives(tmp_path: Path) -> None:
     assert (config.generator.options.hidden, config.generator.options.heads) == (256, 4)
     assert config.generator.optimizer.options.weight_decay == 0.01
     assert config.objective.adversarial.build().margin == 0.5
-    assert [metric.label for metric in config.metrics] == ["fid", "Sharpness", "Recall"]
+    assert [metric.label for metric in config.metrics] == ["fid", "Sharpness", "Contrast", "Recall"]
 
 
 def test_its_program_runs() -> None:
@@ -71,7 +72,7 @@ def test_its_program_runs() -> None:
 def test_its_facts_are_those_that_are_read() -> None:
     [table] = re.findall(r"^\| attribute .*?(?=\n\n)", PAGE, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    bases = (NetworkOptions, LossOptions, TermOptions, MetricOptions, StagesOptions)
+    bases = (NetworkOptions, LossOptions, TermOptions, AugmentationOptions, MetricOptions, StagesOptions)
     read = {fact for base in bases for fact in base.__class_vars__}
     properties = {"normalizes_batch", "bounds_slope", "latent_distribution"}
     assert all(isinstance(vars(NetworkOptions)[name], property) for name in properties)

@@ -24,7 +24,7 @@ LAYERS = (
     {"distributed", "schedule"},
     {"config"},
     {"extensions", "files", "packages", "randomness", "version"},
-    {"errors"},
+    {"code_description", "errors"},
 )
 """From the top down. A module may import from layers below its own, and from its own package."""
 

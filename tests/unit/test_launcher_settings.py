@@ -56,6 +56,15 @@ def test_the_launcher_fills_what_the_config_leaves_open(launched: Any) -> None:
     # As a resume from the run's own config.yaml does.
     assert with_launcher_settings(after) is after
     assert with_launcher_settings(config(compile=True)).training.mixed_precision == "bf16"
+    # bfloat16 by stage is bfloat16.
+    network = {"architecture": "r3gan"}
+    values = config(mixed_precision="bf16", compile=True).model_dump() | {
+        "generator": network,
+        "discriminator": network,
+    }
+    values["training"]["mixed_precision"] = {"float32_below": 8}
+    by_stage = parse_config(values)
+    assert with_launcher_settings(by_stage) is by_stage
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ import yaml
 from distgan import extensions
 from distgan.config import Config, GeneratorConfig, dump_config, json_schema, load_config, parse_config
 from distgan.config.architectures import DISCRIMINATORS, GENERATORS
+from distgan.config.evaluation import METRICS, DetectorConfig, MetricConfig
 from distgan.config.named import BuiltIn
 from distgan.config.objective import LOSSES, TERMS
+from distgan.config.objective.augmentation import AUGMENTATIONS
 from distgan.config.players import OPTIMIZERS
 from distgan.errors import UserError
 from distgan.networks import build_generator
@@ -61,18 +63,30 @@ BUILT_IN = [
     *((f"generator {name}", built_in, 2) for name, built_in in GENERATORS.items()),
     *((f"discriminator {name}", built_in, 1) for name, built_in in DISCRIMINATORS.items()),
     *((f"loss {name}", built_in, 0) for name, built_in in LOSSES.items()),
+    *((f"augmentation {name}", built_in, 0) for name, built_in in AUGMENTATIONS.items()),
     *((f"term {name}", built_in, 0) for name, built_in in TERMS.items()),
     *((f"optimizer {name}", built_in, 2) for name, built_in in OPTIMIZERS.items()),
+    *((f"metric {name}", built_in, 0) for name, built_in in METRICS.items()),
+    *((f"detector {name}", built_in, 0) for name, built_in in DetectorConfig.built_in.items()),
 ]
 
 
-@pytest.mark.parametrize(("built_in", "given"), [case[1:] for case in BUILT_IN], ids=[case[0] for case in BUILT_IN])
-def test_options_of_built_in_techniques_are_their_signatures(built_in: BuiltIn, given: int) -> None:
+@pytest.mark.parametrize(("kind", "built_in", "given"), BUILT_IN, ids=[case[0] for case in BUILT_IN])
+def test_options_of_built_in_techniques_are_their_signatures(kind: str, built_in: BuiltIn, given: int) -> None:
     parameters = list(inspect.signature(extensions.load(built_in.path, built_in=True)).parameters.values())[given:]
+    offered = {"metric": MetricConfig.offered, "detector": DetectorConfig.offered}.get(kind.partition(" ")[0], ())
     fields = built_in.options.model_fields
-    assert {parameter.name: parameter.default for parameter in parameters} == {
+    assert {parameter.name: parameter.default for parameter in parameters if parameter.name not in offered} == {
         name: field.default for name, field in fields.items()
     }
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_facts_of_built_in_metrics_are_those_of_their_classes(name: str) -> None:
+    """So that one named by its import path, as others' are, is the same metric."""
+    own, others = MetricConfig(metric=name), MetricConfig(metric=METRICS[name].path)
+    for fact in ("kinds", "takes", "higher_is_better", "main_value"):
+        assert getattr(own.facts, fact) == getattr(others.facts, fact), fact
 
 
 def test_a_recipe_is_read_and_written_with_options_of_the_users_code(tmp_path: Path) -> None:
@@ -226,6 +240,16 @@ def test_an_override_and_a_program_are_the_users_own(tmp_path: Path) -> None:
     assert config.metrics[0].build().power == 1
     own = Config.model_validate({**MINIMAL, "objective": {"adversarial": "lab.losses:Margin"}})
     assert own.objective.adversarial.build().margin == 1
+
+
+@pytest.mark.parametrize("metric", ["lab.gone:Metric", "gone:Metric", "__main__:Metric"])
+def test_a_run_is_read_without_the_code_of_its_first_metric(metric: str) -> None:
+    """That it does not say whether higher is better is no mistake of the run's."""
+    extensions.allow(metric.partition(":")[0].partition(".")[0])
+    config = parse_config({**MINIMAL, "evaluation": {"metrics": [{"metric": metric, "power": 2}]}})
+    assert config.metrics[0].metric == metric
+    with pytest.raises(UserError):
+        config.metrics[0].load()
 
 
 def test_trust_for_one_load_ends_with_it() -> None:

@@ -99,8 +99,8 @@ def test_conditional_scale_and_offset_are_those_of_the_samples_class(kind: str, 
     assert isinstance(layer, ConditionalNormalization)
     plain = run(network, x, labels)
     with torch.no_grad():
-        layer.weight.copy_(torch.arange(9.0).view(3, 3) - 2)
-        layer.bias.copy_(torch.arange(9.0).view(3, 3) / 7)
+        layer.gain.weight.copy_(torch.arange(9.0).view(3, 3) - 3)
+        layer.offset.weight.copy_(torch.arange(9.0).view(3, 3) / 7)
     out = run(network, x, labels)
     for sample, found, label in zip(plain, out, labels, strict=True):
         for channel in range(3):
@@ -139,15 +139,15 @@ def test_recomputed_statistics_of_conditional_batch_norm() -> None:
     """In evaluation mode each class's samples are normalized by the moments of all of them."""
     layer = build_normalization("synchronized", 3, num_classes=2).double()
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
-        layer.bias.copy_(torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 2.0]]))
+        layer.gain.weight.copy_(torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
+        layer.offset.weight.copy_(torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 2.0]]))
     x = torch.randn(4, 5, 3, 2, 2, dtype=torch.float64) * 2 + 1
     labels = torch.tensor([0, 1, 1, 0, 0])
     recompute_statistics(layer, [(batch, labels) for batch in x])
     samples = x.flatten(0, 1)
     mean, variance = samples.mean((0, 2, 3)), samples.var((0, 2, 3), correction=0)
-    scale = (layer.weight[labels] / torch.sqrt(variance + 2e-5))[:, :, None, None]
-    expected = scale * (x[0] - mean.view(1, 3, 1, 1)) + layer.bias[labels][:, :, None, None]
+    scale = ((1 + layer.gain.weight[labels]) / torch.sqrt(variance + 2e-5))[:, :, None, None]
+    expected = scale * (x[0] - mean.view(1, 3, 1, 1)) + layer.offset.weight[labels][:, :, None, None]
     torch.testing.assert_close(layer.eval()(x[0], labels), expected)
 
 

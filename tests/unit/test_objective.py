@@ -99,13 +99,13 @@ def softplus(x: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, x)
 
 
-def discriminator_loss(step: int = 0, update: int = 0, **objective: Any) -> tuple[float, dict[str, Tensor]]:
-    loss, parts = DiscriminatorObjective(Bowl(), Linear(), config_of(**objective), None)(batch(), step, update)
+def discriminator_loss(images: int = 0, update: int = 0, **objective: Any) -> tuple[float, dict[str, Tensor]]:
+    loss, parts = DiscriminatorObjective(Bowl(), Linear(), config_of(**objective), None)(batch(), images, update)
     return loss.item(), parts
 
 
-def generator_loss(step: int = 0, **objective: Any) -> float:
-    loss, _ = GeneratorObjective(Linear(), Bowl(), config_of(**objective), None)(batch(), step)
+def generator_loss(images: int = 0, **objective: Any) -> float:
+    loss, _ = GeneratorObjective(Linear(), Bowl(), config_of(**objective), None)(batch(), images)
     return loss.item()
 
 
@@ -128,7 +128,9 @@ def test_a_lazy_penalty_is_k_times_as_large_in_each_kth_update() -> None:
 
 def test_gamma_follows_its_schedule() -> None:
     plain, square = discriminator_loss()[0], (slope_norm(REALS) ** 2).mean()
-    half_way = discriminator_loss(step=STEPS // 2, r1={"gamma": 3.0, "final_gamma": 1.0})[0]
+    half_way = discriminator_loss(
+        images=STEPS * COUNT // 2, r1={"gamma": {"start": 3.0, "end": 1.0, "shape": "cosine"}}
+    )[0]
     assert half_way == pytest.approx(plain + 2.0 / 2 * square)
 
 
@@ -188,9 +190,9 @@ def test_instance_noise_is_on_all_that_the_discriminator_sees() -> None:
     count = 20_000
     zeros = torch.zeros(count, 2, dtype=torch.float64)
     silent = MicroBatch(torch.arange(count), zeros, None, zeros, None)
-    config = config_of(instance_noise={"sigma": 0.5, "steps": STEPS}, adversarial="relativistic_average")
-    for step, sigma in ((0, 0.5), (STEPS // 2, 0.25), (STEPS, 0.0)):
-        _, parts = DiscriminatorObjective(Bowl(), Linear(), config, None)(silent, step, 0)
+    config = config_of(instance_noise={"sigma": {"start": 0.5, "end": 0}}, adversarial="relativistic_average")
+    for images, sigma in ((0, 0.5), (STEPS * COUNT // 2, 0.25), (STEPS * COUNT, 0.0)):
+        _, parts = DiscriminatorObjective(Bowl(), Linear(), config, None)(silent, images, 0)
         for kind in ("real", "fake"):
             assert float(parts[f"discriminator/{kind}_logit"]) == pytest.approx(sigma**2, abs=0.02 * sigma)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from distgan.config import OptimizerConfig
+from distgan.distributed.engines.base import apply_settings
 from distgan.players.optimizers import build_optimizer
-from distgan.schedule import learning_rate
+from distgan.schedule import optimizer_settings
 
 
 def course(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int) -> None:
@@ -42,9 +45,30 @@ def test_adam_scaled_for_a_lazy_regularizer() -> None:
     course(torch.optim.Adam(theirs, lr=1e-2, betas=(0.5**0.75, 0.9**0.75)), theirs, 10)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
-    assert learning_rate(config, 0, 10) == pytest.approx(0.75e-2)
+    assert optimizer_settings(config, 0, 0, 10) == {"lr": pytest.approx(0.75e-2)}
+    beta = {"start": 0.9, "end": 0.99, "over": 0.01, "shape": "linear"}
+    scheduled = OptimizerConfig.model_validate({"betas": [0, beta], "lazy_interval": 3})
+    assert optimizer_settings(scheduled, 5, 5, 10)["betas"] == pytest.approx((0, 0.945**0.75))
     with pytest.raises(ValidationError, match="lazy_interval"):
         OptimizerConfig(name="rmsprop", lazy_interval=3)
+
+
+def test_adam_corrects_the_bias_by_the_current_betas() -> None:
+    """Kingma and Ba, algorithm 1, where beta2 rises from 0.9 to 0.99 over 40 images: 1 - beta2^t with today's beta2."""
+    values = {"learning_rate": 0.1, "betas": [0, {"start": 0.9, "end": 0.99, "over": 0.04, "shape": "cosine"}]}
+    config = OptimizerConfig.model_validate(values)
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = build_optimizer(config, [parameter])
+    theta, square = parameter.detach().clone(), torch.zeros(2, dtype=torch.float64)
+    for step in range(8):
+        beta = 0.99 - 0.09 * (1 + math.cos(math.pi * min(1, 8 * step / 40))) / 2
+        gradient = torch.tensor([1.0, 3.0], dtype=torch.float64) * (step + 1)
+        apply_settings(optimizer, optimizer_settings(config, step, 8 * step, 10**6))
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        square = beta * square + (1 - beta) * gradient**2
+        theta = theta - 0.1 * gradient / ((square / (1 - beta ** (step + 1))).sqrt() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), theta, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])

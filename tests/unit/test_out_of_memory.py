@@ -78,7 +78,7 @@ def test_an_evaluation_names_its_own_batch(tmp_path: Path, digits: Path, monkeyp
 
 def started(self: Evaluator, config: Any, index: Any, runtime: Any, asked: Any) -> None:
     """Without a detector, which takes long to train."""
-    self.config, self.runtime, self._asked, self.detector, self._measures = config, runtime, asked, None, {}
+    self.config, self.runtime, self._asked, self.detector, self._metrics = config, runtime, asked, None, []
 
 
 def command(config: str, log: str) -> int | str | None:

@@ -155,3 +155,16 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
     # YAML 1.1 reads 2e-4 as text.
     config = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), ["generator.optimizer.learning_rate=2e-4"])
     assert config.generator.optimizer.learning_rate == 2e-4
+
+
+def test_options_of_a_technique_that_a_recipe_names_alone() -> None:
+    objective = {"adversarial": "hinge", "augmentation": "ada"}
+    values = {**MINIMAL, "objective": objective}
+    config = parse_config(values, ["objective.augmentation.probability=0.5", "objective.augmentation.cutout=1"])
+    assert config.objective.augmentation is not None
+    assert config.objective.augmentation.technique == "ada"
+    assert (config.objective.augmentation.probability, config.objective.augmentation.options.cutout) == (0.5, 1.0)
+    assert parse_config(values, ["objective.adversarial.family=minimax"]).objective.adversarial.family == "minimax"
+    assert objective == {"adversarial": "hinge", "augmentation": "ada"}, "the caller's values stay"
+    with pytest.raises(UserError, match="no option of family: hinge"):
+        parse_config(values, ["objective.adversarial.margin=2"])

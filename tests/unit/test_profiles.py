@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distgan.inference.post_hoc import Profile, weights_of_profiles
+from distgan.inference.post_hoc import Profile, fit_profile
 from distgan.schedule import power_decay, power_exponent
 from distgan.training.ema import Profiles
 
@@ -38,7 +38,7 @@ def tracked(trajectory: list[float], std: float, batch: int) -> list[float]:
     return averages
 
 
-def test_updates_weigh_time_by_a_power(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_weigh_time_by_a_power() -> None:
     """The average of a trajectory t is the mean of t under the profile; the start has no weight."""
     generator = nn.Linear(1, 1, bias=False)
     profiles = Profiles(generator, (0.05, 0.1))
@@ -66,7 +66,7 @@ def test_a_skipped_update_changes_nothing() -> None:
 def test_a_tracked_average_is_returned_exactly() -> None:
     profiles = [Profile(std, images) for images in (100, 200, 300) for std in (0.05, 0.1)]
     for place, profile in enumerate(profiles):
-        weights = weights_of_profiles(profiles[: place + 1], profile)
+        weights = fit_profile(profiles[: place + 1], profile).weights
         np.testing.assert_allclose(weights, np.eye(place + 1)[place], atol=1e-9)
 
 
@@ -79,7 +79,7 @@ def test_other_widths_come_close_to_a_tracked_one(std: float, bound: float) -> N
     averages = {of: tracked(path.tolist(), of, batch) for of in (0.05, 0.1, std)}
     times = range(every, steps + 1, every)
     profiles = [Profile(of, time * batch) for time in times for of in (0.05, 0.1)]
-    weights = weights_of_profiles(profiles, Profile(std, steps * batch))
+    weights = fit_profile(profiles, Profile(std, steps * batch)).weights
     made = sum(
         w * averages[of][time - 1]
         for w, (time, of) in zip(weights, ((t, o) for t in times for o in (0.05, 0.1)), strict=True)
@@ -92,6 +92,24 @@ def test_other_widths_come_close_to_a_tracked_one(std: float, bound: float) -> N
 def test_the_growth_of_rounding_errors_is_that_of_the_released_code(std: float, amplification: float) -> None:
     """Sum of absolute weights with 64 snapshots of 0.05 and 0.1, as NVlabs/edm2's solver gives it."""
     profiles = [Profile(of, time) for time in range(1, 65) for of in (0.05, 0.1)]
-    weights = weights_of_profiles(profiles, Profile(std, 64))
+    weights = fit_profile(profiles, Profile(std, 64)).weights
     assert np.abs(weights).sum() == pytest.approx(amplification, rel=0.03)
     assert weights.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("std", "snapshots"), [(0.01, 1), (0.15, 1), (0.03, 16), (0.25, 16), (0.15, 64)])
+def test_the_distance_is_that_of_the_profiles(std: float, snapshots: int) -> None:
+    """By numeric integration of both profiles over time."""
+    profiles = [Profile(of, 1000 * time) for time in range(1, snapshots + 1) for of in (0.05, 0.1)]
+    wanted = Profile(std, 1000 * snapshots)
+    fit = fit_profile(profiles, wanted)
+    times = (np.arange(400_000) + 0.5) / 400_000 * wanted.images
+
+    def density(profile: Profile) -> np.ndarray:
+        exponent = power_exponent(profile.std)
+        inside = times <= profile.images
+        return np.where(inside, (exponent + 1) * (times / profile.images) ** exponent / profile.images, 0.0)
+
+    made = sum(weight * density(profile) for weight, profile in zip(fit.weights, profiles, strict=True))
+    expected = np.linalg.norm(made - density(wanted)) / np.linalg.norm(density(wanted))
+    assert fit.distance == pytest.approx(expected, rel=2e-2, abs=1e-3)

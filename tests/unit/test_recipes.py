@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distgan.config import load_config
+from distgan.config import ScheduleConfig, load_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -18,6 +18,10 @@ def both(key: str, value: Any) -> dict[str, Any]:
     """A value of both players."""
     return {f"generator.{key}": value, f"discriminator.{key}": value}
 
+
+DECAY = ScheduleConfig(start=2e-4, end=0)
+"""Linear, over the whole run."""
+TENTH = ScheduleConfig(start=2.0, end=0.2, shape="cosine")
 
 PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cifar10-dcgan": (
@@ -35,17 +39,20 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cifar10-sngan": (
         "Miyato et al. 2018",
         {**both("architecture", "resnet"), "objective.adversarial": "hinge", "training.critic_steps": 5,
-         **both("optimizer.learning_rate", 2e-4), **both("optimizer.betas", (0.0, 0.9)),
-         **both("optimizer.schedule", "linear"), "training.steps": 50_000, "training.batch_size": 64,
-         "generator.latent_size": 128, "generator.latent_distribution": "normal", "generator.width": 256,
-         "discriminator.width": 128, "discriminator.spectral_norm": True, "discriminator.normalization": "none",
-         "discriminator.pooling": "sum", "objective.gradient_penalty": None},
+         **both("optimizer.learning_rate", DECAY), **both("optimizer.betas", (0.0, 0.9)), "training.steps": 50_000,
+         "training.batch_size": 64, "generator.latent_size": 128, "generator.latent_distribution": "normal",
+         "generator.width": 256, "discriminator.width": 128, "discriminator.spectral_norm": True,
+         "discriminator.normalization": "none", "discriminator.pooling": "sum", "objective.gradient_penalty": None},
     ),
+    # test_biggan_recipes has every number of these three.
+    "cifar10-biggan": ("Brock et al. 2019", both("architecture", "biggan")),
+    "imagenet128-biggan": ("Brock et al. 2019", both("architecture", "biggan")),
+    "cifar10-cgan-pd": ("Miyato and Koyama 2018", {**both("architecture", "resnet"), "data.labels": True}),
     "cifar10-wgan-gp": (
         "Gulrajani et al. 2017",
         {**both("architecture", "resnet"), "objective.adversarial": "wasserstein", "training.critic_steps": 5,
-         "objective.gradient_penalty.weight": 10, **both("optimizer.learning_rate", 2e-4),
-         **both("optimizer.betas", (0.0, 0.9)), **both("optimizer.schedule", "linear"), "training.steps": 100_000,
+         "objective.gradient_penalty.weight": 10, **both("optimizer.learning_rate", DECAY),
+         **both("optimizer.betas", (0.0, 0.9)), "training.steps": 100_000,
          "training.batch_size": 64, "generator.latent_size": 128, "generator.latent_distribution": "normal",
          **both("width", 128), "discriminator.normalization": "none", "discriminator.pooling": "mean"},
     ),
@@ -81,12 +88,16 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
         {**both("architecture", "r3gan"), **both("normalization", "none"),
          "objective.adversarial": "relativistic_paired", "objective.r1.every": 1, "objective.r2.every": 1,
          # The paper's penalties fall to a tenth.
-         "objective.r1.gamma": 2.0, "objective.r1.final_gamma": 0.2, "objective.r2.gamma": 2.0,
-         "objective.r2.final_gamma": 0.2},
+         "objective.r1.gamma": TENTH, "objective.r2.gamma": TENTH},
     ),
     # Their numbers are those of the released presets: see test_stylegan2_recipes.py.
     "cifar10-stylegan2": ("Karras et al. 2020", both("architecture", "stylegan2")),
     "stylegan2-256": ("Karras et al. 2020", both("architecture", "stylegan2")),
+    # Their numbers are those of the released presets: see test_r3gan_recipes.py.
+    **{
+        f"{data}-r3gan": ("Huang et al. 2024", both("architecture", "r3gan"))
+        for data in ("cifar10", "ffhq64", "ffhq256", "imagenet32", "imagenet64")
+    },
     "digits-feature-matching": ("Salimans et al. 2016", {"objective.feature_matching.weight": 1.0}),
     "digits-minibatch-discrimination": (
         "Salimans et al. 2016",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 from typing import Any
@@ -16,9 +17,10 @@ from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.normalization import BatchNorm, ConditionalNormalization, recompute_statistics
+from distgan.networks.layers.residual import DiscriminatorBlock, FirstBlock, GeneratorBlock, plain_normalization
 from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
 from distgan.networks.layers.virtual_batch_norm import reference_moments
-from distgan.networks.resnet import DiscriminatorBlock, FirstBlock, GeneratorBlock, ResNetDiscriminator, ResNetGenerator
+from distgan.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from distgan.networks.shape import SampleShape
 
 
@@ -143,7 +145,8 @@ def with_biases(network: nn.Module) -> nn.Module:
 
 
 def test_a_generators_block_in_the_papers_order() -> None:
-    block = with_biases(GeneratorBlock(3, 4, "synchronized", 0))
+    normalize = functools.partial(plain_normalization, "synchronized")
+    block = with_biases(GeneratorBlock(3, 4, normalize, inner_bias=True, bias=True))
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     hidden = conv(block.first, enlarged(batch_norm(block.first_norm, x).relu()))
     residual = conv(block.second, batch_norm(block.second_norm, hidden).relu())
@@ -195,13 +198,13 @@ def test_labels_choose_the_scales_of_both_norms_of_each_block_and_not_of_the_las
     assert len(conditional) == 6
     assert isinstance(generator.output[0], BatchNorm)
     assert torch.equal(generator.output[0].weight, torch.ones(2))
-    assert torch.equal(conditional[0].weight, torch.ones(3, 2))
+    assert torch.equal(conditional[0].gain.weight, torch.zeros(3, 2)), "scales of 1"
     latents = torch.randn(4, 128)
     labels = torch.tensor([0, 1, 2, 0])
     alike = generator(latents, labels)
     assert torch.allclose(alike, generator(latents, labels.flip(0)), atol=1e-6), "classes start alike"
     for layer in conditional:
-        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.gain.weight)
     assert not torch.allclose(generator(latents, labels), generator(latents, labels.flip(0)))
 
 

@@ -30,7 +30,7 @@ def started(config: Config, resume: str = "auto", *, best: int) -> dict[str, Any
         world_size=1,
         config=config.model_dump(mode="json"),
     )
-    progress = SimpleNamespace(position=64, best=then.best.model_dump())
+    progress = SimpleNamespace(position=64, images=64, best=then.best.model_dump())
     state: Any = SimpleNamespace(load=lambda path, accept: then, progress=progress)
     resume_run(config, state, Runtime(), resume, frozenset())
     found: dict[str, Any] | None = progress.best
@@ -78,7 +78,7 @@ def resume_where_one_cannot_read(config: Config) -> str:
         raise UserError(f"{path.name}: cannot be read")
 
     then = SimpleNamespace(step=4, best=None, world_size=2, versions={}, config=config.model_dump(mode="json"))
-    progress = SimpleNamespace(position=64, best={"metric": "fid", "value": 3.0, "step": 2})
+    progress = SimpleNamespace(position=64, images=64, best={"metric": "fid", "value": 3.0, "step": 2})
     state: Any = SimpleNamespace(load=load if runtime.rank else lambda path, accept: then, progress=progress)
     try:
         with runtime.raise_on_all_ranks():

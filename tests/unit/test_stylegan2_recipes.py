@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from distgan.config import load_config
+from distgan.config.objective.augmentation import AdaOptions
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.minibatch import MinibatchStddev
 from distgan.networks.shape import sample_shape
 from distgan.networks.stylegan2.discriminator import StyleGAN2Discriminator
 from distgan.networks.stylegan2.generator import StyleGAN2Generator
 from distgan.players.optimizers import build_optimizer
-from distgan.schedule import learning_rate
+from distgan.schedule import optimizer_settings, value
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -35,6 +36,7 @@ class Preset(NamedTuple):
     path_length: float
     style_mixing: float
     residual: bool
+    ada: bool
     resolution: int
     data: dict[str, Any]
     said: list[str]
@@ -44,14 +46,14 @@ class Preset(NamedTuple):
 PRESETS = {
     "cifar10-stylegan2": Preset(
         kimg=100_000, batch=64, group=32, base=32768, gamma=0.01, ema=500, ramp=0.05, mapping=2,  # train.py:160, 178
-        path_length=0, style_mixing=0, residual=False,  # 196-198
+        path_length=0, style_mixing=0, residual=False, ada=True,  # 196-198
         # README.md:208, train.py:451: unmirrored, class-conditional. FID and IS: score_sde, table 3; paper, figure 11.
         resolution=32, data={"labels": True, "mirror": False},
-        said=["FID of 2.42", "10.14", "2.92 and 9.83", "100 million images", "2 GPUs", "Left out is ADA"],
+        said=["FID of 2.42", "10.14", "2.92 and 9.83", "100 million images", "2 GPUs"],
     ),
     "stylegan2-256": Preset(
         kimg=25_000, batch=64, group=8, base=16384, gamma=1, ema=20, ramp=None, mapping=8,  # train.py:157, 178
-        path_length=2, style_mixing=0.9, residual=True,  # loss.py:24, networks.py:594
+        path_length=2, style_mixing=0.9, residual=True, ada=False,  # loss.py:24, networks.py:594
         # FID: clean-fid's table, 70,000 images; the model ffhq-res256-mirror-paper256-noaug. Time: README.md:291.
         resolution=256, data={"labels": False, "mirror": True},
         said=["FID of 3.66", "25 million images", "35 hours", "8 V100", "without augmentation"],
@@ -66,12 +68,14 @@ def test_a_recipe_is_its_released_preset(name: str) -> None:
     assert config.run_dir == f"runs/{name}"
     assert {key: getattr(config.data, key) for key in preset.data} == preset.data
     assert (config.data.resolution, config.data.channels) == (preset.resolution, 3)
-    assert config.training.steps * config.training.batch_size == preset.kimg * 1000
+    assert (config.training.steps, config.training.kimg) == (None, preset.kimg)
     assert (config.training.batch_size, config.training.critic_steps) == (preset.batch, 1)
     assert config.training.mixed_precision == "bf16"  # float16 there, line 181
-    assert (config.ema.half_life_kimg, config.ema.rampup) == (preset.ema, preset.ramp)
+    for images in (10_000, 1_000_000, 20_000_000):  # training_loop.py:298-301
+        ramped = preset.ema if preset.ramp is None else min(preset.ema, preset.ramp * images / 1000)
+        assert value(config.ema.half_life_kimg, images, preset.kimg * 1000) == pytest.approx(ramped)
     assert config.generator.latent_size == config.generator.options.style_size == 512  # 176
-    assert config.generator.latent_distribution == "normal"  # training_loop.py:266
+    assert config.generator.latent_distribution == "normal"  # training_loop.py:263
     assert config.generator.options.mapping_layers == preset.mapping
     assert config.generator.options.style_mixing == preset.style_mixing
     assert config.evaluation.num_samples == 50_000
@@ -79,10 +83,17 @@ def test_a_recipe_is_its_released_preset(name: str) -> None:
     objective = config.objective
     assert objective.adversarial.family == "non_saturating"  # loss.py:67, 99, 115
     assert objective.r1 is not None
-    assert (objective.r1.gamma, objective.r1.final_gamma, objective.r1.every) == (preset.gamma, None, 16)
+    assert (objective.r1.gamma, objective.r1.every) == (preset.gamma, 16)
     terms = [(t.term, t.player, t.weight, t.every, t.options.decay, t.options.shrink) for t in objective.terms]
     expected = ("path_length", "generator", preset.path_length, 4, 0.01, 2)  # loss.py:24, training_loop.py:106
     assert terms == ([expected] if preset.path_length else [])
+    if preset.ada:  # train.py:233, 265; training_loop.py:108-111
+        found = objective.augmentation
+        assert found is not None
+        assert (found.augmentation, found.probability, found.options) == ("ada", "adaptive", AdaOptions())
+        assert (found.controller.target, found.controller.every, found.controller.kimg) == (0.6, 4, 500)
+    else:
+        assert objective.augmentation is None
     assert objective.r2 is None
     assert objective.gradient_penalty is None
     assert not objective.drift
@@ -119,7 +130,7 @@ def test_rates_and_betas_are_scaled_for_lazy_regularization(name: str, role: str
     """training_loop.py:202-205, of Adam (0, 0.99) with a rate of 0.0025: train.py:157, 160, 185."""
     config = getattr(load_config(CONFIGS / f"{name}.yaml"), role).optimizer
     share = interval / (interval + 1)
-    assert learning_rate(config, 1000, 10_000) == pytest.approx(0.0025 * share, rel=1e-12)
+    assert optimizer_settings(config, 1000, 64_000, 10**8) == {"lr": pytest.approx(0.0025 * share, rel=1e-12)}
     (group,) = build_optimizer(config, [torch.nn.Parameter(torch.ones(1))]).param_groups
     assert group["betas"] == pytest.approx((0, 0.99**share), rel=1e-12)
     assert group["eps"] == 1e-8

@@ -24,6 +24,7 @@ from distgan.data.index.table import Index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation import real_statistics
+from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.features import Detector
 from distgan.evaluation.metrics.frechet import FrechetDistanceToReference
@@ -32,7 +33,6 @@ from distgan.evaluation.metrics.kid import KernelDistanceToReference
 from distgan.evaluation.names import criterion
 from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
-from distgan.evaluation.suite_metrics import MetricContext, make_collectors
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 
 REALS = pictures(150)
@@ -224,8 +224,8 @@ def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path,
     detector = Detector("classifier", 2, 2, "brightness", _Brightness())
 
     def statistics(config: Config, index: Index) -> dict[str, Tensor]:
-        collectors = make_collectors(MetricContext(config, index, runtime, detector))
-        return real_statistics.real_statistics(collectors, detector, config, index, runtime)["fid"].tensors
+        context = EvaluationContext(config, index, runtime, detector=detector)
+        return real_statistics.real_statistics(real_statistics.make_collectors(context), context)["fid"].tensors
 
     first = statistics(config, index)
     pixels = REALS.float().flatten(1)

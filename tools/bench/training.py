@@ -28,11 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distgan import schedule
 from distgan.config import Config, load_config
 from distgan.data.index.loading import load_index
 from distgan.data.stream import open_rank_stream
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.shape import sample_shape
+from distgan.players.optimizers import build_optimizer
 from distgan.training.setup import uses_channels_last
 
 STEPS_PER_INTERVAL = 25
@@ -143,7 +145,7 @@ class Bare:
         )
         rates = config.generator.optimizer, config.discriminator.optimizer
         self._optimizers = [
-            torch.optim.Adam(network.parameters(), lr=rate.learning_rate, betas=rate.options.betas, fused=True)
+            build_optimizer(rate, list(network.parameters()))
             for network, rate in zip((self.generator, self.discriminator), rates, strict=True)
         ]
         self._stream = open_rank_stream(
@@ -169,6 +171,8 @@ class Bare:
             self._discriminator_loss(reals).backward()
             self._optimizers[1].step()
             self._optimizers[1].zero_grad()
+        if self.config.generator_draws_reals:
+            reals = self._reals()
         self.discriminator.requires_grad_(False)
         fake_logits = self.discriminator(self._generator(self._latents()))
         real_logits = self.discriminator(reals) if self._relativistic else 0
@@ -230,7 +234,7 @@ class Bare:
         for (_, penalty), images, logits in zip(sides, samples, (real, fake), strict=True):
             if penalty is not None:
                 (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-                loss = loss + penalty.gamma / 2 * gradient.square().flatten(1).sum(1).mean()
+                loss = loss + schedule.value(penalty.gamma, 0, 1) / 2 * gradient.square().flatten(1).sum(1).mean()
         return loss
 
 

@@ -62,8 +62,8 @@ def make_step(kinds: tuple[str, str], options: argparse.Namespace, runtime: Runt
     )
 
     def step() -> None:
-        players[0].update([batch], (0, 1), 2e-4)
-        players[1].update([batch], (0,), 2e-4)
+        players[0].update([batch], (0, 1), {"lr": 2e-4})
+        players[1].update([batch], (0,), {"lr": 2e-4})
 
     return step
 

@@ -176,11 +176,11 @@ def each(parts: Iterable[Iterable[Record]]) -> Iterator[Record]:
 def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
     """Measure a discriminator update with R1 and R2 in several precisions: time, memory and error of the gradient."""
     from distgan.networks import build_discriminator, build_generator
+    from distgan.networks.layers.stage import set_float32_below
     from distgan.networks.shape import sample_shape
     from distgan.players.objective import DiscriminatorObjective
     from distgan.players.objective_base import MicroBatch
     from distgan.training.setup import uses_channels_last
-    from tools.benchmarks_gpu.penalized import HalfPrecisionPenalties
 
     place, shape, count = device(), sample_shape(config.data), config.training.batch_size
     last = torch.channels_last if uses_channels_last(config, place) else torch.contiguous_format
@@ -197,15 +197,21 @@ def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
     batch = MicroBatch(torch.arange(count, device=place), latents, None, reals, None)
     torch.backends.cudnn.benchmark = True
     reference: torch.Tensor | None = None
-    for name, tf32, objective_type, dtype in (
-        ("float32", False, DiscriminatorObjective, None),
-        ("TF32", True, DiscriminatorObjective, None),
-        ("bf16 as trained now", False, DiscriminatorObjective, torch.bfloat16),
-        ("bf16 in penalties too", False, HalfPrecisionPenalties, torch.bfloat16),
+    for name, tf32, setting in (
+        ("float32", False, "no"),
+        ("TF32", True, "tf32"),
+        ("bf16, penalties in float32", False, "bf16"),
+        ("bf16 in penalties too, from 8x8 on", False, {"dtype": "bf16", "float32_below": 8}),
     ):
         _set_tf32(tf32)
         forget()
-        objective = objective_type(discriminator, generator, config, dtype)
+        values = config.model_dump()
+        values["training"]["mixed_precision"] = setting
+        chosen = type(config).model_validate(values)
+        for network in (generator, discriminator):
+            set_float32_below(network, "R3GAN", chosen.training.float32_below or 0)
+        dtype = torch.bfloat16 if chosen.training.autocasts else None
+        objective = DiscriminatorObjective(discriminator, generator, chosen, dtype)
 
         def update(objective: Any = objective) -> None:
             discriminator.zero_grad(set_to_none=True)

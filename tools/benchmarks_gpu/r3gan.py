@@ -14,11 +14,10 @@ from packaging import version
 from torch import nn
 from torch.utils import cpp_extension
 
+from distgan import schedule
 from distgan.config import Config
 from distgan.networks.shape import sample_shape
 from tools.bench.training import Bare
-
-_GROUP = 16
 
 
 def load(checkout: Path) -> str:
@@ -77,7 +76,7 @@ class Published(Bare):
         stages = sample_shape(self.config.data).resolution.bit_length() - 2
         widths = [min(settings.width << stage, settings.max_width) for stage in range(stages)]
         shared = {"BlocksPerStage": [settings.depth] * stages, "ExpansionFactor": 2}
-        groups = [width * 2 // _GROUP for width in widths]
+        groups = [width * 2 // settings.group_width for width in widths]
         generator = networks.Generator(
             NoiseDimension=latent_size, WidthPerStage=widths[::-1], CardinalityPerStage=groups[::-1], **shared
         )
@@ -89,7 +88,7 @@ class Published(Bare):
 
     def step(self) -> None:
         """Update both players, without R3GAN's EMA, augmentation and logging."""
-        gamma = self.config.objective.r1.gamma if self.config.objective.r1 else 0.0
+        gamma = schedule.value(self.config.objective.r1.gamma, 0, 1) if self.config.objective.r1 else 0.0
         for player, optimizer in zip((self.discriminator, self.generator), self._optimizers[::-1], strict=True):
             optimizer.zero_grad(set_to_none=True)
             player.requires_grad_(True)

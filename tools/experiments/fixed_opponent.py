@@ -12,7 +12,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.players.objective import DiscriminatorObjective
 from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
-from distgan.schedule import learning_rate
+from distgan.schedule import optimizer_settings, run_images
 
 
 class Given(nn.Module):
@@ -65,10 +65,12 @@ class Trial:
 
     def update(self, reals: Tensor, fakes: Tensor) -> None:
         """Update the discriminator once. `reals` and `fakes` have the shape (n, dimensions)."""
-        rate = learning_rate(self.config.discriminator.optimizer, self.updates, self.config.training.steps)
+        length = run_images(self.config)
+        images = self.updates * len(reals)
+        settings = optimizer_settings(self.config.discriminator.optimizer, self.updates, images, length)
         addresses = self.updates * len(reals) + torch.arange(len(reals))
         reals, fakes, addresses = (tensor.to(self.runtime.device) for tensor in (reals, fakes, addresses))
-        self.player.update([MicroBatch(addresses, fakes, None, reals, None)], (self.updates, self.updates), rate)
+        self.player.update([MicroBatch(addresses, fakes, None, reals, None)], (images, self.updates), settings)
         self.updates += 1
 
     def report(self) -> dict[str, float]:

@@ -35,7 +35,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "minimax": ("objective.adversarial=minimax",),
     "non-saturating": (),
     "one-sided label smoothing": ("objective.label_smoothing={real: 0.9}",),
-    "instance noise, falling to 0": (f"objective.instance_noise={{sigma: 0.5, steps: {UPDATES}}}",),
+    "instance noise, falling to 0": ("objective.instance_noise={sigma: {start: 0.5, end: 0}}",),
     "historical averaging, 0.01": ("objective.historical_averaging={generator: 0.01, discriminator: 0.01}",),
     "feature matching": ("objective.feature_matching={}",),
     "minibatch discrimination, 20 kernels": ("discriminator.minibatch_discrimination={kernels: 20}",),

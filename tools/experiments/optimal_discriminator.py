@@ -25,6 +25,7 @@ GRID = torch.linspace(-6, 6, 2401, dtype=torch.float64)
 BATCH = 256
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 """Its multiples modulo 1 fill [0, 1) evenly, so successive updates sample different quantiles."""
+RATE = {"start": 2e-2, "end": 0, "shape": "cosine"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def train(case: Case, steps: int = 600) -> Trained:
     smoothed = (case.alpha, case.beta) != (1.0, 0.0)
     trial = Trial(
         configure(
-            1, steps, BATCH, {"learning_rate": 2e-2, "betas": [0.9, 0.999], "schedule": "cosine"},
+            1, steps, BATCH, {"learning_rate": RATE, "betas": [0.9, 0.999]},
             adversarial="minimax", label_smoothing={"real": case.alpha, "fake": case.beta} if smoothed else None,
         )
     )  # fmt: skip

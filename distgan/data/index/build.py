@@ -186,11 +186,11 @@ def _scan(url: str, verify: bool, rule: SampleRule) -> _Scan:
             size = reader.size
             for member in walk(reader, name, digest, pass_over):
                 key, extension = rule.split(member.name)
-                if key not in spans or key == last:
-                    spans[key] = spans.get(key, (member.start, 0))[0], member.end
-                else:
+                if key in spans and key != last:
                     torn[key] = None
-                last = key
+                elif key:
+                    spans[key] = spans.get(key, (member.start, 0))[0], member.end
+                last = key or last  # as WebDataset, which passes over members without a key
                 if extension == "cls":
                     if key in labels:
                         raise UserError(

@@ -20,6 +20,7 @@ from distgan.errors import UserError
 INDEX_NAME = "index.safetensors"
 SUFFIX = ".safetensors"
 _METADATA_KEY = "distgan_index"
+_OLDER = (1,)
 _MAX_HEADER_BYTES = 256 << 20
 _DTYPE_NAMES = {"i8": "I64", "i4": "I32", "u4": "U32", "u1": "U8"}
 
@@ -66,9 +67,12 @@ def read_file(file: str, name: str) -> tuple[Table, dict[str, NDArray[Any]]]:
         if not 0 < length <= min(len(mapped) - 8, _MAX_HEADER_BYTES):
             raise ValueError("found no safetensors header")
         header = json.loads(mapped[8 : 8 + length])
-        arrays = {array: _array(mapped, 8 + length, header[array], ARRAYS[array]) for array in ARRAYS}
+        described = json.loads(header["__metadata__"][_METADATA_KEY])
+        if (version := described.get("version")) in _OLDER:
+            raise UserError(f"{name}: found an index of version {version}, expected 2; {wrong}")
         table = Table.model_validate_json(header["__metadata__"][_METADATA_KEY])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        arrays = {array: _array(mapped, 8 + length, header[array], ARRAYS[array]) for array in ARRAYS}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: not an index file: {type(error).__name__}: {reason}; {wrong}") from None
     return table, arrays

@@ -27,7 +27,7 @@ class SampleRule:
         if extension is None:
             return cls({known: known for known in EXTENSIONS if known != OTHER}, last_dot)
         names = [name.strip().removeprefix(".").lower() for name in extension.split(";")]
-        if not all(names) or "cls" in names:
+        if not all(names) or "cls" in names or not extension.isascii():
             raise UserError(
                 f"--extension {printable(extension)[:100]!r}: expected the extension of a file in the shards, such as "
                 "tif or 'tif;tiff'; class labels are .cls"

@@ -49,11 +49,14 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a loss that the caller divided by the number of micro-batches."""
 
-    def step(self, learning_rate: float) -> Tensor:
+    def step(self, settings: Mapping[str, Any]) -> Tensor:
         """Take one optimizer step on the averaged gradients, then clear them.
 
         A non-finite gradient norm cancels the step: weights and optimizer state do not change. The host does not wait
         for the norm.
+
+        Args:
+            settings: values for the optimizer's parameter groups, such as `lr` and `betas`.
 
         Returns:
             Gradient norm over all parameters, a 0-d tensor, the same on all ranks.
@@ -98,10 +101,10 @@ def cancel_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None
     optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all parameter groups."""
+def apply_settings(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> None:
+    """Set values of all parameter groups."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group.update(settings)
 
 
 def by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

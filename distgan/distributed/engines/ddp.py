@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from distgan.distributed.engines.base import (
     EngineRuntime,
     MakeOptimizer,
+    apply_settings,
     by_parameter,
     cancel_unless_finite,
     restore_state,
-    set_learning_rate,
     state_tensors,
 )
 
@@ -57,9 +57,9 @@ class DDPEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, learning_rate: float) -> Tensor:
+    def step(self, settings: Mapping[str, Any]) -> Tensor:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        set_learning_rate(self.optimizer, learning_rate)
+        apply_settings(self.optimizer, settings)
         cancel_unless_finite(self.optimizer, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

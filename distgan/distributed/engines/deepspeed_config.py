@@ -17,7 +17,7 @@ from distgan.errors import UserError
 
 _DECIDED_BY_THE_RECIPE = {
     "optimizer": ((), "generator.optimizer and discriminator.optimizer"),
-    "scheduler": ((), "generator.optimizer.schedule and discriminator.optimizer.schedule"),
+    "scheduler": ((), "generator.optimizer.learning_rate and discriminator.optimizer.learning_rate"),
     "train_batch_size": ((), "training.batch_size"),
     "train_micro_batch_size_per_gpu": ((1,), "training.batch_size"),
     "gradient_accumulation_steps": ((1,), "training.gradient_accumulation_steps"),

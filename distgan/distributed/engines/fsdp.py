@@ -22,11 +22,11 @@ from distgan.distributed import collectives
 from distgan.distributed.engines.base import (
     EngineRuntime,
     MakeOptimizer,
+    apply_settings,
     by_parameter,
     cancel_unless_finite,
     is_count,
     restore_state,
-    set_learning_rate,
     state_tensors,
 )
 from distgan.errors import UserError
@@ -91,7 +91,7 @@ class FSDPEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, learning_rate: float) -> Tensor:
+    def step(self, settings: Mapping[str, Any]) -> Tensor:
         parameters = dict(self.network.named_parameters())
         for name, share in self._shares.items():
             gradient = parameters[name].grad
@@ -99,7 +99,7 @@ class FSDPEngine:
             parameters[name].grad = None
         square = torch.nn.utils.get_total_norm([p.grad for p in self._shares.values() if p.grad is not None]).double()
         norm = collectives.all_reduce_sum(square.square()).sqrt().to(next(iter(self._shares.values())).dtype)
-        set_learning_rate(self.optimizer, learning_rate)
+        apply_settings(self.optimizer, settings)
         cancel_unless_finite(self.optimizer, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

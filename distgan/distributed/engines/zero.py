@@ -23,11 +23,11 @@ from distgan.distributed import collectives
 from distgan.distributed.engines.base import (
     EngineRuntime,
     MakeOptimizer,
+    apply_settings,
     by_parameter,
     cancel_unless_finite,
     is_count,
     restore_state,
-    set_learning_rate,
     state_tensors,
 )
 from distgan.errors import UserError
@@ -86,8 +86,8 @@ class ZeroEngine:
     def backward(self, loss: Tensor) -> None:
         self.module.backward(loss, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> Tensor:
-        set_learning_rate(self.optimizer, learning_rate)
+    def step(self, settings: Mapping[str, Any]) -> Tensor:
+        apply_settings(self.optimizer, settings)
         self.module.step()
         return self._norm
 

@@ -10,14 +10,18 @@ threshold, and equals the papers' where the classes of the data are equally freq
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from distgan.evaluation.divergences import kl_divergence
 from distgan.evaluation.moments import all_reduce
+
+if TYPE_CHECKING:
+    from distgan.evaluation.contract import EvaluationContext
 
 THRESHOLD = 0.1
 """Smallest ratio of a class's share of the samples to its share of the data at which it counts as found."""
@@ -63,3 +67,19 @@ class ClassSpread(Metric):
         """Compute the spread of all samples of all ranks."""
         shares = self.counts / self.counts.sum(dtype=torch.float64)
         return Spread((shares >= THRESHOLD * self.shares).sum(), shares.min(), kl_divergence(shares, self.shares))
+
+
+class Classes(ClassSpread):
+    """Number of classes found by an evaluation, with `smallest_share` and `kl`: `SuiteMetric`."""
+
+    kinds = ("images",)
+    takes = "logits"
+
+    def __init__(self, context: EvaluationContext) -> None:
+        labels = torch.from_numpy(context.index.labels.astype(np.int64))
+        super().__init__(torch.bincount(labels, minlength=context.index.num_classes))
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute the number of classes found, `smallest_share` and `kl`."""
+        spread = super().compute()
+        return {"": spread.found, "smallest_share": spread.smallest_share, "kl": spread.kl}

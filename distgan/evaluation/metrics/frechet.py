@@ -12,13 +12,20 @@ are real. L is computed once for all distances to the same S1.
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distgan.evaluation.moments import Gaussian, Moments
+
+if TYPE_CHECKING:
+    from distgan.evaluation.contract import EvaluationContext
+
+log = logging.getLogger("distgan")
 
 _BLOCK = 256
 
@@ -53,6 +60,41 @@ class FrechetDistanceToReference(Moments):
     def compute(self) -> Tensor:  # type: ignore[override]
         """Compute the distance of all samples of all ranks. Raises UserError for fewer than two."""
         return frechet_distance(Reference(self.samples, self.mean, self.factor), super().compute())
+
+
+class RealMoments(Moments):
+    """Mean and factorized covariance of the features of all real samples."""
+
+    cache_name = "real"
+    takes = "features"
+
+    def __init__(self, context: EvaluationContext) -> None:
+        assert context.detector is not None
+        super().__init__(context.detector.dimension)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute `mean` (d,) and `factor` (d, d), see `Reference`. Raises UserError for fewer than two samples."""
+        reference = make_reference(super().compute())
+        return {"mean": reference.mean, "factor": reference.factor}
+
+
+class FID(FrechetDistanceToReference):
+    """Fréchet distance of an evaluation: `SuiteMetric`."""
+
+    kinds = ("images",)
+    takes = "features"
+    real_statistic = RealMoments
+
+    def __init__(self, context: EvaluationContext, reals: Mapping[str, Tensor]) -> None:
+        samples, dimension = int(reals["samples"]), len(reals["mean"])
+        if min(context.num_samples, samples) <= dimension and context.runtime.is_main:
+            log.warning(
+                "%s: found %d generated and %d real images, expected more than %d, the number of features; the value "
+                "is far too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
+                "evaluation.detector",
+                context.name, context.num_samples, samples, dimension,
+            )  # fmt: skip
+        super().__init__(Reference(samples, reals["mean"], reals["factor"]))
 
 
 def make_reference(gaussian: Gaussian) -> Reference:

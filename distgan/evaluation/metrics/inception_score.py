@@ -10,7 +10,7 @@ splits of consecutive samples, reported with the standard deviation over the spl
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torchmetrics import Metric
 
 from distgan.errors import UserError
 from distgan.evaluation.moments import all_reduce
+
+if TYPE_CHECKING:
+    from distgan.evaluation.contract import EvaluationContext
 
 SPLITS = 10
 
@@ -87,3 +90,20 @@ class InceptionScoreOfLogits(Metric):
         divergences = self.negative_entropies / self.counts - torch.xlogy(mean, mean).sum(1)
         scores = divergences.exp()
         return Score(scores.mean(), scores.std(correction=0))
+
+
+class InceptionScore(InceptionScoreOfLogits):
+    """Inception score of an evaluation, with its deviation over the splits: `SuiteMetric`."""
+
+    kinds = ("images",)
+    takes = ("logits", "numbers")
+
+    def __init__(self, context: EvaluationContext) -> None:
+        """Prepare the sums. Raises UserError if there are fewer samples than splits."""
+        assert context.detector is not None
+        super().__init__(context.detector.num_logits, context.num_samples)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute the mean and `std`."""
+        score = super().compute()
+        return {"": score.mean, "std": score.deviation}

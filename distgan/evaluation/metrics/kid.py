@@ -7,7 +7,9 @@ value does not depend on the number of samples, and an estimate may be slightly 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +17,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from distgan.data.order import permute
+from distgan.errors import UserError
 from distgan.evaluation.divergences import squared_mmd
 from distgan.randomness import derive_key
+
+if TYPE_CHECKING:
+    from distgan.evaluation.contract import EvaluationContext
+
+log = logging.getLogger("distgan")
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -78,6 +86,35 @@ class KernelDistanceToReference(Metric):
         place = torch.empty(int(self._kept[-1]) + 1, dtype=torch.int64)
         place[numbers] = torch.arange(len(numbers))
         return subset_distance(joined(self.features), self.reals, place[self.subsets], self.real_subsets)
+
+
+class KID(KernelDistanceToReference):
+    """Kernel distance of an evaluation, with its deviation over the subsets: `SuiteMetric`."""
+
+    kinds = ("images",)
+    takes = ("features", "numbers")
+
+    def __init__(self, context: EvaluationContext, reals: Mapping[str, Tensor]) -> None:
+        """Choose the subsets. Raises UserError if there are too few samples."""
+        features, generated = reals["rows"], context.num_samples
+        size = subset_size(generated, len(features), SUBSET_SIZE)
+        if size < 2:
+            raise UserError(
+                f"{context.name}: found {generated} generated and {len(features)} real images, expected at least 4 of "
+                "each; raise evaluation.num_samples, or remove kid from evaluation.metrics"
+            )
+        if size < SUBSET_SIZE and context.runtime.is_main:
+            log.warning(
+                "%s: %d generated and %d real images allow subsets of %d, the protocol uses %d; the value is noisier; "
+                "raise evaluation.num_samples",
+                context.name, generated, len(features), size, SUBSET_SIZE,
+            )  # fmt: skip
+        super().__init__(features, generated)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute the mean and `std`."""
+        distance = super().compute()
+        return {"": distance.mean, "std": distance.deviation}
 
 
 def subset_size(generated: int, real: int, wanted: int) -> int:

@@ -8,7 +8,8 @@ are estimated from the real points, whose labels name the mode that each was dra
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torchmetrics import Metric
 
 from distgan.errors import UserError
 from distgan.evaluation.moments import all_reduce
+
+if TYPE_CHECKING:
+    from distgan.evaluation.contract import EvaluationContext
 
 DEVIATIONS = 3.0
 """Largest distance of a high-quality point from its mode, in standard deviations."""
@@ -107,3 +111,40 @@ class MixtureMoments(Metric):
         centers = sums / counts[:, None]
         scatter = (self.squares[present] - (centers * sums).sum(1)).sum()
         return Modes(centers, (scatter.clamp(min=0) / freedom).sqrt())
+
+
+class RealModes(MixtureMoments):
+    """The `Modes` that the labeled real points were drawn from."""
+
+    cache_name = "real-modes"
+    takes = ("samples", "labels")
+
+    def __init__(self, context: EvaluationContext) -> None:
+        """Prepare the sums. Raises UserError if the points have no labels."""
+        data, num_modes = context.config.data, context.index.num_classes
+        if not num_modes:
+            raise UserError(
+                f"evaluation.metrics: modes needs labels that name each point's mode, found none in data.path = "
+                f"{data.path}; use a mixture such as builtin:ring, or set evaluation.every=0",
+                everywhere=True,
+            )
+        super().__init__(num_modes, data.dimensions)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute the `centers` and the `deviation`. Raises UserError if no mode has two points."""
+        return super().compute()._asdict()
+
+
+class CoveredModes(ModeCoverage):
+    """Number of modes covered by the points of an evaluation, with `high_quality`: `SuiteMetric`."""
+
+    kinds = ("points",)
+    real_statistic = RealModes
+
+    def __init__(self, reals: Mapping[str, Tensor]) -> None:
+        super().__init__(Modes(reals["centers"], reals["deviation"]))
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute the number of modes covered and `high_quality`."""
+        coverage = super().compute()
+        return {"": coverage.covered, "high_quality": coverage.high_quality}

@@ -8,7 +8,9 @@ the baseline: held-out lines against as many training lines. Unlike in that code
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,13 @@ from distgan.data.order import permute
 from distgan.data.packing.output_folder import HELD_OUT
 from distgan.data.storage import filesystem, locations
 from distgan.errors import UserError
+from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.divergences import js_divergence
+from distgan.evaluation.real_statistics import MOST_ROWS, RealRows
 from distgan.evaluation.samples import read_reals
 from distgan.randomness import derive_key
+
+log = logging.getLogger("distgan")
 
 ORDERS = (1, 2, 3, 4)
 _BATCH = 1024
@@ -92,6 +98,43 @@ class NgramDivergence(Metric):
         """Compute the divergences of the lines of all ranks: float64, shape (4,)."""
         lines, numbers = (torch.cat(s) if isinstance(s, list) else s for s in (self.lines, self.numbers))
         return ngram_divergences(lines[numbers.argsort()].cpu(), self.reals.cpu())
+
+
+class RealLines(RealRows):
+    """Up to `MOST_ROWS` training lines: `rows`, int32, shape (n, length)."""
+
+    def __init__(self) -> None:
+        super().__init__("samples")
+        self.cache_name = "real-lines"
+
+    def update(self, lines: Tensor) -> None:
+        """Add lines, integers (n, length)."""
+        super().update(lines.int())
+
+
+class NgramJS(NgramDivergence):
+    """Divergences of an evaluation from held-out lines, and those of training lines, the `baseline`: `SuiteMetric`."""
+
+    kinds = ("text",)
+    takes = ("samples", "numbers")
+    main_value = "[4]"
+    real_statistic = RealLines
+
+    def __init__(self, context: EvaluationContext, reals: Mapping[str, Tensor]) -> None:
+        """Read the held-out lines. Raises UserError if there are none; see `held_out_index`."""
+        index, held_out = held_out_index(context.config, context.index), torch.empty(0)
+        baseline = torch.zeros(len(ORDERS))
+        if context.runtime.is_main:
+            held_out = read_lines(context.config, index, min(MOST_ROWS, context.num_samples))
+            baseline = ngram_divergences(held_out, shuffled(reals["rows"]))
+            log.info("ngram_js: comparing %d generated lines with as many held-out lines", len(held_out))
+        super().__init__(held_out, MOST_ROWS)
+        self.baseline = baseline
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute `[n]` and `baseline[n]` for n = 1 to 4."""
+        named = {"": super().compute(), "baseline": self.baseline}
+        return {f"{of}[{n}]": value for of, row in named.items() for n, value in zip(ORDERS, row, strict=True)}
 
 
 def held_out_index(config: Config, index: Index) -> Index:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.distributed import collectives
+from distgan.networks.layers.labels import ClassTable
 from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 
 
@@ -56,22 +57,22 @@ class BatchNorm(nn.Module):
 
 
 class ConditionalNormalization(nn.Module):
-    """Normalization with a scale and an offset per class (Dumoulin et al. 2017).
+    """Normalization with a scale 1 + gain(condition) and an offset(condition) per sample (Dumoulin et al. 2017).
 
-    Activations (n, C) or (n, C, H, W) and int64 labels (n,). Scales start at 1, offsets at 0, and eps is 2e-5
-    (Miyato and Koyama 2018, released code).
+    Activations (n, C) or (n, C, H, W). The modules `gain` and `offset` map the condition, whose rows are the samples,
+    to (n, C). Activations may be of lower precision; scales and offsets are at least float32.
     """
 
-    def __init__(self, kind: str, channels: int, num_classes: int) -> None:
+    def __init__(self, kind: str, channels: int, gain: nn.Module, offset: nn.Module, *, eps: float) -> None:
         super().__init__()
-        self.normalization = _build(kind, channels, affine=False, eps=2e-5)
-        self.weight = nn.Parameter(torch.ones(num_classes, channels))
-        self.bias = nn.Parameter(torch.zeros(num_classes, channels))
+        self.normalization = _build(kind, channels, affine=False, eps=eps)
+        self.gain = gain
+        self.offset = offset
 
-    def forward(self, activations: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, activations: Tensor, condition: Tensor) -> Tensor:
         shape = (*activations.shape[:2], *(1,) * (activations.dim() - 2))
-        scale, offset = (F.embedding(labels, table).view(shape) for table in (self.weight, self.bias))
-        return torch.addcmul(offset, self.normalization(activations), scale).to(activations.dtype)
+        gain, offset = (collectives.at_least_float32(of(condition)).view(shape) for of in (self.gain, self.offset))
+        return torch.addcmul(offset, self.normalization(activations), 1.0 + gain).to(activations.dtype)
 
 
 @torch.no_grad()
@@ -137,13 +138,16 @@ def _collecting(layer: Any) -> Iterator[list[Tensor]]:
 
 
 def build_normalization(kind: str, channels: int, *, num_classes: int = 0) -> nn.Module:
-    """Build the layer for a config's `normalization`; with classes, its forward pass also takes the labels.
+    """Build the layer for a config's `normalization`; with classes, its forward pass also takes int64 labels (n,).
+
+    Then scales of all classes start at 1, offsets at 0, and eps is 2e-5 (Miyato and Koyama 2018, released code).
 
     `layer` follows Gulrajani et al. 2017: moments over all channels and positions of a sample, and a scale and an
     offset per channel. `torch.nn.LayerNorm` has these per channel and position.
     """
     if num_classes:
-        return ConditionalNormalization(kind, channels, num_classes)
+        tables = [ClassTable(num_classes, channels) for _ in range(2)]
+        return ConditionalNormalization(kind, channels, *tables, eps=2e-5)
     return _build(kind, channels, affine=True, eps=1e-5)
 
 

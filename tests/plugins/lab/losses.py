@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from distgan.distributed import all_reduce_mean
 from distgan.players.terms import TermView
 
 
@@ -41,3 +42,13 @@ class FeatureNorm:
     def __call__(self, view: TermView) -> Tensor:
         noisy = view.reals + self.sigma * view.normal("feature norm", *view.reals.shape[1:])
         return view.judge(noisy, view.real_labels).square().mean() + 1e-3 * view.real_features.square().mean()
+
+
+class MeanMatching:
+    """Squared distance of the mean generated image from the mean real one, over the batch of all ranks."""
+
+    needs_reals = True
+    compares_batch = True
+
+    def __call__(self, view: TermView) -> Tensor:
+        return all_reduce_mean(view.fakes.mean(0) - view.reals.mean(0)).square().sum()

@@ -37,13 +37,10 @@ class Recall(Metric):
     takes = "features"
     main_value = "_share"
 
-    def __init__(self) -> None:
+    def __init__(self, reals: dict[str, Tensor]) -> None:
         super().__init__()
+        self.reals = reals["rows"]
         self.add_state("rows", [], dist_reduce_fx="cat")
-        self.reals = torch.empty(0)
-
-    def set_reals(self, features: Tensor) -> None:
-        self.reals = features
 
     def update(self, features: Tensor) -> None:
         self.rows.append(features)  # type: ignore[operator, union-attr]
@@ -54,6 +51,44 @@ class Recall(Metric):
         among = torch.cdist(reals, reals).fill_diagonal_(torch.inf).amin(1)
         nearest = torch.cdist(reals, rows).amin(1)
         return {"share": (nearest < among).double().mean(), "samples": torch.tensor(len(rows))}
+
+
+class PixelShares(Metric):
+    """Shares of the pixel values of uint8 images in equally wide bins."""
+
+    def __init__(self, *, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+        self.add_state("counts", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
+        self.counts: Tensor
+
+    def update(self, images: Tensor) -> None:
+        self.counts += torch.bincount(images.flatten().long() * self.bins // 256, minlength=self.bins)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"shares": self.counts / self.counts.sum()}
+
+
+class PixelDistance(Metric):
+    """Total variation distance of the pixel values of generated and real images, from 0 to 1."""
+
+    higher_is_better = False
+    kinds = ("images",)
+    real_statistic = PixelShares
+
+    def __init__(self, reals: dict[str, Tensor], *, bins: int = 16) -> None:
+        super().__init__()
+        self.reals, self.generated = reals["shares"], PixelShares(bins=bins)
+
+    def update(self, images: Tensor) -> None:
+        self.generated.update(images)
+
+    def compute(self) -> Tensor:
+        return (self.generated.compute()["shares"].cpu() - self.reals).abs().sum() / 2
+
+    def reset(self) -> None:
+        super().reset()
+        self.generated.reset()
 
 
 class Means(nn.Module):

@@ -6,18 +6,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Batch, Count, Fraction, NotNegative, Positive, Real, Section
+from distgan.config.fields import Batch, Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
 from distgan.config.named import BuiltIn, NamedSection
+from distgan.config.objective.augmentation import AugmentationConfig
 
 
 class ZeroCenteredPenaltyConfig(Section):
     """Penalty on the squared norm of the discriminator's gradient with respect to its input."""
 
-    gamma: Positive
-    """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient."""
-    final_gamma: Positive | None = None
-    """Gamma at the last step. Gamma follows half a cosine to this value; null keeps it constant. R3GAN's code ends the
-    schedule at a number of images and trains on."""
+    gamma: ScheduledPositive
+    """Weight of the penalty: gamma/2 times the mean squared norm of the logit's gradient. A number or a schedule."""
     every: Count = 1
     """Compute the penalty in every k-th discriminator update, multiplied by k (lazy regularization; Karras et al. 2020,
     appendix B). Learning rate and betas stay as configured, unless Adam's `lazy_interval` scales both."""
@@ -81,17 +79,14 @@ class LabelSmoothingConfig(Section):
 class InstanceNoiseConfig(Section):
     """Gaussian noise on all inputs of the discriminator (Sønderby et al. 2017; Arjovsky and Bottou 2017)."""
 
-    sigma: Positive = 0.1
-    """Standard deviation of the noise at the start. Inputs are in [-1, 1]."""
-    steps: Count | None = None
-    """Number of steps over which sigma falls linearly to 0; null keeps it constant."""
+    sigma: ScheduledPositive = 0.1
+    """Standard deviation of the noise: a number or a schedule, such as `{start: 0.1, end: 0}`. Inputs are in
+    [-1, 1]."""
 
 
 class FeatureMatchingConfig(Section):
-    """Salimans et al. 2016, section 3.1, as a term of the generator's loss.
-
-    The reals are those of the step's last discriminator update, where the released code draws others.
-    """
+    """Salimans et al. 2016, section 3.1, as a term of the generator's loss. `training.generator_reals` chooses the
+    reals."""
 
     weight: Positive = 1.0
     """Weight of the feature-matching term in the generator's loss."""
@@ -118,6 +113,8 @@ class LossOptions(Section):
 
     log_odds: ClassVar[bool] = False
     """The logits are log-odds of being real, trained by cross-entropy."""
+    zero_is_boundary: ClassVar[bool] = False
+    """A logit of 0 is undecided: reals are trained to be above it and fakes below."""
     estimates_wasserstein: ClassVar[bool] = False
     """The difference of the mean outputs estimates the Wasserstein distance."""
     needs_reals: ClassVar[bool] = False
@@ -128,6 +125,11 @@ class LossOptions(Section):
 
 class _CrossEntropyOptions(LossOptions):
     log_odds = True
+    zero_is_boundary = True
+
+
+class _HingeOptions(LossOptions):
+    zero_is_boundary = True
 
 
 class _WassersteinOptions(LossOptions):
@@ -147,7 +149,7 @@ LOSSES = {
     "non_saturating": BuiltIn("distgan.losses.adversarial:NonSaturating", _CrossEntropyOptions),
     "minimax": BuiltIn("distgan.losses.adversarial:Minimax", _CrossEntropyOptions),
     "least_squares": BuiltIn("distgan.losses.adversarial:LeastSquares", LossOptions),
-    "hinge": BuiltIn("distgan.losses.adversarial:Hinge", LossOptions),
+    "hinge": BuiltIn("distgan.losses.adversarial:Hinge", _HingeOptions),
     "wasserstein": BuiltIn("distgan.losses.adversarial:Wasserstein", _WassersteinOptions),
     "relativistic_paired": BuiltIn("distgan.losses.adversarial:RelativisticPaired", _RelativisticOptions),
     "relativistic_average": BuiltIn("distgan.losses.adversarial:RelativisticAverage", _RelativisticAverageOptions),
@@ -171,7 +173,7 @@ class AdversarialConfig(NamedSection):
     """Loss: `non_saturating`, `minimax` (the value function of Goodfellow et al. 2014, of which `non_saturating` is the
     -log D(G(z)) variant), `least_squares`, `hinge`, `wasserstein`, `relativistic_paired`, `relativistic_average`,
     `relativistic_average_least_squares`, `relativistic_average_hinge`, or the import path of your own. A relativistic
-    generator compares with the reals of the step's last discriminator update; the released code draws new ones."""
+    generator compares with the reals that `training.generator_reals` chooses."""
 
     @property
     def facts(self) -> LossOptions:
@@ -203,6 +205,7 @@ class PathLengthOptions(TermOptions):
 
 
 TERMS = {
+    "orthogonal_regularization": BuiltIn("distgan.losses.orthogonality:OrthogonalRegularization", TermOptions),
     "path_length": BuiltIn("distgan.losses.path_length:PathLength", PathLengthOptions),
 }
 
@@ -215,8 +218,9 @@ class TermConfig(NamedSection):
     facts_base: ClassVar = TermOptions
 
     term: str
-    """Term: `path_length` regularization of a `stylegan2` generator, whose code has a weight of 2 every 4 updates, or
-    the import path of a class of your own, such as `my_package.losses:ModeSeeking`."""
+    """Term: `orthogonal_regularization` of the weights (Brock et al. 2019, at a weight of 1e-4), `path_length`
+    regularization of a `stylegan2` generator (Karras et al. 2020, at a weight of 2 in every 4th update), or the import
+    path of a class of your own, such as `my_package.losses:ModeSeeking`."""
     weight: Real = 1.0
     """Weight of the term in the loss."""
     every: Count = 1
@@ -255,6 +259,8 @@ class ObjectiveConfig(Section):
     """Clamping of the discriminator's weights after each of its updates; null leaves it out."""
     instance_noise: InstanceNoiseConfig | None = None
     """Noise on the discriminator's inputs; null leaves it out."""
+    augmentation: AugmentationConfig | None = None
+    """Augmentation of the discriminator's inputs: its name, or a section with its options; null leaves it out."""
     feature_matching: FeatureMatchingConfig | None = None
     """Feature matching in the generator's loss; null leaves it out."""
     historical_averaging: HistoricalAveragingConfig = HistoricalAveragingConfig()
@@ -274,4 +280,20 @@ class ObjectiveConfig(Section):
                 f"label_smoothing: has no effect with adversarial: {self.adversarial.family}, only with "
                 f"{' or '.join(names)}; leave it out, or change adversarial"
             )
+        if self.augmentation is not None:
+            self._check_augmentation(self.augmentation)
         return self
+
+    def _check_augmentation(self, augmentation: AugmentationConfig) -> None:
+        facts, allowed = self.adversarial.facts, self.adversarial.is_allowed and augmentation.is_allowed
+        if allowed and augmentation.chosen_probability == "adaptive" and not facts.zero_is_boundary:
+            raise ValueError(
+                f"augmentation.probability: adaptive needs logits whose sign tells reals from fakes, which those of "
+                f"adversarial: {self.adversarial.family} do not; set a number or a schedule, such as "
+                "augmentation.probability=0.3"
+            )
+        if augmentation.penalties != "clean" and not (self.r1 or self.r2 or self.gradient_penalty):
+            raise ValueError(
+                f"augmentation.penalties: {augmentation.penalties} has no effect without r1, r2 or gradient_penalty; "
+                "leave it out, or set one of them"
+            )

@@ -1,0 +1,89 @@
+"""The contracts of metrics, of statistics of the real samples, and of detectors: distgan's own and those of others.
+
+Each is called with its options, and with what its parameters ask for by these names:
+
+- `context`: an `EvaluationContext`, the run that is evaluated;
+- `reals`, of metrics: `RealStatistic.compute` of all ranks, tensors by name, and `samples`, the number of real samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from distgan.config import Config
+from distgan.data.index.table import Index
+from distgan.distributed.control import Asked, never
+from distgan.distributed.runtime import Runtime
+from distgan.evaluation.detectors.features import Detector
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """The run that is evaluated."""
+
+    config: Config
+    index: Index
+    """What the real samples are: their number, labels and classes."""
+    runtime: Runtime
+    asked: Asked = never
+    """Returns True if this rank was asked to stop, for long work such as training a detector."""
+    detector: Detector | None = None
+    """Detector of the run; None if no metric needs one, and for the detector itself."""
+    name: str = ""
+    """Name of the metric's main value, such as `fid[classifier]`, for messages."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of generated samples over all ranks."""
+        return self.config.evaluation.num_samples
+
+
+class SuiteMetric(Protocol):
+    """What an evaluation asks of a `torchmetrics.Metric`, besides being one. It is made once and reset after each use.
+
+    Its states are reduced over ranks, with their own `dist_reduce_fx`, to rank 0, where alone `compute` is called.
+    Those of "sum" take one all-reduce; rows of "cat" are sent to rank 0 only, in order of rank.
+
+    The class variables have the defaults of `distgan.config.evaluation.MetricOptions`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]
+    takes: ClassVar[Any]
+    higher_is_better: bool | None
+    main_value: ClassVar[str]
+    real_statistic: ClassVar[Any]
+    """Class of the `RealStatistic` that the parameter `reals` gets. Its parameters are `context` and options of the
+    metric, by name. By default it is `RealRows` of the first field in `takes`."""
+
+    def update(self, *taken: Tensor) -> None:
+        """Add a batch of generated samples: the fields of `FeatureBatch` that `takes` names, in that order."""
+
+    def compute(self) -> float | Tensor | dict[str, float | Tensor]:
+        """Return a number, or numbers by name. The name "" is that of the metric alone.
+
+        `std` is reported as `METRIC_std`, and `[4]` as `METRIC[4]`.
+        """
+
+
+class RealStatistic(Protocol):
+    """A `torchmetrics.Metric` of the real samples. It is computed once and cached, under `cache_name`.
+
+    The cache tells apart the data, the shape of the samples, the detector, and, for a class outside distgan, the
+    metric's options and the sources of the class's package.
+    """
+
+    cache_name: str
+    """Prefix of the cached file's name; by default that of the class."""
+    takes: Any
+    """Fields of `FeatureBatch` that `update` gets: a name or a tuple of names; by default `"samples"`."""
+    most: int | None
+    """Number of real samples above which it gets an addressed choice of so many; None, the default, for all."""
+
+    def update(self, *taken: Tensor) -> None:
+        """Add a batch of real samples."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return tensors by name. Called on rank 0, with the states of all ranks."""

@@ -1,0 +1,80 @@
+"""Augmentation of the discriminator's inputs, as an objective applies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distgan import schedule
+from distgan.config import AugmentationConfig
+from distgan.distributed.collectives import at_least_float32
+from distgan.errors import UserError, blaming_code
+from distgan.losses.augmentation import AugmentationDraws
+from distgan.losses.augmentation.controller import AugmentationController
+from distgan.players.terms import check_stateless
+
+
+class InputAugmentation:
+    """The augmentation of a run, and its probability.
+
+    Raises:
+        UserError: its code is not allowed or cannot be loaded, or it is no stateless callable.
+    """
+
+    def __init__(self, config: AugmentationConfig, controller: AugmentationController | None, length: int) -> None:
+        """Build the augmentation.
+
+        Args:
+            controller: holds the probability if that is adaptive; both players share it.
+            length: images of the whole run, over which a scheduled probability changes.
+        """
+        self._name = f"objective.augmentation: {config.augmentation}"
+        self._transform = config.build()
+        if not callable(self._transform):
+            raise UserError(f"{self._name} returned no callable; give it a __call__(samples, draws)")
+        check_stateless(self._name, self._transform)
+        self._chosen = config.chosen_probability
+        self._controller, self._length = controller, length
+        self.before_penalties = config.penalties == "augmented"
+        """True if gradient penalties are taken at augmented samples."""
+
+    def probability(self, images: int) -> float | Tensor:
+        """Return the probability after `images` images: a number, or a 0-d tensor if it is adaptive."""
+        if self._chosen != "adaptive":
+            return schedule.value(self._chosen, images, self._length)
+        assert self._controller is not None, "an adaptive probability needs a controller"
+        return self._controller.probability
+
+    def __call__(
+        self, samples: Tensor, images: int, uniform: Callable[..., Tensor], normal: Callable[..., Tensor]
+    ) -> Tensor:
+        """Augment samples (n, *sizes) in full precision.
+
+        Args:
+            images: images before this step.
+            uniform: draws U[0, 1) of shape (n, *shape), as for `AugmentationDraws`.
+            normal: draws N(0, 1).
+
+        Raises:
+            UserError: a user's augmentation failed, returned another shape or dtype, or no gradient where the samples
+                have one.
+        """
+        samples = at_least_float32(samples)
+        with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self._name} failed"):
+            augmented = self._transform(samples, AugmentationDraws(uniform, normal, self.probability(images)))
+        if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (samples.shape, samples.dtype):
+            is_tensor = isinstance(augmented, Tensor)
+            found = f"{augmented.dtype} {tuple(augmented.shape)}" if is_tensor else type(augmented).__name__
+            raise UserError(
+                f"{self._name} returned {found}, expected {samples.dtype} {tuple(samples.shape)}, as it was given",
+                everywhere=True,
+            )
+        if samples.requires_grad and torch.is_grad_enabled() and not augmented.requires_grad:
+            raise UserError(
+                f"{self._name} returned samples without a gradient; compute them from those it gets, and do not detach "
+                "them",
+                everywhere=True,
+            )
+        return augmented

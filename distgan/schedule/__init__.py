@@ -1,0 +1,63 @@
+"""Training schedules, as pure functions of config and progress: what a step does, and with which numbers."""
+
+from __future__ import annotations
+
+from distgan.schedule.progress import (
+    Growth,
+    Update,
+    Used,
+    batch_size,
+    critic_steps,
+    discriminator_updates,
+    generator_slot,
+    growth,
+    growth_warnings,
+    is_over,
+    largest_batch,
+    micro_batch,
+    resolution,
+    run_images,
+    run_steps,
+    statistics_sizes,
+    steps_to_grow,
+    updates_before,
+    used_after,
+)
+from distgan.schedule.values import (
+    ema_decay,
+    optimizer_settings,
+    power_decay,
+    power_exponent,
+    scheduled,
+    snapshot_due,
+    value,
+)
+
+__all__ = [
+    "Growth",
+    "Update",
+    "Used",
+    "batch_size",
+    "critic_steps",
+    "discriminator_updates",
+    "ema_decay",
+    "generator_slot",
+    "growth",
+    "growth_warnings",
+    "is_over",
+    "largest_batch",
+    "micro_batch",
+    "optimizer_settings",
+    "power_decay",
+    "power_exponent",
+    "resolution",
+    "run_images",
+    "run_steps",
+    "scheduled",
+    "snapshot_due",
+    "statistics_sizes",
+    "steps_to_grow",
+    "updates_before",
+    "used_after",
+    "value",
+]
