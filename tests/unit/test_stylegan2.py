@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distgan.config import DiscriminatorConfig, GeneratorConfig
 from distgan.errors import UserError
 from distgan.inference.generation import generate_paths
+from distgan.inference.generator import Generator
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.moving import declare_moving, foreign_moving_buffers, moving_buffers
@@ -242,12 +243,32 @@ def test_truncation_moves_styles_toward_their_average() -> None:
         torch.testing.assert_close(network.average_style, style.mean(0) * (1 - 0.995**2))
         network.eval()
         before = network.average_style.clone()
-        found = network.styles(latents(), LABELS, truncation=0.7)
+        network.style_truncation = 0.7
+        found = network.styles(latents(), LABELS)
         torch.testing.assert_close(found[:, 0], before + 0.7 * (style - before))
+        network.style_truncation = 0.0
         with constant_noise(network):
-            images = network(latents(), LABELS, truncation=0.0)
+            images = network(latents(), LABELS)
         torch.testing.assert_close(images, images[:1].expand_as(images))
         assert torch.equal(network.average_style, before), "it is of training only"
+
+
+def test_a_loaded_generator_truncates_styles_in_place_of_latents() -> None:
+    config = GeneratorConfig(
+        architecture="stylegan2", latent_distribution="normal", latent_size=6, width=4, max_width=8, style_size=7
+    )
+    facts = {"class_names": None, "class_counts": None, "step": 1, "images": 1, "versions": {}}
+    found = Generator({**facts, "kind": "images", "resolution": 8, "channels": 1}, config)
+    whole = found.latents(8)
+    found.truncation = 0.5
+    assert found.network.style_truncation == 0.5
+    assert torch.equal(found.latents(8), whole)
+    with pytest.raises(UserError, match="pass it to load_generator"):
+        found.latents(8, truncation=0.7)
+    with pytest.raises(UserError, match="truncation = -1"):
+        found.truncation = -1.0
+    found.truncation = None
+    assert found.network.style_truncation == 1.0
 
 
 def test_what_training_moves_is_declared_once() -> None:

@@ -36,10 +36,13 @@ class StyleGAN2Generator(nn.Module):
 
     Buffers:
         average_style: (style_size,), the mean style over training with a decay of 0.995 per forward pass, toward which
-            `truncation` moves. It is over the samples of all ranks; in the released code each rank has its own.
+            `style_truncation` moves. It is over the samples of all ranks; in the released code each rank has its own.
         path_length: (), the mean path length; see `losses.path_length`.
     """
 
+    style_truncation = 1.0
+    """Weight of a style against the average style in evaluation mode, psi in the paper (Karras et al. 2019, appendix
+    B): 1 leaves styles as they are, and with 0 all samples have the average. `load_generator` sets it."""
     moving_buffers = ("average_style", "path_length")
 
     def __init__(
@@ -71,18 +74,13 @@ class StyleGAN2Generator(nn.Module):
         self.average_style: Tensor
         self.path_length: Tensor
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
-        return self.synthesize(self.styles(latents, labels, truncation=truncation), latents)
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.synthesize(self.styles(latents, labels), latents)
 
-    def styles(self, latents: Tensor, labels: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
-        """Return the styles of all layers, (n, num_styles, style_size). Collective in training mode.
-
-        Args:
-            truncation: weight of the style against the average style, psi in the paper: 1 leaves it as it is, and 0 is
-                the average for all samples (Karras et al. 2019, appendix B).
-        """
+    def styles(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the styles of all layers, (n, num_styles, style_size). Collective in training mode."""
         style = self.mapping(latents, labels)
-        styles = style[:, None].expand(-1, self.num_styles, -1)
+        styles: Tensor = style[:, None].expand(-1, self.num_styles, -1)
         if self.training:
             with torch.no_grad():
                 mean = collectives.all_reduce_mean(style.mean(0))
@@ -90,7 +88,9 @@ class StyleGAN2Generator(nn.Module):
             if self.style_mixing:
                 second, replaced = draw_mixing(latents, self.num_styles, self.style_mixing)
                 styles = torch.where(replaced[:, :, None], self.mapping(second, labels)[:, None], styles)
-        return styles if truncation == 1.0 else self.average_style.lerp(styles, truncation)
+        elif self.style_truncation != 1.0:
+            styles = self.average_style.lerp(styles, self.style_truncation)
+        return styles
 
     def synthesize(self, styles: Tensor, latents: Tensor) -> Tensor:
         """Return the images of `styles` (see there). The latents only address the noise."""
