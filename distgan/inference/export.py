@@ -114,7 +114,8 @@ def load_generator(
     Args:
         device: device of the generator, where its statistics are also computed.
         trust_code: packages whose code may run if the generator's architecture is in one of them.
-        truncation: threshold of the latents that it will draw (see `latents.truncate`). Batch-norm statistics are then
+        truncation: for stylegan2, weight of styles against the average style, from 0 to 1 for none; for others,
+            threshold of the latents that it will draw (see `latents.truncate`). Batch-norm statistics are then
             those of such latents, as in BigGAN's released generators, which have one set per threshold. An export's
             are of 2,048 latents in batches of 128, so that they differ a little from its run's.
 
@@ -243,11 +244,11 @@ def _reason(error: BaseException) -> str:
 
 def _truncate(generator: Generator, truncation: float) -> None:
     """Compute an export's batch-norm statistics from truncated latents, as by default from a checkpoint."""
+    generator.truncation = truncation
     source = generator.source(0, truncation)
     numbers = torch.arange(EMAConfig().statistics_samples).split(MAX_STATISTICS_BATCH)
     with within_memory(f"truncation: {MAX_STATISTICS_BATCH} samples at a time"):
         recompute_statistics(generator.network, (source.draw("batch statistics", part) for part in numbers))
-    generator.truncation = truncation
 
 
 def _load_checkpoint(path: Path, device: torch.device | str, truncation: float | None) -> Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape
 
+_STYLE_TRUNCATION = "style_truncation"
+"""Attribute of a network that truncates its styles."""
+
 
 class Generator(nn.Module):
     """EMA generator ready for use: `generator(generator.latents(16, seed=0))`.
@@ -30,7 +34,7 @@ class Generator(nn.Module):
         num_classes: number of classes; 0 for an unconditional generator.
         class_names: names of the classes, or None.
         step, images: training length in steps and in real images seen.
-        truncation: threshold of the latents that it was loaded for, or None; see `load_generator`.
+        truncation: truncation that it was loaded for, or None; see `load_generator`.
     """
 
     def __init__(self, description: dict[str, Any], config: GeneratorConfig) -> None:
@@ -43,7 +47,6 @@ class Generator(nn.Module):
         self.step: int = description["step"]
         self.images: int = description["images"]
         self.config = config
-        self.truncation: float | None = None
         sizes = ("kind", "resolution", "channels", "length", "dimensions")
         self.shape = SampleShape(
             **{name: description[name] for name in sizes if name in description},
@@ -52,6 +55,7 @@ class Generator(nn.Module):
         )
         self.resolution, self.channels = self.shape.resolution, self.shape.channels
         self.network = build_generator(config, self.shape)
+        self.truncation = None
         if description.get("growth"):
             set_growth([self.network], schedule.Growth(**description["growth"]))
         self.eval().requires_grad_(False)
@@ -109,8 +113,32 @@ class Generator(nn.Module):
         source = self.source(seed, self.truncation if truncation is None else truncation)
         return source.draw("samples", torch.arange(first, first + number))
 
+    @property
+    def truncation(self) -> float | None:
+        return self._truncation
+
+    @truncation.setter
+    def truncation(self, value: float | None) -> None:
+        self._truncation = value
+        if self._truncates_styles:
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"truncation = {value}: expected a number from 0 on, such as 0.7, or none at all")
+            setattr(self.network, _STYLE_TRUNCATION, 1.0 if value is None else value)
+
+    @property
+    def _truncates_styles(self) -> bool:
+        """Whether the network truncates by itself, toward its average, and latents are never truncated."""
+        return hasattr(self.network, _STYLE_TRUNCATION)
+
     def source(self, seed: int, truncation: float | None) -> LatentSource:
         """Return the source of latents and labels of a seed, on the generator's device."""
+        if self._truncates_styles:
+            if truncation != self.truncation:
+                raise UserError(
+                    f"truncation = {truncation}: a generator of architecture {self.config.architecture} truncates its "
+                    "styles in place of its latents; pass it to load_generator"
+                )
+            truncation = None
         device = next(self.network.parameters()).device
         counts = self.description["class_counts"]
         return LatentSource(self.config, seed, class_counts=counts, device=device, truncation=truncation)

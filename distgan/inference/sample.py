@@ -23,6 +23,7 @@ from distgan.inference.generator import Generator
 from distgan.monitoring import pictures
 from distgan.monitoring.scatter import scatter
 from distgan.networks.layers.virtual_batch_norm import reference_moments
+from distgan.networks.stylegan2.noise import constant_noise
 
 GRID_LIMIT = 4096
 FILE_LIMIT = 10_000_000
@@ -150,7 +151,7 @@ def sample_paths(
     path = interpolation.lerp if linear else interpolation.slerp
     latents, drawn = interpolation.latent_paths(latents, drawn, steps, path)
     places = torch.arange(len(latents)).split(batch_size)
-    with reference_moments(generator.network), _memory(batch_size):
+    with reference_moments(generator.network), constant_noise(generator.network), _memory(batch_size):
         images = torch.cat(
             [
                 from_network(generator.shape, generator(latents[at], drawn[at] if drawn is not None else None)).cpu()

@@ -251,6 +251,7 @@ class Objective(nn.Module):
         """Add the extra terms to the loss, and their values to `parts`.
 
         Args:
+            images: images before this step, which schedules follow.
             samples: the fakes without noise.
             update: number of earlier updates of this player, which selects lazy terms.
         """

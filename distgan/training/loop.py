@@ -179,8 +179,8 @@ def train_step(
         progress.position += update.batch_size
         progress.images += update.batch_size
     settings = optimizer_settings(config.generator.optimizer, step, images, state.length)
-    inputs = feed.generator_inputs(step)
-    applied = state.generator.update(inputs, (images, step), settings, before_change=before_change)
+    batches = feed.generator_inputs(step)
+    applied = state.generator.update(batches, (images, step), settings, before_change=before_change)
     if config.generator_draws_reals:
         progress.position += updates[-1].batch_size
     with runtime.full_params(state.generator.network):

@@ -131,7 +131,7 @@ class TrainingState:
             shape = replace(self.shape, resolution=schedule.resolution(config, images))
             share = schedule.micro_batch(config, images) // runtime.world_size
             blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
-            # Update 1: no lazy penalty or term is due in it.
+            # Update 1: nothing lazy is due in it.
             self.discriminator.warm_up_buckets((blank, 0, 1))
             self.generator.warm_up_buckets((blank, 0, 1))
 

@@ -100,7 +100,7 @@ def train_steps(
             for player in (config.discriminator, config.generator)
         ]
         discriminator.update(batches["discriminator"], (images, step), settings[0])
-        applied = generator.update(batches["generator"], (images,), settings[1])
+        applied = generator.update(batches["generator"], (images, step), settings[1])
         with runtime.full_params(generator.network):
             average.update(0.9, applied.to(dtype))
         snapshots.append(whole_state(generator, discriminator, average))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.config import parse_config
+from distgan.config import load_config, parse_config
 from distgan.errors import UserError
 from distgan.losses.path_length import PathLength
 from distgan.networks import build_discriminator, build_generator
@@ -17,6 +18,8 @@ from distgan.networks.shape import SampleShape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.objective_base import MicroBatch
 from distgan.players.terms import TermView
+from distgan.training.loop import train
+from tests.runs import recipe
 
 HERE = __name__
 SHAPE = SampleShape(resolution=8, channels=1)
@@ -123,7 +126,7 @@ def test_a_lazy_term_is_as_strong_on_average(player: str) -> None:
         weights = list(objective.network.parameters())
         total = [torch.zeros_like(weight) for weight in weights]
         for update in range(16):
-            loss, parts = objective(batch, *((update,) if player == "generator" else (0, update)))
+            loss, parts = objective(batch, *(0, update))
             assert (f"loss/{player}.Logits" in parts) == (update % every == 0)
             for add, gradient in zip(total, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                 add += 0 if gradient is None else gradient
@@ -132,6 +135,15 @@ def test_a_lazy_term_is_as_strong_on_average(player: str) -> None:
         totals.append(torch.cat([part.flatten() for part in total]))
     torch.testing.assert_close(totals[0], totals[1], rtol=1e-4, atol=1e-5)
     assert totals[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+def test_a_run_computes_a_lazy_term_in_every_second_update(tmp_path: Path, digits: Path, player: str) -> None:
+    """Of 5 updates of the generator and 10 of the discriminator, from the first on."""
+    terms = [{"term": f"{HERE}:Logits", "every": 2, "player": player}]
+    Logits.asked = 0
+    train(load_config(recipe(tmp_path, digits, objective={"terms": terms}, training={"steps": 5})))
+    assert Logits.asked == {"generator": 3, "discriminator": 5}[player]
 
 
 def test_a_built_in_term_is_named_in_a_recipe() -> None:

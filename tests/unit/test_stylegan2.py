@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from distgan import randomness
 from distgan.config import DiscriminatorConfig, GeneratorConfig
+from distgan.errors import UserError
 from distgan.inference.generation import generate_paths
+from distgan.inference.generator import Generator
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.moving import declare_moving, foreign_moving_buffers, moving_buffers
@@ -161,11 +163,10 @@ def test_a_mapping_starts_at_unit_scale_and_learns_slowly() -> None:
 
 
 def test_noise_is_of_the_latent_and_the_layer() -> None:
-    addresses = randomness.addresses(latents(2))
     layer = AddressedNoise([4, 64, 64])
-    small, first, second = layer(addresses)
+    small, first, second = layer(latents(2))
     assert (small.shape, first.shape) == ((2, 1, 4, 4), (2, 1, 64, 64))
-    assert torch.equal(layer(addresses[1:])[1], first[1:])
+    assert torch.equal(layer(latents(2)[1:])[1], first[1:])
     drawn = torch.cat((first, second)).flatten(1)
     assert drawn.mean(1).abs().max() < 4 / 64
     assert drawn.std(1).numpy() == pytest.approx(1.0, rel=0.05)
@@ -242,12 +243,32 @@ def test_truncation_moves_styles_toward_their_average() -> None:
         torch.testing.assert_close(network.average_style, style.mean(0) * (1 - 0.995**2))
         network.eval()
         before = network.average_style.clone()
-        found = network.styles(latents(), LABELS, truncation=0.7)
+        network.style_truncation = 0.7
+        found = network.styles(latents(), LABELS)
         torch.testing.assert_close(found[:, 0], before + 0.7 * (style - before))
+        network.style_truncation = 0.0
         with constant_noise(network):
-            images = network(latents(), LABELS, truncation=0.0)
+            images = network(latents(), LABELS)
         torch.testing.assert_close(images, images[:1].expand_as(images))
         assert torch.equal(network.average_style, before), "it is of training only"
+
+
+def test_a_loaded_generator_truncates_styles_in_place_of_latents() -> None:
+    config = GeneratorConfig(
+        architecture="stylegan2", latent_distribution="normal", latent_size=6, width=4, max_width=8, style_size=7
+    )
+    facts = {"class_names": None, "class_counts": None, "step": 1, "images": 1, "versions": {}}
+    found = Generator({**facts, "kind": "images", "resolution": 8, "channels": 1}, config)
+    whole = found.latents(8)
+    found.truncation = 0.5
+    assert found.network.style_truncation == 0.5
+    assert torch.equal(found.latents(8), whole)
+    with pytest.raises(UserError, match="pass it to load_generator"):
+        found.latents(8, truncation=0.7)
+    with pytest.raises(UserError, match="truncation = -1"):
+        found.truncation = -1.0
+    found.truncation = None
+    assert found.network.style_truncation == 1.0
 
 
 def test_what_training_moves_is_declared_once() -> None:
@@ -272,6 +293,13 @@ def test_bfloat16_is_in_the_convolutions_only() -> None:
     torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, with which torch.compile builds for CPUs")
+def test_compiled_by_inductor_it_draws_the_same() -> None:
+    network = generator(SampleShape(resolution=4, channels=1), style_mixing=0.9)
+    torch.testing.assert_close(torch.compile(network)(latents()), network(latents()), rtol=1e-4, atol=1e-5)
+
+
 def test_channels_last_changes_nothing() -> None:
     network = generator().eval()
     expected = network(latents(), LABELS)
@@ -284,6 +312,14 @@ def test_mixed_styles_need_normal_latents() -> None:
     with pytest.raises(ValidationError, match="latent_distribution: normal"):
         GeneratorConfig(architecture="stylegan2")
     GeneratorConfig(architecture="stylegan2", style_mixing=0)
+
+
+def test_images_have_four_pixels_or_more() -> None:
+    shape = SampleShape(resolution=2, channels=1)
+    with pytest.raises(UserError, match="the stylegan2 generator supports powers of two from 4 up"):
+        generator(shape)
+    with pytest.raises(UserError, match="the stylegan2 discriminator supports powers of two from 4 up"):
+        build_discriminator(DiscriminatorConfig(architecture="stylegan2"), shape)
 
 
 def test_labels_change_images_and_logits() -> None:

@@ -113,7 +113,8 @@ def ours(case: dict[str, Any]) -> dict[str, float]:
         keep_gradients(term, "path_length", generator)
         generator.eval()
         with torch.no_grad():
-            keep("truncated", generator(latents, labels, truncation=PSI))
+            generator.style_truncation = PSI
+            keep("truncated", generator(latents, labels))
     reals = draw("reals", *images.shape).requires_grad_()
     logits = discriminator(reals, labels)
     keep("logits", logits)

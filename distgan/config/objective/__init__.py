@@ -205,8 +205,8 @@ class PathLengthOptions(TermOptions):
 
 
 TERMS = {
-    "path_length": BuiltIn("distgan.losses.path_length:PathLength", PathLengthOptions),
     "orthogonal_regularization": BuiltIn("distgan.losses.orthogonality:OrthogonalRegularization", TermOptions),
+    "path_length": BuiltIn("distgan.losses.path_length:PathLength", PathLengthOptions),
 }
 
 
@@ -219,8 +219,8 @@ class TermConfig(NamedSection):
 
     term: str
     """Term: `orthogonal_regularization` of the weights (Brock et al. 2019, at a weight of 1e-4), `path_length`
-    regularization of a `stylegan2` generator, whose code has a weight of 2 every 4 updates, or the import path of a
-    class of your own, such as `my_package.losses:ModeSeeking`."""
+    regularization of a `stylegan2` generator (Karras et al. 2020, at a weight of 2 in every 4th update), or the import
+    path of a class of your own, such as `my_package.losses:ModeSeeking`."""
     weight: Real = 1.0
     """Weight of the term in the loss."""
     every: Count = 1

@@ -15,6 +15,7 @@ from distgan.networks.layers.minibatch import MinibatchStddev
 from distgan.networks.layers.resampling import Downsample, blur
 from distgan.networks.shape import SampleShape
 from distgan.networks.stylegan2.mapping import Mapping
+from distgan.networks.stylegan2.widths import widths_from_images
 
 _LABEL_LAYERS = 8
 
@@ -38,7 +39,7 @@ class StyleGAN2Discriminator(nn.Module):
         minibatch_stddev: MinibatchStddevConfig | None = None,
     ) -> None:
         super().__init__()
-        widths = [min(width << level, max_width) for level in range(shape.resolution.bit_length() - 2)]
+        widths = widths_from_images("discriminator", shape, width, max_width)
         lowest = widths[-1]
         self.from_image = nn.Sequential(EqualizedConv2d(shape.channels, widths[0], 1, gain=1.0), ScaledLeakyReLU())
         self.blocks = nn.Sequential(*(Block(before, after, residual) for before, after in pairwise(widths)))

@@ -11,13 +11,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distgan import randomness
 from distgan.distributed import collectives
 from distgan.networks.layers.resampling import Upsample
 from distgan.networks.shape import SampleShape
 from distgan.networks.stylegan2.mapping import Mapping
 from distgan.networks.stylegan2.modulation import StyledLayer, ToImage
-from distgan.networks.stylegan2.noise import SEED, AddressedNoise
+from distgan.networks.stylegan2.noise import AddressedNoise, draw_mixing
+from distgan.networks.stylegan2.widths import widths_from_images
 
 _AVERAGE_DECAY = 0.995
 
@@ -36,10 +36,13 @@ class StyleGAN2Generator(nn.Module):
 
     Buffers:
         average_style: (style_size,), the mean style over training with a decay of 0.995 per forward pass, toward which
-            `truncation` moves. It is over the samples of all ranks; in the released code each rank has its own.
+            `style_truncation` moves. It is over the samples of all ranks; in the released code each rank has its own.
         path_length: (), the mean path length; see `losses.path_length`.
     """
 
+    style_truncation = 1.0
+    """Weight of a style against the average style in evaluation mode, psi in the paper (Karras et al. 2019, appendix
+    B): 1 leaves styles as they are, and with 0 all samples have the average. `load_generator` sets it."""
     moving_buffers = ("average_style", "path_length")
 
     def __init__(
@@ -54,11 +57,9 @@ class StyleGAN2Generator(nn.Module):
         style_mixing: float = 0.9,
     ) -> None:
         super().__init__()
-        levels = shape.resolution.bit_length() - 2
-        widths = [min(width << level, max_width) for level in reversed(range(levels))]
-        self.latent_size = latent_size
+        widths = widths_from_images("generator", shape, width, max_width)[::-1]
         self.style_mixing = style_mixing
-        self.num_styles = 2 * levels
+        self.num_styles = 2 * len(widths)
         self.mapping = Mapping(latent_size, shape.num_classes, style_size, mapping_layers)
         self.first = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.layers = nn.ModuleList([StyledLayer(widths[0], widths[0], style_size)])
@@ -73,29 +74,27 @@ class StyleGAN2Generator(nn.Module):
         self.average_style: Tensor
         self.path_length: Tensor
 
-    def forward(self, latents: Tensor, labels: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
-        return self.synthesize(self.styles(latents, labels, truncation=truncation), latents)
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.synthesize(self.styles(latents, labels), latents)
 
-    def styles(self, latents: Tensor, labels: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
-        """Return the styles of all layers, (n, num_styles, style_size). Collective in training mode.
-
-        Args:
-            truncation: weight of the style against the average style, psi in the paper: 1 leaves it as it is, and 0 is
-                the average for all samples (Karras et al. 2019, appendix B).
-        """
+    def styles(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the styles of all layers, (n, num_styles, style_size). Collective in training mode."""
         style = self.mapping(latents, labels)
-        styles = style[:, None].expand(-1, self.num_styles, -1)
+        styles: Tensor = style[:, None].expand(-1, self.num_styles, -1)
         if self.training:
             with torch.no_grad():
                 mean = collectives.all_reduce_mean(style.mean(0))
                 self.average_style.copy_(mean.lerp(self.average_style, _AVERAGE_DECAY))
             if self.style_mixing:
-                styles = self._mix(styles, latents, labels)
-        return styles if truncation == 1.0 else self.average_style.lerp(styles, truncation)
+                second, replaced = draw_mixing(latents, self.num_styles, self.style_mixing)
+                styles = torch.where(replaced[:, :, None], self.mapping(second, labels)[:, None], styles)
+        elif self.style_truncation != 1.0:
+            styles = self.average_style.lerp(styles, self.style_truncation)
+        return styles
 
     def synthesize(self, styles: Tensor, latents: Tensor) -> Tensor:
         """Return the images of `styles` (see there). The latents only address the noise."""
-        noise = self.noise(randomness.addresses(latents))
+        noise = self.noise(latents)
         activations = self.layers[0](self.first.expand(styles.shape[0], -1, -1, -1), styles[:, 0], noise[0])
         images: Tensor = self.to_image[0](activations, styles[:, 1])
         for level, to_image in enumerate(self.to_image[1:], 1):
@@ -106,12 +105,3 @@ class StyleGAN2Generator(nn.Module):
             # The style of the next resolution's first convolution, as in the released code.
             images = images + to_image(activations, styles[:, 2 * level + 1])
         return images
-
-    def _mix(self, styles: Tensor, latents: Tensor, labels: Tensor | None) -> Tensor:
-        addresses = randomness.addresses(latents)
-        drawn = randomness.normal(SEED, "style mixing/latents", addresses, (self.latent_size,))
-        other = self.mapping(drawn.to(styles.dtype), labels)
-        mixed = randomness.uniform(SEED, "style mixing/mixed", addresses) < self.style_mixing
-        first = 1 + randomness.integers(SEED, "style mixing/first", addresses, self.num_styles - 1)
-        replaced = (torch.arange(self.num_styles, device=first.device) >= first[:, None]) & mixed[:, None]
-        return torch.where(replaced[:, :, None], other[:, None], styles)

@@ -14,16 +14,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from distgan import randomness
 
-SEED = 0
+_SEED = 0
 """Seed of the draws. The seed of the run is in the latents."""
 
 
 class AddressedNoise(nn.Module):
-    """N(0, 1) for each pixel of several layers: addresses (n,) to one float32 tensor (n, 1, r, r) per resolution r.
+    """N(0, 1) for each pixel of several layers: latents (n, d) to one float32 tensor (n, 1, r, r) per resolution r.
 
     All layers are one draw, so that a GPU starts a few dozen kernels in place of hundreds.
     """
@@ -33,14 +34,32 @@ class AddressedNoise(nn.Module):
         self.resolutions = tuple(resolutions)
         self.constant = False
 
-    def forward(self, addresses: Tensor) -> list[Tensor]:
+    # On a CPU, inductor (PyTorch 2.14) writes C++ of the integer operations that does not compile.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, latents: Tensor) -> list[Tensor]:
+        addresses = randomness.addresses(latents)
         positions = addresses[:1] * 0 if self.constant else addresses
         sizes = [side * side for side in self.resolutions]
-        drawn = randomness.normal(SEED, "noise", positions, (sum(sizes),)).split(sizes, dim=1)
+        drawn = randomness.normal(_SEED, "noise", positions, (sum(sizes),)).split(sizes, dim=1)
         return [noise.unflatten(1, (1, side, side)) for noise, side in zip(drawn, self.resolutions, strict=True)]
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.resolutions))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def draw_mixing(latents: Tensor, layers: int, probability: float) -> tuple[Tensor, Tensor]:
+    """Draw what mixes the styles of samples (Karras et al. 2019, section 3.1), as functions of their latents (n, d).
+
+    Returns:
+        Second latents of N(0, 1), in the shape and dtype of the first. And whether each of the `layers` has its style
+        of the second latent, bool (n, layers): with the probability asked for, from one of layers 1 to `layers` - 1 on.
+    """
+    addresses = randomness.addresses(latents)
+    second = randomness.normal(_SEED, "style mixing/latents", addresses, latents.shape[1:]).to(latents.dtype)
+    mixed = randomness.uniform(_SEED, "style mixing/mixed", addresses) < probability
+    first = 1 + randomness.integers(_SEED, "style mixing/first", addresses, layers - 1)
+    return second, (torch.arange(layers, device=latents.device) >= first[:, None]) & mixed[:, None]
 
 
 @contextmanager
