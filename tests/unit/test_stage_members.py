@@ -16,7 +16,7 @@ import webdataset as wds
 from PIL import Image
 
 from distgan.cli import main
-from distgan.config.named import schema_of
+from distgan.config.signatures import schema_of
 from distgan.data.index.build import build_index, index_shards
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
