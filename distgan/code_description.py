@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -78,3 +79,9 @@ def _contents(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # a name that is not assigned yet
         return None
+
+
+def source_files(root: Path) -> list[Path]:
+    """Return the Python files below a folder, without hidden ones, such as the locks and copies that editors leave."""
+    found = (path for path in root.rglob("*.py") if not any(part[0] == "." for part in path.relative_to(root).parts))
+    return [path for path in found if path.is_file()]

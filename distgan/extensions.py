@@ -14,13 +14,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from distgan.code_description import describe_code
+from distgan.code_description import describe_code, source_files
 from distgan.errors import UserError, printable
 
 _PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
@@ -128,7 +127,7 @@ def load(path: str, *, built_in: bool = False) -> Callable[..., Any]:
                 "move it into a module and train again with that path"
             )
         if not hasattr(found, part):
-            public = [own for own in vars(found) if not own.startswith("_")]
+            public = [own for own in dir(found) if not own.startswith("_")]
             own = [one for one in public if getattr(getattr(found, one), "__module__", None) == module] or public
             near = difflib.get_close_matches(part, public, n=1)
             guess = f"did you mean {near[0]}? " if near else ""
@@ -184,7 +183,6 @@ def code_digests(paths: Iterable[str]) -> dict[str, str]:
     }
 
 
-@cache
 def package_digest(package: str) -> str:
     """Return the SHA-256 of the names and contents of a package's Python sources, in hexadecimal."""
     digest = hashlib.sha256()
@@ -205,7 +203,7 @@ def _sources(package: str) -> list[tuple[str, Path]]:
     if spec.submodule_search_locations is None:
         return [(package, Path(spec.origin))] if spec.origin and Path(spec.origin).is_file() else []
     roots = map(Path, spec.submodule_search_locations)
-    return sorted((path.relative_to(root).as_posix(), path) for root in roots for path in root.rglob("*.py"))
+    return sorted((path.relative_to(root).as_posix(), path) for root in roots for path in source_files(root))
 
 
 def _not_allowed(path: str, package: str) -> UserError:

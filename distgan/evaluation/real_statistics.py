@@ -15,10 +15,11 @@ from torchmetrics import Metric
 from distgan.config import Config, MetricConfig
 from distgan.data.order import permute
 from distgan.data.stages import stages_key
-from distgan.errors import UserError
+from distgan.errors import UserError, within_memory
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
+from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.samples import FeatureBatch, fill, read_reals
 from distgan.evaluation.states import feed, leave_synchronization, reduced_states
 from distgan.extensions import code_digest_of, package_of
@@ -175,7 +176,9 @@ def _collect(collectors: list[Collector], context: EvaluationContext) -> None:
     # Contiguous ranges, so that only one rank fetches a given remote shard.
     mine = numbers.tensor_split(runtime.world_size)[runtime.rank]
     rounds = -(-(len(numbers) // runtime.world_size) // size)
-    with runtime.raise_on_all_ranks(), runtime.interruptible(context.asked, rounds) as check:
+    memory = within_memory(f"evaluation.batch_size = {size}", "lower it")
+    interruptible = runtime.interruptible(context.asked, rounds)
+    with torch.no_grad(), ieee_float32(), runtime.raise_on_all_ranks(), interruptible as check, memory:
         for reals in read_reals(config.data, context.index, mine.split(size) if len(mine) else ()):
             check()
             if len(reals.samples):

@@ -48,6 +48,15 @@ def reduced_states(metrics: Iterable[Metric], runtime: Runtime) -> Iterator[None
     before = [(part, name, getattr(part, name)) for part in parts for name in part._reductions]
     with runtime.raise_on_all_ranks():  # before the collectives, which all ranks must reach
         local = [_local(part, name, state) for part, name, state in before]
+    described = [_described(part, name, state) for part, name, state in before]
+    everyones = runtime.gather_objects(described) if before else [described]
+    for mine, theirs in ((one, other) for other in everyones for one, other in zip(everyones[0], other, strict=True)):
+        if mine != theirs:
+            raise UserError(
+                f"{mine}: on another rank {theirs}; a state keeps the shape and dtype that add_state gives it, so add "
+                "to it in place, as in self.total += x",
+                everywhere=True,
+            )
     try:
         for (part, name, _), state in zip(before, local, strict=True):
             setattr(part, name, _reduced(state, part._reductions[name], runtime))
@@ -55,6 +64,13 @@ def reduced_states(metrics: Iterable[Metric], runtime: Runtime) -> Iterator[None
     finally:
         for part, name, state in before:
             setattr(part, name, state)
+
+
+def _described(metric: Metric, name: str, state: Tensor | list[Tensor]) -> str:
+    """Describe a tensor that the collectives reduce; rows may differ between ranks."""
+    if not isinstance(state, Tensor) or metric._reductions[name] is dim_zero_cat:
+        return ""
+    return f"{type(metric).__name__}: its state {name} is {state.dtype} of shape {tuple(state.shape)}"
 
 
 def _parts(metric: Metric) -> list[Metric]:

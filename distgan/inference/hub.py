@@ -65,7 +65,11 @@ def download(text: str) -> Path:
     """
     address = parse_address(text)
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
+    if HF_HUB_OFFLINE:
+        with _one_line(f"{address}: is not in the cache, and HF_HUB_OFFLINE is set"):
+            return Path(snapshot_download(address.repository, revision=address.revision, local_files_only=True))
     with _one_line(f"{address}: cannot be downloaded"):
         info = HfApi().model_info(address.repository, revision=address.revision, files_metadata=True)
     sizes = {file.rfilename: file.size for file in info.siblings or ()}

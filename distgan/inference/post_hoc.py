@@ -133,7 +133,9 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
 
 def _sources(folder: Path, checkpoint: Path, position: int, stds: Sequence[float]) -> list[tuple[Profile, Path]]:
     """Return each profile of the snapshots before the checkpoint, and of the checkpoint itself, with its file."""
-    files = {images: path for images, path in snapshots(folder).items() if images < position}
+    if not position:
+        raise UserError(f"{checkpoint}: the run has not trained yet; train it first")
+    files = {images: path for images, path in snapshots(folder).items() if 0 < images < position and path.is_file()}
     files[position] = checkpoint / "profiles.safetensors"
     if len(files) > _MOST_SNAPSHOTS:
         raise UserError(f"{folder}: found {len(files):,} snapshots, expected at most {_MOST_SNAPSHOTS:,}")
@@ -146,7 +148,8 @@ def _combine(
     """Return the weighted sum of averages, in float64 until the end; tensors that are not averaged stay `like`."""
     sums: dict[str, Tensor] = {}
     names: set[str] | None = None
-    for (profile, path), weight in zip(sources, weights.tolist(), strict=True):
+    # First those of the checkpoint, which were verified.
+    for (profile, path), weight in reversed(list(zip(sources, weights.tolist(), strict=True))):
         try:
             with safe_open(path, framework="pt") as file:
                 found = {key.partition("/")[2]: key for key in file.keys() if key.startswith(f"{profile.std}/")}  # noqa: SIM118

@@ -165,7 +165,7 @@ def _metrics(checkpoint: Path, step: int) -> dict[str, float]:
 
 
 def _is_metric(key: str, value: Any) -> bool:
-    named = re.fullmatch(r"[\w.]+(\[[\w.]+\])*", key) and key not in ("step", "images", "time")
+    named = re.fullmatch(r"[\w.-]+(\[[^\]]+\])*", key) and key not in ("step", "images", "time")
     return bool(named) and type(value) in (int, float) and abs(value) < 1e300
 
 

@@ -62,7 +62,7 @@ class InputAugmentation:
                 have one.
         """
         samples = at_least_float32(samples)
-        with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self._name} failed"):
+        with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self._name} failed", everywhere=True):
             augmented = self._transform(samples, AugmentationDraws(uniform, normal, self.probability(images)))
         if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (samples.shape, samples.dtype):
             is_tensor = isinstance(augmented, Tensor)

@@ -82,6 +82,7 @@ class Absent:
         raise self._error
 
     __len__ = __iter__ = __getitem__ = __bool__ = __neg__ = __abs__ = __pow__ = __matmul__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __pos__ = __invert__ = __rpow__ = __floordiv__ = __rmatmul__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
 
 

@@ -256,3 +256,32 @@ def test_mistakes_are_one_line(
         measured(str(digits), str(tmp_path / "cache"), **evaluation)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+WIDENED = """
+import torch
+from torchmetrics import Metric
+
+class Widened(Metric):
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+    def update(self, images): self.total = self.total + images.double().mean((0, 1, 3))
+    def compute(self): return self.total.sum()
+"""
+
+
+def widened(folder: str, shards: str, cache: str) -> str:
+    sys.path.insert(0, folder)
+    try:
+        measured(shards, cache, metrics=["fid", "widened:Widened"], num_samples=2)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_sum_that_changes_its_shape_is_refused_on_all_ranks(digits: Path, tmp_path: Path, ranks: RankPool) -> None:
+    """The third rank has no sample, and so the default state."""
+    (tmp_path / "widened.py").write_text(WIDENED)
+    found = ranks.run(3, widened, str(tmp_path), str(digits), str(tmp_path / "cache"))
+    assert all("Widened: its state total" in said and "in place" in said for said in found), found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from distgan.extensions import package_digest
 from tests.notebooks import cells
 
 IMPORTS = "import math\nfrom math import pi\nfrom distgan.extensions import code_digest_of, code_digests"
@@ -80,3 +83,16 @@ def test_a_package_of_several_definitions_has_one_digest() -> None:
     assert cells(IMPORTS, CODE, both) == ["dict_keys(['__main__'])"]
     one = "print(code_digests(['__main__:Net']) == {'__main__': code_digest_of('__main__:Net')})"
     assert cells(IMPORTS, CODE, one) == ["True"]
+
+
+def test_files_of_editors_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "edited"
+    (package / ".ipynb_checkpoints").mkdir(parents=True)
+    (package / "__init__.py").write_text("one = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = package_digest("edited")
+    (package / ".#nets.py").symlink_to("someone@host.1234")
+    (package / ".ipynb_checkpoints" / "nets.py").write_text("two = 2")
+    assert package_digest("edited") == before
+    (package / "nets.py").write_text("two = 2")
+    assert package_digest("edited") != before
