@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.config import Config, dump_config, json_schema, load_config, parse_config
+from distgan.config import dump_config, json_schema, load_config, parse_config
 from distgan.errors import UserError
 from distgan.files import cache_folder
 from tests.configs import MINIMAL, VALID, write
@@ -335,18 +335,3 @@ def test_networks_grow_together() -> None:
     for role, other in (("generator", "discriminator"), ("discriminator", "generator")):
         with pytest.raises(UserError, match=rf"{other}\.architecture: .*progressive"):
             parse_config(MINIMAL, [f"{role}={network}"])
-
-
-@pytest.mark.parametrize(
-    ("sections", "parts"),
-    [
-        ({"run_dir": "r"}, ["Config: 'data' is missing"]),
-        ({"trainin": {"steps": 2}}, ["Config: unknown key 'trainin'", "did you mean 'training'?"]),
-        ({"run_dir": "r", "data": {"path": "d", "resolution": 1.5}}, ["Config: data.resolution = 1.5"]),
-    ],
-)
-def test_a_mistake_in_python_is_one_line(sections: dict[str, Any], parts: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
-        Config(**sections)
-    assert all(part in str(caught.value) for part in parts)
-    assert "\n" not in str(caught.value)

@@ -1,13 +1,14 @@
-"""Recipes as files: YAML that is read, and one line for what is none."""
+"""Recipes as files and in Python: YAML that is read, and one line for what is none."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distgan.config import load_config
+from distgan.config import Config, load_config
 from distgan.errors import UserError
 from tests.configs import VALID, write
 
@@ -73,3 +74,18 @@ def test_missing_file_and_binary_file(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         load_config(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"run_dir": "r"}, ["Config: 'data' is missing"]),
+        ({"trainin": {"steps": 2}}, ["Config: unknown key 'trainin'", "did you mean 'training'?"]),
+        ({"run_dir": "r", "data": {"path": "d", "resolution": 1.5}}, ["Config: data.resolution = 1.5"]),
+    ],
+)
+def test_a_mistake_in_python_is_one_line(sections: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Config(**sections)
+    assert all(part in str(caught.value) for part in parts)
+    assert "\n" not in str(caught.value)
