@@ -56,7 +56,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(extensions, "_packages", set())
     monkeypatch.setattr(extensions, "_paths", set())
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("lab", "mine")]:
         del sys.modules[name]
 
 

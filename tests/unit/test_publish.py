@@ -169,6 +169,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     """Writes an export of points by a network of the user's own, with a text as its option `weights`."""
     site = tmp_path / "site"
     site.mkdir()
+    sys.modules.pop("mine", None)
     (site / "mine.py").write_text(
         "from torch import nn\nclass Net(nn.Linear):\n"
         "    def __init__(self, shape, latent_size, weights: str = ''): super().__init__(latent_size, 2)\n"
