@@ -82,6 +82,14 @@ def set_aside(folder: Path) -> None:
         logger.info("starting at step 0; the earlier content of %s is now in %s", folder, aside)
 
 
+def set_aside_averages(folder: Path) -> None:
+    """Move snapshots of averages to `previous-N` before a run starts at step 0 without a checkpoint."""
+    if (folder / "averages").exists():
+        aside = _previous(folder)
+        (folder / "averages").rename(aside / "averages")
+        logger.info("starting at step 0; the snapshots of an earlier attempt are now in %s", aside)
+
+
 def set_aside_later(folder: Path, step: int) -> None:
     """Move the checkpoints after `step`, and copy metrics.jsonl, to `previous-N`, before the run continues."""
     checkpoints = folder / "checkpoints"

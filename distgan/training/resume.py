@@ -15,7 +15,7 @@ from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, counted
 from distgan.files import write_atomically, writing
-from distgan.runs.folder import is_own, mark_own_best, set_aside, set_aside_later
+from distgan.runs.folder import is_own, mark_own_best, set_aside, set_aside_averages, set_aside_later
 from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
@@ -61,7 +61,8 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
                 logger.info("changed since the checkpoint: %s", change)
     if runtime.is_main:
         with writing(folder / "averages"):
-            # Without a checkpoint too: those of an attempt that saved none are of other weights.
+            if path is None:  # those of an attempt that saved no checkpoint are of other weights
+                set_aside_averages(folder)
             remove_later_snapshots(folder, state.progress.images)
         with writing(folder / "config.yaml"):
             write_atomically(folder / "config.yaml", dump_config(config).encode())

@@ -166,3 +166,4 @@ def test_snapshots_of_an_attempt_that_saved_no_checkpoint_are_not_used(tmp_path:
     (tmp_path / "run" / "averages" / "snapshot-000000000032.safetensors").write_bytes(b"of an earlier start")
     distgan.train(distgan.load_config(config))
     assert list(snapshots(tmp_path / "run")) == [64]
+    assert list(snapshots(tmp_path / "run" / "previous-1")) == [32]
