@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, evaluate it and draw samples
 	$(BIN)/python tools/demo.py
 
-test: $(INSTALLED)  ## run all tests that are not marked slow, about ten minutes on two cores
+test: $(INSTALLED)  ## run all tests that are not marked slow, about 18 minutes on two cores
 	$(BIN)/python -m pytest tests
 
 test-slow: $(INSTALLED)  ## run the tests that are marked slow, including those of test-cluster and test-image
