@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -183,6 +184,15 @@ def code_digests(paths: Iterable[str]) -> dict[str, str]:
     }
 
 
+def refresh_digests() -> None:
+    """Read the sources again when their digest is next asked for. Call it where a run or an evaluation begins.
+
+    During one the digests stay those of its beginning: who edits a package while it trains does not change what runs.
+    """
+    package_digest.cache_clear()
+
+
+@cache
 def package_digest(package: str) -> str:
     """Return the SHA-256 of the names and contents of a package's Python sources, in hexadecimal."""
     digest = hashlib.sha256()

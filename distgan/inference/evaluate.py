@@ -13,6 +13,7 @@ from distgan.data.index.loading import load_index
 from distgan.data.kinds.decoding import sample_format
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.extensions import refresh_digests
 from distgan.inference import generation
 from distgan.inference.export import load_generator
 from distgan.monitoring.console import setup_logging
@@ -44,6 +45,7 @@ def evaluate(
         UserError: there is no checkpoint, the data differ from the run's, or an override does not apply to evaluation.
     """
     overrides = list(overrides)
+    refresh_digests()
     runtime = Runtime()
     setup_logging(runtime.rank)
     with runtime.raise_on_all_ranks():

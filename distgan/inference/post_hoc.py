@@ -131,15 +131,15 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
     return Average(target, times, fit.distance, float(np.abs(fit.weights).sum()))
 
 
-def _sources(folder: Path, checkpoint: Path, position: int, stds: Sequence[float]) -> list[tuple[Profile, Path]]:
+def _sources(folder: Path, checkpoint: Path, images: int, stds: Sequence[float]) -> list[tuple[Profile, Path]]:
     """Return each profile of the snapshots before the checkpoint, and of the checkpoint itself, with its file."""
-    if not position:
+    if not images:
         raise UserError(f"{checkpoint}: the run has not trained yet; train it first")
-    files = {images: path for images, path in snapshots(folder).items() if 0 < images < position and path.is_file()}
-    files[position] = checkpoint / "profiles.safetensors"
+    files = {time: path for time, path in snapshots(folder).items() if 0 < time < images and path.is_file()}
+    files[images] = checkpoint / "profiles.safetensors"
     if len(files) > _MOST_SNAPSHOTS:
         raise UserError(f"{folder}: found {len(files):,} snapshots, expected at most {_MOST_SNAPSHOTS:,}")
-    return [(Profile(std, images), path) for images, path in files.items() for std in stds]
+    return [(Profile(std, time), path) for time, path in files.items() for std in stds]
 
 
 def _combine(

@@ -19,6 +19,7 @@ from distgan.distributed.control import Check
 from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.extensions import refresh_digests
 from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
 from distgan.monitoring.trackers import check_installed
@@ -67,6 +68,7 @@ def train(
             "(MAX_RESTARTS=0 for node.sh), then remove --resume for later launches",
             everywhere=True,
         )
+    refresh_digests()
     accepted = frozenset(accept)
     if unknown := accepted.difference(ACCEPTABLE):
         raise UserError(f"--accept {min(unknown)}: expected one of {', '.join(ACCEPTABLE)}", everywhere=True)

@@ -338,6 +338,7 @@ def test_the_digest_of_a_package_is_of_its_sources(tmp_path: Path, monkeypatch: 
     digests = set()
     for name, code in (("__init__.py", ""), ("nets.py", "a = 1"), ("nets.py", "a = 2"), ("notes.txt", "not code")):
         (package / name).write_text(code)
+        extensions.refresh_digests()
         digests.add(extensions.package_digest("strange"))
     assert len(digests) == 3
 

@@ -76,9 +76,13 @@ def test_stages_see_only_declared_members_of_their_own_sample(tmp_path: Path) ->
 
 def test_members_that_are_not_together_are_noted(tmp_path: Path) -> None:
     image = numbered_png(1)
-    write_tar(tmp_path / "a.tar", [("a.png", image), ("b.png", image), ("a.txt", b"late"), ("b.txt", b"late")])
+    write_tar(
+        tmp_path / "a.tar",
+        [("a.png", image), ("b.png", image), ("a.txt", b"late"), ("a.json", b"{}"), ("b.txt", b"late")],
+    )
     built = index_shards(str(tmp_path))
     assert any("members of 2 samples (such as 'a' in" in note and "sorted by name" in note for note in built.notes)
+    assert [built.index.span(sample)[1] for sample in range(2)] == [512 + 512] * 2, "the image alone"
     said = refusal(lambda: names_seen(built.index, "png", "txt"))
     assert "has no member .txt beside .png" in said
 

@@ -186,7 +186,7 @@ def _scan(url: str, verify: bool, rule: SampleRule) -> _Scan:
             size = reader.size
             for member in walk(reader, name, digest, pass_over):
                 key, extension = rule.split(member.name)
-                if key in spans and key != last:
+                if key in torn or (key in spans and key != last):
                     torn[key] = None
                 elif key:
                     spans[key] = spans.get(key, (member.start, 0))[0], member.end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from distgan.config import DataConfig
 from distgan.config.fields import rgb
-from distgan.data.index.table import Index
+from distgan.data.index.table import OTHER, Index, kind_of
 from distgan.data.kinds import images, points, text
 from distgan.errors import UserError
 
@@ -46,9 +45,7 @@ def sample_format(config: DataConfig, index: Index) -> SampleFormat:
     """Return the format of this run's samples. Raises UserError if the kind of the shards differs from `data.kind`."""
     # Stages may make anything of their members, but characters are numbered by the text of the shards.
     if index.kind != config.kind and (config.stages is None or config.kind == "text"):
-        fix = f"set data.kind={index.kind}"
-        if index.kind not in typing.get_args(DataConfig.model_fields["kind"].annotation):
-            fix = "set data.stages, which reads them"
+        fix = f"set data.kind={index.kind}" if index.kind != kind_of(OTHER) else "set data.stages, which reads them"
         raise UserError(
             f"data.kind={config.kind}: the shards of data.path={config.path} hold {index.kind}; "
             f"{fix}, or set data.path to other shards"
