@@ -200,6 +200,28 @@ def test_changed_code_is_accepted_only_when_asked(tmp_path: Path, scans: Path) -
         sys.path.remove(str(site))
 
 
+def test_code_edited_during_a_run_is_not_that_of_the_run(
+    tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint has the digest of the code that trained it, so that a resume notices the edit."""
+    site = tmp_path / "site"
+    shutil.copytree(PLUGINS / "lab", site / "lab")
+    monkeypatch.syspath_prepend(str(site))
+
+    def edit(step: int) -> None:
+        with open(site / "lab" / "losses.py", "a") as file:
+            file.write("# edited\n")
+
+    config = distgan.load_config(write_recipe(tmp_path, scans, training={"steps": 4}))
+    distgan.train(config, callbacks=distgan.Callbacks(on_step=edit))
+    folders = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    codes = [json.loads((folder / "state.json").read_text())["code"] for folder in folders]
+    assert len(codes) > 1
+    assert all(code == codes[0] for code in codes)
+    with pytest.raises(UserError, match="--accept code"):
+        distgan.train(distgan.load_config(write_recipe(tmp_path, scans, training={"steps": 5})))
+
+
 def test_a_metric_that_is_not_allowed_is_told_once(
     tmp_path: Path, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
