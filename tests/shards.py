@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan.data.index.build import build_index
+from distgan.data.index.build import index_shards
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.data.index.table import Index, Shard
@@ -59,6 +59,11 @@ def write_numbered(folder: Path, counts: Sequence[int], *, classes: int = 0, fir
             number += 1
         write_tar(folder / f"{shard:03d}.tar", members)
     return folder
+
+
+def build_index(shards: str | Sequence[str], **options: Any) -> Index:
+    """The index of shards, without notes."""
+    return index_shards(shards, **options).index
 
 
 def numbered_index(folder: Path, counts: Sequence[int], *, classes: int = 0) -> Index:

@@ -11,10 +11,10 @@ import webdataset as wds
 from PIL import Image
 
 from distgan.config import DataConfig
-from distgan.data.index.build import build_index
 from distgan.data.index.table import Index
 from distgan.data.reader import Batch
 from distgan.data.stream import open_rank_stream
+from tests.shards import build_index
 
 SEED = 3
 SIDE = 8

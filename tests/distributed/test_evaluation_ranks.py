@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distgan import randomness
-from distgan.data.index.build import build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.detectors import classifier
@@ -22,6 +21,7 @@ from distgan.evaluation.moments import Moments
 from distgan.evaluation.suite import Evaluator
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 from tests.ranks import RankPool
+from tests.shards import build_index
 
 FEATURES = torch.randn(2, 90, 20, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1.3])[:, None, None]
 

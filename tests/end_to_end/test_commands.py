@@ -22,7 +22,6 @@ from distgan.checkpoint.contents import load_description
 from distgan.checkpoint.loading import find_checkpoint
 from distgan.cli import main
 from distgan.config import parse_config
-from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.evaluation.samples import read_reals
@@ -33,6 +32,7 @@ from distgan.networks.representation import convolution_features
 from tests.labelled_shards import pictures, write_shards
 from tests.ranks import Job
 from tests.runs import recipe, rows, status, tensors
+from tests.shards import build_index
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import distgan
-from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.errors import UserError
 from distgan.runs.status import read_status, standing
 from tests.checkpoints import rewrite
 from tests.runs import recipe
+from tests.shards import build_index
 
 Train = Callable[..., str]
 

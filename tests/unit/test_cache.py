@@ -22,7 +22,6 @@ import pytest
 
 from distgan.config import DataConfig
 from distgan.data import reader as reader_module
-from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.data.index.table import Index, Shard
@@ -30,7 +29,7 @@ from distgan.data.reader import Reader
 from distgan.data.storage import shard_cache as cache_module
 from distgan.data.storage.shard_cache import ShardCache
 from tests.servers import RangeServer, range_server
-from tests.shards import read_whole_shards, refusal, write_numbered
+from tests.shards import build_index, read_whole_shards, refusal, write_numbered
 
 COUNTS = [30, 20, 10, 25]
 

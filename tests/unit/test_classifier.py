@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan.data.index.build import build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
@@ -18,6 +17,7 @@ from distgan.evaluation.detectors.configured import load_configured_detector
 from distgan.evaluation.detectors.features import evaluation_folder
 from distgan.evaluation.precision import plain_float32
 from tests.labelled_shards import evaluation_config, pictures, write_shards
+from tests.shards import build_index
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from distgan.data.index.build import build_index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
@@ -25,7 +24,7 @@ from distgan.evaluation.detectors.configured import load_configured_detector
 from distgan.evaluation.detectors.features import evaluation_folder
 from distgan.metrics import load_detector
 from tests.labelled_shards import evaluation_config, pictures, write_shards
-from tests.shards import refusal
+from tests.shards import build_index, refusal
 
 
 @pytest.fixture

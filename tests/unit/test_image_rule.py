@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
 from distgan.config import DataConfig
-from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.kinds.images import has_metadata
 from distgan.data.packing.conversion import is_lossless_webp
 from distgan.data.packing.pack import pack
 from distgan.data.reader import read_samples
-from tests.shards import refusal, write_tar
+from tests.shards import build_index, refusal, write_tar
 
 SIDE = 8
 MODES = {

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from distgan.data.index.build import build_index
 from distgan.data.index.file import INDEX_NAME
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.data.storage.tar import BLOCK
-from tests.shards import entries, numbered_index, refusal, write_numbered
+from tests.shards import build_index, entries, numbered_index, refusal, write_numbered
 
 
 def test_fingerprint_follows_the_data_not_the_place(tmp_path: Path) -> None:

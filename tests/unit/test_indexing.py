@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgan.data.index.build import build_index
 from distgan.data.index.members import split_name
 from distgan.data.storage.tar import BLOCK, WindowReader, walk
 from distgan.errors import UserError
-from tests.shards import entries, numbered_png, refusal, write_numbered, write_tar
+from tests.shards import build_index, entries, numbered_png, refusal, write_numbered, write_tar
 
 PNG = numbered_png(1)
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.packing.pack import PackReport, pack, shuffled
 from distgan.data.packing.tar_writer import ShardSize
 from distgan.errors import UserError
+from tests.shards import build_index
 from tests.sources import TREE, digests, members, numbered_images, png, write_tree, write_zip
 
 

@@ -17,13 +17,12 @@ from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import reader as reader_module
-from distgan.data.index.build import build_index
 from distgan.data.index.table import KINDS, Index
 from distgan.data.kinds.images import FORMATS, decode_into
 from distgan.data.reader import Reader, read_samples, replacements
 from distgan.data.replacements import Failure
 from distgan.errors import UnreadableSampleError, UserError
-from tests.shards import damage, numbered_index, numbered_png, numbers_of, write_tar
+from tests.shards import build_index, damage, numbered_index, numbered_png, numbers_of, write_tar
 
 
 def config(resolution: int = 8, **changes: Any) -> DataConfig:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from distgan.data.index import build
-from distgan.data.index.build import build_index
 from distgan.data.index.checks import unlisted
 from distgan.data.index.file import INDEX_NAME
 from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.data.index.saving import save_index
 from tests.servers import range_server
-from tests.shards import refusal, write_numbered
+from tests.shards import build_index, refusal, write_numbered
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import pytest
 
 from distgan.config import DataConfig
 from distgan.data import reader as reader_module
-from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.data.index.saving import save_index
@@ -32,7 +31,7 @@ from distgan.data.storage.shard_cache import ShardCache
 from distgan.data.stream import open_rank_stream
 from distgan.errors import UserError
 from tests.servers import RangeServer, free_port, range_server, s3_server, wait_for
-from tests.shards import numbered_index, numbers_of, write_numbered, write_tar
+from tests.shards import build_index, numbered_index, numbers_of, write_numbered, write_tar
 
 COUNTS = [30, 20, 10, 25]
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.config import DataConfig
-from distgan.data.index.build import build_index, index_shards
+from distgan.data.index.build import index_shards
 from distgan.data.index.file import INDEX_NAME
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
@@ -25,7 +25,7 @@ from distgan.data.packing.sources.lines import open_lines
 from distgan.data.reader import read_samples
 from distgan.data.stream import open_rank_stream
 from distgan.errors import UnreadableSampleError
-from tests.shards import numbered_png, refusal, write_tar
+from tests.shards import build_index, numbered_png, refusal, write_tar
 
 from .test_index import rewrite
 

@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 
 from distgan.config import load_config
-from distgan.data.index.build import build_index
 from distgan.distributed.runtime import Runtime
 from distgan.training.warnings import log_warnings, run_warnings
 from tests.runs import recipe
-from tests.shards import write_numbered, write_tar
+from tests.shards import build_index, write_numbered, write_tar
 
 
 @pytest.mark.parametrize(

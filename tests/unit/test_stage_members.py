@@ -17,11 +17,11 @@ from PIL import Image
 
 from distgan.cli import main
 from distgan.config.signatures import schema_of
-from distgan.data.index.build import build_index, index_shards
+from distgan.data.index.build import index_shards
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.data.reader import read_samples
-from tests.shards import numbered_png, refusal, write_tar
+from tests.shards import build_index, numbered_png, refusal, write_tar
 from tests.stages import SIDE, batches, settings, write_scans
 
 HERE = __name__

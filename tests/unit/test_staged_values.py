@@ -15,9 +15,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from distgan.data.index.build import build_index
 from distgan.data.reader import read_samples
-from tests.shards import numbered_png, numbers_of, refusal, write_tar
+from tests.shards import build_index, numbered_png, numbers_of, refusal, write_tar
 from tests.stages import SIDE, batches, png, settings
 
 HERE = __name__

@@ -16,7 +16,6 @@ import aiohttp
 import fsspec
 import pytest
 
-from distgan.data.index.build import build_index
 from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.data.index.saving import save_index
@@ -24,7 +23,7 @@ from distgan.data.storage import filesystem
 from distgan.data.storage.patterns import expand
 from distgan.data.storage.store_errors import explain
 from tests.servers import RangeServer, free_port, range_server, s3_server
-from tests.shards import refusal, write_numbered
+from tests.shards import build_index, refusal, write_numbered
 
 COUNTS = [3, 2]
 

@@ -21,7 +21,6 @@ from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import stream as stream_module
-from distgan.data.index.build import build_index
 from distgan.data.index.file import INDEX_NAME
 from distgan.data.index.table import Index
 from distgan.data.order import make_order, trace
@@ -30,7 +29,7 @@ from distgan.data.replacements import Failure, Substitutions
 from distgan.data.stream import Stream, open_rank_stream
 from distgan.errors import UserError
 from distgan.randomness import uniform
-from tests.shards import damage, numbered_index, numbers_of, refusal, write_tar
+from tests.shards import build_index, damage, numbered_index, numbers_of, refusal, write_tar
 
 SEED = 11
 

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from distgan.config import Config, parse_config
-from distgan.data.index.build import build_index
 from distgan.data.index.table import Index
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
@@ -34,6 +33,7 @@ from distgan.evaluation.names import criterion
 from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
 from tests.labelled_shards import evaluation_config, pictures, write_shards
+from tests.shards import build_index
 
 REALS = pictures(150)
 

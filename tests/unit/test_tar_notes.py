@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from distgan.data.index.build import build_index, index_shards
+from distgan.data.index.build import index_shards
 from distgan.data.index.checks import unlisted
 from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.errors import UserError
-from tests.shards import held, numbered_png, refusal, write_tar
+from tests.shards import build_index, held, numbered_png, refusal, write_tar
 
 
 def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:

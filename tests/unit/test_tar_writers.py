@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distgan.config import DataConfig
-from distgan.data.index.build import build_index, index_shards
+from distgan.data.index.build import index_shards
 from distgan.data.reader import read_samples
 from distgan.data.storage.tar import WindowReader
-from tests.shards import held, one, refusal
+from tests.shards import build_index, held, one, refusal
 
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="/\0\n.", exclude_categories=["Cs", "Cc"])
 PARTS = st.one_of(st.text(CHARACTERS, min_size=1, max_size=12), st.text("ab", min_size=70, max_size=110))

@@ -42,28 +42,6 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build_index(
-    shards: str | Sequence[str],
-    *,
-    verify: bool = False,
-    strict: bool = False,
-    last_dot: bool = False,
-    extension: str | None = None,
-    progress: ReportProgress | None = None,
-    class_names: Sequence[str] | None = None,
-) -> Index:
-    """Return the index of the shards, without notes; see `index_shards`."""
-    return index_shards(
-        shards,
-        verify=verify,
-        strict=strict,
-        last_dot=last_dot,
-        extension=extension,
-        progress=progress,
-        class_names=class_names,
-    ).index
-
-
 def index_shards(
     shards: str | Sequence[str],
     *,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.config.fields import rgb
-from distgan.data.index.build import build_index
+from distgan.data.index.build import index_shards
 from distgan.data.index.saving import save_index
 from distgan.data.index.table import Index, describe_gaps
 from distgan.data.packing.conversion import Conversion, ImageFormat
@@ -223,7 +223,7 @@ class _Packing:
             raise UserError(
                 f"{self.source}: none of the {len(order)} samples are readable; fix the first: {skipped[0]}"
             )
-        index = build_index(str(folder), class_names=self.samples.class_names)
+        index = index_shards(str(folder), class_names=self.samples.class_names).index
         save_index(index, folder)
         return _Written(index, skipped, seen)
 
