@@ -57,11 +57,7 @@ def test_an_exception_in_a_callback_names_it(tmp_path: Path, digits: Path) -> No
     assert "on_step" in status["reason"]
 
 
-SCRIPT = """
-import sys
-import distgan
-from torch import nn
-
+GENERATOR = """
 class Generator(nn.Module):
     def __init__(self, shape, latent_size, hidden=8):
         super().__init__()
@@ -70,16 +66,28 @@ class Generator(nn.Module):
 
     def forward(self, latents, labels):
         return self.layers(latents).view(-1, *self.shape.sizes)
+"""
 
+SCRIPT = (
+    """
+import sys
+import distgan
+from torch import nn
+
+"""
+    + GENERATOR
+    + """
 if __name__ == "__main__":
     values = distgan.load_config(sys.argv[1]).model_dump()
     values["generator"] = {"architecture": Generator, "hidden": 16, "latent_size": 8}
     run = distgan.train(distgan.Config.model_validate(values))
     print(run.outcome, tuple(run.generator()(run.generator().latents(2)).shape))
 """
+)
 
 
-NOTEBOOK = """
+NOTEBOOK = (
+    """
 import sys
 import distgan
 import distgan.errors
@@ -87,15 +95,9 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-class Generator(nn.Module):
-    def __init__(self, shape, latent_size, hidden=8):
-        super().__init__()
-        self.shape = shape
-        self.layers = nn.Sequential(nn.Linear(latent_size, hidden), nn.ReLU(), nn.Linear(hidden, 256), nn.Tanh())
-
-    def forward(self, latents, labels):
-        return self.layers(latents).view(-1, *self.shape.sizes)
-
+"""
+    + GENERATOR
+    + """
 class Mean(Metric):
     higher_is_better = True
     def __init__(self):
@@ -115,6 +117,7 @@ def train(steps):
     except distgan.errors.UserError as error:
         print(error)
 """
+)
 
 
 def test_classes_of_a_notebook(tmp_path: Path, digits: Path) -> None:
