@@ -53,6 +53,8 @@ class NamedSection(Section):
     """Leading positional parameters that distgan passes; the others are options."""
     offered: ClassVar[tuple[str, ...]] = ()
     """Parameters that distgan passes by name to a technique that has them; they are no options."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Further names, which the section replaces by a built-in technique and its options."""
     facts_base: ClassVar[type[Section]] = Section
     """Base class of options. Its class variables and properties are facts about the technique. A user's class sets its
     own as attributes."""
@@ -165,12 +167,13 @@ class NamedSection(Section):
         assert extra is not None
         if not self.is_built_in:
             if ":" not in self.technique:
-                near = difflib.get_close_matches(self.technique[:100], self.built_in, n=1)
+                known = [*self.built_in, *self.aliases]
+                near = difflib.get_close_matches(self.technique[:100], known, n=1)
                 package, _, last = self.technique[:100].rpartition(".")
                 near += [f"{package}:{last}"] if package else []
                 guess = f"did you mean {near[0]}? " if near else ""
                 raise ValueError(
-                    f"{key}: {self.technique[:100]!r} is not known; {guess}choose {', '.join(self.built_in)}, or the "
+                    f"{key}: {self.technique[:100]!r} is not known; {guess}choose {', '.join(known)}, or the "
                     "import path of your own, such as my_package.module:Name"
                 )
             if not extensions.is_import_path(self.technique):

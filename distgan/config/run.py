@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ValidationError, model_validator
 from distgan.config.architectures import GroupingOptions
 from distgan.config.data import DataConfig
 from distgan.config.error_messages import explain
-from distgan.config.evaluation import DEFAULT_METRIC, METRICS, EvaluationConfig, MetricConfig
+from distgan.config.evaluation import DEFAULT_METRIC, METRICS, DetectorConfig, EvaluationConfig, MetricConfig
 from distgan.config.fields import Section, Seed, folder
 from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
@@ -97,8 +97,23 @@ class Config(Section, metaclass=_OneLineErrors):
 
     @property
     def metrics(self) -> list[MetricConfig]:
-        """What evaluations measure: as configured, else what suits the kind of data."""
-        return self.evaluation.metrics or [MetricConfig(metric=DEFAULT_METRIC[self.data.kind])]
+        """What evaluations measure: as configured, else what suits the kind of data.
+
+        Each has its `samples`, and its `detector` if it needs one.
+        """
+        metrics = self.evaluation.metrics or [MetricConfig(metric=DEFAULT_METRIC[self.data.kind])]
+        return [self.evaluation.resolved(metric) for metric in metrics]
+
+    @property
+    def generated_samples(self) -> int:
+        """Number of samples that an evaluation generates: those of the metric that gets most."""
+        return max(metric.samples or 0 for metric in self.metrics)
+
+    @property
+    def detectors(self) -> list[DetectorConfig]:
+        """The different detectors that evaluations need, in the order of the metrics."""
+        found = {metric.detector.key: metric.detector for metric in self.metrics if metric.detector}
+        return list(found.values())
 
     @property
     def config_warnings(self) -> tuple[str, ...]:

@@ -98,7 +98,8 @@ def _look_at_data(
     note(found)
     if index is None:
         return 0.0
-    note(dry_run.detector(config))
+    for finding in dry_run.detectors(config):
+        note(finding)
     if index.any_remote:
         note(storage.shard_cache(config))
     announce("reading", "samples of the shards; remote shards are fetched first")

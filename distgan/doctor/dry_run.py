@@ -7,7 +7,7 @@ import logging
 import time
 from pathlib import Path
 
-from distgan.config import Config, parse_config
+from distgan.config import Config, DetectorConfig, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.data.stream import open_rank_stream
@@ -16,7 +16,6 @@ from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
 from distgan.errors import LostRankError, UserError, counted
-from distgan.evaluation.names import needs_detector
 from distgan.monitoring.trackers import check_installed
 from distgan.packages import is_installed
 from distgan.training.setup import validate_evaluation, validate_run
@@ -92,32 +91,35 @@ def reading(config: Config, found: Index, runtime: Runtime) -> tuple[float, Find
     return rate, Finding("ok", "reading", f"{rate:,.0f} samples/s over all ranks with {workers}")
 
 
-def detector(config: Config) -> Finding:
-    """Check that the evaluation's detector is available."""
-    settings = config.evaluation
-    if not settings.every:
-        return Finding("ok", "detector", "not needed while training: evaluation.every is 0")
-    if not needs_detector(config):
+def detectors(config: Config) -> list[Finding]:
+    """Check that the detectors of evaluations are available."""
+    if not config.evaluation.every:
+        return [Finding("ok", "detector", "not needed while training: evaluation.every is 0")]
+    if not config.detectors:
         labels = ", ".join(metric.label for metric in config.metrics)
-        return Finding("ok", "detector", f"not needed by evaluation.metrics = {labels}")
-    if settings.detector.detector == "classifier":
+        return [Finding("ok", "detector", f"not needed by evaluation.metrics = {labels}")]
+    return [_detector(section, config) for section in config.detectors]
+
+
+def _detector(section: DetectorConfig, config: Config) -> Finding:
+    if section.detector == "classifier":
         return Finding("ok", "detector", "classifier; the first evaluation trains it on the shards")
-    if settings.detector.detector != "inception":
-        return Finding("ok", "detector", f"{settings.detector.detector}, a detector of your own")
+    if section.detector != "inception":
+        return Finding("ok", "detector", f"{section.detector}, a detector of your own")
     if not is_installed("torch_fidelity"):
-        text = "evaluation.detector = inception: torch-fidelity is not installed; pip install torch-fidelity"
+        text = "detector inception: torch-fidelity is not installed; pip install torch-fidelity"
         return Finding("FAILED", "detector", text)
     from distgan.evaluation.detectors.features import evaluation_folder
     from distgan.evaluation.detectors.inception import URL, weights_file
 
-    file = weights_file(settings.inception_weights, evaluation_folder(settings))
+    weights = section.arguments["weights"]
+    file = weights_file(weights, evaluation_folder(config.evaluation))
     if file.is_file():
         return Finding("ok", "detector", f"found the Inception weights {file}")
-    if settings.inception_weights:
-        text = f"evaluation.inception_weights = {file}: no such file; correct the path"
-        return Finding("FAILED", "detector", text)
+    if weights:
+        return Finding("FAILED", "detector", f"detector inception: weights = {file}: no such file; correct the path")
     text = f"no Inception weights in {file.parent} yet; the first evaluation downloads {URL}"
-    fix = "without internet, copy that file to this machine and set evaluation.inception_weights to its path"
+    fix = "without internet, copy that file to this machine and set {detector: inception, weights: PATH}"
     return Finding("warning", "detector", f"{text}; {fix}")
 
 

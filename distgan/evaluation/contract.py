@@ -31,14 +31,11 @@ class EvaluationContext:
     asked: Asked = never
     """Returns True if this rank was asked to stop, for long work such as training a detector."""
     detector: Detector | None = None
-    """Detector of the run; None if no metric needs one, and for the detector itself."""
+    """Detector of the metric; None if it takes neither features nor logits, and for the detector itself."""
     name: str = ""
     """Name of the metric's main value, such as `fid[classifier]`, for messages."""
-
-    @property
-    def num_samples(self) -> int:
-        """Number of generated samples over all ranks."""
-        return self.config.evaluation.num_samples
+    num_samples: int = 0
+    """Number of generated samples that the metric gets over all ranks."""
 
 
 class SuiteMetric(Protocol):

@@ -21,19 +21,14 @@ class Criterion(NamedTuple):
 def criterion(config: Config) -> Criterion:
     """Return the value that decides the best checkpoint: that of the run's first metric."""
     first = config.metrics[0]
-    return Criterion(value_name(first, config), bool(first.facts.higher_is_better))
+    return Criterion(value_name(first), bool(first.facts.higher_is_better))
 
 
-def needs_detector(config: Config) -> bool:
-    """Return True if a metric of the run takes the features or logits of a detector."""
-    return any(metric.needs_detector for metric in config.metrics)
-
-
-def value_name(metric: MetricConfig, config: Config, suffix: str | None = None) -> str:
-    """Return the name of a metric's value, such as `fid[classifier]`, `modes` or `ngram_js[4]`.
+def value_name(metric: MetricConfig, suffix: str | None = None) -> str:
+    """Return the name of a value of a metric in `Config.metrics`: `fid[classifier]`, `modes` or `ngram_js[4]`.
 
     Args:
         suffix: selects a value of the metric; None is the main one.
     """
     name = metric.label + (metric.facts.main_value if suffix is None else suffix)
-    return f"{name}[{config.evaluation.detector.label}]" if metric.needs_detector else name
+    return f"{name}[{metric.detector.label}]" if metric.detector else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from typing import ClassVar
 
@@ -73,6 +73,7 @@ class Collector:
             )
         leave_synchronization(made)
         self.section, self.statistic, self._runtime = section, made.to(context.runtime.device), context.runtime
+        self.detector = context.detector
         takes = getattr(made, "takes", "samples")
         self._takes = (takes,) if isinstance(takes, str) else tuple(takes)
         count, most = len(context.index), getattr(made, "most", None)
@@ -87,7 +88,7 @@ class Collector:
         """What tells its values apart in the cache, besides the data and the detector."""
         owner = f"{getattr(technique, '__module__', '')}:{getattr(technique, '__qualname__', '')}"
         if technique is not None and package_of(owner) != "distgan":  # whose versions are _PREPROCESSING
-            options = section.model_dump_json(exclude={"name"})
+            options = section.model_dump_json(exclude={"name", "detector", "samples"})
             self.version = (owner, options, *map(code_digest_of, (section.path, owner)))
 
     def update(self, seen: FeatureBatch) -> None:
@@ -113,10 +114,10 @@ class Collector:
                 return statistics_cache.Entry(dict(self.statistic.compute()), {"samples": added})
 
 
-def make_collectors(context: EvaluationContext) -> dict[str, Collector]:
-    """Make the collectors, by the label of their metric, of the metrics that ask for `reals`."""
-    wanting = [metric for metric in context.config.metrics if metric.asks_for("reals")]
-    return {metric.label: Collector(metric, context) for metric in wanting}
+def make_collectors(metrics: Iterable[tuple[MetricConfig, EvaluationContext]]) -> dict[str, Collector]:
+    """Make the collectors, by the `value_name` of their metric, of the metrics that ask for `reals`."""
+    wanting = [(metric, context) for metric, context in metrics if metric.asks_for("reals")]
+    return {metric.value_name: Collector(metric, context) for metric, context in wanting}
 
 
 def real_statistics(
@@ -131,14 +132,9 @@ def real_statistics(
         UserError: more than `data.max_failure_rate` of the samples cannot be read.
         Interrupted: a rank was asked to stop; nothing is cached.
     """
-    config, runtime, detector = context.config, context.runtime, context.detector
+    config, runtime = context.config, context.runtime
     folder = evaluation_folder(config.evaluation)
-    data = context.index.fingerprint, *_shape(config), detector.hash if detector else "", _PREPROCESSING
-    owner = f"-{detector.name}" if detector else ""
-    names = {
-        metric: f"{of.cache_name}{owner}-{statistics_cache.key(*data, *of.version)}.safetensors"
-        for metric, of in collectors.items()
-    }
+    names = {metric: _file_name(collector, context) for metric, collector in collectors.items()}
     distinct = {name: collectors[metric] for metric, name in names.items()}  # equal statistics share one collector
     cached = {name: statistics_cache.read(folder / name) if runtime.is_main else None for name in distinct}
     missing = runtime.broadcast_object([name for name, entry in cached.items() if entry is None])
@@ -155,6 +151,13 @@ def real_statistics(
     return {metric: found[name] for metric, name in names.items()}
 
 
+def _file_name(collector: Collector, context: EvaluationContext) -> str:
+    detector = collector.detector
+    data = context.index.fingerprint, *_shape(context.config), detector.hash if detector else "", _PREPROCESSING
+    owner = f"-{detector.name}" if detector else ""
+    return f"{collector.cache_name}{owner}-{statistics_cache.key(*data, *collector.version)}.safetensors"
+
+
 def _shape(config: Config) -> tuple[object, ...]:
     data = config.data
     kinds: dict[str, tuple[object, ...]] = {
@@ -167,10 +170,14 @@ def _shape(config: Config) -> tuple[object, ...]:
 
 def _collect(collectors: list[Collector], context: EvaluationContext) -> None:
     """Make one pass over the samples that any collector needs; each rank reads a contiguous part."""
-    config, runtime, detector = context.config, context.runtime, context.detector
+    config, runtime = context.config, context.runtime
+    groups: dict[Detector | None, list[Collector]] = {}
+    for collector in collectors:
+        groups.setdefault(collector.detector, []).append(collector)
     numbers = torch.cat([collector.numbers for collector in collectors]).unique()
     if runtime.is_main:
-        by = f" with detector {detector.name}" if detector else ""
+        by = ", ".join(detector.name for detector in groups if detector)
+        by = f" with detector {by}" if by else ""
         log.info("computing the statistics of %d real samples%s", len(numbers), by)
     size = config.evaluation.batch_size
     # Contiguous ranges, so that only one rank fetches a given remote shard.
@@ -182,11 +189,11 @@ def _collect(collectors: list[Collector], context: EvaluationContext) -> None:
         for reals in read_reals(config.data, context.index, mine.split(size) if len(mine) else ()):
             check()
             if len(reals.samples):
-                seen = extract_features(
-                    detector, reals.numbers, fill(reals.samples, size).to(runtime.device), reals.labels
-                )
-                for collector in collectors:
-                    collector.update(seen)
+                samples = fill(reals.samples, size).to(runtime.device)
+                for detector, group in groups.items():
+                    seen = extract_features(detector, reals.numbers, samples, reals.labels)
+                    for collector in group:
+                        collector.update(seen)
 
 
 def extract_features(detector: Detector | None, numbers: Tensor, samples: Tensor, labels: Tensor) -> FeatureBatch:

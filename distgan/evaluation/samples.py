@@ -28,6 +28,11 @@ class FeatureBatch(NamedTuple):
     logits: Tensor
     """Shape (n, k), float32; (n, 0) where no metric wants a detector."""
 
+    def first(self, count: int) -> FeatureBatch:
+        """Return the samples whose numbers, which increase, are below `count`."""
+        kept = int((self.numbers < count).sum())
+        return self if kept == len(self.numbers) else FeatureBatch(*(part[:kept] for part in self))
+
 
 class Reals(NamedTuple):
     """Real samples with their numbers (n,) int64, and their labels (n,) int64, -1 without labels."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.configured import load_configured_detector
-from distgan.evaluation.names import needs_detector, value_name
+from distgan.evaluation.detectors.features import Detector
+from distgan.evaluation.names import value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.real_statistics import extract_features, make_collectors, real_statistics
 from distgan.evaluation.samples import fill, rank_batches
@@ -32,13 +33,19 @@ Generate = Callable[[Tensor], Tensor]
 """Maps sample numbers (n,), int64 on the CPU, to samples in the format of `FeatureBatch`."""
 
 
+class _Member(NamedTuple):
+    section: MetricConfig
+    context: EvaluationContext
+    metric: Metric
+
+
 class Evaluator:
-    """Evaluates a run any number of times; loads the detector and the real statistics once."""
+    """Evaluates a run any number of times; loads the detectors and the real statistics once."""
 
     def __init__(self, config: Config, index: Index, runtime: Runtime, asked: Asked = never) -> None:
-        """Load the detector and the real statistics. Collective: call on every rank.
+        """Load the detectors and the real statistics. Collective: call on every rank.
 
-        Without cached files this trains or downloads the detector and reads all real samples.
+        Without cached files this trains or downloads the detectors and reads all real samples.
 
         Args:
             asked: returns True if this rank was asked to stop; this and later evaluations then raise Interrupted.
@@ -50,13 +57,15 @@ class Evaluator:
         """
         self.config, self.runtime, self._asked = config, runtime, asked
         context = EvaluationContext(config, index, runtime, asked)
-        self.detector = load_configured_detector(context) if needs_detector(config) else None
-        context = replace(context, detector=self.detector)
+        loaded = {section.key: load_configured_detector(section, context) for section in config.detectors}
+        self.detectors = {section.label: loaded[section.key] for section in config.detectors}
+        """Detectors by label."""
+        contexts = [(section, _context_of(section, context, loaded)) for section in config.metrics]
         with runtime.raise_on_all_ranks():
-            collectors = make_collectors(context)
+            collectors = make_collectors(contexts)
         self.reals = real_statistics(collectors, context)
         with runtime.raise_on_all_ranks():
-            self._metrics = [(section, make_metric(section, context, self.reals)) for section in config.metrics]
+            self._metrics = [_Member(section, own, make_metric(section, own, self.reals)) for section, own in contexts]
 
     def __call__(self, generate: Generate) -> dict[str, float]:
         """Return the metric values by name, the same on every rank, such as `{"fid[classifier]": 12.3}`.
@@ -67,38 +76,52 @@ class Evaluator:
             UserError: the samples are too few for a metric.
             Interrupted: some rank was asked to stop.
         """
-        runtime, settings = self.runtime, self.config.evaluation
+        runtime, total, size = self.runtime, self.config.generated_samples, self.config.evaluation.batch_size
         self._forget()  # the state of an interrupted evaluation
-        rounds = -(-(settings.num_samples // runtime.world_size) // settings.batch_size)
-        memory = within_memory(f"evaluation.batch_size = {settings.batch_size}", "lower it")
-        pieces = rank_batches(settings.num_samples, settings.batch_size, runtime.rank, runtime.world_size)
+        rounds = -(-(total // runtime.world_size) // size)
+        memory = within_memory(f"evaluation.batch_size = {size}", "lower it")
+        pieces = rank_batches(total, size, runtime.rank, runtime.world_size)
         interruptible = runtime.interruptible(self._asked, rounds)
         with torch.no_grad(), ieee_float32(), runtime.raise_on_all_ranks(), interruptible as check, memory:
             for numbers in pieces:
                 check()
-                samples = generate(fill(numbers, settings.batch_size)).to(runtime.device)
-                seen = extract_features(self.detector, numbers, samples, torch.full_like(numbers, -1))
-                for section, metric in self._metrics:
-                    feed(metric, [getattr(seen, field) for field in section.inputs], section, "update")
+                self._add(numbers, generate(fill(numbers, size)).to(runtime.device))
         values: dict[str, float] = {}
         # On one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
-        with runtime.raise_on_all_ranks(), reduced_states((metric for _, metric in self._metrics), runtime):
+        with runtime.raise_on_all_ranks(), reduced_states((member.metric for member in self._metrics), runtime):
             if runtime.is_main:
-                for section, metric in self._metrics:
+                for section, _, metric in self._metrics:
                     with section.blaming("compute failed"):
                         result = metric.compute()
-                    _add_values(values, section, self.config, result)
+                    _add_values(values, section, result)
         self._forget()
         found: dict[str, float] = runtime.broadcast_object(values)
         return found
 
+    def _add(self, numbers: Tensor, samples: Tensor) -> None:
+        """Feed each metric with those of the samples that it gets."""
+        wanting = [member for member in self._metrics if member.context.num_samples > numbers[0]]
+        for detector in dict.fromkeys(member.context.detector for member in wanting):
+            seen = extract_features(detector, numbers, samples, torch.full_like(numbers, -1))
+            for section, context, metric in wanting:
+                if context.detector is detector:
+                    taken = seen.first(context.num_samples)
+                    feed(metric, [getattr(taken, field) for field in section.inputs], section, "update")
+
     def _forget(self) -> None:
-        for _, metric in self._metrics:
-            metric.reset()
+        for member in self._metrics:
+            member.metric.reset()
+
+
+def _context_of(section: MetricConfig, context: EvaluationContext, loaded: Mapping[str, Detector]) -> EvaluationContext:
+    """Return the context of a metric, with its detector of those loaded, by key."""
+    detector = loaded[section.detector.key] if section.detector else None
+    assert section.samples
+    return replace(context, detector=detector, num_samples=section.samples, name=value_name(section))
 
 
 def make_metric(section: MetricConfig, context: EvaluationContext, reals: Mapping[str, Entry]) -> Metric:
-    """Make a metric, with its statistics of the real samples from the entry of its label.
+    """Make a metric, with its statistics of the real samples from the entry of its name.
 
     Raises:
         UserError: there are too few samples, the detector has no logits that the metric needs, or the technique made
@@ -110,9 +133,9 @@ def make_metric(section: MetricConfig, context: EvaluationContext, reals: Mappin
             f"evaluation.metrics: {section.metric} needs logits, but the detector {detector.name} has none; return "
             "features and logits from it, or remove the metric"
         )
-    offers: dict[str, Any] = {"context": replace(context, name=value_name(section, context.config))}
-    if section.label in reals:
-        tensors, facts = reals[section.label]
+    offers: dict[str, Any] = {"context": context}
+    if section.value_name in reals:
+        tensors, facts = reals[section.value_name]
         offers["reals"] = {"samples": torch.tensor(int(facts["samples"])), **tensors}
     metric = section.build(**offers)
     if not isinstance(metric, Metric):
@@ -128,11 +151,11 @@ def make_metric(section: MetricConfig, context: EvaluationContext, reals: Mappin
     return metric.to(context.runtime.device)
 
 
-def _add_values(values: dict[str, float], section: MetricConfig, config: Config, result: Any) -> None:
+def _add_values(values: dict[str, float], section: MetricConfig, result: Any) -> None:
     """Add what a metric computed to the values of an evaluation, by name. Raises UserError if it is no number."""
     for key, value in (result if isinstance(result, Mapping) else {"": result}).items():
         suffix = str(key)
-        name = value_name(section, config, f"_{suffix}" if suffix and not suffix.startswith("[") else suffix)
+        name = value_name(section, f"_{suffix}" if suffix and not suffix.startswith("[") else suffix)
         if name in values:
             raise UserError(
                 f"evaluation.metrics: two values are named {name}; give {section.metric} another name, as in "

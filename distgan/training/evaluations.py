@@ -48,7 +48,7 @@ class Evaluations:
         """Evaluate the EMA generator. Recompute its batch-norm statistics first. Collective: call on every rank."""
         config, step = self.state.config, self.state.progress.step
         if self.runtime.is_main:
-            logger.info("step %d: evaluating %d generated samples", step, config.evaluation.num_samples)
+            logger.info("step %d: evaluating %d generated samples", step, config.generated_samples)
         from distgan.evaluation.suite import Evaluator  # imported late: it takes seconds, and many runs never evaluate
 
         try:

@@ -76,7 +76,7 @@ class Monitor:
         )
         self.console = Console(total=schedule.run_steps(self.config), start=step, main=runtime.is_main)
         self.tracker.text("config", dump_config(self.config))
-        values = [value_name(metric, self.config) for metric in self.config.metrics]
+        values = [value_name(metric) for metric in self.config.metrics]
         self.tracker.hyperparameters(settings, values)
         self.stragglers = StragglerMonitor(runtime, [player.network for player in state.players])
         self._start_interval()

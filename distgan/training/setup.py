@@ -18,7 +18,6 @@ from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
-from distgan.evaluation.names import needs_detector
 from distgan.extensions import code_digests
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
@@ -168,7 +167,7 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
 
 def validate_evaluation(config: Config, index: Index) -> None:
     """Raise UserError if the evaluations of a run need a classifier, and the data cannot train one."""
-    if config.evaluation.every and config.evaluation.detector.detector == "classifier" and needs_detector(config):
+    if config.evaluation.every and any(section.detector == "classifier" for section in config.detectors):
         from distgan.evaluation.detectors.classifier import validate_classifier  # late, as most of evaluation
 
         validate_classifier(config.data, index)

@@ -81,8 +81,7 @@ def evaluation(shards: str, cache: Path, threads: int = 1) -> tuple[dict[str, fl
     try:
         with patch.object(classifier, "_FEWEST_STEPS", 30):
             evaluator = Evaluator(config, build_index(shards), Runtime())
-            assert evaluator.detector is not None
-            return evaluator(generate), evaluator.detector.hash
+            return evaluator(generate), evaluator.detectors["classifier"].hash
     finally:
         torch.set_num_threads(1)
 

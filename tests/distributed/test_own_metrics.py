@@ -100,6 +100,26 @@ def test_values_are_those_of_plain_torch_on_any_number_of_ranks(digits: Path, tm
             assert values == pytest.approx(alone, rel=1e-6)
 
 
+def test_detectors_and_samples_of_their_own_on_any_number_of_ranks(
+    digits: Path, tmp_path: Path, ranks: RankPool
+) -> None:
+    """Of three ranks the last has none of the two samples of Recall."""
+    wide = {"detector": "lab.metrics:Means", "cells": 4}
+    metrics = [
+        "fid",
+        {"metric": "lab.metrics:Recall", "samples": 2},
+        {"metric": "kid", "detector": wide, "samples": 37},
+    ]
+    (alone,) = ranks.run(1, measured, str(digits), str(tmp_path / "1"), metrics=metrics)
+    assert alone["Recall_samples[Means]"] == 2
+    assert alone["fid[Means]"] == measured(str(digits), str(tmp_path / "1"), metrics=["fid"])["fid[Means]"]
+    narrow = measured(str(digits), str(tmp_path / "1"), metrics=["kid"], num_samples=37)
+    assert alone["kid[Means]"] != narrow["kid[Means]"]
+    for world_size in (2, 3):
+        for values in ranks.run(world_size, measured, str(digits), str(tmp_path / str(world_size)), metrics=metrics):
+            assert values == pytest.approx(alone, rel=1e-6)
+
+
 OWN_KID = {"metric": "distgan.evaluation.metrics.kid:KID", "name": "own-kid"}
 OWN_FID = {"metric": "distgan.evaluation.metrics.frechet:FID", "name": "own-fid"}
 
@@ -224,7 +244,7 @@ def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_pat
     [
         ({"metrics": ["torch.nn:Identity"]}, ["evaluation.metrics", "torch.nn:Identity", "higher is better"]),
         ({"metrics": ["fid", "torch.nn:Identity"]}, ["torch.nn:Identity returned Identity", "torchmetrics.Metric"]),
-        ({"metrics": ["fid", "fid"]}, ["evaluation.metrics", "fid is named twice"]),
+        ({"metrics": ["fid", "fid"]}, ["evaluation.metrics", "fid[Means] is named twice"]),
         ({"metrics": ["fid", METRICS[0], "lab.metrics:Sharpness"]}, ["Sharpness is named twice", "name: Sharpness-2}"]),
         (
             {"metrics": ["fid", {"metric": "kid", "name": "a/b"}]},
@@ -241,7 +261,7 @@ def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_pat
         ({"metrics": ["fid", "broken:Reals"]}, ["broken:Reals: update of its real_statistic failed: KeyError"]),
         ({"metrics": ["broken:InPlace", "fid"]}, ["broken:InPlace: update changes its input in place", "clone it"]),
         ({"metrics": ["fid", "broken:NoStatistic"]}, ["real_statistic made dict, expected a torchmetrics.Metric"]),
-        ({"detector": "lab.losses:Margin"}, ["evaluation.detector = lab.losses:Margin", "torch.nn.Module"]),
+        ({"detector": "lab.losses:Margin"}, ["detector lab.losses:Margin", "torch.nn.Module"]),
         ({"metrics": ["inception_score"]}, ["inception_score needs logits", "Means"]),
         ({"detector": "resnet"}, ["evaluation.detector", "'resnet' is not known", "classifier, inception"]),
     ],

@@ -35,7 +35,7 @@ def test_tells_bars_apart_and_is_kept(
     config = evaluation_config(shards, tmp_path / "cache")
     index, runtime = build_index(shards), Runtime()
     caplog.set_level(logging.INFO, "distgan")
-    detector = load_configured_detector(EvaluationContext(config, index, runtime))
+    detector = load_configured_detector(config.evaluation.detector, EvaluationContext(config, index, runtime))
     features, logits = detector(pictures(9))
     assert features.shape == (9, detector.dimension)
     assert features.dtype == logits.dtype == torch.float32
@@ -44,13 +44,13 @@ def test_tells_bars_apart_and_is_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(classifier, "train_classifier", lambda *_: pytest.fail("trained again"))
-        again = load_configured_detector(EvaluationContext(config, index, runtime))
+        again = load_configured_detector(config.evaluation.detector, EvaluationContext(config, index, runtime))
     assert again.hash == detector.hash
     assert torch.equal(again(pictures(9)).features, features)
 
     (file,) = evaluation_folder(config.evaluation).iterdir()
     file.write_bytes(file.read_bytes()[:-40])
-    third = load_configured_detector(EvaluationContext(config, index, runtime))
+    third = load_configured_detector(config.evaluation.detector, EvaluationContext(config, index, runtime))
     assert third.hash == detector.hash
     assert str(file) in caplog.text
 
@@ -103,7 +103,7 @@ def test_needs_labels(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", pictures(6), labels=False)
     config = evaluation_config(shards, tmp_path)
     with pytest.raises(UserError, match=r"no labels.* set evaluation.detector=inception") as caught:
-        load_configured_detector(EvaluationContext(config, build_index(shards), Runtime()))
+        load_configured_detector(config.evaluation.detector, EvaluationContext(config, build_index(shards), Runtime()))
     assert "\n" not in str(caught.value)
 
 
@@ -111,7 +111,7 @@ def test_needs_a_few_images(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", pictures(24), broken=frozenset(range(5)))
     config = evaluation_config(shards, tmp_path)
     with pytest.raises(UserError, match="19 readable images"):
-        load_configured_detector(EvaluationContext(config, build_index(shards), Runtime()))
+        load_configured_detector(config.evaluation.detector, EvaluationContext(config, build_index(shards), Runtime()))
 
 
 @pytest.mark.parametrize("tf32", [False, True])

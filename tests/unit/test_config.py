@@ -186,7 +186,7 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
             "points: uniform",
             ["gaussian"],
         ),
-        ("evaluation.inception_weights=w", "evaluation.inception_weights", "detector: classifier", ["inception"]),
+        ("evaluation.detector.weights=w", "evaluation.detector.weights", "detector: classifier", ["inception"]),
     ],
 )
 def test_keys_without_effect_are_refused(override: str, key: str, cause: str, others: list[str]) -> None:

@@ -33,7 +33,9 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
     monkeypatch.setattr(classifier, "_FEWEST_STEPS", 20)
     shards = write_shards(tmp_path / "shards", pictures(60))
     config = evaluation_config(shards, tmp_path / "cache")
-    detector = load_configured_detector(EvaluationContext(config, build_index(shards), Runtime()))
+    detector = load_configured_detector(
+        config.evaluation.detector, EvaluationContext(config, build_index(shards), Runtime())
+    )
     (file,) = evaluation_folder(config.evaluation).glob("classifier-*.safetensors")
     return file, detector
 

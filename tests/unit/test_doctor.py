@@ -116,14 +116,14 @@ def test_a_cache_that_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pyt
 def test_detector_weights(tmp_path: Path, digits: Path, detector: str, verdict: str) -> None:
     evaluation = {"every": 5, "detector": detector, "cache_dir": str(tmp_path / "cache")}
     config = load_config(recipe(tmp_path, digits, evaluation=evaluation))
-    assert dry_run.detector(config).verdict == verdict
+    assert dry_run.detectors(config)[0].verdict == verdict
     own = load_config(tmp_path / "recipe.yaml", ["evaluation.detector=torch.nn:Identity"])
-    assert "torch.nn:Identity" in dry_run.detector(own).text
+    assert "torch.nn:Identity" in dry_run.detectors(own)[0].text
     if detector == "inception":
-        missing = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'absent'}"])
-        assert dry_run.detector(missing).verdict == "FAILED"
-        there = load_config(tmp_path / "recipe.yaml", [f"evaluation.inception_weights={tmp_path / 'recipe.yaml'}"])
-        assert dry_run.detector(there).verdict == "ok"
+        missing = load_config(tmp_path / "recipe.yaml", [f"evaluation.detector.weights={tmp_path / 'absent'}"])
+        assert dry_run.detectors(missing)[0].verdict == "FAILED"
+        there = load_config(tmp_path / "recipe.yaml", [f"evaluation.detector.weights={tmp_path / 'recipe.yaml'}"])
+        assert dry_run.detectors(there)[0].verdict == "ok"
 
 
 def test_trackers_need_their_packages(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

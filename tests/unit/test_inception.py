@@ -125,7 +125,9 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inception, "URL", f"http://127.0.0.1:{free_port()}/weights.pth")
-    with pytest.raises(UserError, match=r"evaluation.inception_weights .* evaluation.detector=classifier") as caught:
+    with pytest.raises(
+        UserError, match=r"\{detector: inception, weights: PATH\} .* evaluation.detector=classifier"
+    ) as caught:
         load_inception(None, tmp_path / "cache", Runtime())
     assert "Connection refused" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -144,7 +146,7 @@ def test_a_silent_server_is_named_at_once_and_not_waited_for(
         server.delay = 2.0 if when == "before the answer" else 0.0
         url = f"{server.url}/weights.pth"
         monkeypatch.setattr(inception, "URL", url)
-        with pytest.raises(UserError, match=r"cannot download .* timed out; .*evaluation\.inception_weights"):
+        with pytest.raises(UserError, match=r"cannot download .* timed out; .*\{detector: inception, weights: PATH\}"):
             load_inception(None, tmp_path / "cache", Runtime())
     assert f"downloading the weights from {url} to {tmp_path}/cache/weights.pth" in caplog.text
     assert list((tmp_path / "cache").iterdir()) == []

@@ -70,8 +70,10 @@ def test_equal_to_the_textbook_and_to_itself_in_other_batches(shards: str, tmp_p
     evaluator = Evaluator(config, index, Runtime())
     found = evaluator(generate)
     assert list(found) == ["fid[classifier]"]
-    assert evaluator.detector is not None
-    expected = distance_of(evaluator.detector(generate(torch.arange(149))).features, evaluator.detector(REALS).features)
+    expected = distance_of(
+        evaluator.detectors["classifier"](generate(torch.arange(149))).features,
+        evaluator.detectors["classifier"](REALS).features,
+    )
     assert found["fid[classifier]"] == pytest.approx(expected, rel=1e-5)
     other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"batch_size": 50})})
     assert evaluate(generate, other, index, Runtime()) == pytest.approx(found, rel=1e-5)
@@ -104,9 +106,8 @@ def test_all_metrics_of_images_from_one_pass(shards: str, tmp_path: Path, monkey
         "classes_smallest_share[classifier]", "classes_kl[classifier]", "inception_score[classifier]",
         "inception_score_std[classifier]",
     ]  # fmt: skip
-    assert evaluator.detector is not None
-    features, logits = evaluator.detector(generate(torch.arange(120)))
-    real_features = evaluator.detector(REALS).features
+    features, logits = evaluator.detectors["classifier"](generate(torch.arange(120)))
+    real_features = evaluator.detectors["classifier"](REALS).features
     assert found["fid[classifier]"] == pytest.approx(distance_of(features, real_features), rel=1e-5)
     score = torch_fidelity_isc.isc_features_to_metric(logits, shuffle=False)
     assert found["inception_score[classifier]"] == pytest.approx(score["inception_score_mean"], rel=1e-5)
@@ -225,7 +226,8 @@ def test_statistics_of_something_else_are_not_taken(shards: str, tmp_path: Path,
 
     def statistics(config: Config, index: Index) -> dict[str, Tensor]:
         context = EvaluationContext(config, index, runtime, detector=detector)
-        return real_statistics.real_statistics(real_statistics.make_collectors(context), context)["fid"].tensors
+        collectors = real_statistics.make_collectors((metric, context) for metric in config.metrics)
+        return real_statistics.real_statistics(collectors, context)["fid[classifier]"].tensors
 
     first = statistics(config, index)
     pixels = REALS.float().flatten(1)
@@ -248,10 +250,9 @@ def test_unreadable_reals_are_left_out(tmp_path: Path, caplog: pytest.LogCapture
         evaluator = Evaluator(tolerant, build_index(broken), Runtime())
         assert "2 of 150" in caplog.text
     kept = [i for i in range(150) if i not in (7, 149)]
-    assert evaluator.detector is not None
-    features = evaluator.detector(REALS[kept]).features
-    assert evaluator.reals["fid"].facts["samples"] == 148
-    np.testing.assert_allclose(evaluator.reals["fid"].tensors["mean"], features.double().mean(0), atol=1e-5)
+    features = evaluator.detectors["classifier"](REALS[kept]).features
+    assert evaluator.reals["fid[classifier]"].facts["samples"] == 148
+    np.testing.assert_allclose(evaluator.reals["fid[classifier]"].tensors["mean"], features.double().mean(0), atol=1e-5)
 
 
 def test_too_few_samples_are_one_warning(shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

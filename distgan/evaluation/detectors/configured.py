@@ -1,9 +1,10 @@
-"""The detector that a run's config names, with the same weights on every rank."""
+"""The detectors that a run's config names, with the same weights on every rank."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from distgan.config import DetectorConfig
 from distgan.errors import UserError, blaming
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.contract import EvaluationContext
@@ -14,8 +15,8 @@ from distgan.extensions import code_digest_of
 from distgan.packages import missing_package
 
 
-def load_configured_detector(context: EvaluationContext) -> Detector:
-    """Load the configured detector. Collective: call on every rank.
+def load_configured_detector(section: DetectorConfig, context: EvaluationContext) -> Detector:
+    """Load a detector. Collective: call on every rank.
 
     A technique that makes a plain network gets a hash of its weights, options and code.
 
@@ -24,10 +25,10 @@ def load_configured_detector(context: EvaluationContext) -> Detector:
             detector of the user's is no network, fails, or differs between ranks.
         Interrupted: a rank was asked to stop during the classifier's training.
     """
-    section, data, runtime = context.config.evaluation.detector, context.config.data, context.runtime
+    data, runtime = context.config.data, context.runtime
     with runtime.raise_on_all_ranks():
         network = section.build(context=context)
-        with blaming(f"evaluation.detector = {section.detector}"):
+        with blaming(f"detector {section.detector}"):
             if not isinstance(network, nn.Module):
                 raise UserError(f"returned {type(network).__name__}, expected a torch.nn.Module")
             if isinstance(network, Detector):
@@ -40,7 +41,7 @@ def load_configured_detector(context: EvaluationContext) -> Detector:
                 dimensions = found.dimension, found.num_logits
                 detector = Detector(section.label, *dimensions, hash, found.network, found.image_shape)
     fix = "give it the same weights on every rank, such as those of a file"
-    runtime.check_equal("the detector", detector.hash, fix)
+    runtime.check_equal(f"the detector {section.label}", detector.hash, fix)
     return detector.to(runtime.device)
 
 
@@ -51,14 +52,16 @@ def load_trained_classifier(context: EvaluationContext) -> Detector:
     return Detector("classifier", classifier.DIMENSION, index.num_classes, hash, network)
 
 
-def load_inception(context: EvaluationContext) -> Detector:
-    """Load the Inception-v3 of 2015. Collective: call on every rank."""
+def load_inception(context: EvaluationContext, weights: str | None = None) -> Detector:
+    """Load the Inception-v3 of 2015. Collective: call on every rank.
+
+    Args:
+        weights: path of the weights file; None uses the file in the cache folder, downloaded on first use.
+    """
     try:
         from distgan.evaluation.detectors import inception
     except ImportError:
-        raise missing_package(
-            "evaluation.detector = inception", "torch-fidelity", "set evaluation.detector=classifier"
-        ) from None
-    settings = context.config.evaluation
-    network, hash = inception.load_inception(settings.inception_weights, evaluation_folder(settings), context.runtime)
+        raise missing_package("detector inception", "torch-fidelity", "set evaluation.detector=classifier") from None
+    folder = evaluation_folder(context.config.evaluation)
+    network, hash = inception.load_inception(weights, folder, context.runtime)
     return Detector("inception", inception.DIMENSION, inception.NUM_LOGITS, hash, network)

@@ -48,7 +48,7 @@ class Wording(NamedTuple):
 
 
 IN_CONFIG = Wording(
-    "evaluation.detector = inception", "evaluation.inception_weights", "evaluation.cache_dir",
+    "detector inception", "weights in {detector: inception, weights: PATH}", "evaluation.cache_dir",
     "set evaluation.detector=classifier",
 )  # fmt: skip
 IN_CALL = Wording('load_detector("inception")', "weights", "cache_dir", "pass a network of yours")

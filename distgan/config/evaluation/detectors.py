@@ -1,0 +1,44 @@
+"""Which network's features the metrics compare."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from distgan.config.fields import Section
+from distgan.config.named import BuiltIn, NamedSection
+
+
+class _InceptionOptions(Section):
+    weights: str | None = None
+    """Path of the weights file; null uses the one in the cache folder, downloaded on first use."""
+
+
+class DetectorConfig(NamedSection):
+    """The feature extractor of metrics. A name alone stands for `{detector: NAME}`."""
+
+    naming_key: ClassVar = "detector"
+    built_in: ClassVar = {
+        "classifier": BuiltIn("distgan.evaluation.detectors.configured:load_trained_classifier", Section),
+        "inception": BuiltIn("distgan.evaluation.detectors.configured:load_inception", _InceptionOptions),
+    }
+    offered: ClassVar = ("context",)
+
+    detector: str = "classifier"
+    """`classifier`: a classifier trained on the labeled shards. `inception`: the Inception-v3 of 2015. Or the import
+    path of a network of your own, from uint8 images to features, or to features and logits."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the names of values."""
+        return self.detector.rpartition(":")[2]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is a built-in detector without options of its own."""
+        options = self.options if self.is_built_in else None
+        return options is not None and options == type(options)()
+
+    @property
+    def key(self) -> str:
+        """Text that is equal for equal sections."""
+        return self.model_dump_json()

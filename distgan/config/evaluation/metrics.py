@@ -1,0 +1,181 @@
+"""Metrics of a generator: their names, options, and facts that an evaluation depends on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from distgan.config.evaluation.detectors import DetectorConfig
+from distgan.config.fields import Count, Section
+from distgan.config.named import BuiltIn, NamedSection
+
+Taken = Literal["samples", "features", "logits", "numbers"]
+
+
+class MetricOptions(Section):
+    """Options of a metric. Class variables are facts that an evaluation depends on."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points")
+    """Kinds of data that it measures."""
+    takes: ClassVar[Taken | tuple[Taken, ...]] = "samples"
+    """What its `update` gets, in this order: see `distgan.evaluation.samples.FeatureBatch`."""
+    higher_is_better: ClassVar[bool | None] = None
+    """Direction of improvement, as `torchmetrics.Metric` has it."""
+    main_value: ClassVar[str] = ""
+    """Suffix of the value that ranks checkpoints, if it has several."""
+
+
+class _FIDOptions(MetricOptions):
+    kinds = ("images",)
+    takes = "features"
+    higher_is_better = False
+
+
+class _KIDOptions(MetricOptions):
+    kinds = ("images",)
+    takes = ("features", "numbers")
+    higher_is_better = False
+
+
+class _ClassesOptions(MetricOptions):
+    kinds = ("images",)
+    takes = "logits"
+    higher_is_better = True
+
+
+class _InceptionScoreOptions(MetricOptions):
+    kinds = ("images",)
+    takes = ("logits", "numbers")
+    higher_is_better = True
+
+
+class _ModesOptions(MetricOptions):
+    kinds = ("points",)
+    higher_is_better = True
+
+
+class _NgramOptions(MetricOptions):
+    kinds = ("text",)
+    takes = ("samples", "numbers")
+    higher_is_better = False
+    main_value = "[4]"
+
+
+METRICS = {
+    "fid": BuiltIn("distgan.evaluation.metrics.frechet:FID", _FIDOptions),
+    "inception_score": BuiltIn("distgan.evaluation.metrics.inception_score:InceptionScore", _InceptionScoreOptions),
+    "kid": BuiltIn("distgan.evaluation.metrics.kid:KID", _KIDOptions),
+    "classes": BuiltIn("distgan.evaluation.metrics.class_coverage:Classes", _ClassesOptions),
+    "modes": BuiltIn("distgan.evaluation.metrics.mode_coverage:CoveredModes", _ModesOptions),
+    "ngram_js": BuiltIn("distgan.evaluation.metrics.ngrams:NgramJS", _NgramOptions),
+}
+ALIASES: dict[str, dict[str, Any]] = {
+    "fid50k_full": {"metric": "fid", "detector": "inception", "samples": 50_000},
+    "is50k": {"metric": "inception_score", "detector": "inception", "samples": 50_000},
+}
+"""Published protocols by the names that StyleGAN's code gives them: the keys of a metric that each stands for."""
+RESERVED = ("step", "images", "time")
+"""Names of other numbers in the rows of metrics.jsonl."""
+MOST_SAMPLES = 2**24
+DEFAULT_METRIC = {"images": "fid", "text": "ngram_js", "points": "modes"}
+
+
+def _value_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]{1,60}", name):
+        raise ValueError(f"{name[:80]!r} cannot name a value; use up to 60 letters, digits, _, . and -")
+    return name
+
+
+class MetricConfig(NamedSection):
+    """A metric of the generated samples. A name alone stands for `{metric: NAME}`."""
+
+    naming_key: ClassVar = "metric"
+    built_in: ClassVar = METRICS
+    offered: ClassVar = ("context", "reals")
+    facts_base: ClassVar = MetricOptions
+    aliases: ClassVar = tuple(ALIASES)
+
+    metric: str
+    """Metric: `fid`, `inception_score`, `kid` or `classes` for images, `ngram_js` for text, `modes` for points, or the
+    import path of a `torchmetrics.Metric` of your own. `fid50k_full` and `is50k` are `fid` and `inception_score` with
+    Inception and 50,000 samples."""
+    name: Annotated[str, AfterValidator(_value_name)] | None = None
+    """Name of its values, to tell two metrics of one class apart. null: that of the metric, or of the class."""
+    detector: DetectorConfig | None = None
+    """Feature extractor of this metric. null: `evaluation.detector`. A name alone that is also the name of
+    `evaluation.detector` stands for that section, with its options."""
+    samples: Annotated[Count, Field(le=MOST_SAMPLES)] | None = None
+    """Number of generated samples that this metric gets. null: `evaluation.num_samples`."""
+
+    @property
+    def label(self) -> str:
+        """Name of its values, without the detector's."""
+        return self.name or self.metric.rpartition(":")[2]
+
+    @property
+    def value_name(self) -> str:
+        """Name of its values, such as `fid[classifier]` or `modes`. It tells the metrics of an evaluation apart."""
+        return f"{self.label}[{self.detector.label}]" if self.detector and self.needs_detector else self.label
+
+    @property
+    def facts(self) -> MetricOptions:
+        """The options, or their base class if the code is not allowed."""
+        found: MetricOptions = super().facts
+        return found
+
+    @property
+    def inputs(self) -> tuple[Taken, ...]:
+        """What its `update` gets."""
+        takes = self.facts.takes
+        return takes if isinstance(takes, tuple) else (takes,)
+
+    @property
+    def needs_detector(self) -> bool:
+        """Whether it takes a detector's features or logits."""
+        return not {"features", "logits"}.isdisjoint(self.inputs)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_an_alias(cls, values: Any) -> Any:
+        given = {"metric": values} if isinstance(values, str) else values
+        alias = given.get("metric") if isinstance(given, Mapping) else None
+        fixed = ALIASES.get(alias) if isinstance(alias, str) else None
+        if fixed is None:
+            return values
+        for key in [key for key in fixed if key != "metric" and given.get(key) is not None]:
+            found = given[key]
+            if key == "detector":  # which may have options, such as the path of its weights
+                found = DetectorConfig.model_validate(found).detector
+            if str(found) != str(fixed[key]):
+                raise ValueError(
+                    f"{key}: {alias} has {key} = {fixed[key]}, found {str(found)[:80]}; leave it out, or set it in "
+                    f"{{metric: {fixed['metric']}, ...}}"
+                )
+        own = {key: value for key, value in given.items() if value is not None}
+        return {"name": alias, **fixed, **own, "metric": fixed["metric"]}
+
+    @model_validator(mode="after")
+    def _check_detector(self) -> MetricConfig:
+        is_known = type(self.facts) is not MetricOptions  # or its code is not allowed, or not here
+        if self.detector is not None and is_known and not self.needs_detector:
+            raise ValueError(
+                f"detector: has no effect with metric: {self.metric}, which takes no features; leave it out"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write_a_name_alone_as_text(self, write: SerializerFunctionWrapHandler) -> Any:
+        values = write(self)
+        for key in ("name", "detector", "samples"):
+            if getattr(self, key) is None:
+                values.pop(key, None)
+        return values["metric"] if values.keys() == {"metric"} else values
