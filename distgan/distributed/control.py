@@ -140,13 +140,14 @@ class Control:
         finally:
             told.result()
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def gather_rows(self, rows: Tensor, everywhere: bool = False) -> Tensor:
         """Concatenate the rows of all ranks, in rank order, on rank 0. Other ranks get their own rows back.
 
         Rank 0 holds the concatenated rows once, for any number of ranks.
 
         Args:
             rows: shape (n, ...). n may differ between ranks; a rank without rows may pass any empty tensor.
+            everywhere: if True, every rank gets the concatenated rows.
 
         Raises:
             UserError: the rows of two ranks differ in shape or dtype.
@@ -164,14 +165,20 @@ class Control:
         if not self.is_main:
             if len(rows):
                 dist.send(rows.cpu().contiguous(), dst=0, group=self._control)
-            return rows
+            if not everywhere:
+                return rows
         shape, dtype = next(((shape, dtype) for count, shape, dtype in described if count), described[0][1:])
         gathered = torch.empty(starts[-1], *shape, dtype=dtype)
+        if not self.is_main:
+            dist.broadcast(gathered, src=0, group=self._control)
+            return gathered.to(rows.device)
         if len(rows):
             gathered[: len(rows)] = rows
         for rank in range(1, self.world_size):
             if described[rank][0]:
                 dist.recv(gathered[starts[rank] : starts[rank + 1]], src=rank, group=self._control)
+        if everywhere:
+            dist.broadcast(gathered, src=0, group=self._control)
         return gathered.to(rows.device)
 
     @contextmanager

@@ -42,7 +42,10 @@ class SuiteMetric(Protocol):
     """What an evaluation asks of a `torchmetrics.Metric`, besides being one. It is made once and reset after each use.
 
     Its states are reduced over ranks, with their own `dist_reduce_fx`, to rank 0, where alone `compute` is called.
-    Those of "sum" take one all-reduce; rows of "cat" are sent to rank 0 only, in order of rank.
+    Those of "sum" take one all-reduce; rows of "cat" are sent to rank 0 only, in order of rank. A class with
+    `computes_on_all_ranks = True` gets the reduced states on every rank, and `compute` is called on every rank: it may
+    share its work by the collectives of `context.runtime`. Then it must raise the same errors on all ranks. The values
+    of rank 0 count.
 
     The class variables have the defaults of `distgan.config.evaluation.MetricOptions`.
     """

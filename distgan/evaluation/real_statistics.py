@@ -54,6 +54,15 @@ class RealRows(Metric):
         return {"rows": torch.cat(self.rows or [torch.empty(0)]) if isinstance(self.rows, list) else self.rows}
 
 
+class RealFeatures(RealRows):
+    """Features of up to `max_reals` real images, for metrics with this option: 4 d bytes each, on every rank."""
+
+    def __init__(self, max_reals: int) -> None:
+        super().__init__("features")
+        self.most = max_reals  # type: ignore[misc]
+        self.cache_name = f"real-features-{max_reals}"
+
+
 class Collector:
     """Feeds the statistic of one metric with the real samples that it wants."""
 

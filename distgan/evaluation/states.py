@@ -37,15 +37,23 @@ def leave_synchronization(metric: Metric) -> None:
         part.sync_on_compute = part._to_sync = False
 
 
+def computes_on_all_ranks(metric: Metric) -> bool:
+    """Return True if a metric's `compute` is called on every rank; see `SuiteMetric`."""
+    return bool(getattr(metric, "computes_on_all_ranks", False))
+
+
 @contextmanager
 def reduced_states(metrics: Iterable[Metric], runtime: Runtime) -> Iterator[None]:
     """Context manager in which metrics have the states of all ranks, on rank 0. Collective: call on every rank.
 
     Unlike torchmetrics' own synchronization it all-reduces sums, holds gathered rows on rank 0 only, and accepts ranks
-    without samples, whose lists are empty.
+    without samples, whose lists are empty. Every rank gets the rows of a metric that `computes_on_all_ranks`.
     """
-    parts = [part for metric in metrics for part in _parts(metric)] if runtime.world_size > 1 else []
-    before = [(part, name, getattr(part, name)) for part in parts for name in part._reductions]
+    parts: list[tuple[Metric, bool]] = []
+    if runtime.world_size > 1:
+        parts = [(part, computes_on_all_ranks(metric)) for metric in metrics for part in _parts(metric)]
+    before = [(part, name, getattr(part, name)) for part, _ in parts for name in part._reductions]
+    everywhere = [of_all for part, of_all in parts for _ in part._reductions]
     with runtime.raise_on_all_ranks():  # before the collectives, which all ranks must reach
         local = [_local(part, name, state) for part, name, state in before]
     described = [_described(part, name, state) for part, name, state in before]
@@ -58,8 +66,8 @@ def reduced_states(metrics: Iterable[Metric], runtime: Runtime) -> Iterator[None
                 everywhere=True,
             )
     try:
-        for (part, name, _), state in zip(before, local, strict=True):
-            setattr(part, name, _reduced(state, part._reductions[name], runtime))
+        for (part, name, _), state, of_all in zip(before, local, everywhere, strict=True):
+            setattr(part, name, _reduced(state, part._reductions[name], runtime, of_all))
         yield
     finally:
         for part, name, state in before:
@@ -91,12 +99,12 @@ def _local(metric: Metric, name: str, state: Tensor | list[Tensor]) -> Tensor | 
         ) from None
 
 
-def _reduced(state: Tensor | list[Tensor], reduction: Any, runtime: Runtime) -> Tensor | list[Tensor]:
+def _reduced(state: Tensor | list[Tensor], reduction: Any, runtime: Runtime, everywhere: bool) -> Tensor | list[Tensor]:
     if isinstance(state, list):
         ranks = runtime.gather_objects([row.cpu() for row in state])
         return [row for rows in ranks for row in rows]
     if reduction is dim_zero_cat:
-        return runtime.gather_rows(state)
+        return runtime.gather_rows(state, everywhere)
     if reduction is dim_zero_sum:
         return runtime.all_reduce_sum(state)
     stacked = torch.stack([other.to(state.device) for other in runtime.gather_objects(state.cpu())])

@@ -26,7 +26,7 @@ from distgan.evaluation.names import value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.real_statistics import extract_features, make_collectors, real_statistics
 from distgan.evaluation.samples import fill, rank_batches
-from distgan.evaluation.states import feed, leave_synchronization, reduced_states
+from distgan.evaluation.states import computes_on_all_ranks, feed, leave_synchronization, reduced_states
 from distgan.evaluation.statistics_cache import Entry
 
 Generate = Callable[[Tensor], Tensor]
@@ -87,13 +87,16 @@ class Evaluator:
                 check()
                 self._add(numbers, generate(fill(numbers, size)).to(runtime.device))
         values: dict[str, float] = {}
-        # On one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
+        # Values of one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
         with runtime.raise_on_all_ranks(), reduced_states((member.metric for member in self._metrics), runtime):
-            if runtime.is_main:
-                for section, _, metric in self._metrics:
-                    with section.blaming("compute failed"):
-                        result = metric.compute()
-                    _add_values(values, section, result)
+            for section, _, metric in self._metrics:
+                # For each metric, so that no rank goes on to the collectives of the next one after an error.
+                with runtime.raise_on_all_ranks():
+                    if runtime.is_main or computes_on_all_ranks(metric):
+                        with section.blaming("compute failed"):
+                            result = metric.compute()
+                        if runtime.is_main:
+                            _add_values(values, section, result)
         self._forget()
         found: dict[str, float] = runtime.broadcast_object(values)
         return found

@@ -70,10 +70,36 @@ class _NgramOptions(MetricOptions):
     main_value = "[4]"
 
 
+class _PrecisionRecallOptions(MetricOptions):
+    kinds = ("images",)
+    takes = ("features", "numbers")
+    higher_is_better = True
+    main_value = "_recall"
+
+    neighbors: Count = 3
+    """k: an image's ball reaches to its k-th nearest neighbor of the same side."""
+    max_reals: Count = 50_000
+    """Most real images to compare with. Every rank holds their features in host memory."""
+
+
+class _DensityCoverageOptions(MetricOptions):
+    kinds = ("images",)
+    takes = ("features", "numbers")
+    higher_is_better = True
+    main_value = "_coverage"
+
+    neighbors: Count = 5
+    """k: a real image's ball reaches to its k-th nearest real neighbor."""
+    max_reals: Count = 10_000
+    """Most real images to compare with. Every rank holds their features in host memory."""
+
+
 METRICS = {
     "fid": BuiltIn("distgan.evaluation.metrics.frechet:FID", _FIDOptions),
     "inception_score": BuiltIn("distgan.evaluation.metrics.inception_score:InceptionScore", _InceptionScoreOptions),
     "kid": BuiltIn("distgan.evaluation.metrics.kid:KID", _KIDOptions),
+    "precision_recall": BuiltIn("distgan.evaluation.metrics.precision_recall:PrecisionRecall", _PrecisionRecallOptions),
+    "density_coverage": BuiltIn("distgan.evaluation.metrics.density_coverage:DensityCoverage", _DensityCoverageOptions),
     "classes": BuiltIn("distgan.evaluation.metrics.class_coverage:Classes", _ClassesOptions),
     "modes": BuiltIn("distgan.evaluation.metrics.mode_coverage:CoveredModes", _ModesOptions),
     "ngram_js": BuiltIn("distgan.evaluation.metrics.ngrams:NgramJS", _NgramOptions),
@@ -105,9 +131,9 @@ class MetricConfig(NamedSection):
     aliases: ClassVar = tuple(ALIASES)
 
     metric: str
-    """Metric: `fid`, `inception_score`, `kid` or `classes` for images, `ngram_js` for text, `modes` for points, or the
-    import path of a `torchmetrics.Metric` of your own. `fid50k_full` and `is50k` are `fid` and `inception_score` with
-    Inception and 50,000 samples."""
+    """Metric: `fid`, `inception_score`, `kid`, `precision_recall`, `density_coverage` or `classes` for images,
+    `ngram_js` for text, `modes` for points, or the import path of a `torchmetrics.Metric` of your own. `fid50k_full`
+    and `is50k` are `fid` and `inception_score` with Inception and 50,000 samples."""
     name: Annotated[str, AfterValidator(_value_name)] | None = None
     """Name of its values, to tell two metrics of one class apart. null: that of the metric, or of the class."""
     detector: DetectorConfig | None = None

@@ -1,0 +1,123 @@
+"""Nearest neighbors and distances between the rows of two sets, in blocks and shared by the ranks.
+
+Squared distances are |x|^2 + |y|^2 - 2 x.y in float64, rounded to float32. The rounding absorbs the error of the matrix
+products, so that equal distances compare as equal. Distances below a millionth of the norms count as 0, so that copies
+of a row are at distance 0.
+
+The blocks do not depend on the number of ranks, and neither do the values. A rank holds one block of distances at a
+time: 32 MB in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from distgan.evaluation.metrics.kid import joined
+
+if TYPE_CHECKING:
+    from distgan.distributed.runtime import Runtime
+
+_ROWS, _COLUMNS = 512, 8192
+"""Shape of a block of distances."""
+_ZERO = 1e-12
+"""Largest ratio of a squared distance to the sum of the squared norms that counts as 0. The products' own error is
+about 1e-15."""
+
+
+class Block(NamedTuple):
+    """Distances between some rows of two sets."""
+
+    rows: slice
+    """Rows of the first set."""
+    columns: slice
+    """Rows of the second set."""
+    squared: Tensor
+    """Squared distances, float32, of shape (rows, columns)."""
+
+
+def blocks(first: Tensor, second: Tensor, runtime: Runtime) -> Iterator[Block]:
+    """Yield the distances between this rank's rows of the first set and all rows of the second, in blocks.
+
+    Rank r of W has the blocks of rows r, r + W, ...
+
+    Args:
+        first, second: shapes (n, d) and (m, d), any real dtype, the same on every rank.
+    """
+    for row in range(runtime.rank * _ROWS, len(first), runtime.world_size * _ROWS):
+        rows = slice(row, min(row + _ROWS, len(first)))
+        x = first[rows].double()
+        x_squared = x.square().sum(1, keepdim=True)
+        for column in range(0, len(second), _COLUMNS):
+            columns = slice(column, min(column + _COLUMNS, len(second)))
+            y = second[columns].double()
+            norms = x_squared + y.square().sum(1)
+            squared = torch.addmm(norms, x, y.T, alpha=-2)
+            yield Block(rows, columns, squared.where(squared > _ZERO * norms, 0.0).float())
+
+
+def kth_nearest(rows: Tensor, k: int, runtime: Runtime) -> Tensor:
+    """Return the squared distance of each row to its k-th nearest other row. Collective: call on every rank.
+
+    Args:
+        rows: shape (n, d), n > k, the same on every rank.
+
+    Returns:
+        float32, shape (n,), the same on every rank.
+    """
+    nearest = torch.full((len(rows), k), torch.inf, device=rows.device)
+    for block in blocks(rows, rows, runtime):
+        itself = torch.arange(block.rows.start, block.rows.stop, device=rows.device)[:, None]
+        others = torch.arange(block.columns.start, block.columns.stop, device=rows.device)
+        squared = block.squared.masked_fill_(itself == others, torch.inf)
+        candidates = torch.cat((nearest[block.rows], squared), 1)
+        nearest[block.rows] = candidates.topk(k, largest=False).values
+    farthest = nearest.amax(1)
+    return runtime.all_reduce_sum(farthest.where(farthest.isfinite(), 0.0))  # rows of other ranks are infinite
+
+
+class NeighborMetric(Metric):
+    """Base of metrics that compare distances between generated and real features, on all ranks."""
+
+    is_differentiable = False
+    full_state_update = False
+    computes_on_all_ranks = True
+    features: list[Tensor] | Tensor
+    numbers: list[Tensor] | Tensor
+
+    def __init__(self, reals: Tensor, neighbors: int, runtime: Runtime, **settings: Any) -> None:
+        """Prepare the features.
+
+        Args:
+            reals: real features, shape (m, d).
+            neighbors: k, less than m.
+            settings: keyword arguments of `torchmetrics.Metric`.
+        """
+        super().__init__(**settings)
+        self.reals, self.neighbors, self.runtime = reals, neighbors, runtime
+        self._real_radii: Tensor | None = None
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, numbers: Tensor) -> None:
+        """Add generated features, shape (n, d), and the samples' numbers, int64, shape (n,)."""
+        assert isinstance(self.features, list)
+        assert isinstance(self.numbers, list)
+        self.features.append(features.detach())
+        self.numbers.append(numbers.to(features.device))
+
+    def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return generated features in order of their numbers, real features, and the real radii, squared."""
+        fakes = joined(self.features)[joined(self.numbers).long().argsort()]
+        reals = self.reals.to(fakes.device)
+        if self._real_radii is None:  # the reals are the same in every evaluation
+            self._real_radii = kth_nearest(reals, self.neighbors, self.runtime)
+        return fakes, reals, self._real_radii.to(fakes.device)
+
+    def _any_rank(self, found: Tensor) -> Tensor:
+        """Return the logical or over ranks. Collective: call on every rank."""
+        return self.runtime.all_reduce_sum(found.int()) > 0
