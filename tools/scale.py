@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from distgan.config import Config, load_config
 from tools import communication, speed
 from tools.communication import Kind, Traffic
 from tools.scaling import Cluster, Link, Update, efficiency, step_seconds
@@ -73,9 +74,22 @@ def line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return mean_y - slope * mean_x, slope
 
 
-def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int) -> None:
+def generator_batch(config: Config, images: int) -> list[str]:
+    """Return the overrides that keep the ratio of both players' batches at a batch size of `images`."""
+    training = config.training
+    if training.generator_batch_size is None:
+        return []
+    scaled = max(1, round(images * training.generator_batch_size / training.batch_size))
+    return [f"training.generator_batch_size={scaled}"]
+
+
+def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], config: Config) -> None:
     """Print one table per type of network between nodes."""
-    points = options.compute or [(images, speed.alone(options.recipe, options.settings, images)) for images in (8, 32)]
+
+    def measured(images: int) -> float:
+        return speed.alone(options.recipe, [*options.settings, *generator_batch(config, images)], images)
+
+    points = options.compute or [(images, measured(images)) for images in (8, 32)]
     fixed, each = line(points)
     print(
         f"Computation per step: {fixed * 1e3:.3g} ms plus {each * 1e3:.3g} ms per image, with {options.images} images "
@@ -83,7 +97,7 @@ def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_st
     )
 
     def of(images: int) -> list[Update]:
-        return updates(traffic, critic_steps, fixed + each * images)
+        return updates(traffic, config.training.critic_steps, fixed + each * images)
 
     whole = of(options.images)
     by_images = {1 << power: of(1 << power) for power in range(17)}
@@ -105,13 +119,17 @@ def _first_efficient(sizes: dict[int, list[Update]], gpus: int, cluster: Cluster
     return next((str(size) for size, made in sizes.items() if efficiency(made, gpus, cluster) >= EFFICIENT), "-")
 
 
-def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_steps: int, batch: int) -> None:
+def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], config: Config) -> None:
     """Compare predicted and measured seconds per step, with ranks on two simulated hosts of this machine.
 
     The computation time is that of as many independent processes at the same time, because ranks share the cores.
     """
     print("| ranks | link, Mbit/s | measured, s | predicted, s | error |\n| --- | --- | --- | --- | --- |")
-    own = {ranks: speed.alone(options.recipe, options.settings, batch // ranks, ranks) for ranks in (1, 2, 4)}
+    own = {}
+    for ranks in (1, 2, 4):
+        images = config.training.batch_size // ranks
+        settings = [*options.settings, *generator_batch(config, images)]
+        own[ranks] = speed.alone(options.recipe, settings, images, ranks)
     print(f"| 1 | | {own[1]:.3f} | {own[1]:.3f} | |", flush=True)
     latencies: dict[int, float] = {}
     for megabits in options.check:
@@ -119,7 +137,7 @@ def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], critic_step
             for ranks in (2, 4):
                 latencies[ranks] = latencies.get(ranks) or speed.latency(two, ranks)
                 between = Link(latencies[ranks], megabits / 8 * 1e6)
-                made = updates(traffic, critic_steps, own[ranks])
+                made = updates(traffic, config.training.critic_steps, own[ranks])
                 predicted = step_seconds(made, ranks, Cluster(1, between, between, trees=False))
                 measured = speed.together(two, options.recipe, options.settings, ranks)
                 error = predicted / measured - 1
@@ -165,16 +183,14 @@ def main() -> None:
         help="compare with real ranks on two simulated hosts, at these link speeds in Mbit/s",
     )
     options = parser.parse_intermixed_args()
-    from distgan.config import load_config
-
     if options.check and (reason := speed.why_no_hosts()):
         raise SystemExit(f"--check: {reason}")
     config = load_config(options.recipe, options.settings)
     traffic, _ = communication.count(options.recipe, options.settings)
     if options.check:
-        check(options, traffic, config.training.critic_steps, config.training.batch_size)
+        check(options, traffic, config)
     else:
-        predict(options, traffic, config.training.critic_steps)
+        predict(options, traffic, config)
 
 
 if __name__ == "__main__":

@@ -71,14 +71,22 @@ def validate_resume(
             f"{would[1]} instead of {was[0]} to {was[1]}, and `distgan trace` could no longer name the "
             "samples of a step); restore it, or accept the change with --accept batch"
         )
-    before = schedule.statistics_sizes(then, description.images, description.world_size)
-    for key, size in schedule.statistics_sizes(now, description.images, world_size).items():
-        if before.get(key, size) != size and "statistics" not in accept:
-            raise UserError(
-                f"{path}: {key}: batch statistics were over {before[key]} samples, but now they would be over {size}, "
-                "which changes the objective; restore batch_size / gradient_accumulation_steps and, if statistics are "
-                f"per rank, the {description.world_size} ranks, or accept the change with --accept statistics"
-            )
+    latents = [schedule.generator_batch_size(config, description.images) for config in (then, now)]
+    if latents[0] != latents[1] and "batch" not in accept:
+        raise UserError(
+            f"{path}: {_batch_changes(then, now)} (a generator update would use {latents[1]} latents instead of "
+            f"{latents[0]}); restore it, or accept the change with --accept batch"
+        )
+    for role in ("discriminator", "generator"):
+        before = schedule.statistics_sizes(then, description.images, description.world_size, role)
+        for key, size in schedule.statistics_sizes(now, description.images, world_size, role).items():
+            if before.get(key, size) != size and "statistics" not in accept:
+                raise UserError(
+                    f"{path}: {key}: batch statistics were over {before[key]} samples in updates of the {role}, but "
+                    f"now they would be over {size}, which changes the objective; restore batch_size / "
+                    "gradient_accumulation_steps and, if statistics are per rank, the "
+                    f"{description.world_size} ranks, or accept the change with --accept statistics"
+                )
     for role in ("generator", "discriminator"):
         sizes = [getattr(config, role).facts.reference_samples for config in (then, now)]
         if sizes[0] != sizes[1] and None not in sizes:
@@ -90,16 +98,18 @@ def validate_resume(
 
 
 _BATCH_KEYS = (
-    "training.batch_size", "training.critic_steps", "training.initial_critic_steps", "training.extra_critic_steps",
-    "training.generator_reals", "objective.adversarial", "objective.feature_matching", "objective.terms",
-    "growth.first_resolution", "growth.stable_kimg", "growth.fade_kimg", "growth.batch_sizes",
+    "training.batch_size", "training.generator_batch_size", "training.critic_steps", "training.initial_critic_steps",
+    "training.extra_critic_steps", "training.generator_reals", "objective.adversarial", "objective.feature_matching",
+    "objective.terms", "growth.first_resolution", "growth.stable_kimg", "growth.fade_kimg", "growth.batch_sizes",
 )  # fmt: skip
-"""Keys and sections that decide which images a step uses."""
+"""Keys and sections that decide which images and latents a step uses."""
 
 
 def _batch_changes(then: Config, now: Config) -> str:
     """Return the keys that decide which images a step uses and that differ, with both values."""
-    before, after = flatten(then), flatten(now)
+    before, after = (
+        {key: "null" if value is None else value for key, value in flatten(config).items()} for config in (then, now)
+    )
     changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     return ", ".join(
         f"{key}: checkpoint {before.get(key, 'null')}, now {after.get(key, 'null')}"

@@ -62,7 +62,7 @@ class Config(Section, metaclass=_OneLineErrors):
 
     @property
     def micro_batch(self) -> int:
-        """Samples that one forward pass of all ranks together sees.
+        """Samples that one forward pass of all ranks together sees in a discriminator update.
 
         Statistics over the batch are over these, except where the recipe has each rank keep to its own share
         (`normalization: batch`, `minibatch_discrimination.over: rank`). With
@@ -71,17 +71,23 @@ class Config(Section, metaclass=_OneLineErrors):
         return self.training.batch_size // self.training.gradient_accumulation_steps
 
     @property
+    def generator_micro_batch(self) -> int:
+        """The same in a generator update."""
+        size = self.training.generator_batch_size or self.training.batch_size
+        return size // self.training.gradient_accumulation_steps
+
+    @property
     def generator_draws_reals(self) -> bool:
         """Whether generator updates use real samples of their own."""
         return self.training.generator_reals == "own" and self.objective.generator_needs_reals
 
     @property
     def statistics_batch(self) -> int:
-        """Samples of a batch that one device passes whole, for the statistics that a fixed network is to have.
+        """Samples of a batch that one device passes whole, for the statistics that a fixed generator is to have.
 
-        As in training, up to a bound, since a micro-batch of many ranks does not fit on one of them.
+        As in its updates, up to a bound, since a micro-batch of many ranks does not fit on one of them.
         """
-        return min(self.micro_batch, MAX_STATISTICS_BATCH)
+        return min(self.generator_micro_batch, MAX_STATISTICS_BATCH)
 
     @property
     def code_paths(self) -> list[str]:
@@ -152,10 +158,10 @@ class Config(Section, metaclass=_OneLineErrors):
 
     @model_validator(mode="after")
     def _fill_in(self) -> Config:
-        for role in ("generator", "discriminator"):
+        for role, micro_batch in (("generator", self.generator_micro_batch), ("discriminator", self.micro_batch)):
             network: NetworkConfig = getattr(self, role)
             if network.facts.has_reference and network.facts.reference_samples is None:
-                values = {**network.model_dump(), "reference_size": self.statistics_batch}
+                values = {**network.model_dump(), "reference_size": min(micro_batch, MAX_STATISTICS_BATCH)}
                 sized = type(network).model_validate(values)
                 object.__setattr__(self, role, sized)  # sections are frozen for everybody else
         return self
@@ -233,6 +239,25 @@ class Config(Section, metaclass=_OneLineErrors):
         return self
 
     @model_validator(mode="after")
+    def _check_generator_batch(self) -> Config:
+        """A generator batch of another size has latents, and reals if its loss looks at some."""
+        size = self.training.generator_batch_size
+        if size in (None, self.training.batch_size):
+            return self
+        if self.objective.generator_needs_reals and self.training.generator_reals == "last":
+            raise ValueError(
+                f"training.generator_reals: last: the generator's loss looks at the {self.training.batch_size} real "
+                f"samples of a discriminator update, but training.generator_batch_size is {size}; set "
+                "training.generator_reals=own, or leave generator_batch_size out"
+            )
+        if self.growth is not None and self.growth.batch_sizes:
+            raise ValueError(
+                f"training.generator_batch_size: {size}: growth.batch_sizes gives both players' batches by resolution; "
+                "leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_groups(self) -> Config:
         """Groups of the minibatch standard deviation are equally large in each batch that the layer sees."""
         options = self.discriminator.facts
@@ -240,6 +265,7 @@ class Config(Section, metaclass=_OneLineErrors):
             return self
         size = options.minibatch_stddev.group_size
         sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
+        sizes.add(self.training.generator_batch_size or self.training.batch_size)
         for batch in sorted(batch_size // self.training.gradient_accumulation_steps for batch_size in sizes):
             if batch > size and batch % size:
                 raise ValueError(

@@ -62,6 +62,9 @@ class TrainingConfig(Section):
     at the first step that reaches it, and at `steps` if that comes first."""
     batch_size: Batch
     """Global batch size: over all ranks and all micro-batches of an update."""
+    generator_batch_size: Batch | None = None
+    """Global batch size of generator updates, such as twice `batch_size` in the code of WGAN-GP and SNGAN; null: as
+    `batch_size`. It divides by the number of ranks times `gradient_accumulation_steps`, as `batch_size` does."""
     gradient_accumulation_steps: Batch = 1
     """Number of micro-batches per update. Batch statistics are computed over one micro-batch of all ranks."""
     critic_steps: Annotated[Count, Field(le=2**24)] = 1
@@ -123,16 +126,18 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"batch_size: {self.batch_size} does not divide into "
-                f"training.gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches; "
-                "change one of them"
-            )
+        for key in ("batch_size", "generator_batch_size"):
+            size = getattr(self, key)
+            if size is not None and size % self.gradient_accumulation_steps:
+                raise ValueError(
+                    f"{key}: {size} does not divide into "
+                    f"training.gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches; "
+                    "change one of them"
+                )
         if self.steps is None and self.kimg is None:
             raise ValueError("steps: missing; set the length of the run in steps, or in thousands of images with kimg")
         most = max(self.critic_steps, self.extra_critic_steps.updates if self.extra_critic_steps else 0)
-        if (self.steps or 0) * most * self.batch_size >= 2**62:
+        if (self.steps or 0) * (most * self.batch_size + (self.generator_batch_size or 0)) >= 2**62:
             raise ValueError("steps: times critic_steps times batch_size is 2**62 images or more; lower one of them")
         return self
 

@@ -65,7 +65,7 @@ class SampleDataset(Dataset[Decoded]):
 
     def __getitems__(self, request: Request) -> Decoded | UserError:
         try:
-            return self.read(request, self._buffers[request.slot])
+            return self.read(request, self._buffers[request.slot][: len(request.samples)])
         except UserError as error:
             return error
 
@@ -90,6 +90,7 @@ def open_rank_stream(
     micro_batch: int,
     rank: int = 0,
     world_size: int = 1,
+    sizes: Callable[[], Iterator[int]] | None = None,
     substitutions: Substitutions | None = None,
     pin_memory: bool = False,
 ) -> Stream:
@@ -97,6 +98,7 @@ def open_rank_stream(
 
     Args:
         micro_batch: positions per micro-batch over all ranks; divisible by `world_size`.
+        sizes: an endless iterator of the micro-batches' positions, if they differ; at most `micro_batch`.
         substitutions: the run's replacements. They may grow while the stream is open, and every later batch follows
             them, even if a worker read it before.
         pin_memory: return batches in pinned memory.
@@ -107,7 +109,15 @@ def open_rank_stream(
     """
     check_capacity(config, index, world_size)
     return Stream(
-        _Share(make_order(config, seed, index), start, micro_batch, rank, world_size, seed if config.mirror else None),
+        _Share(
+            make_order(config, seed, index),
+            start,
+            micro_batch,
+            sizes or partial(itertools.repeat, micro_batch),
+            rank,
+            world_size,
+            seed if config.mirror else None,
+        ),
         seed,
         config,
         index,
@@ -117,10 +127,12 @@ def open_rank_stream(
 
 
 class _Chunk(NamedTuple):
-    """One rank's part of many consecutive micro-batches; each array has shape (micro-batches, n)."""
+    """One rank's part of many consecutive micro-batches; each array has shape (n,)."""
 
     end: int
     """First position after the chunk."""
+    cuts: list[int]
+    """Starts in the arrays of all micro-batches but the first."""
     positions: Integers
     samples: Integers
     mirrored: NDArray[np.bool_]
@@ -130,25 +142,37 @@ class _Share:
     """The samples that one rank reads, computed for many micro-batches at a time."""
 
     def __init__(
-        self, order: Order, start: int, micro_batch: int, rank: int, world_size: int, mirror_seed: int | None
+        self,
+        order: Order,
+        start: int,
+        micro_batch: int,
+        sizes: Callable[[], Iterator[int]],
+        rank: int,
+        world_size: int,
+        mirror_seed: int | None,
     ) -> None:
         assert micro_batch % world_size == 0
-        self._order, self._start, self._micro_batch = order, start, micro_batch
+        self._order, self._start, self._sizes = order, start, sizes
         self._rank, self._world_size, self._mirror_seed = rank, world_size, mirror_seed
+        self._at_once = max(1, _POSITIONS_AT_ONCE // micro_batch)
         self.batch_size = micro_batch // world_size
+        """Samples of this rank in a micro-batch, at most."""
 
     def chunks(self) -> Iterator[_Chunk]:
         """Yield this rank's chunks from the start position, without end."""
-        step = max(1, _POSITIONS_AT_ONCE // self._micro_batch) * self._micro_batch
-        for start in itertools.count(self._start, step):
-            whole = np.arange(start, start + step).reshape(-1, self._micro_batch)
-            positions = np.stack([self._order.assign(batch, self._world_size)[self._rank] for batch in whole])
-            samples = self._order.samples(positions.ravel()).reshape(positions.shape)
+        sizes, end = self._sizes(), self._start
+        while True:
+            parts = []
+            for size in itertools.islice(sizes, self._at_once):
+                assert size % self._world_size == 0
+                parts.append(self._order.assign(np.arange(end, end + size), self._world_size)[self._rank])
+                end += size
+            positions = np.concatenate(parts)
             mirrored = np.zeros(positions.shape, np.bool_)
             if self._mirror_seed is not None:
-                drawn = uniform(self._mirror_seed, "data/mirror", torch.from_numpy(positions.ravel()))
-                mirrored = (drawn < 0.5).numpy().reshape(positions.shape)
-            yield _Chunk(start + step, positions, samples, mirrored)
+                mirrored = (uniform(self._mirror_seed, "data/mirror", torch.from_numpy(positions)) < 0.5).numpy()
+            cuts = np.cumsum([len(part) for part in parts])[:-1].tolist()
+            yield _Chunk(end, cuts, positions, self._order.samples(positions), mirrored)
 
 
 class _Requested(NamedTuple):
@@ -209,7 +233,7 @@ class Stream(Iterator[Batch]):
         request = self._requested.popleft()
         if isinstance(decoded, UserError):
             raise decoded
-        written = self._buffers[request.slot]
+        written = self._buffers[request.slot][: len(request.positions)]
         values = self._format.empty(len(written), pin_memory=self._pin_memory)
         # Tensor.copy_ threads spin when cores are busy: 25 us per 32-pixel image instead of 0.25.
         np.copyto(values.numpy(), written)
@@ -237,7 +261,8 @@ class Stream(Iterator[Batch]):
     def _requests(self) -> Iterator[Request]:
         slots = itertools.cycle(range(self._buffers.slots))
         for chunk in self._share.chunks():
-            for positions, samples, mirrored in zip(chunk.positions, chunk.samples, chunk.mirrored, strict=True):
+            parts = (np.split(array, chunk.cuts) for array in (chunk.positions, chunk.samples, chunk.mirrored))
+            for positions, samples, mirrored in zip(*parts, strict=True):
                 slot = next(slots)
                 self._requested.append(_Requested(positions, samples, mirrored, slot, len(self._substitutions)))
                 yield Request(self._substitutions.apply(samples, positions), positions, mirrored, slot)

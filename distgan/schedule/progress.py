@@ -8,6 +8,7 @@ draws its own.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def used_after(config: Config, steps: int) -> Used:
     for next_level in (*_level_starts(config), math.inf):
         reached = _images_while_batches_last(config, step, images)
         last = step + bisect.bisect_right(range(step, steps), next_level, key=reached)
-        drawn += (last - step) * batch_size(config, images)
+        drawn += (last - step) * generator_batch_size(config, images)
         step, images = last, reached(last)
     return Used(images + (drawn if config.generator_draws_reals else 0), images)
 
@@ -116,7 +117,7 @@ def generator_slot(config: Config, step: int) -> int:
 
     Each step has room for the largest batch of the run, so that latents of different steps never share a position.
     """
-    return step * largest_batch(config)
+    return step * largest_generator_batch(config)
 
 
 def growth(config: Config, images: int) -> Growth | None:
@@ -174,20 +175,45 @@ def batch_size(config: Config, images: int) -> int:
     return config.growth.batch_sizes[max(reached)] if reached else config.training.batch_size
 
 
+def generator_batch_size(config: Config, images: int) -> int:
+    """Return the global batch size of the generator update of a step after `images` images."""
+    return config.training.generator_batch_size or batch_size(config, images)
+
+
 def micro_batch(config: Config, images: int) -> int:
     """Return the number of samples per forward pass of all ranks together, in a step after `images` images."""
     return batch_size(config, images) // config.training.gradient_accumulation_steps
 
 
-def statistics_sizes(config: Config, images: int, world_size: int) -> dict[str, int]:
-    """Return the number of samples behind each batch statistic of a step after `images` images.
+def generator_micro_batch(config: Config, images: int) -> int:
+    """Return the same for the generator update of the step."""
+    return generator_batch_size(config, images) // config.training.gradient_accumulation_steps
+
+
+def stream_micro_batches(config: Config, step: int, images: int) -> Iterator[int]:
+    """Yield the sizes of the micro-batches of reals from step `step` at `images` images on.
+
+    They are those of both players if the generator draws its own. Valid until the batch size changes.
+    """
+    accumulation = config.training.gradient_accumulation_steps
+    for later in itertools.count(step):
+        yield from itertools.repeat(micro_batch(config, images), critic_steps(config, later) * accumulation)
+        if config.generator_draws_reals:
+            yield from itertools.repeat(generator_micro_batch(config, images), accumulation)
+
+
+def statistics_sizes(config: Config, images: int, world_size: int, player: str) -> dict[str, int]:
+    """Return the number of samples behind each batch statistic in an update of a player after `images` images.
 
     These numbers define the objective, so they may not change on resume unless the user accepts it.
+
+    Args:
+        player: `generator` or `discriminator`; its updates run both networks.
 
     Returns:
         Config key -> number of samples, for the keys in use.
     """
-    whole = micro_batch(config, images)
+    whole = (generator_micro_batch if player == "generator" else micro_batch)(config, images)
     sizes = {"global": whole, "rank": whole // world_size}
     objective = config.objective
     used = {
@@ -195,22 +221,28 @@ def statistics_sizes(config: Config, images: int, world_size: int) -> dict[str, 
         for role, network in (("generator", config.generator), ("discriminator", config.discriminator))
         for key, over in network.facts.batch_statistics.items()
     }
-    if objective.feature_matching is not None:
+    if objective.feature_matching is not None and player == "generator":
         used["objective.feature_matching"] = "global"
     if objective.adversarial.facts.compares_batch:
         used["objective.adversarial"] = "global"
     for number, term in enumerate(objective.terms):
-        if term.facts.compares_batch:
+        if term.facts.compares_batch and term.player == player:
             used[f"objective.terms.{number}"] = "global"
-    if objective.gradient_penalty is not None and objective.gradient_penalty.points == "uniform":
+    penalty = objective.gradient_penalty
+    if penalty is not None and penalty.points == "uniform" and player == "discriminator":
         used["objective.gradient_penalty"] = "global"
     return {key: sizes[over] for key, over in used.items()}
 
 
 def largest_batch(config: Config) -> int:
-    """Return the largest global batch size of the run."""
+    """Return the largest global batch size of the run's discriminator updates."""
     sizes: Iterable[int] = config.growth.batch_sizes.values() if config.growth is not None else ()
     return max((config.training.batch_size, *sizes))
+
+
+def largest_generator_batch(config: Config) -> int:
+    """Return the largest global batch size of the run's generator updates."""
+    return config.training.generator_batch_size or largest_batch(config)
 
 
 def run_steps(config: Config) -> int:

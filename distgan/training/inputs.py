@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,26 +35,37 @@ class Feed:
         channels_last = uses_channels_last(state.config, runtime.device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._last_batches: list[Batch] = []
-        self._open(state.progress.position, schedule.micro_batch(state.config, state.progress.images))
+        self._open(state.progress.position, state.progress.images)
 
-    def _open(self, start: int, micro_batch: int) -> None:
-        """Open the stream at position `start` with micro-batches of `micro_batch` samples over all ranks."""
-        self.micro_batch = micro_batch
-        self.share = micro_batch // self.runtime.world_size
-        accumulation = self.config.training.gradient_accumulation_steps
+    def _open(self, start: int, images: int) -> None:
+        """Open the stream at position `start` for the micro-batches of the next step, after `images` images."""
+        config = self.config
+        accumulation, world_size = config.training.gradient_accumulation_steps, self.runtime.world_size
+        self.micro_batches = {
+            "discriminator": schedule.micro_batch(config, images),
+            "generator": schedule.generator_micro_batch(config, images),
+        }
+        """Samples of all ranks in a micro-batch of each player."""
         # Latents of discriminator updates are contiguous: their addresses count images, not positions. Those of
         # generator updates are equally far apart at every growth level.
-        apart = {"discriminator": accumulation * micro_batch, "generator": schedule.largest_batch(self.config)}
-        self._draws = {
-            role: LatentPrefetcher(self.latents, f"{role} latents", self.share, micro_batch, accumulation, distance)
-            for role, distance in apart.items()
+        apart = {
+            "discriminator": accumulation * self.micro_batches["discriminator"],
+            "generator": schedule.largest_generator_batch(config),
         }
+        self._draws = {
+            role: LatentPrefetcher(
+                self.latents, f"{role} latents", batch // world_size, batch, accumulation, apart[role]
+            )
+            for role, batch in self.micro_batches.items()
+        }
+        read = self.micro_batches.values() if config.generator_draws_reals else [self.micro_batches["discriminator"]]
         self._stream = open_rank_stream(
             self.config.data,
             self.config.seed,
             self.state.index,
             start=start,
-            micro_batch=micro_batch,
+            micro_batch=max(read),
+            sizes=partial(schedule.stream_micro_batches, config, self.progress.step, images),
             rank=self.runtime.rank,
             world_size=self.runtime.world_size,
             substitutions=self.progress.substitutions,
@@ -62,9 +74,9 @@ class Feed:
 
     def discriminator_inputs(self, update: schedule.Update) -> Iterator[MicroBatch]:
         """Yield the micro-batches of a discriminator update: reals from the stream, latents and labels for fakes."""
-        if update.micro_batch != self.micro_batch:
+        if update.micro_batch != self.micro_batches["discriminator"]:
             self._stream.close()
-            self._open(update.start, update.micro_batch)
+            self._open(update.start, update.images)
         self._last_batches.clear()
         keeps = self.config.objective.generator_needs_reals and not self.config.generator_draws_reals
         for first in range(update.images, update.images + update.batch_size, update.micro_batch):
@@ -85,7 +97,7 @@ class Feed:
             batch = self._last_batches[number] if self._last_batches else None
             if self.config.generator_draws_reals:
                 batch = self._next_batch()
-            yield self._micro_batch("generator", first + number * self.micro_batch, batch)
+            yield self._micro_batch("generator", first + number * self.micro_batches["generator"], batch)
 
     def share_failures(self) -> None:
         """Share the unreadable samples of all ranks; replacements apply from the next position.
@@ -107,7 +119,8 @@ class Feed:
 
     def _micro_batch(self, role: str, start: int, batch: Batch | None) -> MicroBatch:
         """Return this rank's part of the micro-batch at latent address `start`, with the reals of `batch`."""
-        drawn = self._draws[role].take(start + self.runtime.rank * self.share)
+        share = self.micro_batches[role] // self.runtime.world_size
+        drawn = self._draws[role].take(start + self.runtime.rank * share)
         return MicroBatch(*drawn, *(self._to_device(batch) if batch is not None else (None, None)))
 
     def _next_batch(self) -> Batch:

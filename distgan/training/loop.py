@@ -26,7 +26,7 @@ from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Result, record_outcome
 from distgan.runs.stop_request import StopRequest
-from distgan.schedule import discriminator_updates, ema_decay, optimizer_settings, snapshot_due
+from distgan.schedule import discriminator_updates, ema_decay, generator_batch_size, optimizer_settings, snapshot_due
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
@@ -184,7 +184,7 @@ def train_step(
     batches = feed.generator_inputs(step)
     applied = state.generator.update(batches, (images, step), settings, before_change=before_change)
     if config.generator_draws_reals:
-        progress.position += updates[-1].batch_size
+        progress.position += generator_batch_size(config, images)
     with runtime.full_params(state.generator.network):
         # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
         usual = config.training.critic_steps * updates[-1].batch_size

@@ -122,7 +122,10 @@ def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None
         f"training.gradient_accumulation_steps = {training.gradient_accumulation_steps}",
     ]
     keys += [f"growth.batch_sizes = {grown}"] if grown else []
-    share = schedule.largest_batch(config) // training.gradient_accumulation_steps // world_size
+    if training.generator_batch_size is not None:
+        keys.insert(1, f"training.generator_batch_size = {training.generator_batch_size}")
+    largest = max(schedule.largest_batch(config), schedule.largest_generator_batch(config))
+    share = largest // training.gradient_accumulation_steps // world_size
     return within_memory(
         f"{', '.join(keys)}: up to {share} samples per process and micro-batch",
         "lower the batch size, raise training.gradient_accumulation_steps, or set training.mixed_precision=bf16",
@@ -151,6 +154,8 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
     sample_format(config.data, index)
     accumulation = config.training.gradient_accumulation_steps
     batches = {"training.batch_size": config.training.batch_size}
+    if config.training.generator_batch_size is not None:
+        batches["training.generator_batch_size"] = config.training.generator_batch_size
     if config.growth is not None:
         batches |= {f"growth.batch_sizes.{side}": batch for side, batch in config.growth.batch_sizes.items()}
     for key, batch in batches.items():

@@ -129,11 +129,12 @@ class TrainingState:
         config, runtime, images = self.config, self.generator.runtime, self.progress.images
         if runtime.world_size > 1:
             shape = replace(self.shape, resolution=schedule.resolution(config, images))
-            share = schedule.micro_batch(config, images) // runtime.world_size
-            blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
-            # Update 1: nothing lazy is due in it.
-            self.discriminator.warm_up_buckets((blank, 0, 1))
-            self.generator.warm_up_buckets((blank, 0, 1))
+            batches = schedule.micro_batch(config, images), schedule.generator_micro_batch(config, images)
+            for player, batch in zip((self.discriminator, self.generator), batches, strict=True):
+                share = batch // runtime.world_size
+                blank = blank_batch(share, config.generator.latent_size, shape, runtime.device)
+                # Update 1: nothing lazy is due in it.
+                player.warm_up_buckets((blank, 0, 1))
 
     @property
     def _augmentation(self) -> dict[str, Tensor]:

@@ -35,12 +35,14 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
     validate_run(config, index, world_size)
     order = orders.make_order(config.data, config.seed, index)
     for step in range(first, last):
-        updates = list(schedule.discriminator_updates(config, step, schedule.used_after(config, step)))
-        drawn = [("discriminator", update.index, update.start) for update in updates]
-        batch, micro_batch = updates[-1].batch_size, updates[-1].micro_batch
+        used = schedule.used_after(config, step)
+        updates = list(schedule.discriminator_updates(config, step, used))
+        drawn = [("discriminator", update.index, update.start, update.micro_batch) for update in updates]
         if config.generator_draws_reals:
-            drawn.append(("generator", step, updates[-1].start + batch))
-        for player, number, first_position in drawn:
+            end = updates[-1].start + updates[-1].batch_size
+            drawn.append(("generator", step, end, schedule.generator_micro_batch(config, used.images)))
+        for player, number, first_position, micro_batch in drawn:
+            batch = micro_batch * config.training.gradient_accumulation_steps
             for start in range(first_position, first_position + batch, micro_batch):
                 shares = order.assign(np.arange(start, start + micro_batch), world_size)
                 for rank, positions in enumerate(shares):

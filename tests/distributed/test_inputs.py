@@ -45,12 +45,15 @@ def fed(config_path: str, workers: int) -> list[tuple[Any, ...]]:
     return [tuple(field.numpy() if torch.is_tensor(field) else field for field in batch) for batch in found]
 
 
-@pytest.mark.parametrize("order", ["permutation", "lanes"])
-def test_ranks_and_workers_feed_the_same_batches(tmp_path: Path, digits: Path, ranks: RankPool, order: str) -> None:
+@pytest.mark.parametrize(("order", "generators"), [("permutation", 32), ("lanes", 48)])
+def test_ranks_and_workers_feed_the_same_batches(
+    tmp_path: Path, digits: Path, ranks: RankPool, order: str, generators: int
+) -> None:
     lanes = {"lanes": 3, "shuffle_block": 50} if order == "lanes" else {}
     config = recipe(
         tmp_path, digits, data={"order": order, "mirror": True, "dequantize": True, "labels": True, **lanes},
-        training={"batch_size": 32, "gradient_accumulation_steps": 2}, objective={"feature_matching": {}},
+        training={"batch_size": 32, "generator_batch_size": generators, "gradient_accumulation_steps": 2},
+        objective={"feature_matching": {}},
     )  # fmt: skip
 
     def together(world_size: int, workers: int) -> list[list[torch.Tensor]]:
@@ -63,7 +66,8 @@ def test_ranks_and_workers_feed_the_same_batches(tmp_path: Path, digits: Path, r
 
     expected = together(1, 0)
     latents = torch.cat([MicroBatch(*batch).latents for batch in expected])
-    assert len(latents.unique(dim=0)) == len(latents) == STEPS * 3 * 32
+    assert len(latents.unique(dim=0)) == len(latents) == STEPS * (2 * 32 + generators)
+    assert [len(MicroBatch(*batch).reals) for batch in expected] == ([16] * 4 + [generators // 2] * 2) * STEPS
     for world_size, workers in ((1, 3), (2, 0), (2, 1), (4, 0), (4, 3)):
         for number, (batch, alone) in enumerate(zip(together(world_size, workers), expected, strict=True)):
             for field, one in zip(batch, alone, strict=True):
@@ -97,21 +101,22 @@ def test_the_feed_keeps_no_micro_batch_on_the_device(tmp_path: Path, digits: Pat
         assert seen[:4] == seen[4:]
 
 
-@pytest.mark.parametrize("reals", ["own", "last"])
-def test_the_reals_of_both_players_are_those_of_the_trace(tmp_path: Path, digits: Path, reals: str) -> None:
+@pytest.mark.parametrize(("reals", "batch"), [("own", 8), ("own", 20), ("last", 8)])
+def test_the_reals_of_both_players_are_those_of_the_trace(tmp_path: Path, digits: Path, reals: str, batch: int) -> None:
     """The generator's own follow those of the step's last discriminator update; no position is skipped or repeated."""
     config = load_config(
         recipe(
-            tmp_path, digits, training={"batch_size": 8, "critic_steps": 2, "generator_reals": reals},
+            tmp_path, digits,
+            training={"batch_size": 8, "generator_batch_size": batch, "critic_steps": 2, "generator_reals": reals},
             objective={"adversarial": "relativistic_paired"},
         )
     )  # fmt: skip
     index = load_index(config.data.path)
     records = list(trace(config, 0, 3))
     assert [record["position"] for record in records] == list(range(len(records)))
-    players = ["discriminator"] * 16 + ["generator"] * (8 if reals == "own" else 0)
+    players = ["discriminator"] * 16 + ["generator"] * (batch if reals == "own" else 0)
     assert [record["player"] for record in records] == players * 3
-    assert [record["update"] for record in records if record["player"] == "generator"][::8] == [0, 1, 2][
+    assert [record["update"] for record in records if record["player"] == "generator"][::batch] == [0, 1, 2][
         : len(players) - 16
     ]
     runtime = Runtime()

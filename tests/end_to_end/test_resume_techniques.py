@@ -49,6 +49,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
             "label_smoothing": {"real": [0.8, 1.0], "flip": 0.1},
             "instance_noise": {"sigma": {"start": 0.2, "end": 0, "over": 0.2}},
         },
+        "training": {"generator_batch_size": 24},
     },
     "spectral norm, comparisons of samples, relativistic averages and labels": {
         "data": {"labels": True},

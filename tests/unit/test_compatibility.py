@@ -114,7 +114,33 @@ def test_other_reals_of_the_generator_are_named_by_their_key() -> None:
     ],
 )
 def test_what_batch_statistics_are_over_on_four_ranks(sections: dict[str, Any], expected: dict[str, int]) -> None:
-    assert statistics_sizes(config(**sections), images=0, world_size=4) == expected
+    chosen = config(**sections)
+    sizes = [statistics_sizes(chosen, images=0, world_size=4, player=role) for role in ("discriminator", "generator")]
+    assert sizes[0] | sizes[1] == expected
+    assert all(sizes[1][key] == size for key, size in sizes[0].items() if key in sizes[1])
+
+
+def test_a_generators_batch_has_statistics_of_its_own() -> None:
+    """Its micro-batch is 24 of 48, and the discriminator's 8 of 16."""
+    chosen = config(
+        generator={"normalization": "synchronized"}, training={"generator_batch_size": 48},
+        objective={"feature_matching": {}, "gradient_penalty": {"points": "uniform"}},
+    )  # fmt: skip
+    assert statistics_sizes(chosen, 0, 2, "discriminator") == {
+        "generator.normalization": 8, "objective.gradient_penalty": 8
+    }  # fmt: skip
+    assert statistics_sizes(chosen, 0, 2, "generator") == {
+        "generator.normalization": 24, "objective.feature_matching": 24
+    }  # fmt: skip
+    then = config(generator={"normalization": "synchronized"})
+    now = config(generator={"normalization": "synchronized"}, training={"generator_batch_size": 48})
+    told = r"training\.generator_batch_size: checkpoint null, now 48 \(.* 48 latents instead of 16\); .*--accept batch"
+    with pytest.raises(UserError, match=told):
+        check(then, 1, now, 1)
+    with pytest.raises(UserError, match=r"over 8 samples in updates of the generator, .* over 24, .*--accept statistics"):
+        check(then, 1, now, 1, frozenset({"batch"}))
+    check(then, 1, now, 1, frozenset({"batch", "statistics"}))
+    check(then, 1, config(generator={"normalization": "synchronized"}, training={"generator_batch_size": 16}), 1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -54,6 +55,22 @@ def test_a_generators_own_reals_follow_those_of_its_step() -> None:
     assert schedule.used_after(own, 5) == (5 * 24, 5 * 18)
     assert schedule.used_after(last, 5) == (5 * 18, 5 * 18)
     assert schedule.run_images(own) == 9 * 18
+
+
+def test_a_generators_batch_of_its_own() -> None:
+    """Three updates of 6 and one of 10 in two micro-batches each, with reals for both players, and then without."""
+    values = config().model_dump() | {"objective": {"adversarial": "relativistic_paired"}}
+    values["training"] |= {"generator_batch_size": 10}
+    own = Config.model_validate(values)
+    assert schedule.used_after(own, 4) == (4 * 28, 4 * 18)
+    assert next(schedule.discriminator_updates(own, 1, schedule.used_after(own, 1))).start == 28
+    sizes = [3, 3, 3, 3, 3, 3, 5, 5]
+    assert list(itertools.islice(schedule.stream_micro_batches(own, 2, 36), 16)) == sizes * 2
+    assert [schedule.generator_slot(own, step) for step in range(3)] == [0, 10, 20]
+    assert (own.micro_batch, own.generator_micro_batch, own.statistics_batch) == (3, 5, 5)
+    unpaired = Config.model_validate(values | {"objective": {}})
+    assert schedule.used_after(unpaired, 4) == (4 * 18, 4 * 18)
+    assert list(itertools.islice(schedule.stream_micro_batches(unpaired, 0, 0), 16)) == [3] * 16
 
 
 def growing(steps: int = 1000, **growth: Any) -> Config:

@@ -124,7 +124,8 @@ class Bare:
     """Bare training loop of a recipe. Under torchrun both networks are in DDP.
 
     Args:
-        config: recipe for images without labels, with the loss `non_saturating`, `hinge` or `relativistic_paired`. R1
+        config: recipe for images without labels, without a generator batch of another size for a loss that looks at
+            reals, with the loss `non_saturating`, `hinge` or `relativistic_paired`. R1
             and R2 are applied in every update, and need a single process. Other features of a recipe are ignored.
     """
 
@@ -152,7 +153,7 @@ class Bare:
             config.data, 0, load_index(config.data.path), start=0, micro_batch=config.training.batch_size,
             rank=rank, world_size=world_size, pin_memory=cuda,
         )  # fmt: skip
-        self._share = config.training.batch_size // world_size
+        self._world_size = world_size
 
     def _build(self) -> tuple[nn.Module, nn.Module]:
         """Build the generator and the discriminator on the device."""
@@ -174,7 +175,8 @@ class Bare:
         if self.config.generator_draws_reals:
             reals = self._reals()
         self.discriminator.requires_grad_(False)
-        fake_logits = self.discriminator(self._generator(self._latents()))
+        training = self.config.training
+        fake_logits = self.discriminator(self._generator(self._latents(training.generator_batch_size)))
         real_logits = self.discriminator(reals) if self._relativistic else 0
         loss = -fake_logits if self._hinge else F.softplus(real_logits - fake_logits)
         loss.mean().backward()
@@ -211,10 +213,12 @@ class Bare:
             return (values / 128 - 1 + torch.rand_like(values) / 128).contiguous(memory_format=self._format)
         return (values / 127.5 - 1).contiguous(memory_format=self._format)
 
-    def _latents(self) -> Tensor:
+    def _latents(self, batch_size: int | None = None) -> Tensor:
+        """Draw this rank's part of a batch of latents; None is the discriminator's batch size."""
+        share = (batch_size or self.config.training.batch_size) // self._world_size
         normal = self.config.generator.latent_distribution == "normal"
         draw = torch.randn if normal else torch.rand
-        latents = draw(self._share, self.config.generator.latent_size, device=self.device)
+        latents = draw(share, self.config.generator.latent_size, device=self.device)
         return latents if normal else 2 * latents - 1
 
     def _discriminator_loss(self, reals: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ RECIPES = {
         "Radford et al. 2016: 1024 to 128 channels, batch 128",
     ),
     "SNGAN-32": Recipe(
-        "cifar10-sngan.yaml", 32, 10, ("data.num_workers=8",),
+        "cifar10-sngan.yaml", 32, 10, ("data.num_workers=8", "training.generator_batch_size=null"),
         "Miyato et al. 2018: 256 and 128 channels, batch 64, 5 critic steps",
     ),
     "R3GAN-32": Recipe(

@@ -104,7 +104,7 @@ class Prefetcher:
         """Yield remote shards in the order of first use, each when it enters the window; end when closed."""
         while self._wait_for_room():
             end, samples = next(self._chunks)
-            used = dict.fromkeys(self._index.shard_of(samples.ravel()).tolist())
+            used = dict.fromkeys(self._index.shard_of(samples).tolist())
             shards = [shard for shard in used if is_remote(self._index.shards[shard].url)]
             fresh = [shard for shard in shards if not self._uses[shard]]
             with self._changed:
