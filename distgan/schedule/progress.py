@@ -251,7 +251,7 @@ def run_steps(config: Config) -> int:
     if training.kimg is None:
         assert training.steps is not None
         return training.steps
-    images = 1000 * training.kimg
+    images = _images(training.kimg)
     reached = bisect.bisect_left(range(_MAX_STEPS), images, key=lambda steps: used_after(config, steps).images)
     return reached if training.steps is None else min(reached, training.steps)
 
@@ -259,7 +259,12 @@ def run_steps(config: Config) -> int:
 def is_over(config: Config, step: int, images: int) -> bool:
     """Return True if a run that has done `step` steps with `images` images is at its end."""
     steps, kimg = config.training.steps, config.training.kimg
-    return (steps is not None and step >= steps) or (kimg is not None and images >= 1000 * kimg)
+    return (steps is not None and step >= steps) or (kimg is not None and images >= _images(kimg))
+
+
+def _images(kimg: float) -> int:
+    """Return the number of images of a length in thousands, which floats such as 2.039 miss by a rounding error."""
+    return math.ceil(round(1000 * kimg, 6))
 
 
 def run_images(config: Config) -> int:

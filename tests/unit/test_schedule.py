@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distgan import schedule
@@ -288,6 +288,7 @@ def test_r3gans_half_life_at_a_million_images() -> None:
 
 
 @given(st.integers(1, 5000), st.integers(1, 70), st.integers(1, 3))
+@example(2039, 1, 1)  # 1000 * 2.039 is more than 2039
 def test_a_run_ends_at_the_first_step_with_enough_images(images: int, batch: int, critic_steps: int) -> None:
     training = {"kimg": images / 1000, "batch_size": batch, "critic_steps": critic_steps}
     values = {"run_dir": "r", "data": {"path": "d", "resolution": 32}, "training": training}
