@@ -110,7 +110,7 @@ def work(folder: Path, width: int) -> None:
     from distgan.config import parse_config
     from distgan.data.index.loading import load_index
     from distgan.distributed.runtime import Runtime, leave_process_group
-    from distgan.players.objective_base import blank_batch
+    from distgan.players.samples import blank_batch
     from distgan.training.setup import assemble
 
     config = parse_config(recipe(folder, width))

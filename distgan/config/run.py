@@ -229,6 +229,14 @@ class Config(Section, metaclass=_OneLineErrors):
                 "the gradient penalty, which is on each sample's own gradient, means nothing (Gulrajani et al. 2017, "
                 "section 4); use layer or none"
             )
+        apart = self.discriminator.facts.batch_statistics
+        for name in ("r1", "r2"):
+            penalty = getattr(self.objective, name)
+            if penalty is not None and penalty.fraction < 1 and apart:
+                raise ValueError(
+                    f"objective.{name}.fraction: {penalty.fraction:g} would give the penalized samples other batch "
+                    f"statistics (discriminator.{next(iter(apart))}) than the whole batch; set 1, or turn them off"
+                )
         adversarial = self.objective.adversarial
         estimates = not adversarial.is_allowed or adversarial.facts.estimates_wasserstein
         if self.training.early_stopping is not None and not estimates:

@@ -7,8 +7,9 @@ is referenced, not registered, so that a wrapper sees the parameters of one netw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 
 from distgan import schedule
 from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
+from distgan.errors import UserError
 from distgan.losses import gradient_penalties
 from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
-from distgan.players.objective_base import LossAndScalars, MicroBatch, Objective
+from distgan.players.finite_differences import penalized_places
+from distgan.players.objective_base import LossAndScalars, Objective
+from distgan.players.samples import Inputs, Judged, MicroBatch, Pass, Side
 from distgan.players.terms import Absent, check_loss
 
 AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
@@ -56,8 +60,8 @@ class DiscriminatorObjective(Objective):
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
             with self._autocast(reals, penalized=penalized):
                 held.enter_context(reference_moments(self.network))
-            real = self._judge(reals, batch.real_labels, "real", batch, images, differentiable=r1 is not None)
-            fake = self._judge(fakes, labels, "fake", batch, images, differentiable=r2 is not None)
+            sides = Side("real", reals, batch.real_labels, "r1", r1), Side("fake", fakes, labels, "r2", r2)
+            real, fake = self._judge_sides(sides, batch, images)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
@@ -67,14 +71,10 @@ class DiscriminatorObjective(Objective):
             if self.augmentation is not None:
                 probability = self.augmentation.probability(images)
                 parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, probability)
-            if r1 is not None:
-                gamma = schedule.value(r1.gamma, images, self.length)
-                parts["loss/r1"] = gradient_penalties.zero_centered(real_logits, reals, gamma)
-                loss = loss + r1.every * parts["loss/r1"]
-            if r2 is not None:
-                gamma = schedule.value(r2.gamma, images, self.length)
-                parts["loss/r2"] = gradient_penalties.zero_centered(fake_logits, fakes, gamma)
-                loss = loss + r2.every * parts["loss/r2"]
+            for name, side, judged in (("loss/r1", sides[0], real), ("loss/r2", sides[1], fake)):
+                if side.penalty is not None:
+                    parts[name] = self._zero_centered(side, judged, images)
+                    loss = loss + side.penalty.every * parts[name]
             if gp is not None:
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
                 kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
@@ -93,6 +93,81 @@ class DiscriminatorObjective(Objective):
             return check_loss(self.loss_path, self.adversarial.discriminator(real_logits, fake_logits))
         targets = draw_targets(self.config.label_smoothing, self._uniform("targets", batch, real_logits, 4))
         return targeted_cross_entropy(real_logits, fake_logits, *targets)
+
+    def _judge_sides(self, sides: Sequence[Side], batch: MicroBatch, images: int) -> list[Judged]:
+        """Run the discriminator on the sides, and on the ends of finite differences where some are due.
+
+        With ends, all samples go through it in one pass, so that a layer that changes in each pass, as spectral norm,
+        is the same at both ends. A discriminator with batch statistics has a pass for each part, because these
+        statistics are over samples of one kind.
+        """
+        inputs = [
+            self._inputs(side.samples, side.labels, side.kind, batch, images, differentiable=side.is_exact)
+            for side in sides
+        ]
+        ends = [self._ends(side, given, batch, images) for side, given in zip(sides, inputs, strict=True)]
+        passes = [
+            Pass(given.augmented, given.labels, side.penalty is not None, side.is_exact)
+            for side, given in zip(sides, inputs, strict=True)
+        ] + list(chain(*ends))
+        if any(ends) and not self.compares_batch:
+            logits, features = self._pass_together(passes)
+        else:
+            logits, features = zip(*(self._discriminate(*part) for part in passes), strict=True)
+        rest = iter(logits[len(sides) :])
+        return [
+            Judged(given.samples, logits[place], features[place], tuple(islice(rest, len(ends[place]))))
+            for place, given in enumerate(inputs)
+        ]
+
+    def _pass_together(self, passes: Sequence[Pass]) -> tuple[Sequence[Tensor], Sequence[dict[str, Tensor]]]:
+        """Run the discriminator once on all parts. Return their logits and features."""
+        sizes = [len(part.augmented) for part in passes]
+        labels = [part.labels for part in passes if part.labels is not None]
+        logits, features = self._discriminate(
+            torch.cat([part.augmented for part in passes]),
+            torch.cat(labels) if labels else None,
+            any(part.penalized for part in passes),
+            any(part.differentiable for part in passes),
+        )
+        for layer, found in features.items():
+            if len(found) != sum(sizes):
+                raise UserError(
+                    f"{self.layers[layer]}: the layer {layer!r} has outputs of shape {tuple(found.shape)} for "
+                    f"{sum(sizes)} samples, expected one row per sample; choose another layer",
+                    everywhere=True,
+                )
+        parts = {layer: found.split(sizes) for layer, found in features.items()}
+        return logits.split(sizes), [{layer: of[place] for layer, of in parts.items()} for place in range(len(sizes))]
+
+    def _ends(self, side: Side, given: Inputs, batch: MicroBatch, images: int) -> list[Pass]:
+        """Return the perturbed samples of a side: x + s n and, if antithetic, x - s n, for each direction n."""
+        penalty = side.penalty
+        if penalty is None or side.is_exact:
+            return []
+        chosen = penalized_places(penalty, len(given.samples), f"objective.{side.key}")
+        few = batch._replace(addresses=batch.addresses[chosen])
+        points, labels = given.samples.detach()[chosen], None if given.labels is None else given.labels[chosen]
+        augmented = self.augmentation is not None and self.augmentation.before_penalties
+        ends = []
+        for draw in range(penalty.draws):
+            step = penalty.step(self.kind) * self._normal(f"finite differences of {side.kind}/{draw}", few, points)
+            for end in (points + step, points - step) if penalty.antithetic else (points + step,):
+                ends.append(Pass(end if augmented else self._augment(end, side.kind, few, images), labels, True, False))
+        return ends
+
+    def _zero_centered(self, side: Side, judged: Judged, images: int) -> Tensor:
+        """Return R1 or R2 of a side whose penalty is due."""
+        penalty, ends = side.penalty, judged.ends
+        assert penalty is not None
+        gamma = schedule.value(penalty.gamma, images, self.length)
+        if side.is_exact:
+            return gradient_penalties.zero_centered(judged.logits, judged.samples, gamma)
+        step = penalty.step(self.kind)
+        if penalty.antithetic:
+            return gradient_penalties.finite_difference(torch.cat(ends[::2]), torch.cat(ends[1::2]), 2 * step, gamma)
+        center = judged.logits[penalized_places(penalty, len(judged.logits), f"objective.{side.key}")]
+        return gradient_penalties.finite_difference(torch.cat(ends), center.repeat(len(ends)), step, gamma)
 
     def _penalized_points(self, kind: str, variance: float, reals: Tensor, fakes: Tensor, batch: MicroBatch) -> Tensor:
         if kind == "gaussian":

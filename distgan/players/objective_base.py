@@ -1,10 +1,10 @@
-"""What both players' objectives share: a micro-batch, the discriminator's verdict on samples, and addressed noise."""
+"""What both players' objectives share: the discriminator's verdict on samples, extra terms and addressed noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,46 +16,12 @@ from distgan.errors import UserError, blaming
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import HistoricalAverage
 from distgan.networks.hooks import captured, find_layer
-from distgan.networks.shape import SampleShape
 from distgan.players.augmentation import InputAugmentation
+from distgan.players.samples import Inputs, Judged, MicroBatch
 from distgan.players.terms import Absent, TermView, add_terms, build_loss, build_terms
 
 LossAndScalars = tuple[Tensor, dict[str, Tensor]]
 Draw = Callable[..., Tensor]
-
-
-class Judged(NamedTuple):
-    """Samples with what the discriminator makes of them, augmented."""
-
-    samples: Tensor
-    """(n, *sizes): points at which gradient penalties are taken, before or after augmentation."""
-    logits: Tensor
-    """(n,), at least float32."""
-    features: dict[str, Tensor]
-    """Outputs of the layers that the objective looks at, at least float32."""
-
-
-class MicroBatch(NamedTuple):
-    """One rank's part of a micro-batch. Samples are network inputs: floats of shape (n, *sizes)."""
-
-    addresses: Tensor
-    """(n,) int64: address of each sample's random draws, equal for any number of ranks."""
-    latents: Tensor
-    """(n, latent_size)"""
-    labels: Tensor | None
-    """(n,) int64: classes of the fakes where the objective has no reals; None if unconditional."""
-    reals: Tensor | None
-    """(n, *sizes); None where the objective needs no reals."""
-    real_labels: Tensor | None
-    """(n,) int64: classes of the reals; None if unconditional."""
-
-
-def blank_batch(share: int, latent_size: int, shape: SampleShape, device: torch.device) -> MicroBatch:
-    """Return zeros in the shape of one rank's part of a micro-batch."""
-    numbers = torch.zeros(share, dtype=torch.int64, device=device)
-    labels = numbers if shape.num_classes else None
-    latents = torch.zeros(share, latent_size, device=device)
-    return MicroBatch(numbers, latents, labels, torch.zeros(share, *shape.sizes, device=device), labels)
 
 
 class Objective(nn.Module):
@@ -81,7 +47,7 @@ class Objective(nn.Module):
         self.network = network
         self._opponent = (opponent,)
         self.config = config.objective
-        self.seed = config.seed
+        self.seed, self.kind = config.seed, config.data.kind
         self.length = schedule.run_images(config)
         """Images of the whole run."""
         self.accumulation = config.training.gradient_accumulation_steps
@@ -92,6 +58,8 @@ class Objective(nn.Module):
         self.adversarial = build_loss(config.objective.adversarial)
         self.loss_facts = config.objective.adversarial.facts
         self.loss_path = config.objective.adversarial.path
+        self.compares_batch = bool(config.discriminator.facts.batch_statistics)
+        """True if logits depend on other samples of their pass."""
         self.augmentation: InputAugmentation | None = None
         if config.objective.augmentation is not None:
             self.augmentation = InputAugmentation(config.objective.augmentation, controller, self.length)
@@ -127,7 +95,7 @@ class Objective(nn.Module):
         Take no gradient inside it: backward operations would be cast too, also those of float32 stages.
 
         Args:
-            penalized: the pass has a second derivative, and is float32 unless precision is by stage.
+            penalized: a gradient penalty is taken of the pass. It is float32 unless precision is by stage.
         """
         dtype = self.autocast_dtype
         enabled = dtype is not None and (self.by_stage or not penalized)
@@ -220,22 +188,48 @@ class Objective(nn.Module):
             images: images before this step.
             differentiable: the logits have second derivatives in the returned samples.
         """
+        inputs = self._inputs(samples, labels, kind, batch, images, differentiable=differentiable)
+        logits, features = self._discriminate(inputs.augmented, labels, differentiable, differentiable)
+        return Judged(inputs.samples, logits, features)
+
+    def _inputs(
+        self,
+        samples: Tensor,
+        labels: Tensor | None,
+        kind: str | None,
+        batch: MicroBatch,
+        images: int,
+        *,
+        differentiable: bool = False,
+    ) -> Inputs:
+        """Augment samples, as `_judge` does."""
         if differentiable:
             samples = samples.detach().requires_grad_(True)
         inputs = samples if kind is None else self._augment(samples, kind, batch, images)
         if self.augmentation is not None and self.augmentation.before_penalties:
             samples = inputs = inputs.detach().requires_grad_(True) if differentiable else inputs
+        return Inputs(samples, inputs, labels)
+
+    def _discriminate(
+        self, augmented: Tensor, labels: Tensor | None, penalized: bool, differentiable: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the discriminator on inputs (n, *sizes). Return logits (n,) and features, at least float32.
+
+        Args:
+            penalized: a gradient penalty is taken of the pass.
+            differentiable: the logits have second derivatives.
+        """
         with ExitStack() as held:
-            held.enter_context(self._autocast(samples, penalized=differentiable))
+            held.enter_context(self._autocast(augmented, penalized=penalized))
             outputs = {}
             for layer, key in self.layers.items():
                 held.enter_context(blaming(key))
                 outputs[layer] = held.enter_context(captured(self.discriminator, layer))
             # A compiled network has no second derivative, and hooks do not see its layers.
             eager = differentiable or bool(self.layers)
-            logits = (self.discriminator.forward if eager else self.discriminator)(inputs, labels)
+            logits = (self.discriminator.forward if eager else self.discriminator)(augmented, labels)
         features = {layer: at_least_float32(found[-1]) for layer, found in outputs.items()}
-        return Judged(samples, at_least_float32(logits), features)
+        return at_least_float32(logits), features
 
     def _add_terms(
         self,

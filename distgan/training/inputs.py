@@ -18,7 +18,7 @@ from distgan.errors import UserError
 from distgan.inference.generation import dequantize, to_network
 from distgan.inference.latents import LatentPrefetcher
 from distgan.networks.progressive import fade_reals, shrink
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from distgan.training.setup import latent_source, uses_channels_last
 from distgan.training.state import TrainingState
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -27,11 +28,19 @@ from distgan.networks.contract import PROBE_SIZE, check_networks
 from distgan.networks.layers.stage import set_float32_below
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.progressive import set_growth
+from distgan.networks.shape import SampleShape
+from distgan.players.finite_differences import (
+    check_finite_differences,
+    finite_difference_penalties,
+    penalized_places,
+)
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 from distgan.version import code_digest
+
+log = logging.getLogger("distgan")
 
 
 def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
@@ -56,6 +65,9 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     set_growth((generator, discriminator), growth)
     with runtime.raise_on_all_ranks(), within_memory(memory):
         _check_contract(generator, discriminator, config, index, runtime)
+        inaccurate = check_finite_differences(discriminator, config, _first_shape(config, index))
+    for warning in inaccurate if runtime.is_main else ():
+        log.warning("%s", warning)
     average, profiles = EMAGenerator(generator), Profiles(generator, config.ema.profiles)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
@@ -109,9 +121,14 @@ def _check_contract(
     if config.generator.is_built_in and config.discriminator.is_built_in:
         return
     latents, labels = latent_source(config, index, runtime.device).draw("contract", torch.arange(PROBE_SIZE))
-    shape = replace(run_shape(config, index), resolution=schedule.resolution(config, 0))
+    shape = _first_shape(config, index)
     names = (f"generator {config.generator.architecture}", f"discriminator {config.discriminator.architecture}")
     check_networks(generator, discriminator, shape, latents, labels, names)
+
+
+def _first_shape(config: Config, index: Index) -> SampleShape:
+    """Return the shape of samples at the first level of growth."""
+    return replace(run_shape(config, index), resolution=schedule.resolution(config, 0))
 
 
 def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
@@ -164,6 +181,8 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
                 f"{key} = {batch} with training.gradient_accumulation_steps = {accumulation} does not divide among "
                 f"{world_size} processes; set a multiple of {world_size * accumulation}"
             )
+        for name, penalty in finite_difference_penalties(config).items():
+            penalized_places(penalty, batch // accumulation // world_size, name)
     if config.data.labels and not index.num_classes:
         raise UserError(
             "data.labels = true: the shards have no labels; pack them from class folders, or set data.labels=false"

@@ -35,8 +35,8 @@ from distgan.losses.augmentation.controller import AugmentationController
 from distgan.monitoring.diagnosis import Diagnosis
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
-from distgan.players.objective_base import blank_batch
 from distgan.players.player import Player
+from distgan.players.samples import blank_batch
 from distgan.training.ema import EMAGenerator, Profiles
 from distgan.version import __version__
 

@@ -12,7 +12,7 @@ from distgan.config import parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.players.objective import DiscriminatorObjective
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from tests.ranks import RankPool
 
 BATCH, UPDATES = 8, 12

@@ -20,8 +20,8 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.progressive import fade_reals, set_growth, shrink
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
+from distgan.players.samples import MicroBatch
 from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.state import Progress, TrainingState
 from tests.engines import LAUNCHED, needs, under

@@ -18,7 +18,7 @@ from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.inference.generation import to_network
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from distgan.training.inputs import Feed
 from distgan.training.setup import assemble
 from distgan.training.trace import trace

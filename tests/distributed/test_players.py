@@ -15,8 +15,9 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch, Objective
+from distgan.players.objective_base import Objective
 from distgan.players.player import Player
+from distgan.players.samples import MicroBatch
 from distgan.schedule import optimizer_settings
 from distgan.training.ema import EMAGenerator
 from tests.ranks import RankPool
@@ -120,6 +121,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "objective": {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}},
         "discriminator": {"normalization": "none"},
         "data": {"labels": True},
+    },
+    "finite differences of some samples, augmented": {
+        "objective": {
+            "r1": {"gamma": 1.0, "method": "finite_difference", "antithetic": False, "fraction": 0.5},
+            "r2": {"gamma": 1.0, "method": "finite_difference", "draws": 2},
+            "augmentation": {"augmentation": "diffaugment"},
+        },
+        "discriminator": {"normalization": "none"},
+    },
+    "finite differences with batch statistics": {
+        "objective": {"r1": {"gamma": 1.0, "method": "finite_difference"}},
     },
     "WGAN with clipping": {
         "objective": {"adversarial": "wasserstein", "r1": None, "weight_clipping": {"limit": 0.01}},

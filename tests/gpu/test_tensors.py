@@ -21,7 +21,7 @@ from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, make_
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.precision import plain_float32
 from distgan.metrics import FrechetDistance, InceptionScore, KernelDistance, load_detector
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from tests.unit.test_precision_by_stage import players, update
 
 pytestmark = pytest.mark.gpu

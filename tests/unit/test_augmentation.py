@@ -15,7 +15,7 @@ from distgan.errors import UserError
 from distgan.losses.augmentation import AugmentationDraws
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from distgan.players.terms import TermView, build_loss
 from tests.configs import MINIMAL
 

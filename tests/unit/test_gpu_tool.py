@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distgan.config import Config
 from distgan.distributed.runtime import Runtime
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from tools import gpu
 from tools.bench.training import Bare
 from tools.benchmarks_gpu import measures

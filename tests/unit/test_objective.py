@@ -18,7 +18,7 @@ from distgan.networks.layers.virtual_batch_norm import VirtualBatchNorm
 from distgan.networks.shape import SampleShape
 from distgan.players import scalars
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 
 SEED, STEPS, COUNT = 3, 10, 6
 W = np.array([0.3, -1.1])

@@ -15,7 +15,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.spectral_norm import add_spectral_norm
 from distgan.networks.shape import SampleShape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from tests.unit.test_reference_networks import FIXTURE, digest, name_of, networks
 
 

@@ -16,7 +16,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.moving import moving_buffers
 from distgan.networks.shape import SampleShape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 from distgan.players.terms import TermView
 from distgan.training.loop import train
 from tests.runs import recipe

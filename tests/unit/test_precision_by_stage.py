@@ -14,7 +14,8 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.stage import Stage, set_float32_below
 from distgan.networks.shape import SampleShape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch, Objective
+from distgan.players.objective_base import Objective
+from distgan.players.samples import MicroBatch
 
 SHAPE = SampleShape(resolution=32, channels=3, num_classes=3)
 BF16, FLOAT32 = torch.bfloat16, torch.float32

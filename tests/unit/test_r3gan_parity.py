@@ -23,8 +23,8 @@ from distgan.losses.augmentation import AugmentationDraws
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
+from distgan.players.samples import MicroBatch
 from distgan.schedule import Update
 from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.loop import train_step

@@ -16,8 +16,8 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual_batch_norm import set_reference
 from distgan.networks.shape import SampleShape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
 from distgan.players.optimizers import build_optimizer
+from distgan.players.samples import MicroBatch
 from distgan.players.terms import TermView
 
 SHAPE = SampleShape(resolution=16, channels=1)

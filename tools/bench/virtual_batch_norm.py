@@ -20,8 +20,8 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.shape import sample_shape
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
-from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
+from distgan.players.samples import MicroBatch
 
 KINDS = {
     "batch norm": ("batch", "batch"),

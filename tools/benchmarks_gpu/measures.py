@@ -179,7 +179,7 @@ def precision(config: Any, *, rehearsal: bool) -> Iterator[Record]:
     from distgan.networks.layers.stage import set_float32_below
     from distgan.networks.shape import sample_shape
     from distgan.players.objective import DiscriminatorObjective
-    from distgan.players.objective_base import MicroBatch
+    from distgan.players.samples import MicroBatch
     from distgan.training.setup import uses_channels_last
 
     place, shape, count = device(), sample_shape(config.data), config.training.batch_size

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from distgan.config import Config, parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.players.objective import DiscriminatorObjective
-from distgan.players.objective_base import MicroBatch
 from distgan.players.player import Player
+from distgan.players.samples import MicroBatch
 from distgan.schedule import optimizer_settings, run_images
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.players.objective import GeneratorObjective
-from distgan.players.objective_base import MicroBatch
+from distgan.players.samples import MicroBatch
 
 from ..charts import Chart, Curve, draw
 from .fixed_opponent import Trial, configure

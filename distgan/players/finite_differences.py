@@ -1,0 +1,119 @@
+"""Checks of discriminators whose gradient penalties are finite differences."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from distgan import randomness
+from distgan.config import Config, ZeroCenteredPenaltyConfig
+from distgan.errors import UserError
+from distgan.networks.layers.spectral_norm import SpectralNorm
+from distgan.networks.layers.virtual_batch_norm import reference_moments
+from distgan.networks.shape import SampleShape
+
+KINKED = {
+    "Relu", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Threshold", "Hardtanh", "Hardsigmoid", "Hardswish",
+    "Hardshrink", "Softshrink", "Clamp", "ClampMin", "ClampMax", "Abs", "Maximum", "Minimum", "Max", "Min", "Amax",
+    "Amin", "MaxPool2DWithIndices", "AdaptiveMaxPool2D",
+}  # fmt: skip
+"""Operations whose derivative jumps, as the nodes of autograd's graph are named, without `Backward` and a number."""
+
+_SAMPLES = 2
+_SPECTRAL_NORMS = (SpectralNorm.__name__, "_SpectralNorm")
+"""Names of distgan's and of torch's."""
+
+
+def finite_difference_penalties(config: Config) -> dict[str, ZeroCenteredPenaltyConfig]:
+    """Return the penalties by finite differences, by key."""
+    penalties = {"objective.r1": config.objective.r1, "objective.r2": config.objective.r2}
+    return {
+        key: penalty
+        for key, penalty in penalties.items()
+        if penalty is not None and penalty.method == "finite_difference"
+    }
+
+
+def penalized_places(penalty: ZeroCenteredPenaltyConfig, count: int, key: str) -> list[int]:
+    """Return which of a rank's `count` samples are penalized: evenly spaced, so that their set does not depend on W.
+
+    Raises:
+        UserError: the fraction is no whole number of samples.
+    """
+    share = penalty.fraction * count
+    chosen = round(share)
+    if chosen < 1 or abs(chosen - share) > 1e-6:
+        raise UserError(
+            f"{key}.fraction = {penalty.fraction:g}: found {share:g} of the {count} samples per process and "
+            "micro-batch, expected a whole number; change it, training.batch_size or the number of processes",
+            everywhere=True,
+        )
+    return [place * count // chosen for place in range(chosen)]
+
+
+def check_finite_differences(discriminator: nn.Module, config: Config, shape: SampleShape) -> list[str]:
+    """Run a copy of the discriminator on random samples. Return a warning for each penalty that it makes inaccurate.
+
+    The network and random number generators are left as they were. Collective if the network is.
+
+    Raises:
+        UserError: the network is random, or its spectral norm changes between two ends of a difference.
+    """
+    penalties = finite_difference_penalties(config)
+    if not penalties:
+        return []
+    keys = " and ".join(penalties)
+    apart = config.discriminator.facts.batch_statistics
+    if apart and any(type(module).__name__ in _SPECTRAL_NORMS for module in discriminator.modules()):
+        raise UserError(
+            f"{keys}: method: finite_difference needs one pass over all samples with spectral norm, which changes in "
+            f"each pass, but batch statistics (discriminator.{next(iter(apart))}) need several; turn one of them off, "
+            "or set method: exact",
+            everywhere=True,
+        )
+    trial = copy.deepcopy(discriminator).train()
+    logits = _logits_of_twins(trial, shape)
+    first, second = logits.detach().float().chunk(2)
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
+        raise UserError(
+            f"{keys}: method: finite_difference needs a discriminator without randomness, found one that gives two "
+            "equal samples of a batch different logits, as dropout does; remove its dropout, or set method: exact",
+            everywhere=True,
+        )
+    kinks = sorted(KINKED & set(_operations(logits)))
+    if not kinks:
+        return []
+    return [
+        f"{key}.method = finite_difference: the discriminator has kinks ({', '.join(kinks)}), so that the gradient of "
+        "the penalty with respect to its weights is wrong by about its own norm or more at any sigma, though the "
+        "penalty's value looks right; set method: exact, or use smooth activations such as SiLU"
+        for key in penalties
+    ]
+
+
+def _logits_of_twins(network: nn.Module, shape: SampleShape) -> Tensor:
+    """Return the logits (2 n,) of a batch that holds each of n random samples twice."""
+    place = next(chain(network.parameters(), network.buffers()), torch.empty(0))
+    samples = randomness.normal(0, "finite differences", torch.arange(_SAMPLES), shape.sizes)
+    twins = samples.repeat(2, *(1,) * len(shape.sizes)).to(place.device, place.dtype)
+    labels = torch.zeros(len(twins), dtype=torch.int64, device=place.device) if shape.num_classes else None
+    on_cuda = [place.device] if place.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_cuda), torch.enable_grad(), reference_moments(network):
+        logits: Tensor = network(twins, labels)
+    return logits
+
+
+def _operations(output: Tensor) -> Iterator[str]:
+    """Yield the names of the operations that a tensor was computed by."""
+    nodes, seen = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node.name().rpartition("Backward")[0]
+        nodes += [following for following, _ in node.next_functions]
