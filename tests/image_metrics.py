@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distgan.evaluation.detectors.features import Detector
+from distgan.losses.lpips import LPIPS
 from distgan.metrics import load_detector
 
 SHAPE = (3, 16, 16)
@@ -81,3 +84,15 @@ class TensorImages(torch.utils.data.Dataset[Tensor]):
 
     def __getitem__(self, i: int) -> Tensor:
         return self.images[i]
+
+
+def write_vgg16(path: Path) -> str:
+    """Write random weights of VGG16, and return the path."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = LPIPS()
+        for weights in network.features.parameters():
+            if weights.ndim == 4:
+                nn.init.kaiming_normal_(weights)
+        save_file({f"features.{name}": tensor for name, tensor in network.features.state_dict().items()}, path)
+    return str(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgan.config import Config
 from distgan.data.index.table import Index
@@ -38,6 +38,19 @@ class EvaluationContext:
     """Number of generated samples that the metric gets over all ranks."""
 
 
+class EvaluatedGenerator(Protocol):
+    """What a metric that takes `"generator"` gets in place of samples, to make its own."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The EMA generator in evaluation mode: latents (n, latent_size) and labels (n,) or None to samples (n, ...),
+        float, images in [-1, 1]."""
+
+    def draw(self, purpose: str, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return latents and labels, distributed as in training: functions of the run's seed, a purpose of the metric's
+        own, and positions (n,), int64, so that they do not depend on the number of ranks."""
+
+
 class SuiteMetric(Protocol):
     """What an evaluation asks of a `torchmetrics.Metric`, besides being one. It is made once and reset after each use.
 
@@ -58,8 +71,11 @@ class SuiteMetric(Protocol):
     """Class of the `RealStatistic` that the parameter `reals` gets. Its parameters are `context` and options of the
     metric, by name. By default it is `RealRows` of the first field in `takes`."""
 
-    def update(self, *taken: Tensor) -> None:
-        """Add a batch of generated samples: the fields of `FeatureBatch` that `takes` names, in that order."""
+    def update(self, *taken: Any) -> None:
+        """Add a batch of generated samples: the fields of `FeatureBatch` that `takes` names, in that order.
+
+        For `"generator"` it gets an `EvaluatedGenerator`. It takes `"numbers"` too then, to make what belongs to them.
+        """
 
     def compute(self) -> float | Tensor | dict[str, float | Tensor]:
         """Return a number, or numbers by name. The name "" is that of the metric alone.

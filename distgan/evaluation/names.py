@@ -30,5 +30,4 @@ def value_name(metric: MetricConfig, suffix: str | None = None) -> str:
     Args:
         suffix: selects a value of the metric; None is the main one.
     """
-    name = metric.label + (metric.facts.main_value if suffix is None else suffix)
-    return f"{name}[{metric.detector.label}]" if metric.detector else name
+    return metric.label + (metric.facts.main_value if suffix is None else suffix) + metric.brackets

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
 
 
-def feed(metric: Metric, taken: Sequence[Tensor], section: MetricConfig, what: str) -> None:
+def feed(metric: Metric, taken: Sequence[Any], section: MetricConfig, what: str) -> None:
     """Update a metric. Raises UserError if a user's `update` fails, or changes its input, which others get too."""
     before = [_version(tensor) for tensor in taken]
     with section.blaming(f"{what} failed"):
@@ -27,8 +27,8 @@ def feed(metric: Metric, taken: Sequence[Tensor], section: MetricConfig, what: s
         raise UserError(f"{section.metric}: {what} changes its input in place, which other metrics get too; clone it")
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _version(taken: Any) -> int:
+    return 0 if not isinstance(taken, Tensor) or taken.is_inference() else taken._version
 
 
 def leave_synchronization(metric: Metric) -> None:

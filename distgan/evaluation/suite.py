@@ -30,7 +30,8 @@ from distgan.evaluation.states import computes_on_all_ranks, feed, leave_synchro
 from distgan.evaluation.statistics_cache import Entry
 
 Generate = Callable[[Tensor], Tensor]
-"""Maps sample numbers (n,), int64 on the CPU, to samples in the format of `FeatureBatch`."""
+"""Maps sample numbers (n,), int64 on the CPU, to samples in the format of `FeatureBatch`. It is an `EvaluatedGenerator`
+too if a metric takes `"generator"`."""
 
 
 class _Member(NamedTuple):
@@ -85,7 +86,7 @@ class Evaluator:
         with torch.no_grad(), ieee_float32(), runtime.raise_on_all_ranks(), interruptible as check, memory:
             for numbers in pieces:
                 check()
-                self._add(numbers, generate(fill(numbers, size)).to(runtime.device))
+                self._add(numbers, generate)
         values: dict[str, float] = {}
         # Values of one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
         with runtime.raise_on_all_ranks(), reduced_states((member.metric for member in self._metrics), runtime):
@@ -101,15 +102,19 @@ class Evaluator:
         found: dict[str, float] = runtime.broadcast_object(values)
         return found
 
-    def _add(self, numbers: Tensor, samples: Tensor) -> None:
-        """Feed each metric with those of the samples that it gets."""
+    def _add(self, numbers: Tensor, generate: Generate) -> None:
+        """Make samples, and feed each metric with those that it gets."""
         wanting = [member for member in self._metrics if member.context.num_samples > numbers[0]]
+        samples = fill(numbers, self.config.evaluation.batch_size)
+        if any(member.section.needs_samples for member in wanting):
+            samples = generate(samples).to(self.runtime.device)
         for detector in dict.fromkeys(member.context.detector for member in wanting):
             seen = extract_features(detector, numbers, samples, torch.full_like(numbers, -1))
             for section, context, metric in wanting:
                 if context.detector is detector:
                     taken = seen.first(context.num_samples)
-                    feed(metric, [getattr(taken, field) for field in section.inputs], section, "update")
+                    offered = {"generator": generate, **taken._asdict()}
+                    feed(metric, [offered[field] for field in section.inputs], section, "update")
 
     def _forget(self) -> None:
         for member in self._metrics:

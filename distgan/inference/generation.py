@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -71,20 +72,33 @@ def statistics_batches(
         yield source.draw("batch statistics", torch.arange(batch * batch_size, (batch + 1) * batch_size))
 
 
+@dataclass(frozen=True)
+class SampleGenerator:
+    """Maps positions to samples, in the format of `from_network`: an `evaluation.contract.EvaluatedGenerator`."""
+
+    network: nn.Module
+    """In evaluation mode."""
+    shape: SampleShape
+    source: LatentSource
+    purpose: str
+    """That of the samples' latents and labels."""
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        return from_network(self.shape, self.network(*self.draw(self.purpose, positions)))
+
+    def draw(self, purpose: str, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return latents and labels; see `LatentSource.draw`."""
+        return self.source.draw(purpose, positions)
+
+
 @contextmanager
-def generating(
-    network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str
-) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield a function from positions to samples of a network in evaluation mode, in the format of `from_network`.
+def generating(network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str) -> Iterator[SampleGenerator]:
+    """Yield the generator of a purpose's samples, by a network in evaluation mode.
 
     Do not change the network inside: virtual batch norm's reference batch passes through it once for all calls.
     """
-
-    def generate(positions: Tensor) -> Tensor:
-        return from_network(shape, network(*source.draw(purpose, positions)))
-
     with torch.no_grad(), reference_moments(network):
-        yield generate
+        yield SampleGenerator(network, shape, source, purpose)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """LPIPS, a perceptual distance of images: version 0.1 with VGG16.
 
-Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018.
+Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR
+2018.
 
 The module is written here because the package `lpips` has had no release since 2021, and torchmetrics downloads weights
 and keeps its network private. The tests compare it with the latter. Nothing is downloaded here, and nothing unpickled.
@@ -40,7 +41,7 @@ _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class LPIPS(nn.Module):
     """Distance (n,) of images in [-1, 1] and others, each (n, 1 or 3, H, W) of at least 16 pixels per side.
 
-    The features f and g are those of relu1_2, 2_2, 3_3, 4_3 and 5_3, at each pixel divided by their norm. The distance is
+    The features f, g are those of relu1_2, 2_2, 3_3, 4_3 and 5_3, at each pixel divided by their norm. The distance is
     the sum over layers of the mean over pixels of sum_c w_c (f_c - g_c)^2, with the weights w >= 0 that fit human
     judgments (eq. 1). It has a gradient in both images; the weights have none. One channel stands for three equal ones.
 

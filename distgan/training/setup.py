@@ -19,6 +19,7 @@ from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
+from distgan.evaluation.names import value_name
 from distgan.extensions import code_digests
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentSource
@@ -190,7 +191,17 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
 
 
 def validate_evaluation(config: Config, index: Index) -> None:
-    """Raise UserError if the evaluations of a run need a classifier, and the data cannot train one."""
+    """Raise UserError if the evaluations of a run would fail.
+
+    They need a classifier that the data cannot train, or paths that the generator does not have, or VGG16 is missing.
+    """
+    for metric in config.metrics if config.evaluation.every else ():
+        if metric.metric == "ppl":
+            from distgan.evaluation.metrics.perceptual_path_length import validate_path_length
+
+            options = metric.options
+            name = value_name(metric)
+            validate_path_length(config, name, space=options.space, crop=options.crop, weights=options.weights)
     if config.evaluation.every and any(section.detector == "classifier" for section in config.detectors):
         from distgan.evaluation.detectors.classifier import validate_classifier  # late, as most of evaluation
 

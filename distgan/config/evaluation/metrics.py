@@ -15,10 +15,10 @@ from pydantic import (
 )
 
 from distgan.config.evaluation.detectors import DetectorConfig
-from distgan.config.fields import Count, Section
+from distgan.config.fields import Count, Positive, Section
 from distgan.config.named import BuiltIn, NamedSection
 
-Taken = Literal["samples", "features", "logits", "numbers"]
+Taken = Literal["samples", "features", "logits", "numbers", "generator"]
 
 
 class MetricOptions(Section):
@@ -32,6 +32,11 @@ class MetricOptions(Section):
     """Direction of improvement, as `torchmetrics.Metric` has it."""
     main_value: ClassVar[str] = ""
     """Suffix of the value that ranks checkpoints, if it has several."""
+
+    @property
+    def qualifiers(self) -> tuple[str, ...]:
+        """What the names of its values have in brackets, besides the detector."""
+        return ()
 
 
 class _FIDOptions(MetricOptions):
@@ -56,6 +61,31 @@ class _InceptionScoreOptions(MetricOptions):
     kinds = ("images",)
     takes = ("logits", "numbers")
     higher_is_better = True
+
+
+class _PPLOptions(MetricOptions):
+    kinds = ("images",)
+    takes = ("generator", "numbers")
+    higher_is_better = False
+
+    space: Literal["w", "z"] = "w"
+    """What paths are between. `w`: styles, straight lines in the space of the mapping network's outputs. `z`: latents,
+    arcs."""
+    sampling: Literal["end", "full"] = "end"
+    """Where on a path its length is measured. `end`: at its start, as reported for StyleGAN2. `full`: at a random
+    place."""
+    epsilon: Annotated[Positive, Field(le=0.1)] = 1e-4
+    """Step along the path, as a share of it."""
+    crop: bool = False
+    """Look at the center of aligned faces only, as StyleGAN did."""
+    weights: str | None = None
+    """Path of torchvision's VGG16, vgg16-397923af.pth, or its tensors as .safetensors. null: torchvision's own copy,
+    `~/.cache/torch/hub/checkpoints/vgg16-397923af.pth`."""
+
+    @property
+    def qualifiers(self) -> tuple[str, ...]:
+        others = (["crop"] if self.crop else []) + ([f"epsilon={self.epsilon}"] if self.epsilon != 1e-4 else [])
+        return ("vgg16", self.space, self.sampling, *others)
 
 
 class _ModesOptions(MetricOptions):
@@ -101,12 +131,14 @@ METRICS = {
     "precision_recall": BuiltIn("distgan.evaluation.metrics.precision_recall:PrecisionRecall", _PrecisionRecallOptions),
     "density_coverage": BuiltIn("distgan.evaluation.metrics.density_coverage:DensityCoverage", _DensityCoverageOptions),
     "classes": BuiltIn("distgan.evaluation.metrics.class_coverage:Classes", _ClassesOptions),
+    "ppl": BuiltIn("distgan.evaluation.metrics.perceptual_path_length:PerceptualPathLength", _PPLOptions),
     "modes": BuiltIn("distgan.evaluation.metrics.mode_coverage:CoveredModes", _ModesOptions),
     "ngram_js": BuiltIn("distgan.evaluation.metrics.ngrams:NgramJS", _NgramOptions),
 }
 ALIASES: dict[str, dict[str, Any]] = {
     "fid50k_full": {"metric": "fid", "detector": "inception", "samples": 50_000},
     "is50k": {"metric": "inception_score", "detector": "inception", "samples": 50_000},
+    "ppl2_wend": {"metric": "ppl", "space": "w", "sampling": "end", "samples": 50_000},
 }
 """Published protocols by the names that StyleGAN's code gives them: the keys of a metric that each stands for."""
 RESERVED = ("step", "images", "time")
@@ -131,9 +163,10 @@ class MetricConfig(NamedSection):
     aliases: ClassVar = tuple(ALIASES)
 
     metric: str
-    """Metric: `fid`, `inception_score`, `kid`, `precision_recall`, `density_coverage` or `classes` for images,
+    """Metric: `fid`, `inception_score`, `kid`, `precision_recall`, `density_coverage`, `ppl` or `classes` for images,
     `ngram_js` for text, `modes` for points, or the import path of a `torchmetrics.Metric` of your own. `fid50k_full`
-    and `is50k` are `fid` and `inception_score` with Inception and 50,000 samples."""
+    and `is50k` are `fid` and `inception_score` with Inception and 50,000 samples, and `ppl2_wend` is `ppl` of 50,000
+    paths."""
     name: Annotated[str, AfterValidator(_value_name)] | None = None
     """Name of its values, to tell two metrics of one class apart. null: that of the metric, or of the class."""
     detector: DetectorConfig | None = None
@@ -150,7 +183,14 @@ class MetricConfig(NamedSection):
     @property
     def value_name(self) -> str:
         """Name of its values, such as `fid[classifier]` or `modes`. It tells the metrics of an evaluation apart."""
-        return f"{self.label}[{self.detector.label}]" if self.detector and self.needs_detector else self.label
+        return self.label + self.brackets
+
+    @property
+    def brackets(self) -> str:
+        """End of the names of its values, which says by what it measures: `[classifier]`, or nothing."""
+        detector = [self.detector.label] if self.detector and self.needs_detector else []
+        parts = ",".join([*detector, *self.facts.qualifiers])
+        return f"[{parts}]" if parts else ""
 
     @property
     def facts(self) -> MetricOptions:
@@ -168,6 +208,11 @@ class MetricConfig(NamedSection):
     def needs_detector(self) -> bool:
         """Whether it takes a detector's features or logits."""
         return not {"features", "logits"}.isdisjoint(self.inputs)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it takes samples or what is made of them."""
+        return not {"generator", "numbers"}.issuperset(self.inputs)
 
     @model_validator(mode="before")
     @classmethod
