@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from inspect import signature
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,12 +35,13 @@ class RealRows(Metric):
     """Rows of one field of up to `MOST_ROWS` real samples: `rows`, in order of their indices."""
 
     full_state_update = False
-    most: ClassVar = MOST_ROWS
+    most: int | None = MOST_ROWS
     rows: list[Tensor] | Tensor
 
     def __init__(self, takes: str) -> None:
         super().__init__()
-        self.takes, self.cache_name = takes, f"real-{takes}"
+        self.takes: str | tuple[str, ...] = takes
+        self.cache_name = f"real-{takes}"
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, rows: Tensor) -> None:
@@ -59,7 +59,7 @@ class RealFeatures(RealRows):
 
     def __init__(self, max_reals: int) -> None:
         super().__init__("features")
-        self.most = max_reals  # type: ignore[misc]
+        self.most = max_reals
         self.cache_name = f"real-features-{max_reals}"
 
 
@@ -86,11 +86,11 @@ class Collector:
         takes = getattr(made, "takes", "samples")
         self._takes = (takes,) if isinstance(takes, str) else tuple(takes)
         count, most = len(context.index), getattr(made, "most", None)
-        self.numbers = torch.arange(count)
+        chosen: Tensor | None = getattr(made, "chosen", None)
+        if chosen is None and most is not None and most < count:
+            chosen = torch.from_numpy(permute(np.arange(most), count, derive_key(0, "kid/reals"))).sort().values
+        self.numbers = torch.arange(count) if chosen is None else chosen
         """Indices of the samples that it gets: int64, increasing."""
-        if most is not None and most < count:
-            chosen = permute(np.arange(most), count, derive_key(0, "kid/reals"))
-            self.numbers = torch.from_numpy(chosen).sort().values
         self._all, self._added = len(self.numbers) == count, 0
         self.cache_name = str(getattr(made, "cache_name", type(made).__name__))
         self.version: tuple[str, ...] = ()

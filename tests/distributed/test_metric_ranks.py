@@ -20,7 +20,7 @@ from tests.ranks import RankPool
 from tests.shards import build_index
 
 PLUGINS = str(Path(__file__).parents[1] / "plugins")
-METRICS = ["precision_recall", "density_coverage"]
+METRICS = ["precision_recall", "density_coverage", "kid"]
 
 
 REALS = pictures(150)

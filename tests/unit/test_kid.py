@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distgan.evaluation.divergences import squared_mmd
 from distgan.evaluation.metrics import kid
 from distgan.evaluation.metrics.kid import (
     Distance,
@@ -84,6 +85,33 @@ def test_fewer_samples_than_a_subset_are_halved() -> None:
     assert kid.subset_size(5000, 1000, 1000) == 1000
     assert kid.subset_size(5000, 999, 1000) == 499
     assert KernelDistanceToReference(features_of(60, 4, 1), 40).subsets.shape == (kid.SUBSETS, 20)
+
+
+def test_only_chosen_reals_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The subsets are of all 400 reals; features of others change nothing, and unreadable ones are left out."""
+    monkeypatch.setattr(kid, "SUBSETS", 3)
+    monkeypatch.setattr(kid, "SUBSET_SIZE", 20)
+    features, reals = features_of(100, 8, 1), features_of(400, 8, 2)
+    expected = distance_of(features, reals)
+    chosen = draw_subsets(400, 20, "kid/real subsets", 3)
+    assert len(chosen.unique()) < 61
+    for left_out in (torch.tensor([], dtype=torch.int64), chosen[1, :4]):
+        numbers = chosen.unique()[~torch.isin(chosen.unique(), left_out)]
+        metric = KernelDistanceToReference(reals[numbers], 100, real_numbers=numbers, num_reals=400)
+        metric.update(features, torch.arange(100))
+        by_hand = [
+            squared_mmd(features[mine], reals[theirs[~torch.isin(theirs, left_out)]], cubic_kernel)
+            for mine, theirs in zip(metric.subsets, chosen, strict=True)
+        ]
+        assert float(metric.compute().mean) == pytest.approx(sum(map(float, by_hand)) / 3, rel=1e-12)
+        if not len(left_out):
+            assert metric.compute() == expected
+
+
+def test_by_hand_on_a_line() -> None:
+    """x = {0, 1}, y = {0, 2}: k(0, 1) + k(0, 2) - mean of (1, 1, 1, 27) * 2 = 1 + 1 - 15."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]])
+    assert float(squared_mmd(x, y, cubic_kernel)) == -13
 
 
 def test_missing_samples_are_noticed() -> None:

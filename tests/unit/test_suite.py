@@ -26,6 +26,7 @@ from distgan.evaluation import real_statistics
 from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.features import Detector
+from distgan.evaluation.metrics import kid
 from distgan.evaluation.metrics.frechet import FrechetDistanceToReference
 from distgan.evaluation.metrics.inception_score import InceptionScoreOfLogits
 from distgan.evaluation.metrics.kid import KernelDistanceToReference
@@ -117,6 +118,24 @@ def test_all_metrics_of_images_from_one_pass(shards: str, tmp_path: Path, monkey
     shares = torch.bincount(logits.argmax(1), minlength=3) / 120
     assert found["classes_smallest_share[classifier]"] == pytest.approx(float(shares.min()))
     assert found["classes_kl[classifier]"] == pytest.approx(float((shares * (3 * shares).log()).nansum()), abs=1e-6)
+
+
+def test_kid_reads_the_reals_that_its_subsets_chose(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kid, "SUBSETS", 2)
+    monkeypatch.setattr(kid, "SUBSET_SIZE", 20)
+    monkeypatch.setattr(real_statistics, "MOST_ROWS", 5)
+    config = evaluation_config(shards, tmp_path / "cache", num_samples=60, metrics=["kid"])
+    evaluator = Evaluator(config, build_index(shards), Runtime())
+    (entry,) = evaluator.reals.values()
+    chosen = kid.draw_subsets(len(REALS), 20, "kid/real subsets", 2).unique()
+    assert entry.facts["samples"] == len(chosen) < 41
+    assert torch.equal(entry.tensors["numbers"], chosen)
+    (detector,) = evaluator.detectors.values()
+    distance = KernelDistanceToReference(detector(REALS).features, 60)
+    distance.update(detector(generate(torch.arange(60))).features, torch.arange(60))
+    assert evaluator(generate)["kid[classifier]"] == pytest.approx(float(distance.compute().mean), rel=1e-4)
 
 
 def test_points_need_no_detector(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
