@@ -61,7 +61,8 @@ class DataConfig(Section):
     dimensions: Size = 2
     """Number of coordinates of a point."""
     dequantize: bool = False
-    """Map 8-bit pixels x to 2x/256 - 1 + u, with u drawn from U[0, 1/128), as the code of WGAN-GP and SNGAN does."""
+    """Map 8-bit pixels x to 2x/256 - 1 + u, with u drawn from U[0, 1/128), as the code of WGAN-GP and SNGAN does.
+    Generated values y become the pixels floor(128 (y + 1)), without it round(127.5 (y + 1))."""
     mirror: bool = False
     """Flip each image left-right with probability 1/2, as a function of the seed and the stream position."""
     order: Literal["permutation", "lanes"] = "permutation"

@@ -58,6 +58,7 @@ class _Description(BaseModel):
     kind: Literal["images", "text", "points"] = "images"
     resolution: _Size = 0
     channels: Literal[0, 1, 3] = 0
+    dequantized: bool = False
     length: _Size = 0
     vocabulary: Vocabulary | None = None
     dimensions: _Size = 0
@@ -74,6 +75,8 @@ class _Description(BaseModel):
         for name in itertools.chain(*_SIZES.values()):
             if bool(getattr(self, name)) != (name in _SIZES[self.kind]):
                 raise ValueError(f"kind: {self.kind} needs {' and '.join(_SIZES[self.kind])}, and no other size")
+        if self.dequantized and self.kind != "images":
+            raise ValueError(f"dequantized: is of images, found kind: {self.kind}")
         if self.kind not in self.generator.facts.kinds:
             raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
         if self.kind == "images" and self.resolution < 4:
@@ -268,6 +271,7 @@ def _load_checkpoint(path: Path, device: torch.device | str, truncation: float |
         "kind": shape.kind,
         "resolution": shape.resolution,
         "channels": shape.channels,
+        "dequantized": shape.dequantized,
         "length": shape.length,
         "vocabulary": vocabulary,
         "dimensions": shape.dimensions,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan import randomness
 from distgan.config import Config
 from distgan.inference import interpolation
 from distgan.inference.latents import LatentSource
@@ -18,13 +19,21 @@ from distgan.networks.shape import SampleShape
 from distgan.networks.stylegan2.noise import constant_noise
 
 
-def to_network(shape: SampleShape, values: Tensor) -> Tensor:
+def to_network(shape: SampleShape, values: Tensor, seed: int = 0, places: Tensor | None = None) -> Tensor:
     """Convert a batch of the stream (see `reader.Batch`) to network inputs, float32 (n, *shape.sizes).
 
     Images are scaled to [-1, 1], characters become one-hot vectors, points stay as they are.
+
+    Args:
+        seed: the run's.
+        places: (n,) int64 addresses of the noise of dequantized images, such as stream positions.
     """
     if shape.kind == "images":
-        return from_bytes(values)
+        if not shape.dequantized:
+            return from_bytes(values)
+        assert places is not None, "dequantized images have noise of their own"
+        places = places.to(values.device, non_blocking=True)
+        return dequantize(values, randomness.uniform(seed, "data/dequantize", places, values.shape[1:]))
     if shape.kind == "text":
         return F.one_hot(values.long(), shape.vocabulary).float().transpose(1, 2)
     return values.float()
@@ -36,15 +45,17 @@ def from_network(shape: SampleShape, samples: Tensor) -> Tensor:
     Images become uint8 (n, C, R, R), text the most probable characters, int64 (n, length), points float32 (n, d).
     """
     if shape.kind == "images":
-        return to_bytes(samples)
+        return to_bytes(samples, dequantized=shape.dequantized)
     if shape.kind == "text":
         return samples.argmax(1)
     return samples.float()
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Convert images in [-1, 1] to uint8, rounded to the nearest level."""
-    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def to_bytes(images: Tensor, *, dequantized: bool = False) -> Tensor:
+    """Convert images in [-1, 1], of any float dtype, to uint8: the nearest level, or the inverse of `dequantize`."""
+    images = images.float()
+    levels = (images * 128.0).floor() + 128.0 if dequantized else ((images + 1.0) * 127.5).round()
+    return levels.clamp(0, 255).to(torch.uint8)
 
 
 def from_bytes(images: Tensor) -> Tensor:
@@ -55,9 +66,11 @@ def from_bytes(images: Tensor) -> Tensor:
 def dequantize(images: Tensor, noise: Tensor) -> Tensor:
     """Dequantize uint8 images to 2 (x/256 - 1/2) + u, where noise in [0, 1) gives u from U[0, 1/128).
 
-    As in the released code of WGAN-GP's CIFAR-10 ResNet and of SNGAN.
+    As in the released code of WGAN-GP's CIFAR-10 ResNet and of SNGAN. The noise is rounded down to 16 bits, so that
+    float32 has all bits of the sum, and no sum is rounded up into the next level.
     """
-    return images.float() / 128.0 - 1.0 + noise / 128.0
+    noise = (noise * 65536.0).floor() / 65536.0
+    return (images.float() + noise) / 128.0 - 1.0
 
 
 def statistics_batches(

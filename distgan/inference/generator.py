@@ -52,6 +52,7 @@ class Generator(nn.Module):
             **{name: description[name] for name in sizes if name in description},
             vocabulary=len(self.vocabulary or ()),
             num_classes=self.num_classes,
+            dequantized=description.get("dequantized", False),
         )
         self.resolution, self.channels = self.shape.resolution, self.shape.channels
         self.network = build_generator(config, self.shape)
@@ -77,6 +78,18 @@ class Generator(nn.Module):
         with reference_moments(self.network):
             samples: Tensor = self.network(latents, labels)
         return samples
+
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Return generated images (n, C, R, R) as uint8 in [0, 255]: the nearest levels of pixels.
+
+        After training on dequantized images (`data.dequantize`), a level is the whole bin that its noise filled.
+
+        Raises:
+            UserError: this generator does not make images.
+        """
+        if self.shape.kind != "images":
+            raise UserError(f"to_uint8: needs a generator of images, found one of {self.shape.kind}")
+        return from_network(self.shape, images)
 
     def decode(self, samples: Tensor) -> list[str]:
         """Return the most probable lines of text samples (n, vocabulary, length), without trailing padding.

@@ -28,7 +28,7 @@ from distgan.data.index.table import Index
 from distgan.data.order import permute
 from distgan.errors import UserError, blaming
 from distgan.evaluation.precision import plain_float32
-from distgan.evaluation.samples import fill, read_reals
+from distgan.evaluation.samples import Reals, fill, read_reals
 from distgan.inference import generation
 from distgan.networks import build_discriminator
 from distgan.networks.layers.normalization import recompute_statistics
@@ -164,9 +164,10 @@ class View:
         """Batch size of the training, because some networks compare the samples of a batch."""
         classes = len(state.classes.counts) if state.classes else 0
         self.conditional = classes > 0
+        self.shape = sample_shape(config.data, num_classes=classes)
         # On the meta device, so that false sizes take no memory.
         with torch.device("meta"), blaming(checkpoint / "state.json"):
-            self.network = build_discriminator(config.discriminator, sample_shape(config.data, num_classes=classes))
+            self.network = build_discriminator(config.discriminator, self.shape)
         weights = read_network(checkpoint, "discriminator", self.network, num_classes=classes)
         self.network.load_state_dict(weights, assign=True)
         set_growth([self.network], self.growth)
@@ -178,7 +179,7 @@ class View:
         whole = numbers[: len(numbers) // self.batch_size * self.batch_size]
         read = read_reals(self.config.data, index, (whole if len(whole) else numbers).split(self.batch_size))
         with torch.no_grad(), plain_float32(self.device), reference_moments(self.network):
-            recompute_statistics(self.network, (self.inputs(reals.samples) for reals in read if len(reals.labels)))
+            recompute_statistics(self.network, (self.inputs(reals) for reals in read if len(reals.labels)))
 
     def parts(self, index: Index, numbers: Tensor) -> tuple[Part, ...]:
         """Return the readable samples with these numbers, as discriminator features and as pixels."""
@@ -188,7 +189,7 @@ class View:
         for reals in read_reals(self.config.data, index, numbers.split(self.batch_size)):
             if not len(reals.labels):
                 continue
-            seen, shown = self._features(reals.samples), generation.from_bytes(reals.samples).flatten(1)
+            seen, shown = self._features(reals), generation.from_bytes(reals.samples).flatten(1)
             if count == 0:
                 self._check_size(seen.shape[1], len(numbers))
                 features, pixels = (torch.empty(len(numbers), rows.shape[1]) for rows in (seen, shown))
@@ -202,17 +203,18 @@ class View:
             )
         return tuple(Part(rows[:count].numpy(), labels[:count].numpy()) for rows in (features, pixels))
 
-    def inputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the network's inputs, always a full batch."""
-        shown = generation.from_bytes(fill(images, self.batch_size)).to(self.device)
+    def inputs(self, reals: Reals) -> tuple[Tensor, Tensor | None]:
+        """Return the network's inputs, always a full batch. Noise of dequantized images has their numbers."""
+        images, numbers = (fill(part, self.batch_size).to(self.device) for part in (reals.samples, reals.numbers))
+        shown = generation.to_network(self.shape, images, self.config.seed, numbers)
         if self.growth is not None:
             shown = shrink(shown, self.growth.resolution)
         labels = torch.zeros(len(shown), dtype=torch.int64, device=self.device) if self.conditional else None
         return shown, labels
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, reals: Reals) -> Tensor:
         with plain_float32(self.device):
-            return convolution_features(self.network, *self.inputs(images))[: len(images)].cpu()
+            return convolution_features(self.network, *self.inputs(reals))[: len(reals.numbers)].cpu()
 
     def _check_size(self, features: int, samples: int) -> None:
         if features * samples > _MAX_NUMBERS:

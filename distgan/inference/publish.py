@@ -143,6 +143,7 @@ def _usage(generator: Generator, repository: str) -> str:
     return (
         f'import distgan\n\ngenerator = distgan.load_generator("{hub.SCHEME}{repository}"{trust})\n'
         f"samples = generator(generator.latents(16, seed=0){labels})"
+        + ("\npixels = generator.to_uint8(samples)" if generator.shape.kind == "images" else "")
     )
 
 

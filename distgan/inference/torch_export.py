@@ -26,6 +26,8 @@ DESCRIPTION = "generator.json"
 
 _OWN = frozenset(("aten", "prim", "prims", "higher_order"))
 """Namespaces of the operators that every PyTorch has."""
+_PIXELS = {False: "clamp(round(127.5 (x + 1)), 0, 255)", True: "clamp(floor(128 (x + 1)), 0, 255)"}
+"""Level of a pixel for an output x, without and with `data.dequantize`."""
 _FIX = (
     "in its forward pass use torch functions only, x.shape[0] instead of len(x), and no Python branch or loop over the "
     "values of tensors or the samples of a batch; or leave out --format torch-export"
@@ -81,6 +83,7 @@ def describe(generator: Generator) -> dict[str, Any]:
         "class_counts": known["class_counts"],
         "output_shape": ["n", *shape.sizes],
         "output_range": {"images": [-1, 1], "text": [0, 1], "points": None}[shape.kind],
+        "pixels": _PIXELS[shape.dequantized] if shape.kind == "images" else None,
         "resolution": shape.resolution,
         "vocabulary": generator.vocabulary,
         "step": generator.step,

@@ -21,6 +21,8 @@ class SampleShape:
     dimensions: int = 0
     num_classes: int = 0
     """0 for an unconditional run."""
+    dequantized: bool = False
+    """Level x of a pixel is all of [x/128 - 1, (x + 1)/128 - 1) (`data.dequantize`), and not the point x/127.5 - 1."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -44,4 +46,10 @@ def sample_shape(data: DataConfig, *, num_classes: int = 0, vocabulary: int = 0)
         return SampleShape("text", length=data.length, vocabulary=vocabulary, num_classes=classes)
     if data.kind == "points":
         return SampleShape("points", dimensions=data.dimensions, num_classes=classes)
-    return SampleShape("images", resolution=data.resolution, channels=data.channels, num_classes=classes)
+    return SampleShape(
+        "images",
+        resolution=data.resolution,
+        channels=data.channels,
+        num_classes=classes,
+        dequantized=data.dequantize,
+    )

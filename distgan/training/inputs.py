@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from distgan import randomness, schedule
+from distgan import schedule
 from distgan.data.reader import Batch
 from distgan.data.replacements import Failure, record_failures
 from distgan.data.stream import open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.inference.generation import dequantize, to_network
+from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentPrefetcher
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.players.samples import MicroBatch
@@ -139,12 +139,7 @@ class Feed:
         """Return reals as network inputs at the current growth level, and their labels (None if unconditional)."""
         device = self.runtime.device
         values = batch.data.to(device, non_blocking=True)
-        if self.config.data.dequantize:
-            places = batch.positions.to(device, non_blocking=True)
-            noise = randomness.uniform(self.config.seed, "data/dequantize", places, values.shape[1:])
-            reals = dequantize(values, noise)
-        else:
-            reals = to_network(self.state.shape, values)
+        reals = to_network(self.state.shape, values, self.config.seed, batch.positions)
         if self.state.growth is not None:
             reals = shrink(reals, self.state.growth.resolution)
             if self.state.growth.fading:

@@ -217,7 +217,7 @@ def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Con
     if uses_reference(discriminator):
         places = np.arange(len(discriminator.get_buffer("reference")))
         batch = read_samples(config.data, index, make_order(config.data, config.seed, index).samples(places))
-        reals = to_network(run_shape(config, index), batch.data)
+        reals = to_network(run_shape(config, index), batch.data, config.seed, torch.from_numpy(places))
         set_reference(discriminator, reals, batch.labels if config.data.labels else None)
 
 

@@ -209,7 +209,7 @@ def test_a_probed_discriminator_normalizes_as_in_training(run: Path) -> None:
     features, _ = view.parts(index, numbers)
     [reals] = read_reals(config.data, index, [numbers])
     training = view.network.train()
-    expected = convolution_features(training, *view.inputs(reals.samples))
+    expected = convolution_features(training, *view.inputs(reals))
     np.testing.assert_allclose(features.features, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
