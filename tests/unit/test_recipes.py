@@ -131,11 +131,29 @@ def test_a_recipe_names_its_paper_and_has_what_is_published(name: str) -> None:
         assert functools.reduce(getattr, path.split("."), config) == value, key
 
 
+OVER_THE_RUN: dict[str, Any] = {
+    "rate": "{start: 1e-3, end: 2.5e-4, shape: cosine}",
+    "betas": "[0, {start: 0.9, end: 0.99, shape: cosine}]",
+    "objective": {
+        "objective.augmentation.probability": "{start: 0, end: 0.55, shape: cosine}",
+        **{f"objective.{key}.gamma": "{start: 0.05, end: 0.005, shape: cosine}" for key in ("r1", "r2")},
+    },
+}
+"""R3GAN's curves over a shorter run, with five times the rates."""
+
+
 @pytest.mark.parametrize(
     ("name", "changed"),
     [("cifar10-dcgan", {}),
      *((name, {"training.generator_batch_size": "null"}) for name in ("cifar10-sngan", "cifar10-wgan-gp")),
-     ("text-wgan-gp", {"training.critic_steps": 5, **both("optimizer.learning_rate", 1e-3)})],
+     ("text-wgan-gp", {"training.critic_steps": 5, **both("optimizer.learning_rate", 1e-3)}),
+     ("cifar10-biggan", {}), ("cifar10-cgan-pd", {}),
+     ("cifar10-stylegan2", {"training.kimg": "null", "training.steps": 200000, "training.batch_size": 32,
+                            "training.mixed_precision": "no", "discriminator.minibatch_stddev.group_size": 8,
+                            "objective.augmentation.controller.kimg": 100}),
+     ("cifar10-r3gan", {"training.kimg": "null", "training.steps": 200000, "training.batch_size": 64,
+                        "training.mixed_precision": "no", **both("optimizer.betas", OVER_THE_RUN["betas"]),
+                        **both("optimizer.learning_rate", OVER_THE_RUN["rate"]), **OVER_THE_RUN["objective"]})],
 )  # fmt: skip
 def test_a_small_recipe_trains_as_its_large_one(name: str, changed: dict[str, Any]) -> None:
     """Sizes, lengths and what is measured differ; the objective, the kinds of layers and the optimizers do not."""
@@ -146,7 +164,7 @@ def test_a_small_recipe_trains_as_its_large_one(name: str, changed: dict[str, An
     assert small["objective"] == large["objective"]
     assert small["training"] | {"steps": 0} == large["training"] | {"steps": 0}
     for role in ("generator", "discriminator"):
-        sizes = dict.fromkeys(("width", "max_width", "depth", "latent_size"))
+        sizes = dict.fromkeys(("width", "max_width", "depth", "latent_size", "style_size"))
         assert small[role] | sizes == large[role] | sizes
         assert small[role]["width"] < large[role]["width"]
     assert small["training"]["steps"] < large["training"]["steps"]
