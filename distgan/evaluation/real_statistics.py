@@ -88,7 +88,7 @@ class Collector:
         count, most = len(context.index), getattr(made, "most", None)
         chosen: Tensor | None = getattr(made, "chosen", None)
         if chosen is None and most is not None and most < count:
-            chosen = torch.from_numpy(permute(np.arange(most), count, derive_key(0, "kid/reals"))).sort().values
+            chosen = choose_reals(count, most)
         self.numbers = torch.arange(count) if chosen is None else chosen
         """Indices of the samples that it gets: int64, increasing."""
         self._all, self._added = len(self.numbers) == count, 0
@@ -121,6 +121,11 @@ class Collector:
                 return None
             with self.section.blaming("compute of its real_statistic failed"):
                 return statistics_cache.Entry(dict(self.statistic.compute()), {"samples": added})
+
+
+def choose_reals(count: int, most: int) -> Tensor:
+    """Return an addressed choice of `most` or all of `count` indices: int64, increasing. A larger one contains it."""
+    return torch.from_numpy(permute(np.arange(min(count, most)), count, derive_key(0, "kid/reals"))).sort().values
 
 
 def make_collectors(metrics: Iterable[tuple[MetricConfig, EvaluationContext]]) -> dict[str, Collector]:

@@ -112,6 +112,21 @@ class _PrecisionRecallOptions(MetricOptions):
     """Most real images to compare with. Every rank holds their features in host memory."""
 
 
+class _FIDInfinityOptions(MetricOptions):
+    kinds = ("images",)
+    takes = ("features", "numbers")
+    higher_is_better = False
+
+
+class _MiFIDOptions(MetricOptions):
+    kinds = ("images",)
+    takes = ("features", "numbers")
+    higher_is_better = False
+
+    max_reals: Count = 200_000
+    """Most real images that a generated one may be a copy of. Every rank holds their features in host memory."""
+
+
 class _DensityCoverageOptions(MetricOptions):
     kinds = ("images",)
     takes = ("features", "numbers")
@@ -130,6 +145,8 @@ METRICS = {
     "kid": BuiltIn("distgan.evaluation.metrics.kid:KID", _KIDOptions),
     "precision_recall": BuiltIn("distgan.evaluation.metrics.precision_recall:PrecisionRecall", _PrecisionRecallOptions),
     "density_coverage": BuiltIn("distgan.evaluation.metrics.density_coverage:DensityCoverage", _DensityCoverageOptions),
+    "fid_infinity": BuiltIn("distgan.evaluation.metrics.fid_infinity:FIDInfinity", _FIDInfinityOptions),
+    "mifid": BuiltIn("distgan.evaluation.metrics.mifid:MiFID", _MiFIDOptions),
     "classes": BuiltIn("distgan.evaluation.metrics.class_coverage:Classes", _ClassesOptions),
     "ppl": BuiltIn("distgan.evaluation.metrics.perceptual_path_length:PerceptualPathLength", _PPLOptions),
     "modes": BuiltIn("distgan.evaluation.metrics.mode_coverage:CoveredModes", _ModesOptions),
@@ -163,10 +180,10 @@ class MetricConfig(NamedSection):
     aliases: ClassVar = tuple(ALIASES)
 
     metric: str
-    """Metric: `fid`, `inception_score`, `kid`, `precision_recall`, `density_coverage`, `ppl` or `classes` for images,
-    `ngram_js` for text, `modes` for points, or the import path of a `torchmetrics.Metric` of your own. `fid50k_full`
-    and `is50k` are `fid` and `inception_score` with Inception and 50,000 samples, and `ppl2_wend` is `ppl` of 50,000
-    paths."""
+    """Metric: `fid`, `fid_infinity`, `mifid`, `inception_score`, `kid`, `precision_recall`, `density_coverage`, `ppl`
+    or `classes` for images, `ngram_js` for text, `modes` for points, or the import path of a `torchmetrics.Metric` of
+    your own. `fid50k_full` and `is50k` are `fid` and `inception_score` with Inception and 50,000 samples, and
+    `ppl2_wend` is `ppl` of 50,000 paths."""
     name: Annotated[str, AfterValidator(_value_name)] | None = None
     """Name of its values, to tell two metrics of one class apart. null: that of the metric, or of the class."""
     detector: DetectorConfig | None = None

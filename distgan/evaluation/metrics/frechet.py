@@ -86,15 +86,20 @@ class FID(FrechetDistanceToReference):
     real_statistic = RealMoments
 
     def __init__(self, context: EvaluationContext, reals: Mapping[str, Tensor]) -> None:
-        samples, dimension = int(reals["samples"]), len(reals["mean"])
-        if min(context.num_samples, samples) <= dimension and context.runtime.is_main:
-            log.warning(
-                "%s: found %d generated and %d real images, expected more than %d, the number of features; the value "
-                "is far too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
-                "evaluation.detector",
-                context.name, context.num_samples, samples, dimension,
-            )  # fmt: skip
+        samples = int(reals["samples"])
+        warn_of_few_samples(context, samples, len(reals["mean"]))
         super().__init__(Reference(samples, reals["mean"], reals["factor"]))
+
+
+def warn_of_few_samples(context: EvaluationContext, reals: int, dimension: int) -> None:
+    """Warn on rank 0 if a side has at most as many samples as there are features."""
+    if min(context.num_samples, reals) <= dimension and context.runtime.is_main:
+        log.warning(
+            "%s: found %d generated and %d real images, expected more than %d, the number of features; the value "
+            "is far too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
+            "evaluation.detector",
+            context.name, context.num_samples, reals, dimension,
+        )  # fmt: skip
 
 
 def make_reference(gaussian: Gaussian) -> Reference:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from distgan.evaluation.metrics.kid import joined
+from distgan.evaluation.numerics.feature_rows import FeatureRows, row_blocks
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -48,8 +47,7 @@ def blocks(first: Tensor, second: Tensor, runtime: Runtime) -> Iterator[Block]:
     Args:
         first, second: shapes (n, d) and (m, d), any real dtype, the same on every rank.
     """
-    for row in range(runtime.rank * _ROWS, len(first), runtime.world_size * _ROWS):
-        rows = slice(row, min(row + _ROWS, len(first)))
+    for rows in row_blocks(len(first), _ROWS, runtime):
         x = first[rows].double()
         x_squared = x.square().sum(1, keepdim=True)
         for column in range(0, len(second), _COLUMNS):
@@ -80,14 +78,8 @@ def kth_nearest(rows: Tensor, k: int, runtime: Runtime) -> Tensor:
     return runtime.all_reduce_sum(farthest.where(farthest.isfinite(), 0.0))  # rows of other ranks are infinite
 
 
-class NeighborMetric(Metric):
-    """Base of metrics that compare distances between generated and real features, on all ranks."""
-
-    is_differentiable = False
-    full_state_update = False
-    computes_on_all_ranks = True
-    features: list[Tensor] | Tensor
-    numbers: list[Tensor] | Tensor
+class NeighborMetric(FeatureRows):
+    """Base of metrics that compare distances between generated and real features."""
 
     def __init__(self, reals: Tensor, neighbors: int, runtime: Runtime, **settings: Any) -> None:
         """Prepare the features.
@@ -100,19 +92,10 @@ class NeighborMetric(Metric):
         super().__init__(**settings)
         self.reals, self.neighbors, self.runtime = reals, neighbors, runtime
         self._real_radii: Tensor | None = None
-        self.add_state("features", [], dist_reduce_fx="cat")
-        self.add_state("numbers", [], dist_reduce_fx="cat")
-
-    def update(self, features: Tensor, numbers: Tensor) -> None:
-        """Add generated features, shape (n, d), and the samples' numbers, int64, shape (n,)."""
-        assert isinstance(self.features, list)
-        assert isinstance(self.numbers, list)
-        self.features.append(features.detach())
-        self.numbers.append(numbers.to(features.device))
 
     def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return generated features in order of their numbers, real features, and the real radii, squared."""
-        fakes = joined(self.features)[joined(self.numbers).long().argsort()]
+        fakes = self.rows()
         reals = self.reals.to(fakes.device)
         if self._real_radii is None:  # the reals are the same in every evaluation
             self._real_radii = kth_nearest(reals, self.neighbors, self.runtime)
