@@ -99,7 +99,7 @@ def load_lpips(weights: str | os.PathLike[str] | None = None) -> LPIPS:
         UserError: the file is missing, cannot be read, or has the weights of another network.
     """
     path = vgg16_file(weights)
-    found = _read(path)
+    found = _read(path, f"download {URL}")
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with must not advance a training's generator
         network = LPIPS()
     wanted = network.state_dict()
@@ -108,7 +108,7 @@ def load_lpips(weights: str | os.PathLike[str] | None = None) -> LPIPS:
         name: tensor.shape for name, tensor in wanted.items() if name != "linear"
     }:
         raise UserError(f"{path}: not the weights of torchvision's VGG16; download {URL}")
-    calibrated = _read(_calibration_file())
+    calibrated = _read(_calibration_file(), "install torchmetrics again")
     linear = torch.cat([calibrated[f"lin{number}.model.1.weight"].flatten() for number in range(len(_WIDTHS))])
     network.load_state_dict({**trunk, "linear": linear})
     if path.suffix != ".safetensors" and not _sha256(path).startswith(_PUBLISHED_SHA256):
@@ -138,8 +138,8 @@ def _calibration_file() -> Path:
     return Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read named tensors. Raises UserError if the file holds anything else."""
+def _read(path: Path, fix: str) -> dict[str, Tensor]:
+    """Read named tensors. Raises UserError, with the fix, if the file holds anything else."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"the file is larger than {_MAX_BYTES} bytes")
@@ -151,7 +151,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return found
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         said = reason(error).partition(". ")[0][:200]
-        raise UserError(f"{path}: cannot read PyTorch weights: {said}; download {URL}") from None
+        raise UserError(f"{path}: cannot read PyTorch weights: {said}; {fix}") from None
 
 
 def _sha256(path: Path) -> str:

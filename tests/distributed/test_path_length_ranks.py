@@ -1,49 +1,35 @@
-"""Perceptual path length over several processes, and a metric of a user's that makes samples of its own."""
+"""Perceptual path length over several processes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from distgan.config import GeneratorConfig
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.suite import Evaluator
-from distgan.inference.generation import generating
-from distgan.inference.latents import LatentSource
-from distgan.networks import build_generator
-from distgan.networks.shape import SampleShape
 from tests.image_metrics import write_vgg16
 from tests.labelled_shards import evaluation_config
 from tests.ranks import RankPool
+from tests.unit.test_perceptual_path_length import INDEX, evaluated, stylegan2
 
-INDEX: Any = SimpleNamespace(fingerprint="unused")
 PATHS = [{"metric": "ppl"}, {"metric": "ppl", "space": "z", "sampling": "full", "name": "arcs"}]
 
 
 def measured(weights: str, cache: str, architecture: str, metrics: list[dict[str, Any]]) -> dict[str, float]:
     """Values of a generator with random weights, over 11 paths in batches of 3."""
-    options = {"style_size": 8, "max_width": 8} if architecture == "stylegan2" else {}
-    generator = GeneratorConfig(
-        architecture=architecture, latent_size=8, width=4, latent_distribution="normal", **options
-    )
+    config, shape = stylegan2()
+    if architecture == "dcgan":
+        config = GeneratorConfig(architecture="dcgan", latent_size=8, width=8)
     metrics = [{**metric, "weights": weights} for metric in metrics]
-    config = evaluation_config("unused", Path(cache), num_samples=11, batch_size=7, metrics=metrics)
-    config = config.model_copy(update={"generator": generator})
-    shape = SampleShape(resolution=16, channels=1, num_classes=3)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_generator(generator, shape).eval()
-        for weight in network.parameters():
-            if weight.ndim == 4:
-                nn.init.kaiming_normal_(weight)
-    with generating(network, shape, LatentSource(generator, 0, class_counts=[3, 4, 5]), "evaluation") as generate:
-        return Evaluator(config, INDEX, Runtime())(generate)
+    settings = evaluation_config("unused", Path(cache), num_samples=11, batch_size=7, metrics=metrics)
+    with torch.no_grad():
+        generator = evaluated(config, shape)
+    return Evaluator(settings.model_copy(update={"generator": config}), INDEX, Runtime())(generator)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_lengths_do_not_depend_on_the_ranks(
     architecture: str, metrics: list[dict[str, Any]], weights: str, tmp_path: Path, ranks: RankPool
 ) -> None:
-    ((expected,)) = ranks.run(1, measured, weights, str(tmp_path), architecture, metrics)
+    (expected,) = ranks.run(1, measured, weights, str(tmp_path), architecture, metrics)
     assert all(value > 0 for value in expected.values())
     for found in ranks.run(2, measured, weights, str(tmp_path), architecture, metrics):
         assert found == pytest.approx(expected, rel=1e-9, abs=0)

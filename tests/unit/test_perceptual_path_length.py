@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from distgan import randomness
 from distgan.config import Config, GeneratorConfig, MetricConfig
@@ -239,6 +240,45 @@ def test_an_evaluation_measures_paths(
         )
         lengths.append(distance(one, other).double() / 1e-8)
     assert found[f"ppl[vgg16,{name}]"] == pytest.approx(ppl.trimmed_mean(torch.cat(lengths)).item(), rel=1e-3)
+
+
+class Counted(Metric):
+    """Number of samples that it gets, of a user's."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        self.count: Tensor
+
+    def update(self, samples: Tensor) -> None:
+        self.count += len(samples)
+
+    def compute(self) -> Tensor:
+        return self.count
+
+
+@torch.no_grad()
+def test_samples_are_made_while_another_metric_takes_them(tmp_path: Path) -> None:
+    config, shape = stylegan2()
+    settings = evaluation(tmp_path, config)
+    (paths,) = settings.metrics
+    counted = MetricConfig(metric=f"{__name__}:Counted", samples=3)
+    both = settings.evaluation.model_copy(update={"metrics": [paths, counted]})
+    generator = evaluated(config, shape)
+    asked: list[int] = []
+
+    class Asked(SampleGenerator):
+        def __call__(self, positions: Tensor) -> Tensor:
+            asked.extend(positions.tolist())
+            return super().__call__(positions)
+
+    evaluator = Evaluator(settings.model_copy(update={"evaluation": both}), INDEX, Runtime())
+    found = evaluator(Asked(*vars(generator).values()))
+    assert asked == [0, 1, 2, 3]  # the first batch of two
+    alone = Evaluator(settings, INDEX, Runtime())(generator)
+    assert found == {**alone, "Counted": 3}
 
 
 def refusal(config: Config) -> str:
