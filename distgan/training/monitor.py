@@ -25,12 +25,12 @@ from distgan.inference.latents import LatentSource
 from distgan.monitoring import diagnosis, pictures
 from distgan.monitoring.console import Console
 from distgan.monitoring.scatter import scatter
+from distgan.monitoring.stragglers import StragglerMonitor
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalization import recompute_statistics
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.state import TrainingState
-from distgan.training.stragglers import StragglerMonitor
 
 logger = logging.getLogger("distgan")
 

@@ -17,9 +17,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from distgan.config import load_config
 from distgan.distributed import collectives
 from distgan.distributed.runtime import Runtime
-from distgan.training import inputs, stragglers
+from distgan.monitoring import stragglers
+from distgan.monitoring.stragglers import StragglerMonitor
+from distgan.training import inputs
 from distgan.training.loop import train
-from distgan.training.stragglers import StragglerMonitor
 from tests.ranks import RankPool
 from tests.runs import recipe, rows, tensors
 

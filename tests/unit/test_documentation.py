@@ -247,7 +247,7 @@ def test_scalars_are_the_ones_that_are_written() -> None:
     table = section(DOCS / "monitoring.md", "Scalars")
     documented = {tag for row in rows(table) for tag in re.findall(r"`([a-z_]+/\w+)`", row[0])}
     package = ROOT / "distgan"
-    files = [*(package / "players").glob("*.py"), package / "training/monitor.py", package / "training/stragglers.py"]
+    files = [*(package / "players").glob("*.py"), package / "training/monitor.py", package / "monitoring/stragglers.py"]
     written = {text for file in files for text in strings_of(file) if re.fullmatch(r"[a-z_]+/[\w\0]+", text)}
     roles = {tag.replace("\0", role) for tag in written for role in ("generator", "discriminator")}
     assert len(roles) > 30
