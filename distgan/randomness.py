@@ -29,6 +29,14 @@ def derive_key(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little")
 
 
+def branch_seed(seed: int, rollbacks: int) -> int:
+    """Return the seed of what training draws after so many rollbacks of a run; without any, the seed itself.
+
+    It is below 2^63, as the `seed` of a config is.
+    """
+    return derive_key(seed, f"rollback/{rollbacks}") >> 1 if rollbacks else seed
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Apply Philox4x32-10 to 128-bit counters.
 

@@ -13,6 +13,7 @@ from distgan.config.error_messages import explain
 from distgan.data.kinds import text
 from distgan.errors import UserError
 from distgan.monitoring.diagnosis import Diagnosis, Finite
+from distgan.monitoring.divergence import Divergence
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 
@@ -69,6 +70,9 @@ class Description(_Record):
     statistics: dict[str, dict[str, tuple[Finite, Finite]]]
     """Per player: totals and counts of the open logging interval, so that a resume logs the same row."""
     diagnosis: Diagnosis = Diagnosis()
+    divergence: Divergence = Divergence()
+    rollbacks: Annotated[list[Count], Field(max_length=1000)] = []
+    """Steps that the run went back to after a divergence, in order."""
     config: dict[str, Any]
     versions: dict[str, str]
     code: dict[str, str] = {}

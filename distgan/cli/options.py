@@ -222,9 +222,9 @@ def _stop(command: AddCommand) -> None:
 def _status(command: AddCommand) -> None:
     parser = command(
         "status", "print how a run stands, on one line for scripts",
-        "The line is OUTCOME CHECKPOINT REASON. OUTCOME is none, running, finished, preempted, failed, lost (failed\n"
-        "because a rank was lost), or killed (was running on this host, and its process is gone). CHECKPOINT is the\n"
-        "step of the newest checkpoint, or -1.",
+        "The line is OUTCOME CHECKPOINT REASON. OUTCOME is none, running, finished, preempted, diverged, failed,\n"
+        "lost (failed because a rank was lost), or killed (was running on this host, and its process is gone).\n"
+        "CHECKPOINT is the step of the newest checkpoint, or -1.",
     )  # fmt: skip
     parser.add_argument(
         "--launch", metavar="ID",

@@ -35,6 +35,7 @@ from distgan.config.players import (
 from distgan.config.run import Config
 from distgan.config.training import (
     CheckpointConfig,
+    DivergenceConfig,
     EarlyStoppingConfig,
     ExtraCriticStepsConfig,
     MonitoringConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "DataConfig",
     "DetectorConfig",
     "DiscriminatorConfig",
+    "DivergenceConfig",
     "EMAConfig",
     "EarlyStoppingConfig",
     "EvaluationConfig",

@@ -244,6 +244,12 @@ class Config(Section, metaclass=_OneLineErrors):
                 f"training.early_stopping: {adversarial.family} does not estimate the Wasserstein distance; "
                 "set objective.adversarial=wasserstein, or leave early_stopping out"
             )
+        guard = self.training.on_divergence
+        if guard is not None and guard.action == "rollback" and not self.evaluation.every:
+            raise ValueError(
+                "training.on_divergence: rollback needs a best checkpoint, but evaluation.every is 0; set "
+                "evaluation.every, or training.on_divergence=stop"
+            )
         return self
 
     @model_validator(mode="after")

@@ -39,6 +39,29 @@ class EarlyStoppingConfig(Section):
     """Largest relative change of the smoothed estimate that counts as flat."""
 
 
+def _action_alone(guard: Any) -> Any:
+    """Return a divergence guard that is given by its action alone as a section."""
+    return {"action": guard} if isinstance(guard, str) else guard
+
+
+class DivergenceConfig(Section):
+    """What a run does when it diverges for good: its first metric stays far worse than its best value, or
+    `max_skipped_updates` updates in a row are not finite."""
+
+    takes_effect_with: ClassVar = {"max_rollbacks": ("action", ("rollback",))}
+
+    action: Literal["stop", "rollback"]
+    """`stop`: the run ends with the outcome `diverged`. `rollback`: it continues from its best checkpoint with other
+    samples and noise."""
+    factor: Annotated[Real, Field(gt=1)] = 2.0
+    """Factor by which the first metric of `evaluation.metrics` is worse than its best value. It must also have lost 5 %
+    of what it gained since the first evaluation, so that noise near 0 does not count."""
+    evaluations: Count = 3
+    """Number of evaluations in a row that are so much worse, or not finite."""
+    max_rollbacks: CountOrZero = 3
+    """Number of rollbacks in a run; at the next divergence it stops."""
+
+
 class MixedPrecisionConfig(Section):
     """bfloat16 by stage of the networks, penalized passes included (Huang et al. 2024, released code)."""
 
@@ -79,6 +102,9 @@ class TrainingConfig(Section):
     update again. Schedules and curves count the images of the discriminator alone."""
     early_stopping: EarlyStoppingConfig | None = None
     """Early end of the run when the Wasserstein estimate stays flat, for `wasserstein`; null trains all steps."""
+    on_divergence: Annotated[DivergenceConfig, BeforeValidator(_action_alone)] | None = None
+    """Action when the run diverges for good: `stop`, `rollback`, or a section with options; null: train on, and fail
+    after `max_skipped_updates`."""
     mixed_precision: Annotated[Precision | MixedPrecisionConfig, plain_or_section(Precision, MixedPrecisionConfig)] = (
         "no"
     )
@@ -97,7 +123,7 @@ class TrainingConfig(Section):
     channels_last: bool | Literal["auto"] = "auto"
     """Use the channels_last memory format for convolutions. `auto` uses it where it was measured to be faster."""
     max_skipped_updates: Count = 20
-    """Number of non-finite updates of one player in a row that ends the run."""
+    """Number of non-finite updates of one player in a row that ends the run, or counts for `on_divergence`."""
     timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 10.0
     """Minutes that a rank waits for another in a collective before it gives up."""
     startup_timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 30.0

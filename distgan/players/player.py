@@ -31,7 +31,7 @@ class Player:
         *,
         clipping: WeightClippingConfig | None = None,
     ) -> None:
-        self.role = objective.role
+        self.role, self.objective = objective.role, objective
         self.network, self.opponent = objective.network, objective.opponent
         self.history = objective.history
         self.runtime = runtime

@@ -90,11 +90,15 @@ def set_aside_averages(folder: Path) -> None:
         logger.info("starting at step 0; the snapshots of an earlier attempt are now in %s", aside)
 
 
-def set_aside_later(folder: Path, step: int) -> None:
-    """Move the checkpoints after `step`, and copy metrics.jsonl, to `previous-N`, before the run continues."""
+def set_aside_later(folder: Path, step: int, *, curves: bool = False) -> None:
+    """Move the checkpoints after `step`, and copy metrics.jsonl, to `previous-N`, before the run continues.
+
+    Args:
+        curves: copy metrics.jsonl without later checkpoints too.
+    """
     checkpoints = folder / "checkpoints"
     later = [number for number in steps(checkpoints) if number > step]
-    if later:
+    if later or curves:
         aside = _previous(folder)
         (aside / "checkpoints").mkdir()
         for number in later:
@@ -106,7 +110,7 @@ def set_aside_later(folder: Path, step: int) -> None:
             shutil.copy2(folder / "metrics.jsonl", aside)
         if (folder / "averages").exists():
             shutil.copytree(folder / "averages", aside / "averages")
-        logger.info("going back to step %d; the later checkpoints of %s are now in %s", step, folder, aside)
+        logger.info("going back to step %d; the later checkpoints and rows of %s are now in %s", step, folder, aside)
 
 
 def _previous(folder: Path) -> Path:

@@ -23,12 +23,13 @@ from distgan.runs.status import (
     read_status,
     this_launch,
     write_failure,
+    write_rollback,
     write_status,
 )
 
 logger = logging.getLogger("distgan")
 
-Result = Literal["finished", "preempted"]
+Result = Literal["finished", "preempted", "diverged"]
 
 _LAST_WORDS_SECONDS = 1.0
 _LOCK_SECONDS = 1.0
@@ -45,6 +46,12 @@ class Attempt:
     def begin(self) -> None:
         """Note that the checks are over and the training begins."""
         self.earlier = None
+
+    def roll_back(self, why: str) -> None:
+        """Log a rollback on rank 0, and write it to status.json."""
+        if self.runtime.is_main:
+            logger.warning("%s", why)
+            write_rollback(self.folder, why)
 
     def finish(self, result: Result, step: int, why: str | None) -> str | None:
         """Write the outcome, and say on rank 0 where a stopped run continues. Collective: call on every rank.
@@ -63,6 +70,8 @@ class Attempt:
                 logger.info(
                     "%s: saved %s and stopped; start the same command again to continue", first, directory_name(step)
                 )
+            elif result == "diverged":
+                logger.warning("%s", first)
         self.runtime.barrier()
         return first
 

@@ -29,7 +29,7 @@ RUN_LOCK = ".run.lock"
 _REASON_LIMIT = 2000
 _STATUS_LIMIT = 64 << 10
 
-Outcome = Literal["running", "finished", "preempted", "failed"]
+Outcome = Literal["running", "finished", "preempted", "diverged", "failed"]
 
 
 class Status(BaseModel):
@@ -39,7 +39,7 @@ class Status(BaseModel):
 
     outcome: Outcome
     reason: str | None = None
-    """Reason of a failure, preemption or early finish, in one line."""
+    """Reason of a failure, preemption, divergence or early finish, or the last rollback, in one line."""
     lost_rank: bool = False
     """True if the run failed only because a rank was lost; a restart can help."""
     step: int | None = None
@@ -109,6 +109,19 @@ def write_status(
         logger.error("%s: cannot write that the run is %s: %s", file, outcome, explained(error, file))
         return False
     return True
+
+
+def write_rollback(run_dir: str | Path, reason: str) -> None:
+    """Add the reason of a rollback to the status of the running attempt. A disk error is logged."""
+    file = Path(run_dir) / "status.json"
+    try:
+        with _exclusive(run_dir):
+            status = _previous_status(run_dir)
+            if status is not None and status.outcome == "running":
+                changed = status.model_copy(update={"reason": reason[:_REASON_LIMIT], "time": now()})
+                write_atomically(file, changed.model_dump_json(indent=1).encode() + b"\n")
+    except OSError as error:
+        logger.error("%s: cannot write the rollback: %s", file, explained(error, file))
 
 
 def write_failure(

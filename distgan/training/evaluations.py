@@ -6,11 +6,13 @@ import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from distgan.config import DivergenceConfig
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted, UserError
 from distgan.evaluation.names import criterion
 from distgan.inference import generation
 from distgan.inference.latents import LatentSource
+from distgan.monitoring import divergence
 from distgan.runs.stop_request import StopRequest
 from distgan.training.state import TrainingState
 
@@ -64,7 +66,9 @@ class Evaluations:
             return Evaluation({}, interrupted=True)
         if self.runtime.is_main:
             logger.info("step %d: %s", step, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
-        return Evaluation(metrics, is_best=self._note_best(metrics))
+        is_best = self._note_best(metrics)
+        self._note_divergence(metrics[self.criterion.name])
+        return Evaluation(metrics, is_best)
 
     def _note_best(self, metrics: dict[str, float]) -> bool:
         """Return True, and record the value, if the first metric is better than in all earlier evaluations."""
@@ -81,3 +85,13 @@ class Evaluations:
             return False
         progress.best = {"metric": name, "value": metrics[name], "step": progress.step}
         return True
+
+    def _note_divergence(self, value: float) -> None:
+        """Count the evaluation if it is far worse than the best one; `training.on_divergence` may act on it later."""
+        (name, higher), progress, config = self.criterion, self.state.progress, self.state.config
+        best = progress.best["value"] if progress.best is not None and progress.best["metric"] == name else None
+        # Counted without a guard too, so that a run can be started again with one.
+        guard = config.training.on_divergence or DivergenceConfig(action="stop")
+        progress.divergence = divergence.observe(
+            progress.divergence, progress.step, name, value, best, higher=higher, factor=guard.factor
+        )

@@ -29,6 +29,8 @@ class Feed:
     def __init__(self, state: TrainingState, runtime: Runtime) -> None:
         self.state, self.config, self.progress, self.runtime = state, state.config, state.progress, runtime
         self.latents = latent_source(state.config, state.index, runtime.device)
+        """Latents of evaluations and sample grids."""
+        self._training_latents = latent_source(state.config, state.index, runtime.device, seed=state.seed)
         self.failures: list[Failure] = []
         """Samples that this rank could not read and has not yet reported to the other ranks."""
         self.seconds_waited = 0.0
@@ -54,14 +56,14 @@ class Feed:
         }
         self._draws = {
             role: LatentPrefetcher(
-                self.latents, f"{role} latents", batch // world_size, batch, accumulation, apart[role]
+                self._training_latents, f"{role} latents", batch // world_size, batch, accumulation, apart[role]
             )
             for role, batch in self.micro_batches.items()
         }
         read = self.micro_batches.values() if config.generator_draws_reals else [self.micro_batches["discriminator"]]
         self._stream = open_rank_stream(
             self.config.data,
-            self.config.seed,
+            self.state.seed,
             self.state.index,
             start=start,
             micro_batch=max(read),
@@ -139,7 +141,7 @@ class Feed:
         """Return reals as network inputs at the current growth level, and their labels (None if unconditional)."""
         device = self.runtime.device
         values = batch.data.to(device, non_blocking=True)
-        reals = to_network(self.state.shape, values, self.config.seed, batch.positions)
+        reals = to_network(self.state.shape, values, self.state.seed, batch.positions)
         if self.state.growth is not None:
             reals = shrink(reals, self.state.growth.resolution)
             if self.state.growth.fading:

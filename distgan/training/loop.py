@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +18,7 @@ from distgan.checkpoint.contents import ACCEPTABLE
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config
 from distgan.data.index.loading import load_index
+from distgan.data.index.table import Index
 from distgan.distributed.control import Check
 from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
@@ -24,16 +28,23 @@ from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
 from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
-from distgan.runs.outcome import Result, record_outcome
+from distgan.runs.outcome import Attempt, Result, record_outcome
 from distgan.runs.stop_request import StopRequest
 from distgan.schedule import discriminator_updates, ema_decay, generator_batch_size, optimizer_settings, snapshot_due
+from distgan.training.divergence import (
+    Verdict,
+    fail_with_skipped_updates,
+    judge,
+    metric_divergence,
+    skipped_updates,
+)
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
 from distgan.training.result import Callbacks, RunResult
 from distgan.training.resume import open_writer, resume_run
 from distgan.training.setup import assemble, batch_memory, check_ranks_agree, validate_evaluation, validate_run
-from distgan.training.state import TrainingState
+from distgan.training.state import Progress, TrainingState
 from distgan.training.warnings import log_warnings
 
 logger = logging.getLogger("distgan")
@@ -54,7 +65,7 @@ def train(
         callbacks: functions to call between steps.
 
     Returns:
-        The outcome, `finished` or `preempted`, as in status.json of the run folder, with what the run left.
+        The outcome, `finished`, `preempted` or `diverged`, as in status.json of the run folder, with what the run left.
 
     Raises:
         UserError: the config, data, checkpoint, run folder or launch is wrong; the message gives the fix.
@@ -89,23 +100,65 @@ def train(
             validate_evaluation(config, index)
         check_ranks_agree(config, index, runtime)
         log_warnings(config, index, runtime)
-        state = assemble(config, index, runtime)
-        if runtime.is_main and runtime.world_size > 1:
-            logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
-        with ExitStack() as held:
-            held.enter_context(batch_memory(config, runtime.world_size))
-            with runtime.raise_on_all_ranks():
-                # First, because it publishes a complete checkpoint that a killed process had not yet renamed.
-                writer = held.enter_context(closing(open_writer(config))) if runtime.is_main else None
-                resume_run(config, state, runtime, resume, accepted)
-                feed = held.enter_context(closing(Feed(state, runtime)))
-                evaluations = Evaluations(state, feed.latents, runtime, stop)
-                monitor = held.enter_context(closing(Monitor(state, feed, evaluations, writer, runtime)))
-            attempt.begin()
-            result = run(state, feed, monitor, writer, runtime, stop, callbacks or Callbacks())
-        why = stop.reason if result == "preempted" else early_stop_reason(state)
-        reason = attempt.finish(result, state.progress.step, why)
-        return RunResult(result, state.progress.step, reason, state.progress.best, Path(config.run_dir))
+        train_part = partial(_train_part, config, index, runtime, stop, attempt, callbacks or Callbacks())
+        end = train_part(resume, accepted)
+        while end.verdict is not None and end.verdict.checkpoint is not None:
+            attempt.roll_back(end.verdict.reason)
+            # All is built again, so that every engine starts from a checkpoint as it does on a resume.
+            gc.collect()
+            if config.training.compile:
+                torch.compiler.reset()
+            runtime.set_timeout(max(config.training.startup_timeout_minutes, config.training.timeout_minutes))
+            accepted |= end.progress.accepted
+            end = train_part(str(end.verdict.checkpoint), accepted, rollback=end.verdict)
+        why = {"preempted": stop.reason, "finished": end_reason(config, end.progress)}.get(end.result)
+        reason = attempt.finish(end.result, end.progress.step, end.verdict.reason if end.verdict else why)
+        return RunResult(end.result, end.progress.step, reason, end.progress.best, Path(config.run_dir))
+
+
+class _End(NamedTuple):
+    """How a part of a run, up to its end or to a rollback, ended."""
+
+    result: Result
+    verdict: Verdict | None
+    """What is done about a divergence; None if there was none."""
+    progress: Progress
+
+
+def _train_part(
+    config: Config,
+    index: Index,
+    runtime: Runtime,
+    stop: StopRequest,
+    attempt: Attempt,
+    callbacks: Callbacks,
+    resume: str,
+    accepted: frozenset[str],
+    *,
+    rollback: Verdict | None = None,
+) -> _End:
+    """Train from a checkpoint, or from step 0, until the run ends or diverges. Collective: call on every rank."""
+    state = assemble(config, index, runtime)
+    if runtime.is_main and runtime.world_size > 1 and rollback is None:
+        logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
+    with ExitStack() as held:
+        held.enter_context(batch_memory(config, runtime.world_size))
+        with runtime.raise_on_all_ranks():
+            # First, because it publishes a complete checkpoint that a killed process had not yet renamed.
+            writer = held.enter_context(closing(open_writer(config))) if runtime.is_main else None
+            resume_run(config, state, runtime, resume, accepted, rolls_back=rollback is not None)
+            feed = held.enter_context(closing(Feed(state, runtime)))
+            evaluations = Evaluations(state, feed.latents, runtime, stop)
+            monitor = held.enter_context(closing(Monitor(state, feed, evaluations, writer, runtime)))
+        attempt.begin()
+        if rollback is not None:
+            monitor.note(rollback.reason)
+            # Written anew with the rollback, so that a run that is killed from here on continues after it.
+            save(state, feed, writer, runtime, is_best=True)
+        result, verdict = run(state, feed, monitor, writer, runtime, stop, callbacks)
+        if verdict is not None and verdict.checkpoint is None:
+            monitor.note(verdict.reason)
+        return _End(result, verdict, state.progress)
 
 
 def _launched(config: Config, runtime: Runtime) -> Config:
@@ -124,8 +177,13 @@ def run(
     runtime: Runtime,
     stop: StopRequest,
     callbacks: Callbacks,
-) -> Result:
-    """Run the remaining steps. Return `preempted` if a stop request ended the run early, else `finished`."""
+) -> tuple[Result, Verdict | None]:
+    """Run the remaining steps.
+
+    Returns:
+        `preempted` if a stop request ended the run early, `diverged` with what to do if it diverged for good, else
+        `finished`.
+    """
     config, progress = state.config, state.progress
     report = monitor.before_first_step()
     stopping = report.evaluation_left
@@ -133,8 +191,11 @@ def run(
         callbacks.call("on_evaluation", progress.step, report.metrics)
     if (stopping or report.is_best) and save(state, feed, writer, runtime, last=stopping, is_best=report.is_best):
         callbacks.call("on_checkpoint", progress.step)
+    verdict: Verdict | None = None
+    if not (stopping or is_done(state)) and (why := metric_divergence(state)):
+        verdict = judge(state, writer, runtime, why)
     flags = runtime.exchange([False, False])
-    while not (stopping or is_done(state)):
+    while not (stopping or verdict or is_done(state)):
         train_step(state, feed, runtime, before_change=writer.copied if writer is not None else None)
         # The first step may compile kernels. From the second step on, a timeout means that a rank is lost.
         runtime.set_timeout(config.training.timeout_minutes)
@@ -144,19 +205,27 @@ def run(
         flags = runtime.exchange([stop.requested, bool(feed.failures)])
         if unreadable:
             feed.share_failures()
-        if progress.step % config.monitoring.every == 0:
-            check_skipped_updates(state, writer, runtime)
+        stuck = skipped_updates(state) if progress.step % config.monitoring.every == 0 else None
+        if stuck is not None and config.training.on_divergence is None:
+            fail_with_skipped_updates(state, writer, runtime, stuck)
         callbacks.call("on_step", progress.step)
         report = monitor.after_step(evaluate=not stopping)
         if report.metrics:
             callbacks.call("on_evaluation", progress.step, report.metrics)
         stopping = stopping or report.evaluation_left
         last = stopping or is_done(state)
+        why = stuck or (None if last else metric_divergence(state))
+        if why is not None and not stopping:
+            verdict = judge(state, writer, runtime, why)
+            # A start of the same command then ends at once. After skipped updates, the last good checkpoint stays last.
+            last = verdict.checkpoint is None and stuck is None
         due = last or report.is_best or progress.step % config.checkpoint.every == 0
         if due and save(state, feed, writer, runtime, last=last, is_best=report.is_best):
             callbacks.call("on_checkpoint", progress.step)
     flags.result()
-    return "finished" if is_done(state) and not report.evaluation_left else "preempted"
+    if verdict is not None:
+        return "diverged", verdict
+    return ("finished" if is_done(state) and not report.evaluation_left else "preempted"), None
 
 
 def train_step(
@@ -172,7 +241,7 @@ def train_step(
     updates = list(discriminator_updates(config, step, progress.used))
     settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length)
     for update in updates:
-        seed_default_generator(config.seed, update.index, runtime.rank)
+        seed_default_generator(state.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
         applied = state.discriminator.update(batches, (images, update.index), settings, before_change=before_change)
         if state.controller is not None:
@@ -204,6 +273,13 @@ def is_done(state: TrainingState) -> bool:
 def early_stop_reason(state: TrainingState) -> str | None:
     """Return the reason of early stopping, or None if early stopping has not triggered."""
     return why_stop(state.progress.diagnosis, state.config.training.early_stopping)
+
+
+def end_reason(config: Config, progress: Progress) -> str | None:
+    """Return what to say of a finished run: why it stopped early, and its rollbacks; None if there is nothing."""
+    early = why_stop(progress.diagnosis, config.training.early_stopping)
+    steps = ", ".join(map(str, progress.rollbacks))
+    return "; ".join(filter(None, [early, steps and f"rolled back to step {steps} (training.on_divergence)"])) or None
 
 
 def save(
@@ -253,22 +329,6 @@ def save(
     # The other ranks wait without a timeout, because a slow disk is not a lost rank.
     runtime.run_on_main(finish)
     return saved
-
-
-def check_skipped_updates(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime) -> None:
-    """Raise UserError if a player skipped `training.max_skipped_updates` updates in a row since the last check."""
-    limit, step = state.config.training.max_skipped_updates, state.progress.step
-    for player in state.players:
-        streak = int(player.longest_streak.item())
-        player.longest_streak.copy_(player.skipped_in_a_row)
-        if streak >= limit:
-            good = runtime.broadcast_object(str(writer.last_good) if writer is not None else None)
-            raise UserError(
-                f"step {step}: {streak} updates of the {player.role} in a row had a loss or gradient that is not "
-                f"finite and were skipped; last good checkpoint: {good}; lower the learning rates, add a gradient "
-                "penalty, or set training.mixed_precision=no",
-                everywhere=True,
-            )
 
 
 def seed_default_generator(seed: int, update: int, rank: int) -> None:

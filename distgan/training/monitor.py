@@ -138,6 +138,10 @@ class Monitor:
             self.stragglers.begin()
         return report
 
+    def note(self, text: str) -> None:
+        """Write a line on a divergence to TensorBoard."""
+        self.tracker.text("divergence", text, self.state.progress.step)
+
     def close(self) -> None:
         """Flush and close all files."""
         self.stragglers.end()
@@ -179,6 +183,8 @@ class Monitor:
             row["checkpoint/failures"] = self.writer.failures
         row["tracker/failures"] = self.tracker.failures
         row["progress/kimg"] = progress.images / 1000
+        if self.config.training.on_divergence is not None:
+            row["progress/rollbacks"] = len(progress.rollbacks)
         if state.growth is not None:
             row["growth/level"] = state.growth.level
             row["growth/fade"] = state.growth.fade

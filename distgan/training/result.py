@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions of a program that are called between two steps.
+    """Functions of a program that are called between two steps. After a rollback, steps come again.
 
     An exception in one ends the run, and its message names the callback and the step.
     """
@@ -49,7 +49,7 @@ def _named(name: str, step: int) -> Iterator[None]:
 class RunResult:
     """How a run ended, and what it left."""
 
-    outcome: Literal["finished", "preempted"]
+    outcome: Literal["finished", "preempted", "diverged"]
     step: int
     """Last step."""
     reason: str | None

@@ -15,14 +15,26 @@ from distgan.data.kinds.images import JPEG_DECODER
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, counted
 from distgan.files import write_atomically, writing
+from distgan.monitoring.divergence import Divergence
 from distgan.runs.folder import is_own, mark_own_best, set_aside, set_aside_averages, set_aside_later
 from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
 
 
-def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: str, accept: frozenset[str]) -> None:
+def resume_run(
+    config: Config,
+    state: TrainingState,
+    runtime: Runtime,
+    resume: str,
+    accept: frozenset[str],
+    *,
+    rolls_back: bool = False,
+) -> None:
     """Load the checkpoint to resume from into `state` and write the resolved config. Collective: call on every rank.
+
+    Args:
+        rolls_back: the run has diverged since that checkpoint of its own, and continues on other draws.
 
     Raises:
         UserError: the checkpoint is missing, damaged or incompatible, or the run folder is not writable.
@@ -37,16 +49,18 @@ def resume_run(config: Config, state: TrainingState, runtime: Runtime, resume: s
     if path is not None:
         then = state.load(path, accept)
         if state.progress.best is not None and state.progress.best["step"] not in kept:
-            state.progress.best = None
+            state.progress.best, state.progress.divergence = None, Divergence()
         # From here on rank 0 may fail alone, so no rank may wait for another.
         with writing(folder, name=f"run_dir = {folder}"):
             if runtime.is_main and then.best is not None and then.best.step == then.step:
                 mark_own_best(folder, path, then.best)
             if runtime.is_main and resume != "auto":
                 if is_own(folder, path):
-                    set_aside_later(folder, then.step)
+                    set_aside_later(folder, then.step, curves=rolls_back)
                 else:
                     set_aside(folder)
+        if rolls_back:
+            state.set_rollbacks((*state.progress.rollbacks, then.step))
         if runtime.is_main:
             world = "" if then.world_size == runtime.world_size else f" (saved on {counted(then.world_size, 'rank')})"
             logger.info("resuming from %s%s at stream position %d", path, world, state.progress.position)

@@ -150,10 +150,11 @@ def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None
     )
 
 
-def latent_source(config: Config, index: Index, device: torch.device) -> LatentSource:
-    """Return the source of this run's latents and labels."""
+def latent_source(config: Config, index: Index, device: torch.device, *, seed: int | None = None) -> LatentSource:
+    """Return the source of this run's latents and labels. Without a seed, it is that of the config."""
     counts = class_counts(index) if config.data.labels else None
-    return LatentSource(config.generator, config.seed, class_counts=counts, device=device)
+    seed = config.seed if seed is None else seed
+    return LatentSource(config.generator, seed, class_counts=counts, device=device)
 
 
 def uses_channels_last(config: Config, device: torch.device) -> bool:

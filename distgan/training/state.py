@@ -33,10 +33,12 @@ from distgan.errors import blaming
 from distgan.extensions import code_digests
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.monitoring.diagnosis import Diagnosis
+from distgan.monitoring.divergence import Divergence
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.player import Player
 from distgan.players.samples import blank_batch
+from distgan.randomness import branch_seed
 from distgan.training.ema import EMAGenerator, Profiles
 from distgan.version import __version__
 
@@ -55,6 +57,9 @@ class Progress:
     """Differences, from `contents.ACCEPTABLE`, that `--accept` has allowed in this run so far."""
     substitutions: Substitutions = field(default_factory=Substitutions)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
+    divergence: Divergence = field(default_factory=Divergence)
+    rollbacks: tuple[int, ...] = ()
+    """Steps that the run went back to after a divergence, in order."""
 
     @property
     def used(self) -> schedule.Used:
@@ -82,6 +87,17 @@ class TrainingState:
     def players(self) -> tuple[Player, Player]:
         """Both players."""
         return self.generator, self.discriminator
+
+    @property
+    def seed(self) -> int:
+        """Seed of all that training draws. Evaluations and sample grids keep the seed of the config."""
+        return branch_seed(self.config.seed, len(self.progress.rollbacks))
+
+    def set_rollbacks(self, steps: tuple[int, ...]) -> None:
+        """Set the steps that the run went back to, and with their number the seed."""
+        self.progress.rollbacks = steps
+        for player in self.players:
+            player.objective.seed = self.seed
 
     @property
     def is_complete(self) -> bool:
@@ -176,6 +192,8 @@ class TrainingState:
             "world_size": runtime.world_size,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
+            "divergence": self.progress.divergence.model_dump(mode="json"),
+            "rollbacks": list(self.progress.rollbacks),
             "config": self.config.model_dump(mode="json"),
             "code": code_digests(self.config.code_paths),
             "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
@@ -225,8 +243,10 @@ class TrainingState:
             tensor.copy_(files["counters"].get(f"controller/{name}", torch.zeros(())))
         self.progress.accepted = frozenset(description.accepted) | accept
         self.progress.diagnosis = description.diagnosis
+        self.set_rollbacks(tuple(description.rollbacks))
         if description.data.fingerprint == self.index.fingerprint:
             self.progress.best = description.best.model_dump() if description.best else None
+            self.progress.divergence = description.divergence
             with blaming(path / "state.json"):
                 self.progress.substitutions = Substitutions.from_json(description.substitutions, len(self.index))
         return description

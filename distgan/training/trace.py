@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distgan import schedule
+from distgan.checkpoint.contents import load_description
+from distgan.checkpoint.directory import directory_name, newest_step
 from distgan.config import Config
 from distgan.data import order as orders
 from distgan.data.index.loading import load_index
 from distgan.errors import UserError
+from distgan.randomness import branch_seed
 from distgan.training.setup import validate_run
 
 MAX_STEPS = 2**40
@@ -22,7 +26,8 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
 
     `update` counts the updates of the record's player. The generator has records only if it draws its own reals.
 
-    The trace ignores replacements: a sample that training found unreadable appears under its original index.
+    The trace ignores replacements: a sample that training found unreadable appears under its original index. If the run
+    folder has a checkpoint, its rollbacks count, because they change the order of the data.
 
     Raises:
         UserError: the steps or the world size are out of range, or the batch does not divide among the ranks.
@@ -33,8 +38,11 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
         raise UserError(f"--world-size {world_size}: expected a number of ranks from 1")
     index = load_index(config.data.path, config.data.cache_dir)
     validate_run(config, index, world_size)
-    order = orders.make_order(config.data, config.seed, index)
+    rollbacks = _rollbacks(config)
+    seeds = [branch_seed(config.seed, count) for count in range(len(rollbacks) + 1)]
+    sequences = [orders.make_order(config.data, seed, index) for seed in seeds]
     for step in range(first, last):
+        order = sequences[sum(start <= step for start in rollbacks)]
         used = schedule.used_after(config, step)
         updates = list(schedule.discriminator_updates(config, step, used))
         drawn = [("discriminator", update.index, update.start, update.micro_batch) for update in updates]
@@ -48,3 +56,13 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
                 for rank, positions in enumerate(shares):
                     for record in orders.trace(index, order, positions):
                         yield {"step": step, "player": player, "update": number, "rank": rank, **record}
+
+
+def _rollbacks(config: Config) -> list[int]:
+    """Return the steps that the run of this config went back to after a divergence, by its newest checkpoint."""
+    folder = Path(config.run_dir) / "checkpoints"
+    newest = newest_step(folder)
+    if newest is None:
+        return []
+    description = load_description(folder / directory_name(newest))
+    return description.rollbacks if description.config.get("seed") == config.seed else []

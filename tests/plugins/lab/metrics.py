@@ -1,10 +1,14 @@
-"""Metrics of images, and a detector."""
+"""Metrics, most of them of images, and a detector."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+
+from distgan.evaluation.contract import EvaluationContext
 
 
 class Sharpness(Metric):
@@ -51,6 +55,29 @@ class Recall(Metric):
         among = torch.cdist(reals, reals).fill_diagonal_(torch.inf).amin(1)
         nearest = torch.cdist(reals, rows).amin(1)
         return {"share": (nearest < among).double().mean(), "samples": torch.tensor(len(rows))}
+
+
+class Course(Metric):
+    """1 / (step + 1), but 10 after the step `until` while the run has set aside less than `bad` courses of training.
+
+    With `finite: false` it is NaN.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, context: EvaluationContext, *, until: int, bad: int, finite: bool = True) -> None:
+        super().__init__()
+        self.runtime, self.run_dir = context.runtime, Path(context.config.run_dir)
+        self.until, self.bad, self.finite = until, bad, finite
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+        self.count: Tensor
+
+    def update(self, samples: Tensor) -> None:
+        self.count += len(samples)
+
+    def compute(self) -> float:
+        diverges = self.runtime.step > self.until and len(list(self.run_dir.glob("previous-*"))) < self.bad
+        return (10.0 if diverges else 1 / (self.runtime.step + 1)) if self.finite else torch.nan
 
 
 class PixelShares(Metric):

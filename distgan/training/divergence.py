@@ -1,0 +1,94 @@
+"""The divergence guard: whether the run has diverged for good, and the checkpoint that it goes back to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from distgan.checkpoint.directory import directory_name, read_best, verify
+from distgan.checkpoint.writer import CheckpointWriter
+from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
+from distgan.monitoring.divergence import why_diverged
+from distgan.training.state import TrainingState
+
+
+class Verdict(NamedTuple):
+    """What `training.on_divergence` does about a divergence. Equal on all ranks."""
+
+    reason: str
+    """What has diverged and what is done about it, in one line."""
+    checkpoint: Path | None
+    """Checkpoint to go back to; None stops the run."""
+    step: int = 0
+    """Step of that checkpoint."""
+
+
+def metric_divergence(state: TrainingState) -> str | None:
+    """Return how the evaluations show that the run has diverged for good; None if they do not, or without a guard."""
+    progress, guard = state.progress, state.config.training.on_divergence
+    best = progress.best["value"] if progress.best is not None else None
+    return None if guard is None else why_diverged(progress.divergence, guard, best)
+
+
+def skipped_updates(state: TrainingState) -> str | None:
+    """Return which player skipped `training.max_skipped_updates` updates in a row since the last call, or None."""
+    found = None
+    for player in state.players:
+        streak = int(player.longest_streak.item())
+        player.longest_streak.copy_(player.skipped_in_a_row)
+        if found is None and streak >= state.config.training.max_skipped_updates:
+            found = (
+                f"{streak} updates of the {player.role} in a row had a loss or gradient that is not finite and were "
+                "skipped"
+            )
+    return found
+
+
+def fail_with_skipped_updates(
+    state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime, why: str
+) -> NoReturn:
+    """Raise UserError for a player that skipped many updates in a row, without a guard. Collective."""
+    good = runtime.broadcast_object(str(writer.last_good) if writer is not None else None)
+    raise UserError(
+        f"step {state.progress.step}: {why}; last good checkpoint: {good}; lower the learning rates, add a gradient "
+        "penalty, or set training.mixed_precision=no",
+        everywhere=True,
+    )
+
+
+def judge(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime, why: str) -> Verdict:
+    """Decide what to do about a divergence. Collective: call on every rank.
+
+    Args:
+        why: what has diverged.
+    """
+    guard, progress = state.config.training.on_divergence, state.progress
+    assert guard is not None
+    done = len(progress.rollbacks)
+    reason, folder = f"step {progress.step}: {why}", Path(state.config.run_dir)
+    path, step = runtime.run_on_main(lambda _: _best_checkpoint(folder / "checkpoints", writer))
+    if isinstance(path, str):
+        return Verdict(f"{reason}; {'not rolled back, because ' if guard.action == 'rollback' else ''}{path}", None)
+    if guard.action == "stop":
+        return Verdict(f"{reason}; continue from the best checkpoint with --resume {path}", None)
+    if done >= guard.max_rollbacks:
+        limit = f"training.on_divergence.max_rollbacks = {guard.max_rollbacks}"
+        return Verdict(f"{reason}; not rolled back again: {limit}", None)
+    told = f"{reason}; rollback {done + 1} of {guard.max_rollbacks} to step {step}, with other samples and noise"
+    return Verdict(told, path, step)
+
+
+def _best_checkpoint(folder: Path, writer: CheckpointWriter | None) -> tuple[Path | str, int]:
+    """Return the best checkpoint, verified, and its step; or why there is none. Call it on rank 0 only."""
+    assert writer is not None
+    writer.wait()
+    try:
+        best = read_best(folder)
+        if best is None:
+            return "there is no best checkpoint yet", 0
+        path = folder / directory_name(best.step)
+        verify(path)
+    except UserError as error:
+        return f"the best checkpoint cannot be loaded: {error}", 0
+    return path, best.step
