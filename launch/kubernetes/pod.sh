@@ -2,7 +2,7 @@
 # Entry point of a training pod: `pod.sh train RECIPE [key=value...]`. PET_ variables set the options of torchrun.
 #
 # Exit codes:
-#   0    the run is finished, or `distgan stop` stopped it
+#   0    the run is finished, has diverged (training.on_divergence), or `distgan stop` stopped it
 #   42   the run failed; do not restart
 #   138  restart; the Kubeflow operator restarts on codes from 128 on
 set -euo pipefail
@@ -30,7 +30,7 @@ done
 standing=$(distgan status ${PET_RDZV_ID:+--launch "$PET_RDZV_ID"} "${@:2}") || exit 42
 echo "pod.sh: $standing"
 case $standing in
-  finished* | preempted*"stop request") exit "$code" ;;
+  finished* | diverged* | preempted*"stop request") exit "$code" ;;
   failed*) exit 42 ;;
   *) exit 138 ;;
 esac

@@ -196,6 +196,7 @@ def pod(tmp_path: Path) -> dict[str, str]:
     ("standing", "script", "code"),
     [
         ("finished 100", "exit 0", 0),
+        ("diverged 40 step 60: fid diverged", "exit 0", 0),
         ("preempted 40 stop request", "exit 0", 0),
         ("preempted 40 SIGTERM", "exit 0", 138),
         ("lost 40 rank 0: lost contact", "exit 1", 138),
