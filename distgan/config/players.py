@@ -89,6 +89,9 @@ class OptimizerConfig(NamedSection):
     """Optimizer: `adam`, `rmsprop`, or an import path such as `torch.optim:AdamW`."""
     learning_rate: ScheduledPositive = 2e-4
     """Learning rate: a number or a schedule, such as `{start: 2e-4, end: 0}` for a linear decay over the run."""
+    max_gradient_norm: Positive | None = None
+    """Norm of the gradient over all parameters, averaged over ranks, above which it is scaled down to it. null: never.
+    TensorBoard shows the norm before."""
     warmup_steps: CountOrZero = 0
     """Number of initial steps over which the learning rate rises linearly from near 0 to its value."""
 

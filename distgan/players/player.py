@@ -39,6 +39,7 @@ class Player:
         _choose_parameters(self.network)
         self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
         self.quantities: tuple[str, ...] | None = config.facts.quantities
+        self.max_norm = config.max_gradient_norm
         self.clipping = clipping
         spared = [] if clipping is None or clipping.normalization else normalization_parameters(self.network)
         kept = {id(parameter) for parameter in spared}
@@ -89,7 +90,7 @@ class Player:
         assert len(parts) == self.accumulation
         if before_change is not None:
             before_change()
-        norm = self.engine.step(settings)
+        norm = self.engine.step(settings, self.max_norm)
         applied = norm.isfinite().float()
         if self.clipping is not None:
             self._clip(self.clipping.limit, applied)

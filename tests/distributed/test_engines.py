@@ -92,8 +92,11 @@ def test_clipped_weights_stay_clipped(ranks: RankPool, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", DIVIDED)
-def test_accumulated_gradients_are_those_of_ddp(ranks: RankPool, engine: str) -> None:
-    accumulated = {**PENALISED, "training": {"gradient_accumulation_steps": 4}}
+def test_accumulated_and_scaled_gradients_are_those_of_ddp(ranks: RankPool, engine: str) -> None:
+    scaled = {"optimizer": {**RISING["optimizer"], "max_gradient_norm": 0.1}}
+    accumulated = {
+        **PENALISED, "generator": scaled, "discriminator": scaled, "training": {"gradient_accumulation_steps": 4},
+    }  # fmt: skip
     expected, found = (trained(ranks, kind, 6, **accumulated)[0] for kind in ("ddp", engine))
     assert_close(found["state"], expected["state"], 1e-7)
     assert_close(found["moments"], expected["moments"], 1e-6)

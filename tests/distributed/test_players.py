@@ -122,6 +122,10 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "discriminator": {"normalization": "none"},
         "data": {"labels": True},
     },
+    "gradients scaled down": {
+        "generator": {"optimizer": {"name": "torch.optim:SGD", "max_gradient_norm": 0.1}},
+        "discriminator": {"optimizer": {"name": "torch.optim:SGD", "max_gradient_norm": 0.1}},
+    },
     "finite differences of some samples, augmented": {
         "objective": {
             "r1": {"gamma": 1.0, "method": "finite_difference", "antithetic": False, "fraction": 0.5},

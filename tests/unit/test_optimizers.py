@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from distgan.config import OptimizerConfig
-from distgan.distributed.engines.base import apply_settings
+from distgan.distributed.engines.base import apply_settings, clip
 from distgan.players.optimizers import build_optimizer
 from distgan.schedule import optimizer_settings
 
@@ -109,3 +109,13 @@ def test_a_hook_can_cancel_a_step_of_torchs_classes(name: str) -> None:
     optimizer.step()
     assert torch.equal(parameters[0].detach(), changed)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, [3.0, 4.0]), (1.0, [0.6, 0.8]), (10.0, [3.0, 4.0])])
+def test_gradients_are_scaled_down_to_a_norm(limit: float | None, expected: list[float]) -> None:
+    """Pascanu, Mikolov and Bengio 2013, algorithm 1: g max_norm / |g| where |g| = 5 is above it."""
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    for parameter, gradient in zip(parameters, (3.0, 4.0), strict=True):
+        parameter.grad = torch.tensor([gradient])
+    clip(parameters, torch.tensor(5.0), limit)
+    assert [parameter.grad.item() for parameter in parameters] == pytest.approx(expected, rel=1e-6)

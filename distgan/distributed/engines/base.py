@@ -49,7 +49,7 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a loss that the caller divided by the number of micro-batches."""
 
-    def step(self, settings: Mapping[str, Any]) -> Tensor:
+    def step(self, settings: Mapping[str, Any], max_norm: float | None = None) -> Tensor:
         """Take one optimizer step on the averaged gradients, then clear them.
 
         A non-finite gradient norm cancels the step: weights and optimizer state do not change. The host does not wait
@@ -57,9 +57,10 @@ class Engine(Protocol):
 
         Args:
             settings: values for the optimizer's parameter groups, such as `lr` and `betas`.
+            max_norm: gradients of a larger norm are scaled down to it; None never scales.
 
         Returns:
-            Gradient norm over all parameters, a 0-d tensor, the same on all ranks.
+            Gradient norm over all parameters before that, a 0-d tensor, the same on all ranks.
         """
 
     def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
@@ -99,6 +100,12 @@ def cancel_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None
     """Cancel the optimizer's next step on the device if the gradient norm, a 0-d tensor, is not finite."""
     optimizer.found_inf = 1.0 - norm.isfinite().float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def clip(parameters: Iterable[Tensor], norm: Tensor, max_norm: float | None) -> None:
+    """Scale the gradients of parameters, or of their shards, whose norm over all ranks is `norm`. See `Engine.step`."""
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from distgan.distributed.engines.base import (
     apply_settings,
     by_parameter,
     cancel_unless_finite,
+    clip,
     restore_state,
     state_tensors,
 )
@@ -57,8 +58,9 @@ class DDPEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, settings: Mapping[str, Any]) -> Tensor:
+    def step(self, settings: Mapping[str, Any], max_norm: float | None = None) -> Tensor:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        clip(self.network.parameters(), norm, max_norm)
         apply_settings(self.optimizer, settings)
         cancel_unless_finite(self.optimizer, norm)
         self.optimizer.step()

@@ -32,7 +32,7 @@ _REFUSED = {
     "remove it and set training.mixed_precision: bf16, which keeps the weights in float32",
     "torch_autocast.enabled": "it runs gradient penalties in low precision; "
     "remove it and set training.mixed_precision: bf16",
-    "gradient_clipping": "distgan does not clip gradients; set it to 0.0",
+    "gradient_clipping": "set it to 0.0, and max_gradient_norm of both optimizers in the recipe",
     "zero_optimization.offload_optimizer.device": "DeepSpeed's CPU optimizers cannot skip an update with non-finite "
     "gradients; use none",
     "zero_optimization.cpu_offload": "DeepSpeed's CPU optimizers cannot skip an update with non-finite gradients; "

@@ -25,6 +25,7 @@ from distgan.distributed.engines.base import (
     apply_settings,
     by_parameter,
     cancel_unless_finite,
+    clip,
     is_count,
     restore_state,
     state_tensors,
@@ -91,7 +92,7 @@ class FSDPEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, settings: Mapping[str, Any]) -> Tensor:
+    def step(self, settings: Mapping[str, Any], max_norm: float | None = None) -> Tensor:
         parameters = dict(self.network.named_parameters())
         for name, share in self._shares.items():
             gradient = parameters[name].grad
@@ -99,6 +100,7 @@ class FSDPEngine:
             parameters[name].grad = None
         square = torch.nn.utils.get_total_norm([p.grad for p in self._shares.values() if p.grad is not None]).double()
         norm = collectives.all_reduce_sum(square.square()).sqrt().to(next(iter(self._shares.values())).dtype)
+        clip(self._shares.values(), norm, max_norm)
         apply_settings(self.optimizer, settings)
         cancel_unless_finite(self.optimizer, norm)
         self.optimizer.step()

@@ -26,6 +26,7 @@ from distgan.distributed.engines.base import (
     apply_settings,
     by_parameter,
     cancel_unless_finite,
+    clip,
     is_count,
     restore_state,
     state_tensors,
@@ -86,8 +87,9 @@ class ZeroEngine:
     def backward(self, loss: Tensor) -> None:
         self.module.backward(loss, scale_wrt_gas=False)
 
-    def step(self, settings: Mapping[str, Any]) -> Tensor:
+    def step(self, settings: Mapping[str, Any], max_norm: float | None = None) -> Tensor:
         apply_settings(self.optimizer, settings)
+        self._max_norm = max_norm
         self.module.step()
         return self._norm
 
@@ -97,6 +99,7 @@ class ZeroEngine:
         assert gradient is not None
         square = collectives.all_reduce_sum(torch.linalg.vector_norm(gradient).double().square())
         self._norm = square.sqrt().to(gradient.dtype)
+        clip([self._share], self._norm, self._max_norm)
         cancel_unless_finite(optimizer, self._norm)
 
     def warm_up_buckets(self, arguments: tuple[object, ...]) -> None:
