@@ -86,7 +86,7 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits-r3gan": (
         "Huang et al. 2024",
         {**both("architecture", "r3gan"), **both("normalization", "none"),
-         "objective.adversarial": "relativistic_paired", "objective.r1.every": 1, "objective.r2.every": 1,
+         "objective.adversarial": "relativistic_paired",
          # The paper's penalties fall to a tenth.
          "objective.r1.gamma": TENTH, "objective.r2.gamma": TENTH},
     ),
