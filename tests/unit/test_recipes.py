@@ -21,7 +21,7 @@ def both(key: str, value: Any) -> dict[str, Any]:
 
 DECAY = ScheduleConfig(start=2e-4, end=0)
 """Linear, over the whole run."""
-TENTH = ScheduleConfig(start=2.0, end=0.2, shape="cosine")
+TENTH = ScheduleConfig(start=0.5, end=0.05, shape="cosine")
 
 PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
     "cifar10-dcgan": (
