@@ -24,7 +24,7 @@ def _pack(options: argparse.Namespace) -> None:
         report = pack(
             options.source, options.dest, shard_size=options.shard_size, resolution=options.resolution,
             image_format=options.image_format, quality=options.quality, shuffle=options.shuffle, seed=options.seed,
-            held_out=options.held_out, points=options.points, background=options.background,
+            held_out=options.held_out, points=options.points, stack=options.stack, background=options.background,
             follow_links=options.follow_links, on_error=options.on_error, workers=options.workers,
             overwrite=options.overwrite, progress=progress,
         )  # fmt: skip

@@ -18,7 +18,8 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         "  an .npy file of points, float of shape (n, dimensions)\n"
         "  builtin:digits, 1,797 scanned digits that come with scikit-learn\n"
         "  builtin:text, lines of Python's own documentation, of at most 32 characters\n"
-        "  builtin:ring or builtin:grid, points of 8 or 25 normal distributions, whose numbers are the labels\n\n"
+        "  builtin:ring or builtin:grid, points of 8 or 25 normal distributions, whose numbers are the labels\n"
+        "  --stack makes StackedMNIST of MNIST's images file: 1,000 classes of three digits each\n\n"
         "The shards do not depend on --workers. A pack that is interrupted leaves nothing that looks finished.",
     )  # fmt: skip
     parser.add_argument("source", metavar="SOURCE", help="samples to pack, see below")
@@ -70,7 +71,7 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--seed",
         type=int,
         default=0,
-        help="random seed for shuffling, the held-out split and built-in points (default: %(default)s)",
+        help="random seed for shuffling, the held-out split, built-in points and --stack (default: %(default)s)",
     )
     parser.add_argument(
         "--held-out",
@@ -82,6 +83,15 @@ def add_pack(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--points", type=int, metavar="N", help="number of points of a built-in mixture (default: 100000)"
+    )
+    parser.add_argument(
+        "--stack",
+        type=int,
+        nargs="?",
+        const=128_000,
+        metavar="N",
+        help="make N RGB images of gray digits: the channels of each are three random digits a, b and c, and its label "
+        "is 100 a + 10 b + c (N is 128000 if you leave it out, as for StackedMNIST)",
     )
     parser.add_argument(
         "--on-error",

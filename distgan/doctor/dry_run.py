@@ -102,8 +102,8 @@ def detectors(config: Config) -> list[Finding]:
 
 
 def _detector(section: DetectorConfig, config: Config) -> Finding:
-    if section.detector == "classifier":
-        return Finding("ok", "detector", "classifier; the first evaluation trains it on the shards")
+    if section.is_trained_on_labels:
+        return Finding("ok", "detector", f"{section.detector}; the first evaluation trains it on the shards")
     if section.detector != "inception":
         return Finding("ok", "detector", f"{section.detector}, a detector of your own")
     if not is_installed("torch_fidelity"):

@@ -203,10 +203,14 @@ def validate_evaluation(config: Config, index: Index) -> None:
             options = metric.options
             name = value_name(metric)
             validate_path_length(config, name, space=options.space, crop=options.crop, weights=options.weights)
-    if config.evaluation.every and any(section.detector == "classifier" for section in config.detectors):
-        from distgan.evaluation.detectors.classifier import validate_classifier  # late, as most of evaluation
+    named = {section.detector for section in config.detectors if config.evaluation.every}
+    if not named.isdisjoint(("classifier", "stacked_digits")):
+        from distgan.evaluation.detectors import classifier, stacked_digits  # late, as most of evaluation
 
-        validate_classifier(config.data, index)
+        if "classifier" in named:
+            classifier.validate_classifier(config.data, index)
+        if "stacked_digits" in named:
+            stacked_digits.validate_stacked_digits(config.data, index)
 
 
 def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:

@@ -36,6 +36,13 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
          "generator.latent_size": 100, **both("optimizer.learning_rate", 2e-4),
          **both("optimizer.betas", (0.5, 0.999)), "data.labels": True},
     ),
+    "stacked-mnist-dcgan": (
+        "Lin et al. 2018",
+        {**both("architecture", "dcgan"), "objective.adversarial": "non_saturating", "training.batch_size": 64,
+         "generator.latent_size": 100, "generator.latent_distribution": "uniform", **both("width", 64),
+         **both("optimizer.learning_rate", 2e-4), **both("optimizer.betas", (0.5, 0.999)),
+         "training.steps": 50 * 128_000 // 64, "data.labels": False, "generated_samples": 26_000},
+    ),
     "cifar10-sngan": (
         "Miyato et al. 2018",
         {**both("architecture", "resnet"), "objective.adversarial": "hinge", "training.critic_steps": 5,

@@ -83,10 +83,11 @@ class EvaluationConfig(Section):
                 f"metrics: {metrics[0].metric} does not say whether higher is better, so that it cannot choose the "
                 "best checkpoint; set higher_is_better in its class, or put another metric first"
             )
-        used = [metric.detector.detector for metric in metrics if metric.metric == "classes" and metric.detector]
-        if any(detector != "classifier" for detector in used):
+        used = [metric.detector for metric in metrics if metric.metric == "classes" and metric.detector]
+        if not all(detector.is_trained_on_labels for detector in used):
             raise ValueError(
-                "metrics: classes needs the classes of the data, which only the detector classifier tells apart; set "
-                "evaluation.detector=classifier, or write {metric: classes, detector: classifier}"
+                "metrics: classes needs the classes of the data, which only the detectors classifier and "
+                "stacked_digits tell apart; set evaluation.detector=classifier, or write {metric: classes, detector: "
+                "classifier}"
             )
         return self

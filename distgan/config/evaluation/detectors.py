@@ -19,18 +19,25 @@ class DetectorConfig(NamedSection):
     naming_key: ClassVar = "detector"
     built_in: ClassVar = {
         "classifier": BuiltIn("distgan.evaluation.detectors.configured:load_trained_classifier", Section),
+        "stacked_digits": BuiltIn("distgan.evaluation.detectors.configured:load_stacked_digits", Section),
         "inception": BuiltIn("distgan.evaluation.detectors.configured:load_inception", _InceptionOptions),
     }
     offered: ClassVar = ("context",)
 
     detector: str = "classifier"
-    """`classifier`: a classifier trained on the labeled shards. `inception`: the Inception-v3 of 2015. Or the import
-    path of a network of your own, from uint8 images to features, or to features and logits."""
+    """`classifier`: a classifier trained on the labeled shards. `stacked_digits`: one of single digits, for each
+    channel of StackedMNIST. `inception`: the Inception-v3 of 2015. Or the import path of a network of your own, from
+    uint8 images to features, or to features and logits."""
 
     @property
     def label(self) -> str:
         """Its name in the names of values."""
         return self.detector.rpartition(":")[2]
+
+    @property
+    def is_trained_on_labels(self) -> bool:
+        """Whether it is trained on the labeled shards, so that its logits are of their classes."""
+        return self.detector in ("classifier", "stacked_digits")
 
     @property
     def is_default(self) -> bool:

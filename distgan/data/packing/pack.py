@@ -71,6 +71,7 @@ def pack(
     seed: int = 0,
     held_out: float = 0.0,
     points: int | None = None,
+    stack: int | None = None,
     background: str | None = None,
     follow_links: bool = False,
     on_error: Literal["fail", "skip"] = "fail",
@@ -91,10 +92,12 @@ def pack(
             encodes raw pixels as png.
         quality: quality of newly encoded jpg and webp images, 1 to 100.
         shuffle: pack in a random order that depends only on `seed`; False keeps the source's order.
-        seed: random seed for shuffling, the held-out split and built-in points, 0 to 2^63 - 1.
+        seed: random seed for shuffling, the held-out split, built-in points and stacked digits, 0 to 2^63 - 1.
         held_out: fraction of the text lines to write to shards in `dest`/held-out, with an index of their own, from 0
             to below 1. The split depends on `seed` and the line, so that equal lines stay together.
         points: number of points to draw for builtin:ring or builtin:grid; None draws 100,000.
+        stack: number of images to make of gray digits with labels, such as MNIST's: the channels of each are three
+            random digits a, b, c, and its label is 100 a + 10 b + c. None packs the digits themselves.
         background: color (see `data.background`) behind all transparent images. None composites on white only the
             images that change anyway, and keeps the transparency of the others.
         follow_links: in a folder of images, follow links to folders and to targets outside the folder.
@@ -116,7 +119,7 @@ def pack(
         color = rgb(background) if background is not None else None
     except ValueError as error:
         raise UserError(f"background: {error}") from None
-    samples = open_source(source, points=points, seed=seed, follow_links=follow_links)
+    samples = open_source(source, points=points, stack=stack, seed=seed, follow_links=follow_links)
     _check_fits(samples, resolution, image_format, held_out)
     conversion = (
         Conversion(resolution, image_format, quality, color) if samples.kind == "images" else _ENCODERS[samples.kind]

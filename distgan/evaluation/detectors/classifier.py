@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -91,24 +91,41 @@ def load_classifier(
         Interrupted: a rank was asked to stop during the training.
     """
     validate_classifier(data, index)
-
-    def read_or_train(check: Check) -> dict[str, Tensor]:
-        name = statistics_cache.key(
-            index.fingerprint, data.resolution, data.channels, data.background, *stages_key(data), _VERSION
-        )
-        path = folder / f"classifier-{name}.safetensors"
-        entry = statistics_cache.read(path)
-        if entry is None:
-            log.info("evaluation.detector = classifier: training the classifier on %s", data.path)
-            entry = train_classifier(data, index, runtime.device, check)
-            statistics_cache.write(path, entry)
-        log.info("evaluation.detector = classifier: held-out accuracy %.1f %%", 100 * float(entry.facts["accuracy"]))
-        return entry.tensors
-
-    weights = runtime.run_on_main(read_or_train, asked)
+    weights = weights_of("classifier", _VERSION, train_classifier, data, index, folder, runtime, asked)
     classifier = build_classifier(data.resolution, data.channels, index.num_classes)
     classifier.load_state_dict(weights)
     return classifier, statistics_cache.digest(weights)
+
+
+def weights_of(
+    name: str,
+    version: int,
+    train: Callable[[DataConfig, Index, torch.device, Check], statistics_cache.Entry],
+    data: DataConfig,
+    index: Index,
+    folder: Path,
+    runtime: Runtime,
+    asked: Asked,
+) -> dict[str, Tensor]:
+    """Return the weights that `train` gives for these shards, from the file of this name and version in the cache.
+
+    Rank 0 reads or writes the file. Collective: call on every rank.
+    """
+
+    def read_or_train(check: Check) -> dict[str, Tensor]:
+        key = statistics_cache.key(
+            index.fingerprint, data.resolution, data.channels, data.background, *stages_key(data), version
+        )
+        path = folder / f"{name}-{key}.safetensors"
+        entry = statistics_cache.read(path)
+        if entry is None:
+            log.info("evaluation.detector = %s: training the classifier on %s", name, data.path)
+            entry = train(data, index, runtime.device, check)
+            statistics_cache.write(path, entry)
+        log.info("evaluation.detector = %s: held-out accuracy %.1f %%", name, 100 * float(entry.facts["accuracy"]))
+        return entry.tensors
+
+    return runtime.run_on_main(read_or_train, asked)
 
 
 def validate_classifier(data: DataConfig, index: Index) -> None:
@@ -192,10 +209,21 @@ def train_classifier(
     Args:
         check: called before each batch; an exception from it ends the training.
     """
+    images, labels = read_labeled(data, index, check)
+    return fit_classifier(images.to(device), labels.to(device), index.num_classes, check)
+
+
+def fit_classifier(
+    images: Tensor, labels: Tensor, num_classes: int, check: Check = lambda: None
+) -> statistics_cache.Entry:
+    """Fit a classifier to uint8 images (n, C, R, R) with labels (n,) int64, see `train_classifier`.
+
+    The first tenth is held out.
+    """
+    device, (channels, resolution) = images.device, images.shape[1:3]
     with plain_float32(device), cpu_threads(_THREADS), torch.enable_grad():
-        images, labels = _read_labeled(data, index, device, check)
         held_out = len(images) // 10
-        network = build_classifier(data.resolution, data.channels, index.num_classes).to(device)
+        network = build_classifier(resolution, channels, num_classes).to(device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=0.05)
         count = len(images) - held_out
         steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _EPOCHS * count // _BATCH))
@@ -215,7 +243,7 @@ def train_classifier(
             network.head.bias.mul_(sharpness)
     accuracy = (logits.argmax(1) == labels[:held_out]).double().mean().item()
     weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    shape = {"resolution": data.resolution, "channels": data.channels, "num_classes": index.num_classes}
+    shape = {"resolution": resolution, "channels": channels, "num_classes": num_classes}
     return statistics_cache.Entry(weights, {**shape, "accuracy": accuracy, "held_out": held_out})
 
 
@@ -237,7 +265,7 @@ def calibrate(logits: Tensor, labels: Tensor) -> float:
     return float(candidates[torch.stack(losses).argmin()])
 
 
-def _read_labeled(data: DataConfig, index: Index, device: torch.device, check: Check) -> tuple[Tensor, Tensor]:
+def read_labeled(data: DataConfig, index: Index, check: Check) -> tuple[Tensor, Tensor]:
     """Read images (n, C, R, R) uint8 and labels (n,) int64 in random order; a random subset of a large data set."""
     samples = torch.arange(len(index))
     limit = min(_MAX_SAMPLES, _MAX_BYTES // (data.channels * data.resolution**2))
@@ -253,8 +281,7 @@ def _read_labeled(data: DataConfig, index: Index, device: torch.device, check: C
     if count < _FEWEST:
         _refuse_few(data, count)
     order = _shuffled("classifier/order", count)
-    images = torch.cat([part.samples for part in parts])[order]
-    return images.to(device), torch.cat([part.labels for part in parts])[order].to(device)
+    return torch.cat([part.samples for part in parts])[order], torch.cat([part.labels for part in parts])[order]
 
 
 def _batches(count: int, steps: int) -> Iterator[Tensor]:

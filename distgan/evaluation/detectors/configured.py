@@ -8,7 +8,7 @@ from distgan.config import DetectorConfig
 from distgan.errors import UserError, blaming
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.contract import EvaluationContext
-from distgan.evaluation.detectors import classifier
+from distgan.evaluation.detectors import classifier, stacked_digits
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.detectors.loading import load_detector
 from distgan.extensions import code_digest_of
@@ -50,6 +50,13 @@ def load_trained_classifier(context: EvaluationContext) -> Detector:
     data, index, folder = context.config.data, context.index, evaluation_folder(context.config.evaluation)
     network, hash = classifier.load_classifier(data, index, folder, context.runtime, context.asked)
     return Detector("classifier", classifier.DIMENSION, index.num_classes, hash, network)
+
+
+def load_stacked_digits(context: EvaluationContext) -> Detector:
+    """Load the classifier of the channels of stacked digits from the cache, or train it. Collective."""
+    data, index, folder = context.config.data, context.index, evaluation_folder(context.config.evaluation)
+    network, hash = stacked_digits.load_stacked_digits(data, index, folder, context.runtime, context.asked)
+    return Detector("stacked_digits", stacked_digits.DIMENSION, stacked_digits.CLASSES, hash, network)
 
 
 def load_inception(context: EvaluationContext, weights: str | None = None) -> Detector:

@@ -2,10 +2,10 @@
 
 The protocol of StackedMNIST (Metz et al., "Unrolled Generative Adversarial Networks", ICLR 2017; Lin et al., PacGAN,
 NeurIPS 2018): each sample counts for the class of its largest logit. In those papers one sample is enough to find a
-class. Because a classifier errs, that finds every class when there are few. Here a class counts as found when its
-share of the samples is at least a tenth of its share of the data. For StackedMNIST's 1,000 classes that is one sample
-in 10,000. For the papers' 25,600 or 26,000 samples it is three, so this count is at most theirs. The divergence has no
-threshold, and equals the papers' where the classes of the data are equally frequent.
+class: `min_samples=1`. Because a classifier errs, that finds every class when there are few. By default a class counts
+as found when its share of the samples is at least a tenth of its share of the data. For 1,000 equally frequent classes
+that is one sample in 10,000, and three of the papers' 25,600 or 26,000. The divergence has no threshold. It equals the
+papers' where the classes of the data are equally frequent.
 """
 
 from __future__ import annotations
@@ -48,9 +48,16 @@ class ClassSpread(Metric):
     shares: Tensor
     counts: Tensor
 
-    def __init__(self, class_counts: Tensor, **settings: Any) -> None:
-        """class_counts: real samples per class, shape (k,). settings: keyword arguments of `torchmetrics.Metric`."""
+    def __init__(self, class_counts: Tensor, min_samples: int | None = None, **settings: Any) -> None:
+        """Prepare the counts.
+
+        Args:
+            class_counts: real samples per class, shape (k,).
+            min_samples: fewest samples of a class that count as found; None for a tenth of its share of the data.
+            settings: keyword arguments of `torchmetrics.Metric`.
+        """
         super().__init__(**{"dist_sync_fn": all_reduce, **settings})
+        self.min_samples = min_samples
         present = class_counts > 0
         self.register_buffer("present", present, persistent=False)
         self.register_buffer(
@@ -66,7 +73,9 @@ class ClassSpread(Metric):
     def compute(self) -> Spread:
         """Compute the spread of all samples of all ranks."""
         shares = self.counts / self.counts.sum(dtype=torch.float64)
-        return Spread((shares >= THRESHOLD * self.shares).sum(), shares.min(), kl_divergence(shares, self.shares))
+        by_share = shares >= THRESHOLD * self.shares
+        found = by_share if self.min_samples is None else self.counts >= self.min_samples
+        return Spread(found.sum(), shares.min(), kl_divergence(shares, self.shares))
 
 
 class Classes(ClassSpread):
@@ -75,9 +84,9 @@ class Classes(ClassSpread):
     kinds = ("images",)
     takes = "logits"
 
-    def __init__(self, context: EvaluationContext) -> None:
+    def __init__(self, context: EvaluationContext, min_samples: int | None = None) -> None:
         labels = torch.from_numpy(context.index.labels.astype(np.int64))
-        super().__init__(torch.bincount(labels, minlength=context.index.num_classes))
+        super().__init__(torch.bincount(labels, minlength=context.index.num_classes), min_samples)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Compute the number of classes found, `smallest_share` and `kl`."""

@@ -12,6 +12,7 @@ from distgan.data.packing.sources.folder import open_folder
 from distgan.data.packing.sources.idx import is_idx, open_idx
 from distgan.data.packing.sources.lines import open_lines
 from distgan.data.packing.sources.source import Source, is_image
+from distgan.data.packing.sources.stacked import stack as stack_digits
 from distgan.data.packing.sources.zip_archive import open_zip
 from distgan.errors import UserError
 
@@ -22,19 +23,27 @@ _ACCEPTED = (
 
 
 def open_source(
-    source: str | os.PathLike[str], *, points: int | None = None, seed: int = 0, follow_links: bool = False
+    source: str | os.PathLike[str],
+    *,
+    points: int | None = None,
+    stack: int | None = None,
+    seed: int = 0,
+    follow_links: bool = False,
 ) -> Source[Any]:
     """Open the samples that `source` names. The first bytes identify a file's format; a .txt suffix identifies text.
 
     Args:
         points: number of points to draw from a built-in mixture; None draws `arrays.POINTS`. Other sources need None.
-        seed: random seed of these points.
+        stack: number of images of three digits to draw from gray digits; None opens the source as it is.
+        seed: random seed of these draws.
         follow_links: in a folder, follow links to folders and to targets outside the folder.
 
     Raises:
         UserError: `source` is not a valid source. The message names what was found and what is expected.
     """
     text = os.fspath(source)
+    if stack is not None:
+        return stack_digits(open_source(text, points=points, seed=seed), text, stack, seed)
     if points is not None and text not in MIXTURES:
         raise UserError(f"points {points}: this option needs {' or '.join(MIXTURES)}, found {text}; remove it")
     if text.startswith(PREFIX):
