@@ -13,6 +13,7 @@ from torch import Tensor
 from distgan.config import parse_config
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.evaluation.metrics import mifid, sliced_wasserstein
 from distgan.evaluation.numerics import neighbors
 from distgan.evaluation.suite import Evaluator
 from tests.labelled_shards import pictures, write_shards
@@ -20,7 +21,7 @@ from tests.ranks import RankPool
 from tests.shards import build_index
 
 PLUGINS = str(Path(__file__).parents[1] / "plugins")
-METRICS = ["precision_recall", "density_coverage", "kid", "fid_infinity", "mifid"]
+METRICS = ["precision_recall", "density_coverage", "kid", "fid_infinity", "mifid", "sliced_wasserstein"]
 
 
 REALS = pictures(150)
@@ -48,8 +49,13 @@ def measured(shards: str, cache: str, metrics: list[str], folder: str = PLUGINS)
         },
         trust=True,
     )  # fmt: skip
-    # Several blocks of rows for each rank, the last ones with fewer.
-    with patch.object(neighbors, "_ROWS", 9), patch.object(neighbors, "_COLUMNS", 70):
+    # Several blocks of rows for each rank, the last ones with fewer; and few directions, because sorting takes long.
+    with (
+        patch.object(neighbors, "_ROWS", 9),
+        patch.object(neighbors, "_COLUMNS", 70),
+        patch.object(mifid, "_ROWS", 9),
+        patch.object(sliced_wasserstein, "DIRECTIONS", 20),
+    ):
         try:
             return Evaluator(config, build_index(shards), Runtime())(generate)
         except UserError as error:
