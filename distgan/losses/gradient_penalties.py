@@ -51,14 +51,17 @@ def finite_difference(ahead: Tensor, behind: Tensor, distance: float, gamma: flo
 def gradient_penalty(logits: Tensor, points: Tensor, config: GradientPenaltyConfig) -> Tensor:
     """lambda E (|grad D(x^)| - target)^2 (Gulrajani et al. 2017, eq. 3), or of its positive part only (section 4).
 
-    A gradient of exactly 0 has no direction. It contributes lambda target^2 to the penalty and nothing to the
-    penalty's gradient, where the root of a sum of squares would contribute NaN.
+    Divided by target^2 unless that is 0, as in the released code of Karras et al. 2018 (loss.py, D_wgangp_acgan),
+    whose target is 750 for CIFAR-10.
+
+    A gradient of exactly 0 has no direction. It contributes lambda to the penalty and nothing to the penalty's
+    gradient, where the root of a sum of squares would contribute NaN.
     """
     norms = torch.linalg.vector_norm(input_gradients(logits, points), dim=1)
     excess = norms - config.target
     if config.one_sided:
         excess = F.relu(excess)
-    penalty: Tensor = config.weight * excess.square().mean()
+    penalty: Tensor = config.weight / (config.target or 1.0) ** 2 * excess.square().mean()
     return penalty
 
 

@@ -46,6 +46,12 @@ def test_targets_and_sides() -> None:
     logits, points, _ = linear_critic([0.25, 2.0])
     zero_centered = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, target=0.0))
     assert zero_centered.item() == pytest.approx((0.25 + 16) / 2)
+    # progressive_growing_of_gans, loss.py: square(norms - wgan_target) * (wgan_lambda / wgan_target^2).
+    for target in (750.0, 0.5, 1.0):
+        logits, points, _ = linear_critic([0.25, 2.0])
+        penalty = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(target=target))
+        released = [(norm - target) ** 2 * (10.0 / target**2) for norm in (0.5, 4.0)]
+        assert penalty.item() == pytest.approx(sum(released) / 2, rel=1e-12)
 
 
 def test_a_gradient_of_zero_is_no_nan() -> None:

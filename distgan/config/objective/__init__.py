@@ -54,7 +54,9 @@ class GradientPenaltyConfig(Section):
     `gaussian`: real samples plus N(0, perturbation) (DRAGAN's paper). `uniform`: real samples plus noise scaled by the
     batch's spread (DRAGAN's code)."""
     target: NotNegative = 1.0
-    """Gradient norm that the penalty aims at; 0 makes it the zero-centered penalty."""
+    """Gradient norm that the penalty aims at. The penalty is weight times (norm/target - 1)^2, as in the code of
+    progressive growing, which has 750 for CIFAR-10 (Karras et al. 2018). 0 makes it weight times norm^2, the
+    zero-centered penalty."""
     one_sided: bool = False
     """Penalize only norms above the target."""
     perturbation: Positive = 10.0
