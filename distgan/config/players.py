@@ -173,7 +173,8 @@ class EMAConfig(Section):
 
 class GrowthConfig(Section):
     """Progressive growing of both networks (Karras et al. 2018, section 2). Durations count real images shown to the
-    discriminator."""
+    discriminator. Levels, fades, batch sizes and rates follow them in every step; the released code adjusts these every
+    4 minibatches (`minibatch_repeats`), each of which has images of its own."""
 
     first_resolution: Size = 4
     """Resolution of the first level in pixels, a power of two from 4 up."""
@@ -184,12 +185,20 @@ class GrowthConfig(Section):
     batch_sizes: dict[Size, Batch] = Field(default_factory=dict)
     """Global batch sizes by resolution. Each applies to its resolution and the higher ones, in place of
     `training.batch_size`."""
+    learning_rates: dict[Size, Positive] = Field(default_factory=dict)
+    """Learning rates of both players by resolution, such as `{512: 1.5e-3, 1024: 2e-3}`. Each applies to its resolution
+    and the higher ones, from the start of the fade on, in place of `optimizer.learning_rate`."""
     reset_optimizers: bool = True
     """Reset the optimizers' moments at the start and at the end of each fade, as the released code does."""
 
     @model_validator(mode="after")
     def _check(self) -> GrowthConfig:
-        for key, sides in (("first_resolution", [self.first_resolution]), ("batch_sizes", self.batch_sizes)):
+        listed = {
+            "first_resolution": [self.first_resolution],
+            "batch_sizes": [*self.batch_sizes],
+            "learning_rates": [*self.learning_rates],
+        }
+        for key, sides in listed.items():
             for side in sides:
                 if side < 4 or side & (side - 1):
                     raise ValueError(f"{key}: {side} is not a power of two from 4 up")

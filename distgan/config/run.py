@@ -312,6 +312,7 @@ class Config(Section, metaclass=_OneLineErrors):
         for key, side in (
             ("first_resolution", self.growth.first_resolution),
             ("batch_sizes", max(self.growth.batch_sizes, default=0)),
+            ("learning_rates", max(self.growth.learning_rates, default=0)),
         ):
             if side > self.data.resolution:
                 raise ValueError(f"growth.{key}: {side} is above data.resolution = {self.data.resolution}")

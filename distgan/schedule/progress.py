@@ -10,13 +10,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from distgan.config import Config
 
 _MAX_STEPS = 2**60
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,20 @@ def resolution(config: Config, images: int) -> int:
 
 def batch_size(config: Config, images: int) -> int:
     """Return the global batch size of a step after `images` images."""
-    if config.growth is None:
-        return config.training.batch_size
+    by_resolution = config.growth.batch_sizes if config.growth is not None else {}
+    return _at_resolution(by_resolution, config, images) or config.training.batch_size
+
+
+def rate_at_resolution(config: Config, images: int) -> float | None:
+    """Return the learning rate of `growth.learning_rates` in a step after `images` images; None if there is none."""
+    return _at_resolution(config.growth.learning_rates, config, images) if config.growth is not None else None
+
+
+def _at_resolution(by_resolution: Mapping[int, _Number], config: Config, images: int) -> _Number | None:
+    """Return the value of the highest listed resolution that a step after `images` images has reached, if any."""
     side = resolution(config, images)
-    reached = [known for known in config.growth.batch_sizes if known <= side]
-    return config.growth.batch_sizes[max(reached)] if reached else config.training.batch_size
+    reached = [known for known in by_resolution if known <= side]
+    return by_resolution[max(reached)] if reached else None
 
 
 def generator_batch_size(config: Config, images: int) -> int:

@@ -43,17 +43,22 @@ def scheduled(section: BaseModel) -> Iterator[tuple[str, ScheduleConfig]]:
                 yield from ((f"{where}.{below}", found) for below, found in scheduled(inner))
 
 
-def optimizer_settings(config: OptimizerConfig, step: int, images: int, length: int) -> dict[str, Any]:
+def optimizer_settings(
+    config: OptimizerConfig, step: int, images: int, length: int, rate: float | None = None
+) -> dict[str, Any]:
     """Return what an optimizer's parameter groups hold in step `step`: `lr`, and options that have a schedule.
 
     Both are scaled for a lazy regularizer if the optimizer's options say so.
 
     Args:
         images, length: see `value`.
+        rate: learning rate in place of the config's, before the warmup.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     factor = config.facts.rate_factor
-    settings: dict[str, Any] = {"lr": value(config.learning_rate, images, length) * warmup * factor}
+    settings: dict[str, Any] = {
+        "lr": value(config.learning_rate if rate is None else rate, images, length) * warmup * factor
+    }
     for key in {place.partition(".")[0] for place, _ in scheduled(config.options)}:
         setting = getattr(config.options, key)
         settings[key] = (

@@ -30,7 +30,14 @@ from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Attempt, Result, record_outcome
 from distgan.runs.stop_request import StopRequest
-from distgan.schedule import discriminator_updates, ema_decay, generator_batch_size, optimizer_settings, snapshot_due
+from distgan.schedule import (
+    discriminator_updates,
+    ema_decay,
+    generator_batch_size,
+    optimizer_settings,
+    rate_at_resolution,
+    snapshot_due,
+)
 from distgan.training.divergence import (
     Verdict,
     fail_with_skipped_updates,
@@ -239,7 +246,8 @@ def train_step(
     config, progress = state.config, state.progress
     step, images = progress.step, progress.images
     updates = list(discriminator_updates(config, step, progress.used))
-    settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length)
+    rate = rate_at_resolution(config, images)
+    settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length, rate)
     for update in updates:
         seed_default_generator(state.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
@@ -249,7 +257,7 @@ def train_step(
             state.controller.update(signs, applied, index=update.index, images=update.batch_size)
         progress.position += update.batch_size
         progress.images += update.batch_size
-    settings = optimizer_settings(config.generator.optimizer, step, images, state.length)
+    settings = optimizer_settings(config.generator.optimizer, step, images, state.length, rate)
     batches = feed.generator_inputs(step)
     applied = state.generator.update(batches, (images, step), settings, before_change=before_change)
     if config.generator_draws_reals:

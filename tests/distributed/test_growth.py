@@ -41,7 +41,13 @@ def growing_config(**growth: Any) -> Config:
             "objective": {"adversarial": "wasserstein", "gradient_penalty": {}, "drift": 0.001},
             "training": {"steps": STEPS, "batch_size": 16},
             # Two steps of 4x4, three of a fade, two of them blends.
-            "growth": {"stable_kimg": 0.032, "fade_kimg": 0.024, "batch_sizes": {8: 8}, **growth},
+            "growth": {
+                "stable_kimg": 0.032,
+                "fade_kimg": 0.024,
+                "batch_sizes": {8: 8},
+                "learning_rates": {8: 2e-3},
+                **growth,
+            },
         }
     )
 
@@ -74,8 +80,9 @@ def train_step(state: TrainingState, source: LatentSource) -> None:
     reals = fade_reals(shrink(everything[places], state.growth.resolution), state.growth.fade)
     latents, _ = source.draw("latents", places)
     batch = MicroBatch(places, latents.to(reals.dtype), None, reals, None)
-    state.discriminator.update([batch], (progress.images, update.index), {"lr": 1e-3})
-    applied = state.generator.update([batch], (progress.images,), {"lr": 1e-3})
+    settings = {"lr": schedule.rate_at_resolution(config, progress.images) or 1e-3}
+    state.discriminator.update([batch], (progress.images, update.index), settings)
+    applied = state.generator.update([batch], (progress.images,), settings)
     with runtime.full_params(state.generator.network):
         state.average.update(0.5, applied)
     progress.step += 1

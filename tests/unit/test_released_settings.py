@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from distgan.config import ScheduleConfig, load_config
+from distgan import schedule
+from distgan.config import ScheduleConfig, load_config, parse_config
+from distgan.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs"
 DECAY = ScheduleConfig(start=2e-4, end=0)
@@ -54,3 +56,45 @@ def test_a_recipe_has_the_numbers_of_its_code(name: str) -> None:
     config = load_config(FOLDER / f"{name}.yaml")
     for key, (value, source) in RELEASED[name].items():
         assert functools.reduce(getattr, key.split("."), config) == value, (key, source)
+
+
+PRESETS: dict[str, tuple[int, dict[int, int], dict[int, float]]] = {
+    "v1-1gpu": (16, {256: 14, 512: 6, 1024: 3}, {}),
+    "v2-1gpu": (4, {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}, {1024: 0.0015}),
+    "v2-2gpus": (
+        8, {4: 256, 8: 256, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8}, {512: 0.0015, 1024: 0.002},
+    ),
+    "v2-4gpus": (
+        16, {4: 512, 8: 256, 16: 128, 32: 64, 64: 32, 128: 16}, {256: 0.0015, 512: 0.002, 1024: 0.003},
+    ),
+    "v2-8gpus": (
+        32, {4: 512, 8: 256, 16: 128, 32: 64, 64: 32}, {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003},
+    ),
+}  # fmt: skip
+"""tkarras/progressive_growing_of_gans, config.py, presets: minibatch_base, minibatch_dict, and G_lrate_dict, which is
+D_lrate_dict too. Without an entry, train.py takes minibatch_base, and the rate 0.001."""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_batches_and_rates_of_progressive_growing(preset: str) -> None:
+    """The code looks up the exact resolution; here an entry also holds for higher ones."""
+    base, batches, rates = PRESETS[preset]
+    network = {"architecture": "progressive", "normalization": "none", "optimizer": {"learning_rate": 1e-3}}
+    sections: dict[str, Any] = {
+        "run_dir": "r", "data": {"path": "d", "resolution": 1024}, "generator": network, "discriminator": network,
+        "training": {"kimg": 12_000, "batch_size": base}, "growth": {"batch_sizes": batches, "learning_rates": rates},
+    }  # fmt: skip
+    config = parse_config(sections)
+    for level in range(9):
+        side = 4 << level
+        images = 1200_000 * level - (300_000 if level else 0)  # in the middle of its fade
+        assert schedule.resolution(config, images) == side
+        assert schedule.batch_size(config, images) == batches.get(side, base)
+        rate = schedule.rate_at_resolution(config, images)
+        for player in (config.generator, config.discriminator):
+            settings = schedule.optimizer_settings(player.optimizer, 0, images, 1, rate)
+            assert settings["lr"] == rates.get(side, 0.001)
+    with pytest.raises(UserError, match=r"growth\.learning_rates: 2048 is above data\.resolution = 1024"):
+        parse_config({**sections, "growth": {"learning_rates": {2048: 1e-3}}})
+    with pytest.raises(UserError, match=r"growth\.learning_rates: 12 is not a power of two"):
+        parse_config({**sections, "growth": {"learning_rates": {12: 1e-3}}})
