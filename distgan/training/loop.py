@@ -165,7 +165,10 @@ def _train_part(
         result, verdict = run(state, feed, monitor, writer, runtime, stop, callbacks)
         if verdict is not None and verdict.checkpoint is None:
             monitor.note(verdict.reason)
-        return _End(result, verdict, state.progress)
+    if verdict is not None and verdict.checkpoint is not None:
+        for player in state.players:
+            player.engine.close()
+    return _End(result, verdict, state.progress)
 
 
 def _launched(config: Config, runtime: Runtime) -> Config:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,28 @@ def test_resumed_on_another_world_size_it_is_the_same_run(rolled_back: Path, tmp
         assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", [needs("zero2"), needs("fsdp")])
-def test_engines_are_built_again(rolled_back: Path, tmp_path: Path, shards: Path, ranks: RankPool, engine: str) -> None:
+def train_and_watch(config: Path) -> tuple[str, int, list[bool]]:
+    """Train, and return for each time that networks were built whether the last ones were still in memory then."""
+    built: list[weakref.ref[Any]] = []
+    alive, assemble = [], loop.assemble
+
+    def watched(*arguments: Any) -> Any:
+        alive.extend(network() is not None for network in built[-2:])
+        state = assemble(*arguments)
+        built.extend(weakref.ref(player.network) for player in state.players)
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "assemble", watched)
+        return (*train(config), alive)
+
+
+@pytest.mark.parametrize("engine", [needs("ddp"), needs("zero2"), needs("fsdp")])
+def test_engines_are_built_again_in_the_memory_of_the_old_ones(
+    rolled_back: Path, tmp_path: Path, shards: Path, ranks: RankPool, engine: str
+) -> None:
     config = recipe(tmp_path, shards)
-    assert ranks.run(2, under, LAUNCHED[engine], train, config) == [("finished", STEPS)] * 2
+    assert ranks.run(2, under, LAUNCHED[engine], train_and_watch, config) == [("finished", STEPS, [False, False])] * 2
     assert losses(tmp_path / "run").keys() == losses(rolled_back / "run").keys()
     for step, values in losses(rolled_back / "run").items():
         assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=1e-3)

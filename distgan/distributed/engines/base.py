@@ -95,6 +95,9 @@ class Engine(Protocol):
         The caller has checked names and shapes.
         """
 
+    def close(self) -> None:
+        """Drop what would keep the network in memory after its last use."""
+
 
 def cancel_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     """Cancel the optimizer's next step on the device if the gradient norm, a 0-d tensor, is not finite."""

@@ -112,3 +112,6 @@ class DDPEngine:
                 quantity: restore_state(self.optimizer, parameter, quantity, value)
                 for quantity, value in quantities.items()
             }
+
+    def close(self) -> None:
+        self.runtime.accelerator.free_memory()  # it keeps each model that it wrapped

@@ -73,7 +73,7 @@ class FSDPEngine:
     regroups_moments = True
 
     def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: EngineRuntime):
-        self.network = network
+        self.network, self._runtime = network, runtime
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if runtime.gradients_in_bf16 else None)
         self.module = objective.to(runtime.device)
@@ -150,6 +150,9 @@ class FSDPEngine:
                 else:
                     state[quantity] = torch.empty_like(share, requires_grad=False)
                     _take(_like(parameters[name], state[quantity]), value)
+
+    def close(self) -> None:
+        del self._runtime.sharded[self.network]
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -161,6 +161,9 @@ class ZeroEngine:
                 if not is_count(quantity, value, parameters[name]):
                     safe_set_full_optimizer_state(parameters[name], value, quantity)
 
+    def close(self) -> None:
+        self.module.destroy()  # its hooks on the parameters refer to it, and Python cannot collect them
+
     @property
     def _share(self) -> Tensor:
         """This rank's shard of the FP32 master weights, shape (n,). It is the optimizer's only parameter."""
