@@ -102,7 +102,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     from distgan.distributed.runtime import leave_process_group
     from distgan.inference.evaluate import evaluate
 
-    metrics = evaluate(options.source, options.overrides, best=options.best, truncation=options.truncation)
+    metrics = evaluate(
+        options.source, options.overrides, best=options.best, truncation=options.truncation,
+        real_statistics=options.real_statistics,
+    )  # fmt: skip
     leave_process_group()
     if is_first("RANK"):
         write_line(json.dumps(metrics))

@@ -139,6 +139,12 @@ def _evaluate(command: AddCommand) -> None:
     )  # fmt: skip
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="run folder, or a checkpoint in it")
     _add_overrides(parser, "changes to the evaluation, such as evaluation.num_samples=50000")
+    parser.add_argument(
+        "--real-statistics",
+        metavar="FILE",
+        help=".npz file with the mean `mu` and covariance `sigma` of the detector's features, as published for "
+        "pytorch-fid, clean-fid and ADM, to compare with in place of the data; only for fid",
+    )
     _add_truncation(parser)
     _add_best(parser)
 

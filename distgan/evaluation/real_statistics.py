@@ -189,7 +189,7 @@ def _collect(collectors: list[Collector], context: EvaluationContext) -> None:
     for collector in collectors:
         groups.setdefault(collector.detector, []).append(collector)
     numbers = torch.cat([collector.numbers for collector in collectors]).unique()
-    if runtime.is_main:
+    if runtime.is_main and len(numbers):
         by = ", ".join(detector.name for detector in groups if detector)
         by = f" with detector {by}" if by else ""
         log.info("computing the statistics of %d real samples%s", len(numbers), by)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distgan.checkpoint.contents import load_description
 from distgan.checkpoint.loading import find_checkpoint
-from distgan.config import Config, flatten, parse_config
+from distgan.config import Config, EvaluationConfig, flatten, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.kinds.decoding import sample_format
 from distgan.distributed.runtime import Runtime
@@ -28,6 +28,7 @@ def evaluate(
     *,
     best: bool = False,
     truncation: float | None = None,
+    real_statistics: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
     """Compute all metrics of the EMA generator of a run (its newest or best checkpoint) or of a checkpoint.
 
@@ -40,9 +41,11 @@ def evaluate(
     Args:
         overrides: `key=value` changes to the run's config, such as `evaluation.num_samples=50000`.
         truncation: threshold of the latents, see `load_generator`.
+        real_statistics: .npz file with mean `mu` and covariance `sigma`, to compare with in place of the run's data.
 
     Raises:
-        UserError: there is no checkpoint, the data differ from the run's, or an override does not apply to evaluation.
+        UserError: there is no checkpoint, the data differ from the run's, an override does not apply to evaluation, or
+            a metric compares with samples and there are only `real_statistics`.
     """
     overrides = list(overrides)
     refresh_digests()
@@ -65,6 +68,8 @@ def evaluate(
                 f"data.path = {config.data.path}: found data fingerprint {index.fingerprint[:12]}, expected "
                 f"{state.data.fingerprint[:12]} as in training; restore it, or set data.path to other data"
             )
+        if real_statistics is not None:
+            config = with_real_statistics(config, os.fspath(real_statistics))
         sample_format(config.data, index)
         if tuple(state.vocabulary or ()) != (index.vocabulary or ()):
             raise UserError(
@@ -79,6 +84,28 @@ def evaluate(
     with generation.generating(generator.network, generator.shape, source, "evaluation") as generate:
         values = suite.evaluate(generate, config, index, runtime)
     return {"step": state.step, **{_value_name(name, truncation): value for name, value in values.items()}}
+
+
+def with_real_statistics(config: Config, file: str) -> Config:
+    """Return the config with metrics that compare with the statistics in a file.
+
+    Raises UserError for a metric that compares with samples, and if none compares with statistics.
+    """
+    sections = []
+    for section in config.metrics:
+        values = {"metric": section.metric, **section.model_dump(exclude={"metric"})}
+        if "real_statistics" in section.arguments:
+            values["real_statistics"] = file
+        elif section.asks_for("reals"):
+            raise UserError(
+                f"--real-statistics {file}: {section.label} compares with the samples themselves, but the file holds "
+                "only the mean and covariance of their features; measure others, as in evaluation.metrics=[fid]"
+            )
+        sections.append(values)
+    if not any("real_statistics" in values for values in sections):
+        raise UserError(f"--real-statistics {file}: no metric compares with statistics; add evaluation.metrics=[fid]")
+    evaluation = {**config.evaluation.model_dump(), "metrics": sections}
+    return config.model_copy(update={"evaluation": EvaluationConfig.model_validate(evaluation)})
 
 
 def _value_name(name: str, truncation: float | None) -> str:

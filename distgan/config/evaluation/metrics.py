@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -41,8 +42,16 @@ class MetricOptions(Section):
 
 class _FIDOptions(MetricOptions):
     kinds = ("images",)
-    takes = "features"
+    takes: ClassVar[Taken | tuple[Taken, ...]] = "features"
     higher_is_better = False
+
+    real_statistics: str | None = None
+    """Path of an .npz file with mean `mu` and covariance `sigma` to compare with, in place of the real images. The
+    names of the values say so: `fid[inception,real=FILE]`."""
+
+    @property
+    def qualifiers(self) -> tuple[str, ...]:
+        return (f"real={_file_name(self.real_statistics)}",) if self.real_statistics else ()
 
 
 class _KIDOptions(MetricOptions):
@@ -115,10 +124,8 @@ class _PrecisionRecallOptions(MetricOptions):
     """Most real images to compare with. Every rank holds their features in host memory."""
 
 
-class _FIDInfinityOptions(MetricOptions):
-    kinds = ("images",)
+class _FIDInfinityOptions(_FIDOptions):
     takes = ("features", "numbers")
-    higher_is_better = False
 
 
 class _MiFIDOptions(MetricOptions):
@@ -178,6 +185,10 @@ RESERVED = ("step", "images", "time")
 """Names of other numbers in the rows of metrics.jsonl."""
 MOST_SAMPLES = 2**24
 DEFAULT_METRIC = {"images": "fid", "text": "ngram_js", "points": "modes"}
+
+
+def _file_name(path: str) -> str:
+    return re.sub(r"[^\w.-]", "_", PurePath(path).stem)[:60]
 
 
 def _value_name(name: str) -> str:
@@ -280,7 +291,7 @@ class MetricConfig(NamedSection):
     @model_serializer(mode="wrap")
     def _write_a_name_alone_as_text(self, write: SerializerFunctionWrapHandler) -> Any:
         values = write(self)
-        for key in ("name", "detector", "samples"):
-            if getattr(self, key) is None:
+        for key in ("name", "detector", "samples", "real_statistics"):
+            if values.get(key) is None:
                 values.pop(key, None)
         return values["metric"] if values.keys() == {"metric"} else values

@@ -40,7 +40,9 @@ class FIDInfinity(FeatureRows):
     mean: Tensor
     factor: Tensor
 
-    def __init__(self, context: EvaluationContext, reals: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, context: EvaluationContext, reals: Mapping[str, Tensor], real_statistics: str | None = None
+    ) -> None:
         """Prepare the reference. Raises UserError if there are too few samples."""
         dimension, counts = len(reals["mean"]), sample_counts(context.num_samples)
         if counts[0] < 2:
@@ -48,14 +50,15 @@ class FIDInfinity(FeatureRows):
                 f"{context.name}: found {context.num_samples} generated images, expected at least 4; raise "
                 "evaluation.num_samples, or remove fid_infinity from evaluation.metrics"
             )
-        if min(counts[0], int(reals["samples"])) <= dimension and context.runtime.is_main:
+        real_samples = int(reals["samples"]) if real_statistics is None else None
+        if min(counts[0], real_samples or counts[0]) <= dimension and context.runtime.is_main:
             log.warning(
-                "%s: found distances of %d generated to %d real images, expected more than %d of both, the number of "
+                "%s: found distances of %d generated to %s real images, expected more than %d of both, the number of "
                 "features; with fewer, FID is no line in 1 / N; raise evaluation.num_samples or change the detector",
-                context.name, counts[0], int(reals["samples"]), dimension,
+                context.name, counts[0], real_samples or "an unknown number of", dimension,
             )  # fmt: skip
         super().__init__()
-        self.runtime, self.real_samples = context.runtime, int(reals["samples"])
+        self.runtime, self.real_samples = context.runtime, real_samples
         self.register_buffer("mean", reals["mean"], persistent=False)
         self.register_buffer("factor", reals["factor"], persistent=False)
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distgan.evaluation.moments import Gaussian, Moments
+from distgan.evaluation.published_statistics import PublishedStatistics, read_statistics
 
 if TYPE_CHECKING:
     from distgan.evaluation.contract import EvaluationContext
@@ -33,7 +35,8 @@ _BLOCK = 256
 class Reference(NamedTuple):
     """Factorized Gaussian of the fixed side (the real images), float64."""
 
-    samples: int
+    samples: int | None
+    """None if it is not known."""
     mean: Tensor
     """Shape (d,)."""
     factor: Tensor
@@ -67,13 +70,29 @@ class RealMoments(Moments):
 
     cache_name = "real"
     takes = "features"
+    most: int | None = None
 
-    def __init__(self, context: EvaluationContext) -> None:
+    def __init__(self, context: EvaluationContext, real_statistics: str | None = None) -> None:
+        """Prepare the sums, or read a file of published statistics in place of all images.
+
+        Raises UserError for a file that does not fit the detector.
+        """
         assert context.detector is not None
         super().__init__(context.detector.dimension)
+        self.published: PublishedStatistics | None = None
+        if real_statistics is not None:
+            self.published = read_statistics(Path(real_statistics), context.detector)
+            self.cache_name, self.most = f"published-{self.published.digest}", 0
+            self._update_count = 1  # torchmetrics warns of statistics without images
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """Compute `mean` (d,) and `factor` (d, d), see `Reference`. Raises UserError for fewer than two samples."""
+        """Compute `mean` (d,) and `factor` (d, d), see `Reference`.
+
+        Raises UserError for fewer than two samples, and for a published matrix that is not a covariance.
+        """
+        if self.published is not None:
+            self.published.check_covariance()
+            return {"mean": self.published.mean, "factor": triangular_factor(self.published.covariance).contiguous()}
         reference = make_reference(super().compute())
         return {"mean": reference.mean, "factor": reference.factor}
 
@@ -85,20 +104,22 @@ class FID(FrechetDistanceToReference):
     takes = "features"
     real_statistic = RealMoments
 
-    def __init__(self, context: EvaluationContext, reals: Mapping[str, Tensor]) -> None:
-        samples = int(reals["samples"])
+    def __init__(
+        self, context: EvaluationContext, reals: Mapping[str, Tensor], real_statistics: str | None = None
+    ) -> None:
+        samples = int(reals["samples"]) if real_statistics is None else None
         warn_of_few_samples(context, samples, len(reals["mean"]))
         super().__init__(Reference(samples, reals["mean"], reals["factor"]))
 
 
-def warn_of_few_samples(context: EvaluationContext, reals: int, dimension: int) -> None:
-    """Warn on rank 0 if a side has at most as many samples as there are features."""
-    if min(context.num_samples, reals) <= dimension and context.runtime.is_main:
+def warn_of_few_samples(context: EvaluationContext, reals: int | None, dimension: int) -> None:
+    """Warn on rank 0 if a side has at most as many samples as there are features, as far as this is known."""
+    if min(context.num_samples, reals or context.num_samples) <= dimension and context.runtime.is_main:
         log.warning(
-            "%s: found %d generated and %d real images, expected more than %d, the number of features; the value "
+            "%s: found %d generated and %s real images, expected more than %d, the number of features; the value "
             "is far too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
             "evaluation.detector",
-            context.name, context.num_samples, reals, dimension,
+            context.name, context.num_samples, reals or "an unknown number of", dimension,
         )  # fmt: skip
 
 
@@ -112,11 +133,12 @@ def frechet_distance(reference: Reference, gaussian: Gaussian) -> Tensor:
     """Return the squared Fréchet distance, a float64 scalar >= 0.
 
     Rounding moves the eigenvalues by up to sqrt(d) * 2.2e-16 of the largest, which matters only to the roots of zeros.
-    A covariance of n samples has at least d - n + 1 zero eigenvalues; that many of the smallest are dropped. Zeros of
+    A covariance of n samples has at least d - n + 1 zero eigenvalues; that many of the smallest are dropped, for the
+    smaller known n of both sides. Zeros of
     constant features are recognized by this bound: eigenvalues below it count as 0. An eigenvalue at the bound moves
     the trace of the root by (sqrt(d) * 2.2e-16)^(1/2) of its largest term, 1e-7 at d = 2048.
     """
-    rank = min(reference.samples, gaussian.samples) - 1
+    rank = min(reference.samples or gaussian.samples, gaussian.samples) - 1
     eigenvalues = torch.linalg.eigvalsh(_congruence(reference.factor, gaussian.covariance))[-rank:]
     noise = math.sqrt(len(gaussian.mean)) * torch.finfo(torch.float64).eps * eigenvalues[-1]
     root_trace = eigenvalues.where(eigenvalues > noise, 0.0).sqrt().sum()
