@@ -17,7 +17,6 @@ from distgan.doctor.finding import Finding
 from distgan.doctor.storage import room
 from distgan.errors import LostRankError, UserError, counted
 from distgan.monitoring.trackers import check_installed
-from distgan.packages import is_installed
 from distgan.training.setup import validate_evaluation, validate_run
 from distgan.training.warnings import run_warnings
 
@@ -104,22 +103,24 @@ def detectors(config: Config) -> list[Finding]:
 def _detector(section: DetectorConfig, config: Config) -> Finding:
     if section.is_trained_on_labels:
         return Finding("ok", "detector", f"{section.detector}; the first evaluation trains it on the shards")
-    if section.detector != "inception":
+    if not section.is_built_in:
         return Finding("ok", "detector", f"{section.detector}, a detector of your own")
-    if not is_installed("torch_fidelity"):
-        text = "detector inception: torch-fidelity is not installed; pip install torch-fidelity"
-        return Finding("FAILED", "detector", text)
     from distgan.evaluation.detectors.features import evaluation_folder
-    from distgan.evaluation.detectors.inception import URL, weights_file
+    from distgan.evaluation.detectors.published import implementation
+    from distgan.evaluation.detectors.weights import in_config
 
-    weights = section.arguments["weights"]
-    file = weights_file(weights, evaluation_folder(config.evaluation))
+    name, weights, wording = section.detector, section.arguments["weights"], in_config(section.detector)
+    try:
+        published = implementation(name, wording).PUBLISHED
+    except UserError as error:
+        return Finding("FAILED", "detector", str(error))
+    file = published.path(weights, evaluation_folder(config.evaluation))
     if file.is_file():
-        return Finding("ok", "detector", f"found the Inception weights {file}")
+        return Finding("ok", "detector", f"found the weights of {name}: {file}")
     if weights:
-        return Finding("FAILED", "detector", f"detector inception: weights = {file}: no such file; correct the path")
-    text = f"no Inception weights in {file.parent} yet; the first evaluation downloads {URL}"
-    fix = "without internet, copy that file to this machine and set {detector: inception, weights: PATH}"
+        return Finding("FAILED", "detector", f"detector {name}: weights = {file}: no such file; correct the path")
+    text = f"no weights of {name} yet; the first evaluation downloads {published.address}"
+    fix = f"without internet, copy that file to this machine and set {wording.weights}"
     return Finding("warning", "detector", f"{text}; {fix}")
 
 

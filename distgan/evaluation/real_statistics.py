@@ -28,7 +28,8 @@ log = logging.getLogger("distgan")
 
 MOST_ROWS = 10_000
 """Most real samples whose rows are kept."""
-_PREPROCESSING = 1  # Raise it with every change of the decoding, so that no stale cached statistics are used.
+_PREPROCESSING = 1
+"""Raise it with every change of decoding or of a detector's preprocessing: no stale cached statistics are used then."""
 
 
 class RealRows(Metric):

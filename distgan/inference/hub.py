@@ -6,13 +6,11 @@ It honors HF_ENDPOINT, HF_TOKEN, HF_HOME and its other variables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from distgan.errors import UserError, printable
-from distgan.files import is_disk_error, reason
+from distgan.hub_errors import hub_errors
 from distgan.packages import is_installed
 
 SCHEME = "hf://"
@@ -68,9 +66,9 @@ def download(text: str) -> Path:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
-        with _one_line(f"{address}: is not in the cache, and HF_HUB_OFFLINE is set"):
+        with hub_errors(f"{address}: is not in the cache, and HF_HUB_OFFLINE is set"):
             return Path(snapshot_download(address.repository, revision=address.revision, local_files_only=True))
-    with _one_line(f"{address}: cannot be downloaded"):
+    with hub_errors(f"{address}: cannot be downloaded"):
         info = HfApi().model_info(address.repository, revision=address.revision, files_metadata=True)
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     for name in EXPORT_FILES:
@@ -85,7 +83,7 @@ def download(text: str) -> Path:
     commit = info.sha or ""
     if not _COMMIT.fullmatch(commit):  # becomes the name of a folder
         raise UserError(f"{address}: cannot be downloaded: the server named no commit; check HF_ENDPOINT")
-    with _one_line(f"{address}: cannot be downloaded"):
+    with hub_errors(f"{address}: cannot be downloaded"):
         # By commit, so that these are the files whose sizes were checked.
         folder = snapshot_download(address.repository, revision=commit, allow_patterns=list(EXPORT_FILES))
     return Path(folder)
@@ -103,7 +101,7 @@ def push(folder: Path, address: Address, *, private: bool = False) -> str:
     from huggingface_hub import HfApi, get_token
 
     api = HfApi()
-    with _one_line(f"{address}: cannot be pushed"):
+    with hub_errors(f"{address}: cannot be pushed"):
         if get_token() is None:
             raise UserError(f"{address}: cannot be pushed: no token; run `hf auth login`, or set HF_TOKEN")
         url = api.create_repo(address.repository, private=private or None, exist_ok=True)
@@ -114,38 +112,3 @@ def push(folder: Path, address: Address, *, private: bool = False) -> str:
             commit_message="Export of distgan",
         )  # fmt: skip
     return str(url)
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Context manager that turns what the client raises into the UserError `WHAT: cause; fix`."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # the client's own errors, those of its HTTP library, and OSErrors
-        wraps = type(error) is RuntimeError or isinstance(error, errors.LocalEntryNotFoundError)
-        root = error.__cause__ if wraps and error.__cause__ is not None else error
-        status = getattr(getattr(root, "response", None), "status_code", None)
-        if isinstance(root, errors.RevisionNotFoundError):
-            said, fix = "there is no such revision", "check what follows the @"
-        elif status == 401 or isinstance(root, errors.RepositoryNotFoundError):
-            said = "there is no such repository, or your token does not reach it"
-            fix = "check the name, and run `hf auth login` or set HF_TOKEN"
-        elif status == 403:
-            said, fix = "your token may not do this", "use a token with write access to this user's repositories"
-        elif isinstance(root, errors.HFValidationError):
-            said, fix = _said(root), "check the name"
-        elif is_disk_error(root):
-            said, fix = reason(root), "free space there, or set HF_HOME to a folder on another disk"
-        else:
-            said, fix = _said(root), "check the network and HF_ENDPOINT, and try again"
-        raise UserError(f"{what}: {said}; {fix}") from None
-
-
-def _said(error: BaseException) -> str:
-    """Return the message on one line, without the queries of URLs, which may hold credentials."""
-    text = re.sub(r"\?\S+", "", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {printable(text)[:300]}"

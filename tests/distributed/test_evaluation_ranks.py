@@ -15,7 +15,7 @@ from distgan import randomness
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.detectors import classifier
-from distgan.evaluation.detectors.inception import load_inception
+from distgan.evaluation.detectors.published import load_published
 from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.suite import Evaluator
@@ -139,7 +139,7 @@ def test_no_rank_waits_for_a_distance_that_cannot_be(ranks: RankPool, shards: st
 
 def missing_weights(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_inception(str(folder / "missing.pth"), folder, Runtime())
+        load_published("inception", str(folder / "missing.pth"), folder, Runtime())
     return str(caught.value)
 
 

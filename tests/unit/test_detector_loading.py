@@ -22,6 +22,8 @@ from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.configured import load_configured_detector
 from distgan.evaluation.detectors.features import evaluation_folder
+from distgan.evaluation.detectors.preprocessing import rgb
+from distgan.evaluation.detectors.weights import PublishedFile
 from distgan.metrics import load_detector
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 from tests.shards import build_index, refusal
@@ -212,13 +214,15 @@ def inception(monkeypatch: pytest.MonkeyPatch) -> Any:
     from distgan.evaluation.detectors import inception
 
     class Small(nn.Module):
+        dimension, num_logits = 2048, 1008
+
         def __init__(self, weights: dict[str, Tensor]) -> None:
             super().__init__()
             self.register_buffer("weight", weights["weight"])
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             ones = torch.ones(len(images), 1)
-            return ones.expand(-1, inception.DIMENSION), ones.expand(-1, inception.NUM_LOGITS)
+            return ones.expand(-1, 2048), ones.expand(-1, 1008)
 
     monkeypatch.setattr(inception, "Inception", Small)
     return inception
@@ -232,13 +236,13 @@ def test_inception_is_downloaded_once_by_all_processes_of_a_node(
     torch.save({"weight": torch.ones(2)}, source)
     calls: list[str] = []
 
-    def fetch(url: str, to: Path) -> None:
-        calls.append(url)
+    def fetch(file: PublishedFile, to: Path) -> None:
+        calls.append(file.address)
         to.write_bytes(source.read_bytes())
 
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     found: list[Any] = []
-    with patch.object(inception, "_fetch", fetch):
+    with patch.object(PublishedFile, "_fetch", fetch):
         threads = [threading.Thread(target=lambda: found.append(load_detector("inception"))) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -250,7 +254,7 @@ def test_inception_is_downloaded_once_by_all_processes_of_a_node(
     assert found[0](pictures(2)).features.shape == (2, 2048)
     assert load_detector("inception", weights=source).hash == found[0].hash
     assert list((tmp_path / "cache" / "evaluation").glob("*.pth"))
-    with patch.object(inception, "_fetch", fetch):
+    with patch.object(PublishedFile, "_fetch", fetch):
         load_detector("inception", cache_dir=tmp_path / "elsewhere")
     assert len(calls) == 2
 
@@ -258,7 +262,7 @@ def test_inception_is_downloaded_once_by_all_processes_of_a_node(
 def test_inceptions_mistakes_name_the_arguments(
     tmp_path: Path, inception: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with patch.object(inception, "_fetch", side_effect=OSError("no route")):
+    with patch.object(PublishedFile, "_fetch", side_effect=OSError("no route")):
         said = refusal(lambda: load_detector("inception", cache_dir=tmp_path))
     assert said.startswith('load_detector("inception"): cannot download')
     assert "set weights to its path, or pass a network of yours" in said
@@ -274,7 +278,6 @@ def test_inceptions_mistakes_name_the_arguments(
     assert "pip install torch-fidelity" in said
 
 
-def test_inception_takes_gray_and_color_only() -> None:
-    inception = pytest.importorskip("distgan.evaluation.detectors.inception")
+def test_published_detectors_take_gray_and_color_only() -> None:
     with pytest.raises(UserError, match="found 4 channels, expected 1 or 3"):
-        inception.Inception.forward(None, pictures(1, channels=4))
+        rgb(pictures(1, channels=4))

@@ -29,7 +29,7 @@ from distgan.data.packing.sources.opening import open_source
 from distgan.data.storage import filesystem
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache as evaluation_cache
-from distgan.evaluation.detectors import inception
+from distgan.evaluation.detectors.weights import PublishedFile, in_config
 from distgan.files import DiskError, disk_errors, explained, write_atomically, writing
 from distgan.inference.export import export
 from distgan.inference.sample import sample, sample_paths
@@ -202,10 +202,10 @@ def test_weights_that_do_not_fit_are_no_failed_download(
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "weights.pth").write_bytes(bytes(5_000_000))
     with range_server(tmp_path / "served") as server:
-        monkeypatch.setattr(inception, "URL", f"{server.url}/weights.pth")
+        published = PublishedFile(f"{server.url}/weights.pth", "")
         make_ill, cause = fault
         make_ill(disk)
-        said = refusal(inception._download, disk.point / "weights", inception.IN_CONFIG)
+        said = refusal(published.read, None, disk.point / "weights", in_config("inception"))
     assert said.startswith(f"{disk.point}/weights/weights.pth: cannot write the weights: ")
     assert cause in said
     assert content(disk.point) == {}

@@ -17,7 +17,9 @@ from torch import Tensor
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.detectors import inception
-from distgan.evaluation.detectors.inception import load_inception
+from distgan.evaluation.detectors import weights as weight_files
+from distgan.evaluation.detectors.published import load_published
+from distgan.evaluation.detectors.weights import PublishedFile
 from distgan.evaluation.metrics.frechet import frechet_distance, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.metrics import load_detector
@@ -48,6 +50,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path.unlink()
 
 
+def load_inception(path: str | None, cache: Path, runtime: Runtime) -> tuple[torch.nn.Module, str]:
+    detector = load_published("inception", path, cache, runtime)
+    return detector.network, detector.hash
+
+
 def noise(count: int, channels: int, size: int, seed: int = 0) -> Tensor:
     shape = (count, channels, size, size)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
@@ -57,7 +64,7 @@ def test_features_are_torch_fidelitys(weights: str, tmp_path: Path, caplog: pyte
     state = torch.get_rng_state()
     ours, sha256 = load_inception(weights, tmp_path, Runtime())
     assert torch.equal(torch.get_rng_state(), state)
-    assert "not the published Inception weights" in caplog.text
+    assert "not the published weights of detector inception" in caplog.text
     assert len(sha256) == 64
     theirs = Theirs("reference", ["2048", "logits_unbiased"], weights)
     images = noise(2, 3, 32)
@@ -80,7 +87,7 @@ def test_distance_is_torch_fidelitys(weights: str, tmp_path: Path) -> None:
     network, _ = load_inception(weights, tmp_path, Runtime())
     sides = []
     for images in (real, made):
-        moments = Moments(inception.DIMENSION)
+        moments = Moments(inception.Inception.dimension)
         for batch in images.split(4):
             moments.update(network(batch)[0])
         sides.append(moments.compute())
@@ -124,7 +131,9 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inception, "URL", f"http://127.0.0.1:{free_port()}/weights.pth")
+    monkeypatch.setattr(
+        inception, "PUBLISHED", PublishedFile(f"http://127.0.0.1:{free_port()}/weights.pth", "6726825d")
+    )
     with pytest.raises(
         UserError, match=r"\{detector: inception, weights: PATH\} .* evaluation.detector=classifier"
     ) as caught:
@@ -138,14 +147,14 @@ def test_a_silent_server_is_named_at_once_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
 ) -> None:
     caplog.set_level(logging.INFO, "distgan")
-    monkeypatch.setattr(inception, "_SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(weight_files, "_SILENCE_SECONDS", 0.3)
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "weights.pth").write_bytes(bytes(5_000_000))
     with range_server(tmp_path / "served") as server:
         server.failures, server.failure = 1, "silence"
         server.delay = 2.0 if when == "before the answer" else 0.0
         url = f"{server.url}/weights.pth"
-        monkeypatch.setattr(inception, "URL", url)
+        monkeypatch.setattr(inception, "PUBLISHED", PublishedFile(url, "6726825d"))
         with pytest.raises(UserError, match=r"cannot download .* timed out; .*\{detector: inception, weights: PATH\}"):
             load_inception(None, tmp_path / "cache", Runtime())
     assert f"downloading the weights from {url} to {tmp_path}/cache/weights.pth" in caplog.text
@@ -154,12 +163,12 @@ def test_a_silent_server_is_named_at_once_and_not_waited_for(
 
 def test_download_is_checked_and_kept(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with range_server(Path(weights).parent) as server:
-        monkeypatch.setattr(inception, "URL", f"{server.url}/{Path(weights).name}")
+        monkeypatch.setattr(inception, "PUBLISHED", PublishedFile(f"{server.url}/{Path(weights).name}", "6726825d"))
         with pytest.raises(UserError, match=r"cannot download .*: found SHA-256 \w{8}\.\.\., expected 6726825d"):
             load_inception(None, tmp_path / "cache", Runtime())
         assert list((tmp_path / "cache").iterdir()) == []
         found = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        monkeypatch.setattr(inception, "_PUBLISHED_SHA256", found[:8])
+        monkeypatch.setattr(inception, "PUBLISHED", inception.PUBLISHED._replace(sha256=found[:8]))
         for _ in range(2):
             assert load_inception(None, tmp_path / "cache", Runtime())[1] == found
         assert len(server.gets) == 2

@@ -8,9 +8,10 @@ from distgan.config.fields import Section
 from distgan.config.named import BuiltIn, NamedSection
 
 
-class _InceptionOptions(Section):
+class _PublishedOptions(Section):
     weights: str | None = None
-    """Path of the weights file; null uses the one in the cache folder, downloaded on first use."""
+    """Path of the weights; null uses those in a cache, downloaded on first use: in `evaluation.cache_dir`, for `dinov2`
+    and `clip` in the cache of huggingface_hub."""
 
 
 class DetectorConfig(NamedSection):
@@ -20,14 +21,18 @@ class DetectorConfig(NamedSection):
     built_in: ClassVar = {
         "classifier": BuiltIn("distgan.evaluation.detectors.configured:load_trained_classifier", Section),
         "stacked_digits": BuiltIn("distgan.evaluation.detectors.configured:load_stacked_digits", Section),
-        "inception": BuiltIn("distgan.evaluation.detectors.configured:load_inception", _InceptionOptions),
+        "inception": BuiltIn("distgan.evaluation.detectors.configured:load_inception", _PublishedOptions),
+        "dinov2": BuiltIn("distgan.evaluation.detectors.configured:load_dinov2", _PublishedOptions),
+        "clip": BuiltIn("distgan.evaluation.detectors.configured:load_clip", _PublishedOptions),
+        "vgg16": BuiltIn("distgan.evaluation.detectors.configured:load_vgg16", _PublishedOptions),
     }
     offered: ClassVar = ("context",)
 
     detector: str = "classifier"
     """`classifier`: a classifier trained on the labeled shards. `stacked_digits`: one of single digits, for each
-    channel of StackedMNIST. `inception`: the Inception-v3 of 2015. Or the import path of a network of your own, from
-    uint8 images to features, or to features and logits."""
+    channel of StackedMNIST. `inception`: the Inception-v3 of 2015. `dinov2`: DINOv2 ViT-L/14. `clip`: CLIP ViT-B/32.
+    `vgg16`: VGG-16. Or the import path of a network of your own, from uint8 images to features, or to features and
+    logits."""
 
     @property
     def label(self) -> str:

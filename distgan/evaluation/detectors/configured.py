@@ -11,8 +11,8 @@ from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors import classifier, stacked_digits
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.detectors.loading import load_detector
+from distgan.evaluation.detectors.published import load_published
 from distgan.extensions import code_digest_of
-from distgan.packages import missing_package
 
 
 def load_configured_detector(section: DetectorConfig, context: EvaluationContext) -> Detector:
@@ -21,7 +21,8 @@ def load_configured_detector(section: DetectorConfig, context: EvaluationContext
     A technique that makes a plain network gets a hash of its weights, options and code.
 
     Raises:
-        UserError: the classifier has no labels to train on, Inception's package or weights are missing or damaged, or a
+        UserError: the classifier has no labels to train on, the package or weights of a published one are missing or
+            damaged, or a
             detector of the user's is no network, fails, or differs between ranks.
         Interrupted: a rank was asked to stop during the classifier's training.
     """
@@ -60,15 +61,24 @@ def load_stacked_digits(context: EvaluationContext) -> Detector:
 
 
 def load_inception(context: EvaluationContext, weights: str | None = None) -> Detector:
-    """Load the Inception-v3 of 2015. Collective: call on every rank.
+    """Load the Inception-v3 of 2015. Collective: call on every rank."""
+    return _published("inception", context, weights)
 
-    Args:
-        weights: path of the weights file; None uses the file in the cache folder, downloaded on first use.
-    """
-    try:
-        from distgan.evaluation.detectors import inception
-    except ImportError:
-        raise missing_package("detector inception", "torch-fidelity", "set evaluation.detector=classifier") from None
-    folder = evaluation_folder(context.config.evaluation)
-    network, hash = inception.load_inception(weights, folder, context.runtime)
-    return Detector("inception", inception.DIMENSION, inception.NUM_LOGITS, hash, network)
+
+def load_dinov2(context: EvaluationContext, weights: str | None = None) -> Detector:
+    """Load DINOv2 ViT-L/14. Collective: call on every rank."""
+    return _published("dinov2", context, weights)
+
+
+def load_clip(context: EvaluationContext, weights: str | None = None) -> Detector:
+    """Load the image encoder of CLIP ViT-B/32. Collective: call on every rank."""
+    return _published("clip", context, weights)
+
+
+def load_vgg16(context: EvaluationContext, weights: str | None = None) -> Detector:
+    """Load VGG-16. Collective: call on every rank."""
+    return _published("vgg16", context, weights)
+
+
+def _published(name: str, context: EvaluationContext, weights: str | None) -> Detector:
+    return load_published(name, weights, evaluation_folder(context.config.evaluation), context.runtime)

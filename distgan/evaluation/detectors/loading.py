@@ -15,9 +15,9 @@ from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors.classifier import DIMENSION, read_classifier
 from distgan.evaluation.detectors.features import Detector
+from distgan.evaluation.detectors.published import PACKAGES, read_published
 from distgan.evaluation.precision import plain_float32
 from distgan.files import cache_folder, reason
-from distgan.packages import missing_package
 
 
 def load_detector(
@@ -32,57 +32,48 @@ def load_detector(
     Args:
         source: one of
 
-            - `"inception"`, the Inception-v3 of published FIDs (Szegedy et al., CVPR 2016; weights of 2015), for
-              images (n, 1 or 3, H, W);
+            - for images (n, 1 or 3, H, W): `"inception"`, the Inception-v3 of published FIDs (Szegedy et al., CVPR
+              2016; weights of 2015), `"dinov2"`, `"clip"` or `"vgg16"`;
             - the path of a classifier that an evaluation cached, `classifier-*.safetensors`, for images of the shape
               that it was trained on. Nothing in it is unpickled;
             - a network of yours, from uint8 images (n, C, R, R) to features (n, d), d >= 2, or to features and logits
               (n, k). `InceptionScore` needs the logits. The detector is a frozen copy in eval mode.
-        weights: Inception's weights file; by default it is in the cache folder, downloaded on first use.
+        weights: path of the weights of a name; by default they are in a cache, downloaded on first use.
         cache_dir: the cache folder; by default `$DISTGAN_CACHE`, or `~/.cache/distgan`.
         image_shape: (C, R, R) of your network's images. The network is called once on two black images of this shape
             to learn d and k, so it only matters to networks that take one shape.
 
     Returns:
         Detector with the attributes `name`, `dimension`, `num_logits` and `hash`. The hash identifies weights and
-        preprocessing: the SHA-256 of Inception's file, of the classifier's weights, or of your network's class name,
+        preprocessing: the SHA-256 of the file of a name, of the classifier's weights, or of your network's class name,
         parameters and buffers.
 
     Raises:
         UserError: the source is none of the three; a file is missing, damaged or holds something else; weights cannot
-            be downloaded; torch-fidelity is not installed; your network fails or returns something else.
+            be downloaded; a package is not installed; your network fails or returns something else.
     """
     if isinstance(source, nn.Module):
         detector = _own(source, image_shape)
-    elif source == "inception":
+    elif isinstance(source, str) and source in PACKAGES:
         folder = cache_folder(os.fspath(cache_dir) if cache_dir is not None else None) / "evaluation"
-        return _inception(os.fspath(weights) if weights is not None else None, folder)
+        return read_published(source, os.fspath(weights) if weights is not None else None, folder)
     elif isinstance(source, str | os.PathLike):
         detector = _cached(Path(source))
     else:
         raise UserError(
-            f'load_detector: found {type(source).__name__}, expected "inception", the path of a cached classifier or '
-            "a torch.nn.Module"
+            f"load_detector: found {type(source).__name__}, expected one of {', '.join(PACKAGES)}, the path of a "
+            "cached classifier or a torch.nn.Module"
         )
     if weights is not None:
-        raise UserError('weights: only for load_detector("inception"); remove it')
+        raise UserError(f"weights: only for {', '.join(PACKAGES)}; remove it")
     return detector
-
-
-def _inception(weights: str | None, folder: Path) -> Detector:
-    try:
-        from distgan.evaluation.detectors import inception
-    except ImportError:
-        raise missing_package('load_detector("inception")', "torch-fidelity", "pass a network of yours") from None
-    network, hash = inception.read_inception(weights, folder)
-    return Detector("inception", inception.DIMENSION, inception.NUM_LOGITS, hash, network)
 
 
 def _cached(path: Path) -> Detector:
     if not path.exists():
         raise UserError(
-            f'load_detector: {path}: no such file; expected "inception", the path of a cached classifier, such as '
-            "~/.cache/distgan/evaluation/classifier-*.safetensors, or a torch.nn.Module"
+            f"load_detector: {path}: no such file; expected one of {', '.join(PACKAGES)}, the path of a cached "
+            "classifier, such as ~/.cache/distgan/evaluation/classifier-*.safetensors, or a torch.nn.Module"
         )
     found = read_classifier(path)
     return Detector("classifier", DIMENSION, found.num_classes, found.hash, found.network, found.image_shape)
