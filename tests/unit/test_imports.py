@@ -23,7 +23,8 @@ LAYERS = (
     {"data", "losses", "networks"},
     {"distributed", "schedule"},
     {"config"},
-    {"extensions", "files", "hub_errors", "packages", "randomness", "version"},
+    {"hub_errors"},
+    {"extensions", "files", "packages", "randomness", "version"},
     {"code_description", "errors"},
 )
 """From the top down. A module may import from layers below its own, and from its own package."""

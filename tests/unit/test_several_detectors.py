@@ -143,14 +143,20 @@ def config_of(**evaluation: Any) -> Config:
     return parse_config({"run_dir": "r", "data": data, "training": training, "evaluation": evaluation})
 
 
-@pytest.mark.parametrize(("alias", "metric"), [("fid50k_full", "fid"), ("is50k", "inception_score")])
-def test_an_alias_fixes_detector_and_samples(alias: str, metric: str) -> None:
+@pytest.mark.parametrize(
+    ("alias", "metric", "detector"),
+    [
+        ("fid50k_full", "fid", "inception"), ("kid50k_full", "kid", "inception"),
+        ("is50k", "inception_score", "inception"), ("pr50k3_full", "precision_recall", "vgg16"),
+    ],
+)  # fmt: skip
+def test_an_alias_fixes_detector_and_samples(alias: str, metric: str, detector: str) -> None:
     config = config_of(metrics=["fid", alias], num_samples=1000)
     plain, found = config.metrics
     assert (plain.value_name, plain.samples) == ("fid[classifier]", 1000)
-    assert (found.metric, found.value_name, found.samples) == (metric, f"{alias}[inception]", 50_000)
+    assert (found.metric, found.value_name, found.samples) == (metric, f"{alias}[{detector}]", 50_000)
     assert config.generated_samples == 50_000
-    assert [detector.label for detector in config.detectors] == ["classifier", "inception"]
+    assert [detector.label for detector in config.detectors] == ["classifier", detector]
     assert parse_config(config.model_dump(mode="json")) == config
     assert f"name: {alias}" in dump_config(config)
 

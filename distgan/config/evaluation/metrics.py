@@ -176,10 +176,14 @@ METRICS = {
 }
 ALIASES: dict[str, dict[str, Any]] = {
     "fid50k_full": {"metric": "fid", "detector": "inception", "samples": 50_000},
+    "kid50k_full": {"metric": "kid", "detector": "inception", "samples": 50_000},
+    "pr50k3_full": {
+        "metric": "precision_recall", "detector": "vgg16", "samples": 50_000, "neighbors": 3, "max_reals": 200_000,
+    },
     "is50k": {"metric": "inception_score", "detector": "inception", "samples": 50_000},
     "ppl2_wend": {"metric": "ppl", "space": "w", "sampling": "end", "samples": 50_000},
     "stacked_mnist": {"metric": "classes", "detector": "stacked_digits", "samples": 26_000, "min_samples": 1},
-}
+}  # fmt: skip
 """Published protocols: the keys of a metric that each stands for. Names are StyleGAN's, where it has one."""
 RESERVED = ("step", "images", "time")
 """Names of other numbers in the rows of metrics.jsonl."""
@@ -209,9 +213,9 @@ class MetricConfig(NamedSection):
     metric: str
     """Metric: `fid`, `fid_infinity`, `mifid`, `inception_score`, `kid`, `precision_recall`, `density_coverage`,
     `sliced_wasserstein`, `ppl` or `classes` for images, `ngram_js` for text, `modes` for points, or the import path of
-    a `torchmetrics.Metric` of your own. `fid50k_full` and `is50k` are `fid` and `inception_score` with Inception and
-    50,000 samples, `ppl2_wend` is `ppl` of 50,000 paths, and `stacked_mnist` is `classes` with `stacked_digits` and
-    26,000 samples, of which one finds a class."""
+    a `torchmetrics.Metric` of your own. `fid50k_full`, `kid50k_full`, `is50k`, `pr50k3_full` and `ppl2_wend` are `fid`,
+    `kid`, `inception_score`, `precision_recall` and `ppl` by StyleGAN's protocols of these names. `stacked_mnist` is
+    `classes` with `stacked_digits` and 26,000 samples, of which one finds a class."""
     name: Annotated[str, AfterValidator(_value_name)] | None = None
     """Name of its values, to tell two metrics of one class apart. null: that of the metric, or of the class."""
     detector: DetectorConfig | None = None
