@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from distgan.evaluation.comparison.published_statistics import PublishedStatistics, read_statistics
 from distgan.evaluation.moments import Gaussian, Moments
-from distgan.evaluation.published_statistics import PublishedStatistics, read_statistics
 
 if TYPE_CHECKING:
     from distgan.evaluation.contract import EvaluationContext
