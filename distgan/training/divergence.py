@@ -20,8 +20,6 @@ class Verdict(NamedTuple):
     """What has diverged and what is done about it, in one line."""
     checkpoint: Path | None
     """Checkpoint to go back to; None stops the run."""
-    step: int = 0
-    """Step of that checkpoint."""
 
 
 def metric_divergence(state: TrainingState) -> str | None:
@@ -76,7 +74,7 @@ def judge(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtim
         limit = f"training.on_divergence.max_rollbacks = {guard.max_rollbacks}"
         return Verdict(f"{reason}; not rolled back again: {limit}", None)
     told = f"{reason}; rollback {done + 1} of {guard.max_rollbacks} to step {step}, with other samples and noise"
-    return Verdict(told, path, step)
+    return Verdict(told, path)
 
 
 def _best_checkpoint(folder: Path, writer: CheckpointWriter | None) -> tuple[Path | str, int]:

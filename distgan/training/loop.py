@@ -19,7 +19,6 @@ from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
-from distgan.distributed.control import Check
 from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
@@ -49,7 +48,7 @@ from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
 from distgan.training.monitor import Monitor
 from distgan.training.result import Callbacks, RunResult
-from distgan.training.resume import open_writer, resume_run
+from distgan.training.resume import open_writer, resume_run, save
 from distgan.training.setup import assemble, batch_memory, check_ranks_agree, validate_evaluation, validate_run
 from distgan.training.state import Progress, TrainingState
 from distgan.training.warnings import log_warnings
@@ -291,55 +290,6 @@ def end_reason(config: Config, progress: Progress) -> str | None:
     early = why_stop(progress.diagnosis, config.training.early_stopping)
     steps = ", ".join(map(str, progress.rollbacks))
     return "; ".join(filter(None, [early, steps and f"rolled back to step {steps} (training.on_divergence)"])) or None
-
-
-def save(
-    state: TrainingState,
-    feed: Feed,
-    writer: CheckpointWriter | None,
-    runtime: Runtime,
-    *,
-    last: bool = False,
-    is_best: bool = False,
-) -> bool:
-    """Write a checkpoint of the current step. Only the last and the best checkpoint block the loop.
-
-    Returns:
-        True on rank 0 if the checkpoint is on disk or being written.
-
-    Raises:
-        UserError: the last checkpoint of the run cannot be written.
-    """
-    feed.share_failures()
-    progress = state.progress
-    # The best EMA weights are saved anyway: skipped updates did not change them.
-    if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
-        logger.warning("step %d: checkpoint skipped, because the last updates were not finite", progress.step)
-        return False
-    description, tensors = state.description(runtime), state.tensors()
-    if not (last or is_best):
-        return writer is not None and writer.save(progress.step, tensors, description)
-
-    saved = False
-
-    def finish(_: Check) -> None:
-        nonlocal saved
-        assert writer is not None
-        saved = writer.save(progress.step, tensors, description, blocking=True)
-        if last and not saved:
-            saved = writer.save(progress.step, tensors, description, blocking=True)
-        if last and not saved:
-            raise UserError(
-                f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "
-                f"above); last good checkpoint: {writer.last_good or 'from an earlier start, if any'}; fix the disk, "
-                "then run the same command again to continue from there"
-            )
-        if is_best and progress.best is not None:
-            writer.mark_best(**progress.best)
-
-    # The other ranks wait without a timeout, because a slow disk is not a lost rank.
-    runtime.run_on_main(finish)
-    return saved
 
 
 def seed_default_generator(seed: int, update: int, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Resuming a run: find the checkpoint, load it, and move aside what belongs to a discarded run."""
+"""Saving and resuming a run: find the checkpoint, load it, and move aside what belongs to a discarded run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from distgan.checkpoint import directory, writer
+from distgan.checkpoint import directory
 from distgan.checkpoint.averages import remove_later_snapshots
 from distgan.checkpoint.directory import steps
 from distgan.checkpoint.loading import find_checkpoint
+from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.data.kinds.images import JPEG_DECODER
+from distgan.distributed.control import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, counted
 from distgan.files import write_atomically, writing
 from distgan.monitoring.divergence import Divergence
 from distgan.runs.folder import is_own, mark_own_best, set_aside, set_aside_averages, set_aside_later
+from distgan.training.inputs import Feed
 from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
@@ -92,9 +95,58 @@ def _where_to_resume(folder: Path, resume: str) -> tuple[Path | UserError | None
     return path, steps(folder / "checkpoints") if own else []
 
 
-def open_writer(config: Config) -> writer.CheckpointWriter:
+def open_writer(config: Config) -> CheckpointWriter:
     """Return the checkpoint writer of this run. Call it on rank 0 only."""
-    return writer.CheckpointWriter(Path(config.run_dir) / "checkpoints", keep=config.checkpoint.keep)
+    return CheckpointWriter(Path(config.run_dir) / "checkpoints", keep=config.checkpoint.keep)
+
+
+def save(
+    state: TrainingState,
+    feed: Feed,
+    writer: CheckpointWriter | None,
+    runtime: Runtime,
+    *,
+    last: bool = False,
+    is_best: bool = False,
+) -> bool:
+    """Write a checkpoint of the current step. Only the last and the best checkpoint block the loop.
+
+    Returns:
+        True on rank 0 if the checkpoint is on disk or being written.
+
+    Raises:
+        UserError: the last checkpoint of the run cannot be written.
+    """
+    feed.share_failures()
+    progress = state.progress
+    # The best EMA weights are saved anyway: skipped updates did not change them.
+    if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
+        logger.warning("step %d: checkpoint skipped, because the last updates were not finite", progress.step)
+        return False
+    description, tensors = state.description(runtime), state.tensors()
+    if not (last or is_best):
+        return writer is not None and writer.save(progress.step, tensors, description)
+
+    saved = False
+
+    def finish(_: Check) -> None:
+        nonlocal saved
+        assert writer is not None
+        saved = writer.save(progress.step, tensors, description, blocking=True)
+        if last and not saved:
+            saved = writer.save(progress.step, tensors, description, blocking=True)
+        if last and not saved:
+            raise UserError(
+                f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "
+                f"above); last good checkpoint: {writer.last_good or 'from an earlier start, if any'}; fix the disk, "
+                "then run the same command again to continue from there"
+            )
+        if is_best and progress.best is not None:
+            writer.mark_best(**progress.best)
+
+    # The other ranks wait without a timeout, because a slow disk is not a lost rank.
+    runtime.run_on_main(finish)
+    return saved
 
 
 def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
