@@ -103,8 +103,8 @@ class NetworkConfig(NamedSection):
     facts_base: ClassVar = NetworkOptions
 
     architecture: str = "dcgan"
-    """Network: `dcgan`, `resnet`, `biggan`, `progressive`, `r3gan` or `stylegan2` for images, `characters` for text,
-    `mlp` for points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
+    """Network: `dcgan`, `resnet`, `biggan`, `progressive`, `r3gan`, `stylegan2` or `gat` for images, `characters` for
+    text, `mlp` for points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer of this network."""
 

@@ -237,6 +237,18 @@ class Config(Section, metaclass=_OneLineErrors):
                     f"objective.{name}.fraction: {penalty.fraction:g} would give the penalized samples other batch "
                     f"statistics (discriminator.{next(iter(apart))}) than the whole batch; set 1, or turn them off"
                 )
+        levels = self.generator.facts.levels
+        if self.generator.is_allowed and self.discriminator.is_allowed and levels != self.discriminator.facts.levels:
+            raise ValueError(
+                f"discriminator.architecture: {self.discriminator.architecture} judges "
+                f"{self.discriminator.facts.levels} levels of outputs, but {self.generator.architecture} has {levels}; "
+                "choose two networks of one kind, such as gat"
+            )
+        if levels > 1 and self.objective.gradient_penalty:
+            raise ValueError(
+                f"objective.gradient_penalty: real samples lack the {levels} levels of {self.generator.architecture}, "
+                "so that there is nothing between a real sample and a generated one; use r1 and r2"
+            )
         adversarial = self.objective.adversarial
         estimates = not adversarial.is_allowed or adversarial.facts.estimates_wasserstein
         if self.training.early_stopping is not None and not estimates:

@@ -46,7 +46,8 @@ def check_networks(
     """
     device = latents.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        fakes = _probe(generator, names[0], latents, labels, shape.sizes)
+        levels = getattr(generator, "levels", 1)
+        fakes = _probe(generator, names[0], latents, labels, (levels * shape.sizes[0], *shape.sizes[1:]))
         _probe(discriminator, names[1], fakes.detach().requires_grad_(), labels, ())
 
 

@@ -153,7 +153,8 @@ class DiscriminatorObjective(Objective):
         for draw in range(penalty.draws):
             step = penalty.step(self.kind) * self._normal(f"finite differences of {side.kind}/{draw}", few, points)
             for end in (points + step, points - step) if penalty.antithetic else (points + step,):
-                ends.append(Pass(end if augmented else self._augment(end, side.kind, few, images), labels, True, False))
+                moved = end if augmented else self._augment(end, side.kind, few, images)
+                ends.append(Pass(self._perturb_levels(moved, side.kind, few), labels, True, False))
         return ends
 
     def _zero_centered(self, side: Side, judged: Judged, images: int) -> Tensor:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distgan import randomness, schedule
 from distgan.config import Config
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
 from distgan.losses.augmentation.controller import AugmentationController
+from distgan.losses.level_noise import add_level_noise
 from distgan.losses.regularizers import HistoricalAverage
 from distgan.networks.hooks import captured, find_layer
 from distgan.players.augmentation import InputAugmentation
@@ -58,6 +60,7 @@ class Objective(nn.Module):
         self.adversarial = build_loss(config.objective.adversarial)
         self.loss_facts = config.objective.adversarial.facts
         self.loss_path = config.objective.adversarial.path
+        self.levels, self.channels = config.generator.facts.levels, config.data.channels
         self.compares_batch = bool(config.discriminator.facts.batch_statistics)
         """True if logits depend on other samples of their pass."""
         self.augmentation: InputAugmentation | None = None
@@ -161,15 +164,19 @@ class Objective(nn.Module):
         """
         if self.augmentation is None:
             return samples
-        repeats, rest = divmod(len(samples), len(batch.addresses))
-        if rest:
-            raise UserError(
-                f"objective.augmentation: found {len(samples)} samples of a micro-batch of {len(batch.addresses)}, "
-                "expected a multiple; call view.judge with whole batches",
-                everywhere=True,
-            )
-        repeated = batch._replace(addresses=batch.addresses.repeat(repeats))
-        return self.augmentation(samples, images, *self._drawing(f"augmentation of {kind}", repeated, samples))
+        # All levels of a sample share its draws.
+        levels = samples.shape[1] // self.channels if self.levels > 1 else 1
+        rows = samples if levels == 1 else torch.cat(samples.chunk(levels, dim=1))
+        draws = self._drawing(f"augmentation of {kind}", _repeated(batch, rows), rows)
+        augmented = self.augmentation(rows, images, *draws)
+        return augmented if levels == 1 else torch.cat(augmented.chunk(levels), dim=1)
+
+    def _perturb_levels(self, samples: Tensor, kind: str | None, batch: MicroBatch) -> Tensor:
+        """Add noise to the levels of samples, or to copies of samples that have none; see `losses.level_noise`."""
+        if self.levels == 1:
+            return samples
+        each = samples.unflatten(1, (-1, self.channels)).expand(-1, self.levels, -1, -1, -1)
+        return add_level_noise(each, self._normal(f"noise of {kind}", _repeated(batch, each), each)).flatten(1, 2)
 
     def _judge(
         self,
@@ -208,7 +215,7 @@ class Objective(nn.Module):
         inputs = samples if kind is None else self._augment(samples, kind, batch, images)
         if self.augmentation is not None and self.augmentation.before_penalties:
             samples = inputs = inputs.detach().requires_grad_(True) if differentiable else inputs
-        return Inputs(samples, inputs, labels)
+        return Inputs(samples, self._perturb_levels(inputs, kind, batch), labels)
 
     def _discriminate(
         self, augmented: Tensor, labels: Tensor | None, penalized: bool, differentiable: bool
@@ -225,6 +232,8 @@ class Objective(nn.Module):
             for layer, key in self.layers.items():
                 held.enter_context(blaming(key))
                 outputs[layer] = held.enter_context(captured(self.discriminator, layer))
+            if differentiable:  # other kernels of attention have no second derivative
+                held.enter_context(sdpa_kernel(SDPBackend.MATH))
             # A compiled network has no second derivative, and hooks do not see its layers.
             eager = differentiable or bool(self.layers)
             logits = (self.discriminator.forward if eager else self.discriminator)(augmented, labels)
@@ -254,7 +263,7 @@ class Objective(nn.Module):
             return loss
 
         def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
-            augmented = self._augment(samples, "extra terms", batch, images)
+            augmented = self._perturb_levels(self._augment(samples, "extra terms", batch, images), "extra terms", batch)
             return at_least_float32(self.discriminator.forward(augmented, labels))
 
         uniform, normal = self._drawing("extra terms", batch, batch.latents)
@@ -283,6 +292,18 @@ class Objective(nn.Module):
             parts[f"loss/{self.role}_history"] = distance
             loss = loss + self.history_weight * distance
         return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def _repeated(batch: MicroBatch, samples: Tensor) -> MicroBatch:
+    """Return a batch whose addresses are repeated for k n samples of it. Raises UserError for another number."""
+    repeats, rest = divmod(len(samples), len(batch.addresses))
+    if rest:
+        raise UserError(
+            f"objective.augmentation: found {len(samples)} samples of a micro-batch of {len(batch.addresses)}, "
+            "expected a multiple; call view.judge with whole batches",
+            everywhere=True,
+        )
+    return batch._replace(addresses=batch.addresses.repeat(repeats))
 
 
 def _there(found: Tensor | None, name: str, attribute: str) -> Any:

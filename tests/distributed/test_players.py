@@ -113,6 +113,7 @@ def train_steps(
     }  # fmt: skip
 
 
+GAT = {"architecture": "gat", "width": 16, "depth": 4, "heads": 2, "patch_size": 4}
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "non-saturating": {},
     "minimax, accumulated": {"objective": {"adversarial": "minimax"}, "training": {"gradient_accumulation_steps": 2}},
@@ -120,6 +121,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "relativistic paired of classes, R1 and R2": {
         "objective": {"adversarial": "relativistic_paired", "r1": {"gamma": 1.0}, "r2": {"gamma": 1.0}},
         "discriminator": {"normalization": "none"},
+        "data": {"labels": True},
+    },
+    "GAT of classes, augmented": {
+        "generator": {**GAT, "latent_distribution": "normal"},
+        "discriminator": {**GAT, "projection_size": 16},
+        "objective": {
+            "adversarial": "relativistic_paired",
+            "r1": {"gamma": 1.0, "method": "finite_difference", "antithetic": False},
+            "r2": {"gamma": 1.0},
+            "augmentation": {"augmentation": "diffaugment"},
+        },
         "data": {"labels": True},
     },
     "gradients scaled down": {
