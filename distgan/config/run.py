@@ -268,18 +268,20 @@ class Config(Section, metaclass=_OneLineErrors):
     def _check_generator_batch(self) -> Config:
         """A generator batch of another size has latents, and reals if its loss looks at some."""
         size = self.training.generator_batch_size
-        if size in (None, self.training.batch_size):
+        if size is None:
+            return self
+        if self.growth is not None and self.growth.batch_sizes:
+            raise ValueError(
+                f"training.generator_batch_size: {size}: growth.batch_sizes gives both players' batches by resolution; "
+                "leave one of them out"
+            )
+        if size == self.training.batch_size:
             return self
         if self.objective.generator_needs_reals and self.training.generator_reals == "last":
             raise ValueError(
                 f"training.generator_reals: last: the generator's loss looks at the {self.training.batch_size} real "
                 f"samples of a discriminator update, but training.generator_batch_size is {size}; set "
                 "training.generator_reals=own, or leave generator_batch_size out"
-            )
-        if self.growth is not None and self.growth.batch_sizes:
-            raise ValueError(
-                f"training.generator_batch_size: {size}: growth.batch_sizes gives both players' batches by resolution; "
-                "leave one of them out"
             )
         return self
 
@@ -296,7 +298,7 @@ class Config(Section, metaclass=_OneLineErrors):
             if batch > size and batch % size:
                 raise ValueError(
                     f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
-                    "samples (training.batch_size / training.gradient_accumulation_steps); change one of them"
+                    "samples (batch_size or generator_batch_size / gradient_accumulation_steps); change one of them"
                 )
         reference = options.reference_samples or self.micro_batch
         if reference != self.micro_batch and reference % size:

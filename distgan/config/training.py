@@ -87,7 +87,7 @@ class TrainingConfig(Section):
     """Global batch size: over all ranks and all micro-batches of an update."""
     generator_batch_size: Batch | None = None
     """Global batch size of generator updates, such as twice `batch_size` in the code of WGAN-GP and SNGAN; null: as
-    `batch_size`. It divides by the number of ranks times `gradient_accumulation_steps`, as `batch_size` does."""
+    `batch_size`. A multiple of the number of ranks times `gradient_accumulation_steps`, as `batch_size` is."""
     gradient_accumulation_steps: Batch = 1
     """Number of micro-batches per update. Batch statistics are computed over one micro-batch of all ranks."""
     critic_steps: Annotated[Count, Field(le=2**24)] = 1

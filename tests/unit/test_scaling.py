@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distgan.config import load_config
 from tools.communication import Kind, Traffic
-from tools.scale import accumulated, line, updates
+from tools.scale import accumulated, generator_batch, line, updates
 from tools.scaling import (
     Cluster,
     Link,
@@ -22,6 +24,7 @@ from tools.scaling import (
     update_seconds,
 )
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 FREE = Link(latency=0.0, bandwidth=math.inf)
 GIGABYTE = Link(latency=0.0, bandwidth=1e9)
 UPDATE = Update(seconds=0.3, gradient_bytes=8e6, buckets=4, statistics=10, statistics_bytes=1e3)
@@ -130,3 +133,9 @@ def test_accumulated_micro_batches_share_one_sum_of_gradients() -> None:
 def test_a_line_through_timings() -> None:
     assert line([(8, 0.05), (32, 0.11)]) == pytest.approx((0.03, 0.0025))
     assert line([(1, 1.0), (2, 3.0), (3, 2.0)]) == pytest.approx((1.0, 0.5))
+
+
+def test_both_batches_are_scaled_alike() -> None:
+    sngan = load_config(CONFIGS / "cifar10-sngan.yaml")
+    assert generator_batch(sngan, 8) == ["training.generator_batch_size=16"], "twice the critic's"
+    assert generator_batch(load_config(CONFIGS / "digits-dcgan.yaml"), 8) == []

@@ -124,9 +124,9 @@ class Bare:
     """Bare training loop of a recipe. Under torchrun both networks are in DDP.
 
     Args:
-        config: recipe for images without labels, without a generator batch of another size for a loss that looks at
-            reals, with the loss `non_saturating`, `hinge` or `relativistic_paired`. R1
-            and R2 are applied in every update, and need a single process. Other features of a recipe are ignored.
+        config: recipe for images without labels, with the loss `non_saturating`, `hinge` or `relativistic_paired`, the
+            latter with equal batches of both players. R1 and R2 are applied in every update, and need a single process.
+            Other features of a recipe are ignored.
     """
 
     def __init__(self, config: Config) -> None:
