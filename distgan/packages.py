@@ -23,7 +23,7 @@ OPTIONAL = (
     Optional("simplejpeg", "simplejpeg", "Pillow decodes JPEGs, which is several times slower"),
     Optional("tensorboard", "tensorboard", "scalars go to metrics.jsonl only"),
     Optional("rich", "rich", "plain log lines replace the progress bar"),
-    Optional("torch-fidelity", "torch_fidelity", "evaluation.detector=inception is not available"),
+    Optional("torch-fidelity", "torch_fidelity", "the detectors inception and vgg16 are not available"),
     Optional("scikit-learn", "sklearn", "`distgan pack builtin:digits` and `distgan probe` are not available"),
 )
 

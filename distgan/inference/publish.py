@@ -200,7 +200,7 @@ def _remove(values: Any, path: list[Any]) -> bool:
     if isinstance(values, list):
         values[path[-1]] = None
         return True
-    return values.pop(path[-1], None) is not None
+    return isinstance(values, dict) and values.pop(path[-1], None) is not None
 
 
 def _fenced(language: str, text: str) -> str:

@@ -208,7 +208,7 @@ def test_images_of_another_shape_than_it_was_tried_on() -> None:
 
 
 @pytest.fixture
-def inception(monkeypatch: pytest.MonkeyPatch) -> Any:
+def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module with a small network in place of Inception."""
     pytest.importorskip("torch_fidelity")
     from distgan.evaluation.detectors import inception
@@ -225,6 +225,7 @@ def inception(monkeypatch: pytest.MonkeyPatch) -> Any:
             return ones.expand(-1, 2048), ones.expand(-1, 1008)
 
     monkeypatch.setattr(inception, "Inception", Small)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return inception
 
 

@@ -113,8 +113,11 @@ def test_a_cache_that_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("detector", "verdict"), [("classifier", "ok"), ("inception", "warning")])
-def test_detector_weights(tmp_path: Path, digits: Path, detector: str, verdict: str) -> None:
+def test_detector_weights(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, detector: str, verdict: str
+) -> None:
     evaluation = {"every": 5, "detector": detector, "cache_dir": str(tmp_path / "cache")}
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = load_config(recipe(tmp_path, digits, evaluation=evaluation))
     assert dry_run.detectors(config)[0].verdict == verdict
     own = load_config(tmp_path / "recipe.yaml", ["evaluation.detector=torch.nn:Identity"])

@@ -23,7 +23,7 @@ from distgan.cli import main
 from distgan.config import load_config, parse_config
 from distgan.errors import UserError
 from distgan.inference.export import export, load_generator
-from distgan.inference.publish import publish
+from distgan.inference.publish import _remove, publish
 from distgan.inference.sample import sample
 from distgan.training.loop import train
 from tests.checkpoints import rewrite
@@ -65,6 +65,14 @@ def refused(*arguments: Any, **options: Any) -> str:
         publish(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_weights_of_a_detector_are_left_out() -> None:
+    path = ["evaluation", "detector", "weights"]
+    assert not _remove({"evaluation": {"detector": "inception"}}, path)
+    values = {"evaluation": {"detector": {"detector": "inception", "weights": "weights.pth"}}}
+    assert _remove(values, path)
+    assert values == {"evaluation": {"detector": {"detector": "inception"}}}
 
 
 def test_pushed_and_loaded(run: Path, tmp_path: Path, server: HubServer) -> None:

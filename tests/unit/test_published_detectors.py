@@ -143,8 +143,7 @@ def test_vgg16(weights: dict[str, Path], channels: int, monkeypatch: pytest.Monk
     theirs = extractor.FeatureExtractorVGG16("reference", ["fc2_relu"], str(weights["vgg16"]))
     images = noise(2, channels, 48)
     (expected,) = theirs(images.expand(-1, 3, -1, -1))
-    found = detector.network.eval()(images)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detector(images).features, expected, rtol=1e-4, atol=1e-5)
     assert expected.std() > 0.05
     assert (expected == 0).any()
 
@@ -204,6 +203,8 @@ def test_other_files_are_no_vgg16(tmp_path: Path, weights: dict[str, Path]) -> N
     assert said == (
         f"{tmp_path}/w.pth: not the weights of torchvision's VGG-16: classifier.6.bias: found none, expected shape (7,)"
     )
+    save_file(state, tmp_path / "w.safetensors")
+    assert load_detector("vgg16", weights=tmp_path / "w.safetensors").dimension == 64
     (tmp_path / "w.pth").write_bytes(weights["vgg16"].read_bytes()[:-9])
     assert "cannot read PyTorch weights" in refused("vgg16", tmp_path / "w.pth")
 
@@ -213,6 +214,16 @@ def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, f"distgan.evaluation.detectors.{name}", None)
     said = refusal(load_detector, name)
     assert said.startswith(f'load_detector("{name}"): the package {package} is not installed; pip install {package}')
+
+
+def test_weights_that_torchvision_downloaded_are_found(
+    tmp_path: Path, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    copy = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(weights["vgg16"].read_bytes())
+    assert load_detector("vgg16", cache_dir=tmp_path / "none").hash == load_detector("vgg16", weights=copy).hash
 
 
 def test_weights_come_from_the_hub_once(tmp_path: Path, weights: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from distgan.errors import UserError
@@ -50,6 +50,7 @@ def in_call(name: str) -> Wording:
 
 
 _NAME = "model.safetensors"
+_UNREADABLE = (OSError, ValueError, SafetensorError)
 
 
 class Weights(NamedTuple):
@@ -67,11 +68,17 @@ class PublishedFile(NamedTuple):
     """First digits of its SHA-256."""
 
     def path(self, given: str | None, cache: Path) -> Path:
-        """Return the path of the file, which may not exist: as given, else in the cache folder."""
-        return Path(given) if given else cache / self.address.rpartition("/")[2]
+        """Return the path of the file, which may not exist: as given, else in the cache folder, or torch.hub's copy."""
+        if given:
+            return Path(given)
+        name = self.address.rpartition("/")[2]
+        others = Path(torch.hub.get_dir()) / "checkpoints" / name  # as torchvision and torch-fidelity download it
+        return others if others.is_file() and not (cache / name).exists() else cache / name
 
     def read(self, given: str | None, cache: Path, wording: Wording) -> Weights:
-        """Read the file from a path, or from the cache folder, downloaded on first use. Only tensors are unpickled.
+        """Read the file, or its tensors as .safetensors, from a path, or from a cache, downloaded on first use.
+
+        Only tensors are unpickled.
 
         Raises:
             UserError: the file cannot be downloaded or read, or holds more than tensors.
@@ -83,10 +90,12 @@ class PublishedFile(NamedTuple):
             if path.stat().st_size > _MAX_BYTES:
                 raise ValueError(f"the file is larger than {_MAX_BYTES} bytes")
             content = path.read_bytes()
+            if path.suffix == ".safetensors":
+                return Weights(load(content), hashlib.sha256(content).hexdigest())
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
                 raise ValueError("the file holds more than named tensors")
-        except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        except (*_UNREADABLE, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{wording.weights} = {path}: cannot read PyTorch weights: {_cause(error)}; set it to the path of a "
                 f"copy of {self.address}"
@@ -174,7 +183,7 @@ class HubFile(NamedTuple):
             with open(path, "rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             tensors = load_file(path)
-        except (OSError, ValueError, SafetensorError) as error:
+        except _UNREADABLE as error:
             raise UserError(
                 f"{wording.weights} = {path}: cannot read safetensors: {_cause(error)}; set it to the path of the file "
                 f"that `{copy}` prints"
