@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.commands import distgan, later_wins, launched, processes  # noqa: E402
+from tools.experiments import limited_data, stacked_mnist  # noqa: E402
 
 RUNS, OUT = ROOT / "runs" / "results", ROOT / "docs" / "results"
 SIZED_FOR_A_CPU = ("digits-*", "*-small")
@@ -33,9 +34,9 @@ PACKING: dict[str, list[str]] = {
 """Data folder -> arguments of `distgan pack`. Recipes on other data are skipped if the data are missing."""
 METRICS = {"images": "[fid,inception_score,classes]", "text": "[ngram_js]"}
 COLUMNS = {
-    "FID": "fid[classifier]",
-    "IS": "inception_score[classifier]",
-    "classes found": "classes[classifier]",
+    "FID[classifier]": "fid[classifier]",
+    "IS[classifier]": "inception_score[classifier]",
+    "classes[classifier]": "classes[classifier]",
     "smallest class": "classes_smallest_share[classifier]",
     "4-gram JS (bits)": "ngram_js[4]",
     "its baseline": "ngram_js_baseline[4]",
@@ -92,6 +93,11 @@ def main() -> None:
         OUT.mkdir(parents=True, exist_ok=True)
         (OUT / "README.md").write_text(table(done, budget))
     gallery(done)
+    for experiment in () if options.recipes else (limited_data, stacked_mnist):
+        if (ROOT / experiment.DATA).exists():
+            experiment.main(OUT)
+        else:
+            print(f"{experiment.DATA}: does not exist; pack it first: {experiment.PACK}")
     print(f"\n{OUT / 'README.md'}")
 
 
@@ -196,6 +202,8 @@ def table(recipes: list[Recipe], budget: str) -> str:
         "- Classes found: classes with at least a tenth of their share in the data among the samples.",
         "- Smallest class: share of the rarest class among the samples.",
         "- Samples/s: training speed, which depends on the machine and its load.",
+        "",
+        "More: [a tenth of CIFAR-10](limited-data.md), [StackedMNIST](stacked-mnist.md).",
         "",
         "| recipe | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),

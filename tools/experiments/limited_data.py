@@ -17,14 +17,13 @@ from ..charts import Chart, Curve, draw
 from ..commands import ROOT, distgan
 
 RUNS = ROOT / "runs" / "limited-data"
-DATA = ROOT / "datasets" / "cifar10-tenths"
-PACK = "distgan pack cifar10-train.zip datasets/cifar10-tenths --shard-size 5000"
-ALL, TENTH = "datasets/cifar10-tenths", "datasets/cifar10-tenths/shard-000000.tar"
+DATA, TENTH = "datasets/cifar10-tenths", "datasets/cifar10-tenths/shard-000000.tar"
+PACK = f"distgan pack cifar10-train.zip {DATA} --shard-size 5000"
 SAMPLES = 5000
 ADA = "objective.augmentation={augmentation: ada, probability: adaptive, controller: {kimg: 100}}"
 DIFFAUGMENT = "objective.augmentation={augmentation: diffaugment, policy: [translation, cutout]}"
 CURVES = (
-    ("50,000 images", "all", [f"data.path={ALL}"]),
+    ("50,000 images", "all", [f"data.path={DATA}"]),
     ("5,000 images", "tenth", [f"data.path={TENTH}"]),
     ("5,000 images, ADA", "tenth-ada", [f"data.path={TENTH}", ADA]),
 )
@@ -53,8 +52,6 @@ WITHOUT = "objective.augmentation=null"
 
 def main(folder: Path) -> None:
     """Run the missing trainings, then write the table and the plot."""
-    if not DATA.exists():
-        raise SystemExit(f"{DATA} does not exist; pack it first: {PACK}")
     curves: list[Curve] = []
     for label, name, overrides in CURVES:
         points = list(_curve(name, *overrides))
@@ -78,7 +75,7 @@ def _curve(name: str, *overrides: str) -> Iterator[tuple[float, float]]:
 def _table() -> Iterator[tuple[str, int, str, list[float]]]:
     """Yield the name, images, augmentation and FIDs of each row: all images, a tenth, and a tenth with augmentation."""
     for row in ROWS:
-        variants = {"all": [ALL, WITHOUT], "tenth": [TENTH, WITHOUT], "tenth-augmented": [TENTH, row.override]}
+        variants = {"all": [DATA, WITHOUT], "tenth": [TENTH, WITHOUT], "tenth-augmented": [TENTH, row.override]}
         found, images = [], 0
         for variant, (path, augmentation) in variants.items():
             run = _trained(
@@ -108,7 +105,7 @@ def _fid(run: Path, step: int) -> float:
     if not kept.exists():
         kept.write_text(
             distgan(
-                "evaluate", str(run / "checkpoints" / f"step-{step:08}"), f"data.path={ALL}",
+                "evaluate", str(run / "checkpoints" / f"step-{step:08}"), f"data.path={DATA}",
                 "evaluation.metrics=[fid]", "evaluation.detector=classifier", f"evaluation.num_samples={SAMPLES}",
             )
         )  # fmt: skip
