@@ -69,7 +69,7 @@ def test_an_evaluation_names_its_own_batch(tmp_path: Path, digits: Path, monkeyp
     def failing(*_: Any) -> None:
         raise torch.OutOfMemoryError(SAID)
 
-    monkeypatch.setattr("distgan.evaluation.suite.extract_features", failing)
+    monkeypatch.setattr(Evaluator, "_add", failing)
     monkeypatch.setattr(Evaluator, "__init__", started)
     with pytest.raises(UserError, match=r"^evaluation\.batch_size = 10: .*2\.00 GiB"):
         train(load_config(config))
