@@ -73,9 +73,7 @@ def test_values_are_bitwise_those_of_one_rank(shards: str, tmp_path: Path, ranks
     for name in ("precision_recall_precision", "precision_recall_recall", "density_coverage_coverage"):
         assert 0 < alone[f"{name}[Means]"] < 1, alone
     assert {name.partition("[")[0] for name in alone} >= {"kid", "kid_std", "fid_infinity", "mifid", "mifid_distance"}
-    for world_size in (2, 4):
-        for found in ranks.run(world_size, measured, shards, str(tmp_path / "1"), METRICS):
-            assert found == alone
+    assert ranks.run(4, measured, shards, str(tmp_path / "1"), METRICS) == [alone] * 4
     (found, _) = ranks.run(2, measured, shards, str(tmp_path / "2"), METRICS)
     for name, value in alone.items():
         # These have the moments of the reals, which the ranks sum in another order.
