@@ -39,8 +39,9 @@ class FeatureRows(Metric):
         self.numbers.append(numbers.to(features.device))
 
     def rows(self) -> Tensor:
-        """Return the features in order of the numbers, so that nothing depends on who held which."""
-        return joined(self.features)[joined(self.numbers).long().argsort()]
+        """Return the features in order of the numbers, so that nothing depends on which rank held them."""
+        # On the metric's device also on a rank that had no samples, whose list was empty.
+        return joined(self.features)[joined(self.numbers).long().argsort()].to(self.device)
 
 
 def gaussian_of_rows(rows: Tensor) -> Gaussian:
