@@ -13,6 +13,7 @@ from distgan.checkpoint.contents import Description
 from distgan.checkpoint.directory import USE_OLDER
 from distgan.config import Config, flatten, parse_config
 from distgan.data.index.table import Index
+from distgan.data.kinds.latents import LatentSpace
 from distgan.errors import UserError
 from distgan.extensions import code_digests
 from distgan.networks.progressive import GrowingNetwork
@@ -45,6 +46,11 @@ def validate_resume(
         raise UserError(
             f"{path}: its text has other characters than that of data.path, or in another order; restore the data and "
             "its index, or set another run_dir"
+        )
+    if problem := find_difference(description.latent_space, index):
+        raise UserError(
+            f"{path}: saved with other latents than those of data.path: {problem}; restore the data and its index, or "
+            "set another run_dir"
         )
     known = description.code
     digests = code_digests(now.code_paths)
@@ -95,6 +101,14 @@ def validate_resume(
                 "gradient_accumulation_steps, at most 128), and a reference batch cannot change; set "
                 f"{role}.reference_size={sizes[0]}"
             )
+
+
+def find_difference(trained: LatentSpace | None, index: Index) -> str:
+    """Return how the latents of an index differ from those that a run was trained on; empty without a difference."""
+    found = index.latents.space if index.latents else None
+    if trained is None or found is None:
+        return "" if trained == found else "found none, expected some" if trained else "found some, expected none"
+    return trained.difference(found)
 
 
 _BATCH_KEYS = (

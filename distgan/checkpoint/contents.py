@@ -11,6 +11,7 @@ from distgan.checkpoint.directory import USE_OLDER, Best
 from distgan.checkpoint.loading import load_state
 from distgan.config.error_messages import explain
 from distgan.data.kinds import text
+from distgan.data.kinds.latents import LatentSpace
 from distgan.errors import UserError
 from distgan.monitoring.diagnosis import Diagnosis, Finite
 from distgan.monitoring.divergence import Divergence
@@ -66,6 +67,8 @@ class Description(_Record):
     classes: Classes | None
     vocabulary: Vocabulary | None = None
     """Characters of text, by index; None for other data."""
+    latent_space: LatentSpace | None = None
+    """Shape, shift and scale of latents; None for other data."""
     world_size: Annotated[int, Field(ge=1)]
     statistics: dict[str, dict[str, tuple[Finite, Finite]]]
     """Per player: totals and counts of the open logging interval, so that a resume logs the same row."""

@@ -42,7 +42,8 @@ def _index(options: argparse.Namespace) -> None:
     with progress_bar("indexing") as progress:
         written = write_index(
             options.shards, options.out, verify=options.verify, strict=options.strict, last_dot=options.last_dot,
-            extension=options.extension, progress=progress,
+            extension=options.extension, progress=progress, latents=options.latents, shift=options.shift,
+            scale=options.scale,
         )  # fmt: skip
     index, path = written.index, written.path
     for note in written.notes:

@@ -109,7 +109,8 @@ def add_index(command: Callable[..., argparse.ArgumentParser]) -> None:
         "index", "index tars that others wrote, so that they can be trained on",
         "SHARDS is a folder, a glob, a brace expansion such as s3://bucket/shard-{000000..000127}.tar, or a URL.\n"
         "A sample is a member named KEY.jpg, .png, .webp, .npy or .txt; its label is a member named KEY.cls. Texts\n"
-        "and arrays beside images are skipped. The command counts what it skips, with an example.\n"
+        "and arrays beside images are skipped. The command counts what it skips, with an example. KEY.moments.npy and\n"
+        "KEY.latent.npy are latents of an autoencoder, and images beside them are skipped.\n"
         "The index is written beside local shards; name it with --out for others. An earlier index keeps its class\n"
         "names. It is not replaced if it lists existing shards that are not among these.",
     )  # fmt: skip
@@ -131,3 +132,20 @@ def add_index(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--strict", action="store_true", help="fail if a shard holds no sample (default: leave it out and report it)"
     )
     parser.add_argument("--verify", action="store_true", help="read every shard whole and record its SHA-256")
+    parser.add_argument(
+        "--latents",
+        choices=("moments", "latent"),
+        help="what members named KEY.npy hold of an autoencoder: means and logarithms of variances, or a latent "
+        "(default: points; latents are in KEY.moments.npy or KEY.latent.npy)",
+    )
+    add_normalization(parser)
+
+
+def add_normalization(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the shift and scale of latents."""
+    for name, what in (("shift", "the mean"), ("scale", "1 over the standard deviation")):
+        parser.add_argument(
+            f"--{name}", type=float, nargs="+", metavar="X",
+            help=f"{name} of latents: networks see (latent - shift) scale; one number, or one per channel (default: "
+            f"{what} of each channel)",
+        )  # fmt: skip

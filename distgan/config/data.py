@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from distgan.config.fields import Color, Count, CountOrZero, Fraction, Real, Section, Size, number
+from distgan.config.fields import Color, Count, CountOrZero, Fraction, Real, Section, Size
 from distgan.config.named import BuiltIn, NamedSection
 
 
@@ -32,24 +32,25 @@ class DataConfig(Section):
     """Training data, and how it is read."""
 
     takes_effect_with: ClassVar = {
-        **dict.fromkeys(
-            ("resolution", "channels", "background", "dequantize", "mirror", "max_pixels"), ("kind", ("images",))
-        ),
+        **dict.fromkeys(("background", "dequantize", "max_pixels"), ("kind", ("images",))),
+        **dict.fromkeys(("resolution", "channels", "mirror"), ("kind", ("images", "latents"))),
         "length": ("kind", ("text",)),
         "dimensions": ("kind", ("points",)),
         **dict.fromkeys(("lanes", "shuffle_block"), ("order", ("lanes",))),
     }
 
-    kind: Literal["images", "text", "points"] = "images"
-    """Kind of sample: an image, a line of text, or a point of a few numbers."""
+    kind: Literal["images", "text", "points", "latents"] = "images"
+    """Kind of sample: an image, a line of text, a point of a few numbers, or the latent of an autoencoder
+    ([latents](latents.md))."""
 
     path: str | list[str]
     """Shards: a folder, a glob, a brace expansion, a URL that fsspec understands, or a list of these."""
     resolution: Annotated[CountOrZero, Field(le=2**16)] = 0
     """Height and width of the images in pixels, from 4 up; a power of two for distgan's networks. Images are cropped to
-    their central square and resized to it. Required for images."""
-    channels: Annotated[Literal[1, 3], BeforeValidator(number)] = 3
-    """Channels of the images: 1 for grayscale, 3 for RGB. Other images are converted."""
+    their central square and resized to it. Required for images. Of latents it is that of their shards."""
+    channels: Annotated[Count, Field(le=1024)] = 3
+    """Channels of the images: 1 for grayscale, 3 for RGB. Other images are converted. Of latents it is that of their
+    shards, without the variances."""
     background: Color = "white"
     """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""
     stages: StagesConfig | None = None
@@ -64,7 +65,8 @@ class DataConfig(Section):
     """Map 8-bit pixels x to 2x/256 - 1 + u, with u drawn from U[0, 1/128), as the code of WGAN-GP and SNGAN does.
     Generated values y become the pixels floor(128 (y + 1)), without it round(127.5 (y + 1))."""
     mirror: bool = False
-    """Flip each image left-right with probability 1/2, as a function of the seed and the stream position."""
+    """Flip each image left-right with probability 1/2, as a function of the seed and the stream position. Latents need
+    shards that hold those of the mirror images too (`encode --flips`)."""
     order: Literal["permutation", "lanes"] = "permutation"
     """Order of the samples. `permutation` shuffles all samples, for local data. `lanes` reads a few shards at a time,
     for object stores."""
@@ -92,7 +94,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.kind == "images" and self.resolution < 4:
-            found = f"{self.resolution} is below 4 pixels" if self.resolution else "missing; images need it"
+        if self.kind in ("images", "latents") and self.resolution < 4:
+            found = f"{self.resolution} is below 4 pixels" if self.resolution else f"missing; {self.kind} need it"
             raise ValueError(f"resolution: {found}")
+        if self.kind == "images" and self.channels not in (1, 3):
+            raise ValueError(f"channels: {self.channels}: images have 1 (grayscale) or 3 (RGB)")
+        if self.kind == "latents" and self.stages is not None:
+            raise ValueError("stages: make images, text or points, and no latents; leave them out, or change kind")
         return self

@@ -107,13 +107,14 @@ class Config(Section, metaclass=_OneLineErrors):
 
         Each has its `samples`, and its `detector` if it needs one.
         """
-        metrics = self.evaluation.metrics or [MetricConfig(metric=DEFAULT_METRIC[self.data.kind])]
+        default = DEFAULT_METRIC.get(self.data.kind)
+        metrics = self.evaluation.metrics or ([MetricConfig(metric=default)] if default else [])
         return [self.evaluation.resolved(metric) for metric in metrics]
 
     @property
     def generated_samples(self) -> int:
         """Number of samples that an evaluation generates: those of the metric that gets most."""
-        return max(metric.samples or 0 for metric in self.metrics)
+        return max((metric.samples or 0 for metric in self.metrics), default=0)
 
     @property
     def detectors(self) -> list[DetectorConfig]:
@@ -179,7 +180,7 @@ class Config(Section, metaclass=_OneLineErrors):
                     f"for these choose {' or '.join(suited)}"
                 )
             side = self.data.resolution
-            if kind == "images" and network.facts.power_of_two and side & (side - 1):
+            if network.facts.power_of_two and side & (side - 1):
                 raise ValueError(
                     f"data.resolution: {side} is not a power of two, which {network.architecture} networks need"
                 )
@@ -188,6 +189,11 @@ class Config(Section, metaclass=_OneLineErrors):
         if augmentation is not None and kind not in augmentation.facts.kinds:
             raise ValueError(
                 f"objective.augmentation: {augmentation.augmentation} does not augment {kind} (data.kind); leave it out"
+            )
+        if self.evaluation.every and not self.metrics:
+            raise ValueError(
+                f"evaluation.every: {self.evaluation.every}: no metric is named, and {kind} (data.kind) have none by "
+                "default; name one in evaluation.metrics, or set evaluation.every=0"
             )
         for metric in self.metrics:
             if metric.needs_detector and kind != "images":

@@ -41,7 +41,8 @@ class Batch(NamedTuple):
 
     data: Tensor
     """Images: uint8, (n, channels, resolution, resolution), dense, channels-last in memory. Text: indices into the
-    index's vocabulary, uint16, (n, length). Points: float32, (n, dimensions).
+    index's vocabulary, uint16, (n, length). Points: float32, (n, dimensions). Moments of latents: float32, (n, 2
+    channels, resolution, resolution), or latents: (n, channels, resolution, resolution).
     """
     labels: Tensor
     """int64, (n,): class labels, -1 for unlabeled samples."""
@@ -107,7 +108,7 @@ class Reader:
         mirrored: NDArray[np.bool_] | None = None,
         positions: NDArray[np.int64] | None = None,
     ) -> Decoded:
-        """Read samples by index into `out`, and flip the images left-right where `mirrored` is True.
+        """Read samples by index into `out`, and mirror them left-right where `mirrored` is True.
 
         Args:
             samples: int64 (n,).
@@ -122,12 +123,12 @@ class Reader:
         read = samples.copy()
         others: list[tuple[Any, ...]] = []
         if self._stages is None:
-            failures = self._avoid_known(read) + self._read_plain(read, out)
+            failures = self._avoid_known(read) + self._read_plain(read, out, mirrored)
         else:
             failures, others = self._read_staged(read, out, positions if positions is not None else samples)
         if self._index.any_remote:
             self.close()  # an evicted shard occupies the disk while it is open
-        if mirrored is not None and mirrored.any():
+        if mirrored is not None and mirrored.any() and self.format.decode_mirrored_into is None:
             if any(others):
                 raise UserError(
                     "data.mirror = true: flips the first value that data.stages makes of a sample, but not the others; "
@@ -136,17 +137,18 @@ class Reader:
             out[mirrored] = out[mirrored, :, ::-1]
         return Decoded(read, failures, others)
 
-    def _read_plain(self, read: NDArray[np.int64], out: Values) -> list[Failure]:
+    def _read_plain(self, read: NDArray[np.int64], out: Values, mirrored: NDArray[np.bool_] | None) -> list[Failure]:
         """Decode one member per sample. Replace the samples that cannot be read, in place."""
         index = self._index
+        flips = np.zeros(len(read), np.bool_) if mirrored is None else mirrored
         failures: list[Failure] = []
         where = (index.shard_of(read), index.offsets[read], index.sizes[read], index.header_crcs[read])
         extensions = [EXTENSIONS[number] for number in index.extensions[read]]
         for slot, entry in enumerate(zip(*(column.tolist() for column in where), extensions, strict=True)):
             try:
-                self._decode(out[slot], *entry)
+                self._decode(out[slot], *entry, mirrored=bool(flips[slot]))
             except (OSError, UnreadableSampleError) as error:
-                failure, _ = self._recover(int(read[slot]), out[slot], error)
+                failure, _ = self._recover(int(read[slot]), out[slot], error, mirrored=bool(flips[slot]))
                 if failure is not None:
                     read[slot] = failure.replacement
                     failures.append(failure)
@@ -199,18 +201,21 @@ class Reader:
             read[slot] = failure.replacement
         return [failure for _, failure in known]
 
-    def _decode(self, out: Values, shard: int, offset: int, size: int, crc: int, extension: str) -> None:
+    def _decode(
+        self, out: Values, shard: int, offset: int, size: int, crc: int, extension: str, *, mirrored: bool = False
+    ) -> None:
         """Decode one sample. Raises OSError if reading fails, UnreadableSampleError if the data are invalid."""
         self._check_size(size)
         data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
         if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
             raise UnreadableSampleError(_DIFFERS)
-        self.format.decode_into(out, data[BLOCK:], extension)
+        decode = self.format.decode_mirrored_into if mirrored else None
+        (decode or self.format.decode_into)(out, data[BLOCK:], extension)
 
-    def _decode_sample(self, out: Values, sample: int, seed: int) -> tuple[Any, ...]:
+    def _decode_sample(self, out: Values, sample: int, seed: int, *, mirrored: bool = False) -> tuple[Any, ...]:
         """Decode one sample as `_decode` does, or by the stages. Return what these made beside its data."""
         if self._stages is None:
-            self._decode(out, *self._index.entry(sample))
+            self._decode(out, *self._index.entry(sample), mirrored=mirrored)
             return ()
         with blaming_sample(self._index, sample):
             [staged] = self._stages([self._members(sample)], [seed])
@@ -258,7 +263,7 @@ class Reader:
         return descriptor
 
     def _recover(
-        self, sample: int, out: Values, error: Exception, seed: int = 0
+        self, sample: int, out: Values, error: Exception, seed: int = 0, *, mirrored: bool = False
     ) -> tuple[Failure | None, tuple[Any, ...]]:
         """Retry a failed read, then read a replacement.
 
@@ -273,7 +278,7 @@ class Reader:
                 break
             time.sleep(_FIRST_BACKOFF_SECONDS * 2**attempt)
             try:
-                return None, self._decode_sample(out, sample, seed)
+                return None, self._decode_sample(out, sample, seed, mirrored=mirrored)
             except (OSError, UnreadableSampleError) as again:
                 error = again
         if isinstance(error, DiskError):
@@ -285,7 +290,8 @@ class Reader:
             if candidate in self._failures:
                 continue
             try:
-                others = self._decode_sample(out, candidate, (seed + attempt * _SEED_STEP) % 2**32)
+                own_seed = (seed + attempt * _SEED_STEP) % 2**32
+                others = self._decode_sample(out, candidate, own_seed, mirrored=mirrored)
             except (OSError, UnreadableSampleError):
                 continue
             failure = Failure(sample, candidate, reason, self._stages is None or isinstance(error, OSError))

@@ -19,7 +19,9 @@ class Criterion(NamedTuple):
 
 
 def criterion(config: Config) -> Criterion:
-    """Return the value that decides the best checkpoint: that of the run's first metric."""
+    """Return the value that decides the best checkpoint: that of the run's first metric. Without any it has no name."""
+    if not config.metrics:
+        return Criterion("", higher_is_better=False)
     first = config.metrics[0]
     return Criterion(value_name(first), bool(first.facts.higher_is_better))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from distgan.config import Config, MetricConfig
+from distgan.data.kinds.posterior import draw_posterior
 from distgan.data.order import permute
 from distgan.data.stages import stages_key
 from distgan.errors import UserError, within_memory
@@ -179,6 +180,7 @@ def _shape(config: Config) -> tuple[object, ...]:
         "images": (data.resolution, data.channels, data.background),
         "text": (data.length,),
         "points": (data.dimensions,),
+        "latents": (data.resolution, data.channels),
     }
     return *kinds[data.kind], *stages_key(data)
 
@@ -205,6 +207,8 @@ def _collect(collectors: list[Collector], context: EvaluationContext) -> None:
             check()
             if len(reals.samples):
                 samples = fill(reals.samples, size).to(runtime.device)
+                if config.data.kind == "latents":
+                    samples = draw_posterior(samples, config.data.channels, 0, fill(reals.numbers, size))
                 for detector, group in groups.items():
                     seen = extract_features(detector, reals.numbers, samples, reals.labels)
                     for collector in group:

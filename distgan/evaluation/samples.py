@@ -20,7 +20,8 @@ class FeatureBatch(NamedTuple):
     numbers: Tensor
     """Shape (n,), int64, on the CPU: indices of real samples, or addresses of generated ones."""
     samples: Tensor
-    """Images (n, C, R, R), uint8; characters (n, length), int64; or points (n, d), float."""
+    """Images (n, C, R, R), uint8; characters (n, length), int64; points (n, d), float; or latents (n, C, R, R), float,
+    as the autoencoder makes them."""
     labels: Tensor
     """Shape (n,), int64; -1 for generated samples and real samples without labels."""
     features: Tensor

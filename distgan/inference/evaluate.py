@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from distgan.checkpoint.compatibility import find_difference
 from distgan.checkpoint.contents import load_description
 from distgan.checkpoint.loading import find_checkpoint
 from distgan.config import Config, EvaluationConfig, flatten, parse_config
@@ -75,6 +76,12 @@ def evaluate(
             raise UserError(
                 f"data.path = {config.data.path}: the vocabulary differs from that of the run; set data.path to text "
                 "with the same characters"
+            )
+        if problem := find_difference(state.latent_space, index):
+            raise UserError(f"data.path = {config.data.path}: other latents than those of the run: {problem}")
+        if not config.metrics:
+            raise UserError(
+                f"evaluation.metrics: none is named, and {config.data.kind} (data.kind) have none by default; name one"
             )
         generator = load_generator(found, device=runtime.device, truncation=truncation)
         source = generator.source(config.seed, truncation)

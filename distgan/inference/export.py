@@ -23,6 +23,7 @@ from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_fi
 from distgan.config import Config, EMAConfig, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.config.run import MAX_STATISTICS_BATCH
+from distgan.data.kinds.latents import LatentSpace
 from distgan.errors import UserError, blaming, within_memory
 from distgan.files import publish_folder, read_bounded, sync_folder, write_atomically, writing
 from distgan.inference import hub
@@ -35,7 +36,12 @@ _FORMAT = "distgan generator"
 _MAX_DESCRIPTION = 16 << 20
 _Number = Annotated[int, Field(ge=0, lt=2**62)]
 _Size = Annotated[int, Field(ge=0, le=2**16)]
-_SIZES = {"images": ("resolution", "channels"), "text": ("length", "vocabulary"), "points": ("dimensions",)}
+_SIZES = {
+    "images": ("resolution", "channels"),
+    "text": ("length", "vocabulary"),
+    "points": ("dimensions",),
+    "latents": ("resolution", "channels", "latent_space"),
+}
 
 
 class _Growth(BaseModel):
@@ -55,9 +61,10 @@ class _Description(BaseModel):
     format: Literal["distgan generator"]
     version: Literal[1]
     generator: GeneratorConfig
-    kind: Literal["images", "text", "points"] = "images"
+    kind: Literal["images", "text", "points", "latents"] = "images"
     resolution: _Size = 0
-    channels: Literal[0, 1, 3] = 0
+    channels: _Size = 0
+    latent_space: LatentSpace | None = None
     dequantized: bool = False
     length: _Size = 0
     vocabulary: Vocabulary | None = None
@@ -79,8 +86,13 @@ class _Description(BaseModel):
             raise ValueError(f"dequantized: is of images, found kind: {self.kind}")
         if self.kind not in self.generator.facts.kinds:
             raise ValueError(f"generator.architecture: {self.generator.architecture} does not make {self.kind}")
-        if self.kind == "images" and self.resolution < 4:
+        if self.kind in ("images", "latents") and self.resolution < 4:
             raise ValueError(f"resolution: {self.resolution} is below 4 pixels")
+        if self.kind == "images" and self.channels not in (1, 3):
+            raise ValueError(f"channels: {self.channels}: images have 1 or 3")
+        space = self.latent_space
+        if space is not None and (space.channels, space.resolution) != (self.channels, self.resolution):
+            raise ValueError("latent_space: its channels and resolution are not those of the samples")
         if self.generator.facts.power_of_two and self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution: {self.resolution} is not a power of two")
         if self.generator.facts.has_reference and self.generator.facts.reference_samples is None:
@@ -263,6 +275,11 @@ def _load_checkpoint(path: Path, device: torch.device | str, truncation: float |
             f"{path}/state.json: vocabulary: expected for data.kind = text only, found data.kind = {config.data.kind}; "
             "use an older checkpoint"
         )
+    if (state.latent_space is not None) != (config.data.kind == "latents"):
+        raise UserError(
+            f"{path}/state.json: latent_space: expected for data.kind = latents only, found data.kind = "
+            f"{config.data.kind}; use an older checkpoint"
+        )
     shape = sample_shape(config.data, vocabulary=len(vocabulary or ()))
     description = {
         "format": _FORMAT,
@@ -271,6 +288,7 @@ def _load_checkpoint(path: Path, device: torch.device | str, truncation: float |
         "kind": shape.kind,
         "resolution": shape.resolution,
         "channels": shape.channels,
+        "latent_space": state.latent_space.model_dump(mode="json") if state.latent_space else None,
         "dequantized": shape.dequantized,
         "length": shape.length,
         "vocabulary": vocabulary,

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from distgan import randomness
 from distgan.config import Config
+from distgan.data.kinds import posterior
 from distgan.inference import interpolation
 from distgan.inference.latents import LatentSource
+from distgan.monitoring import pictures
+from distgan.monitoring.scatter import scatter
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
 from distgan.networks.stylegan2.noise import constant_noise
@@ -22,11 +25,12 @@ from distgan.networks.stylegan2.noise import constant_noise
 def to_network(shape: SampleShape, values: Tensor, seed: int = 0, places: Tensor | None = None) -> Tensor:
     """Convert a batch of the stream (see `reader.Batch`) to network inputs, float32 (n, *shape.sizes).
 
-    Images are scaled to [-1, 1], characters become one-hot vectors, points stay as they are.
+    Images are scaled to [-1, 1], characters become one-hot vectors, points stay as they are. Latents are drawn from
+    their posteriors, shifted and scaled.
 
     Args:
         seed: the run's.
-        places: (n,) int64 addresses of the noise of dequantized images, such as stream positions.
+        places: (n,) int64 addresses of the noise of dequantized images and posteriors, such as stream positions.
     """
     if shape.kind == "images":
         if not shape.dequantized:
@@ -36,6 +40,9 @@ def to_network(shape: SampleShape, values: Tensor, seed: int = 0, places: Tensor
         return dequantize(values, randomness.uniform(seed, "data/dequantize", places, values.shape[1:]))
     if shape.kind == "text":
         return F.one_hot(values.long(), shape.vocabulary).float().transpose(1, 2)
+    if shape.kind == "latents":
+        drawn = posterior.draw_posterior(values, shape.channels, seed, places)
+        return posterior.normalize(drawn, shape.shift, shape.scale)
     return values.float()
 
 
@@ -43,12 +50,30 @@ def from_network(shape: SampleShape, samples: Tensor) -> Tensor:
     """Convert generator outputs, float (n, *shape.sizes), to samples for metrics and files.
 
     Images become uint8 (n, C, R, R), text the most probable characters, int64 (n, length), points float32 (n, d).
+    Latents become those of the autoencoder, float32 (n, C, R, R), without shift and scale.
     """
     if shape.kind == "images":
         return to_bytes(samples, dequantized=shape.dequantized)
     if shape.kind == "text":
         return samples.argmax(1)
+    if shape.kind == "latents":
+        return posterior.denormalize(samples.float(), shape.shift, shape.scale)
     return samples.float()
+
+
+def picture_of(shape: SampleShape, samples: Tensor) -> Tensor:
+    """Return a picture of images, points or latents in the format of `from_network`: uint8, (channels, height, width).
+
+    Of latents it shows the first three channels as red, green and blue, or the first in gray if there are fewer: 128 is
+    the mean, and 0 and 255 are three standard deviations away.
+    """
+    if shape.kind == "points":
+        return scatter(samples)
+    if shape.kind == "latents":
+        channels = 3 if shape.channels >= 3 else 1
+        deviations = posterior.normalize(samples, shape.shift, shape.scale)[:, :channels]
+        samples = (deviations * (127.5 / 3.0) + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pictures.grid(samples)
 
 
 def to_bytes(images: Tensor, *, dequantized: bool = False) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distgan import schedule
 from distgan.config import GeneratorConfig
+from distgan.data.kinds.latents import LatentSpace
 from distgan.data.kinds.text import decode_lines
 from distgan.errors import UserError
 from distgan.inference.generation import from_network
@@ -29,7 +30,7 @@ class Generator(nn.Module):
     Attributes:
         latent_size: dimension of a latent vector.
         shape: kind and sizes of the samples.
-        resolution, channels: sizes of images; 0 for other kinds.
+        resolution, channels: sizes of images and latents; 0 for other kinds.
         vocabulary: characters by index for text; None for other kinds.
         num_classes: number of classes; 0 for an unconditional generator.
         class_names: names of the classes, or None.
@@ -47,12 +48,16 @@ class Generator(nn.Module):
         self.step: int = description["step"]
         self.images: int = description["images"]
         self.config = config
+        space = description.get("latent_space")
+        self.latent_space = LatentSpace.model_validate(space) if space else None
         sizes = ("kind", "resolution", "channels", "length", "dimensions")
         self.shape = SampleShape(
             **{name: description[name] for name in sizes if name in description},
             vocabulary=len(self.vocabulary or ()),
             num_classes=self.num_classes,
             dequantized=description.get("dequantized", False),
+            shift=self.latent_space.shift if self.latent_space else (),
+            scale=self.latent_space.scale if self.latent_space else (),
         )
         self.resolution, self.channels = self.shape.resolution, self.shape.channels
         self.network = build_generator(config, self.shape)
@@ -65,7 +70,7 @@ class Generator(nn.Module):
         """Generate samples from latents (n, latent_size), float, and labels (n,), int64, if there are classes.
 
         Images are (n, C, R, R) in [-1, 1]. Text is (n, vocabulary, length), character probabilities at each position
-        (see `decode`). Points are (n, dimensions).
+        (see `decode`). Points are (n, dimensions). Latents are (n, C, R, R), shifted and scaled (see `to_latents`).
 
         Raises:
             UserError: labels are missing.
@@ -90,6 +95,16 @@ class Generator(nn.Module):
         if self.shape.kind != "images":
             raise UserError(f"to_uint8: needs a generator of images, found one of {self.shape.kind}")
         return from_network(self.shape, images)
+
+    def to_latents(self, samples: Tensor) -> Tensor:
+        """Return generated latents (n, C, R, R) as the autoencoder's decoder takes them: samples / scale + shift.
+
+        Raises:
+            UserError: this generator does not make latents.
+        """
+        if self.shape.kind != "latents":
+            raise UserError(f"to_latents: needs a generator of latents, found one of {self.shape.kind}")
+        return from_network(self.shape, samples)
 
     def decode(self, samples: Tensor) -> list[str]:
         """Return the most probable lines of text samples (n, vocabulary, length), without trailing padding.

@@ -31,7 +31,7 @@ _LOCAL = (
 _HOST = re.compile(r"""(^|[\s=,;:'"(\[])(/\w|~[\w/]|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\)|://""")
 """A text with a path of a machine, or a URL."""
 _SECRET = re.compile(r"(^|[_.])(token|secret|passwd|password|credentials?|(api|access)_?key)$", re.IGNORECASE)
-_TASKS = {"images": "unconditional-image-generation", "text": "text-generation", "points": "other"}
+_TASKS = {"images": "unconditional-image-generation", "text": "text-generation", "points": "other", "latents": "other"}
 _GRID_SIDE = 2048
 """Largest side of the picture of samples, in pixels without gaps."""
 
@@ -116,6 +116,7 @@ def model_card(generator: Generator, repository: str, checkpoint: Path | None, *
         "images": f"{generator.channels}x{generator.resolution}x{generator.resolution} images",
         "text": f"lines of {generator.shape.length} characters",
         "points": f"points of {generator.shape.dimensions} dimensions",
+        "latents": f"{generator.channels}x{generator.resolution}x{generator.resolution} latents of an autoencoder",
     }[kind]
     parts = [
         f"# {name}",

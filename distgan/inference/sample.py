@@ -1,4 +1,4 @@
-"""Draw samples from a trained generator: images, lines of text, points, or paths from one image to another."""
+"""Draw samples from a trained generator: images, lines of text, points, latents, or paths from one image to another."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from distgan.errors import UserError, printable, within_memory
 from distgan.files import write_atomically, write_lines, writing
 from distgan.inference import interpolation
 from distgan.inference.export import load_generator
-from distgan.inference.generation import from_network
+from distgan.inference.generation import from_network, picture_of
 from distgan.inference.generator import Generator
 from distgan.monitoring import pictures
-from distgan.monitoring.scatter import scatter
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.stylegan2.noise import constant_noise
 
 GRID_LIMIT = 4096
 FILE_LIMIT = 10_000_000
 """Most lines or points per file."""
-_ENDINGS = {"text": (".txt",), "points": (".png", ".npy")}
+_ENDINGS = {"text": (".txt",), "points": (".png", ".npy"), "latents": (".png", ".npy")}
 _ACCEPTED = {
     "images": "a file ending in .png, or a folder",
     "text": "a file ending in .txt",
     "points": "a file ending in .png or .npy",
+    "latents": "a file ending in .png or .npy",
 }
 
 
@@ -50,8 +50,8 @@ def sample(
     """Draw `number` samples and write them; each is a function of the seed and its number.
 
     Args:
-        out: for images a grid (.png) or a folder; for text a file of lines (.txt); for points a picture (.png) or a
-            NumPy array of shape (number, dimensions) (.npy).
+        out: for images a grid (.png) or a folder; for text a file of lines (.txt); for points and latents a picture
+            (.png) or a NumPy array of shape (number, dimensions) or (number, C, R, R) (.npy).
         labels: classes by number or name, used in turn; None draws them with the class frequencies of the data.
         truncation: threshold of the latents, see `load_generator`.
 
@@ -76,7 +76,7 @@ def _check_out(kind: str, target: Path, number: int) -> None:
         fits = ending in _ENDINGS[kind]
     if not fits:
         raise UserError(f"--out {target}: this generator makes {kind}; pass {_ACCEPTED[kind]}")
-    if kind == "images" and ending == ".png" and number > GRID_LIMIT:
+    if kind in ("images", "latents") and ending == ".png" and number > GRID_LIMIT:
         raise UserError(f"--num {number}: a grid holds at most {GRID_LIMIT} images; pass a folder to --out")
     if kind == "images" and ending != ".png" and target.is_dir() and any(target.iterdir()):
         raise UserError(f"--out {target}: the folder is not empty; pass a new one, so that old samples stay apart")
@@ -102,7 +102,7 @@ def _write(generator: Generator, target: Path, batches: Iterator[Tensor], batch_
         np.save(array, samples.numpy(), allow_pickle=False)
         write_atomically(target, array.getvalue(), durable=False)
     else:
-        pictures.save_png(target, scatter(samples) if kind == "points" else pictures.grid(samples))
+        pictures.save_png(target, picture_of(generator.shape, samples))
 
 
 @torch.no_grad()

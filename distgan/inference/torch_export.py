@@ -41,7 +41,8 @@ def export_program(
 
     `torch.export.load(destination).module()` is a function of latents (n, latent_size), float32, and, if there are
     classes, labels (n,), int64, for any n. It returns what `load_generator(source)(latents, labels)` does: images
-    (n, C, R, R) toward [-1, 1], text (n, vocabulary, length) or points (n, dimensions). Batch-norm statistics and the
+    (n, C, R, R) toward [-1, 1], text (n, vocabulary, length), points (n, dimensions) or latents (n, C, R, R), shifted
+    and scaled. Batch-norm statistics and the
     moments of virtual batch norm's reference batch are constants in it. The file holds no path of this machine.
 
     Args:
@@ -82,9 +83,10 @@ def describe(generator: Generator) -> dict[str, Any]:
         "class_names": generator.class_names,
         "class_counts": known["class_counts"],
         "output_shape": ["n", *shape.sizes],
-        "output_range": {"images": [-1, 1], "text": [0, 1], "points": None}[shape.kind],
+        "output_range": {"images": [-1, 1], "text": [0, 1]}.get(shape.kind),
         "pixels": _PIXELS[shape.dequantized] if shape.kind == "images" else None,
         "resolution": shape.resolution,
+        "latent_space": known.get("latent_space"),
         "vocabulary": generator.vocabulary,
         "step": generator.step,
         "images": generator.images,

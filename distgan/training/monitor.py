@@ -24,7 +24,6 @@ from distgan.inference import generation
 from distgan.inference.latents import LatentSource
 from distgan.monitoring import diagnosis, pictures
 from distgan.monitoring.console import Console
-from distgan.monitoring.scatter import scatter
 from distgan.monitoring.stragglers import StragglerMonitor
 from distgan.monitoring.tracker import open_tracker
 from distgan.networks.layers.normalization import recompute_statistics
@@ -242,7 +241,7 @@ class Monitor:
                 self.tracker.text("samples", "\n".join(lines), step)
                 write_lines(file.with_suffix(".txt"), lines)
             else:
-                picture = scatter(samples) if shape.kind == "points" else pictures.grid(samples)
+                picture = generation.picture_of(shape, samples)
                 self.tracker.image(step, "samples", picture)
                 pictures.save_png(file.with_suffix(".png"), picture)
         except OSError as error:

@@ -159,7 +159,7 @@ def latent_source(config: Config, index: Index, device: torch.device, *, seed: i
 
 def uses_channels_last(config: Config, device: torch.device) -> bool:
     """Return True if convolutions run in channels_last. `auto` enables it where it was measured to be faster."""
-    if config.data.kind != "images":
+    if config.data.kind not in ("images", "latents"):
         return False
     if config.training.channels_last != "auto":
         return config.training.channels_last

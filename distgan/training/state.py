@@ -189,6 +189,7 @@ class TrainingState:
             "data": {"fingerprint": self.index.fingerprint, "samples": len(self.index)},
             "classes": class_description(self.config, self.index),
             "vocabulary": list(self.index.vocabulary) if self.index.vocabulary else None,
+            "latent_space": self.index.latents.space.model_dump(mode="json") if self.index.latents else None,
             "world_size": runtime.world_size,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
@@ -254,7 +255,11 @@ class TrainingState:
 
 def run_shape(config: Config, index: Index) -> SampleShape:
     """Return the shape and kind of a run's samples, as networks see them."""
-    return sample_shape(config.data, num_classes=index.num_classes, vocabulary=len(index.vocabulary or ()))
+    sizes = {"num_classes": index.num_classes, "vocabulary": len(index.vocabulary or ())}
+    latents = index.latents
+    return sample_shape(
+        config.data, **sizes, shift=latents.shift if latents else (), scale=latents.scale if latents else ()
+    )
 
 
 def class_description(config: Config, index: Index) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from distgan.config import Config, parse_config
 from distgan.errors import UserError
 from distgan.schedule import statistics_sizes
 
-INDEX: Any = SimpleNamespace(fingerprint="f", vocabulary=None)
+INDEX: Any = SimpleNamespace(fingerprint="f", vocabulary=None, latents=None)
 
 
 def config(**sections: Any) -> Config:

@@ -124,7 +124,7 @@ class ProgressiveDiscriminatorOptions(GroupingOptions, ProgressiveOptions):
 class R3GANOptions(NetworkOptions):
     """Residual networks of R3GAN (Huang et al. 2024), for images of 8 pixels and more."""
 
-    kinds = ("images",)
+    kinds = ("images", "latents")
     power_of_two = True
     has_stages = True
 

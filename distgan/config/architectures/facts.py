@@ -35,7 +35,7 @@ class MinibatchStddevConfig(Section):
 class NetworkOptions(Section):
     """Options of a network. Class variables and properties are facts that the rest of a run depends on."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points", "latents")
     """Kinds of data that it is for."""
     power_of_two: ClassVar[bool] = False
     """Its images have a power of two of pixels per side."""

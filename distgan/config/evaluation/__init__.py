@@ -41,7 +41,7 @@ class EvaluationConfig(Section):
     """Number of samples per forward pass on one rank."""
     metrics: Annotated[list[MetricConfig], Field(min_length=1)] | None = None
     """Metrics to compute; the first one decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
-    `modes` for points. Images also have `inception_score`, `kid`, `precision_recall` and others, and `classes` with the
+    `modes` for points, none for latents. Images also have `inception_score`, `kid` and others, and `classes` with the
     classifier: the number of classes with at least a tenth of their share in the data. Your own are import paths, or
     sections with options and, for two of one class, a `name`."""
     detector: DetectorConfig = DetectorConfig()

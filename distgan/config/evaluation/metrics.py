@@ -25,7 +25,7 @@ Taken = Literal["samples", "features", "logits", "numbers", "generator"]
 class MetricOptions(Section):
     """Options of a metric. Class variables are facts that an evaluation depends on."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points", "latents")
     """Kinds of data that it measures."""
     takes: ClassVar[Taken | tuple[Taken, ...]] = "samples"
     """What its `update` gets, in this order: see `distgan.evaluation.samples.FeatureBatch`."""

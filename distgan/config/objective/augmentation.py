@@ -38,7 +38,7 @@ ScheduledProbability = Annotated[
 class AugmentationOptions(Section):
     """Options of an augmentation. Class variables are facts that the rest of a run depends on."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points")
+    kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points", "latents")
     """Kinds of data that it augments."""
     default_probability: ClassVar[Probability] = 1.0
     """Value of `probability` where a recipe leaves it out."""

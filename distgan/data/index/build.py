@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.data.index.members import Passed, SampleRule, describe_passed, is_sample_by_last_dot, shown, sort_of
+from distgan.data.index.latent_statistics import LatentStatistics, sum_statistics
+from distgan.data.index.members import (
+    LatentMembers,
+    Passed,
+    SampleRule,
+    describe_passed,
+    is_sample_by_last_dot,
+    shown,
+    sort_of,
+)
 from distgan.data.index.table import (
     ARRAYS,
     EXTENSIONS,
@@ -25,6 +34,7 @@ from distgan.data.index.table import (
     kind_of,
 )
 from distgan.data.kinds import text
+from distgan.data.kinds.latents import MAX_BYTES
 from distgan.data.storage import locations, patterns
 from distgan.data.storage.tar import Digest, WindowReader, walk
 from distgan.errors import UnreadableSampleError, UserError, counted
@@ -51,8 +61,11 @@ def index_shards(
     extension: str | None = None,
     progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
+    latents: LatentMembers | None = None,
+    shift: Sequence[float] | None = None,
+    scale: Sequence[float] | None = None,
 ) -> Built:
-    """Index tars from their headers, labels, text and points; return the index and notes.
+    """Index tars from their headers, labels, text, points and latents; return the index and notes.
 
     Text characters are numbered by their frequency in these shards.
 
@@ -65,11 +78,15 @@ def index_shards(
             alternatives are separated by semicolons.
         progress: called after each shard.
         class_names: one name per label.
+        latents: what the members named KEY.npy, or those of `extension`, hold: moments or latents of an autoencoder.
+            None: those are points, and latents are named KEY.moments.npy or KEY.latent.npy.
+        shift, scale: of latents, one number or one per channel; None measures them over these shards, so that each
+            channel has mean 0 and standard deviation 1.
 
     Raises:
         UserError: a shard or member is invalid; the message names it.
     """
-    rule = SampleRule.of(extension, last_dot)
+    rule = SampleRule.of(extension, last_dot, latents)
     urls = patterns.expand(shards)
     scans: list[_Scan] = []
     with ThreadPoolExecutor(max_workers=32 if locations.is_remote(urls[0]) else 4) as pool:
@@ -101,7 +118,13 @@ def index_shards(
     vocabulary = None
     if kind == "text":
         vocabulary = text.make_vocabulary(sum((scan.characters for scan in used), Counter()))
-    index = Index([scan.shard for scan in used], arrays, class_names, vocabulary, [scan.shard.url for scan in left_out])
+    stored, others = None, 0
+    if kind == "latents":
+        stored, others = sum_statistics(scan.latents for scan in used).stored(shift, scale)
+    elif shift is not None or scale is not None:
+        raise UserError(f"--shift, --scale: are of latents, but the shards hold {kind}; leave them out")
+    left_out_urls = [scan.shard.url for scan in left_out]
+    index = Index([scan.shard for scan in used], arrays, class_names, vocabulary, left_out_urls, stored)
     notes = [f"left out: {scan.name}: {_without_sample(scan, kind, rule)}" for scan in left_out]
     torn = [example for scan in used for example in scan.torn]
     if torn:
@@ -111,9 +134,10 @@ def index_shards(
         )
     unreadable = [example for scan in used for example in scan.unreadable]
     if unreadable:
-        notes.append(
-            f"{len(unreadable):,} text samples cannot be read (such as {unreadable[0]}); training replaces them"
-        )
+        what = "text samples" if kind == "text" else kind
+        notes.append(f"{len(unreadable):,} {what} cannot be read (such as {unreadable[0]}); training replaces them")
+    if others and stored is not None:
+        notes.append(f"{others:,} latents have another shape than {stored.kind.shape}; training replaces them")
     return Built(index, (*notes, *describe_passed(_merged(used), rule), *describe_gaps(index.labels)))
 
 
@@ -129,9 +153,10 @@ class _Scan:
     characters: Counter[str] = field(default_factory=Counter)
     """Number of occurrences of each character in a text shard."""
     unreadable: tuple[str, ...] = ()
-    """Text samples that are not one line of UTF-8, each with its shard and the reason."""
+    """Texts that are not one line of UTF-8 and damaged latents, each with its shard and the reason."""
     torn: tuple[str, ...] = ()
     """Samples whose members are not next to each other, each with its shard."""
+    latents: LatentStatistics = field(default_factory=LatentStatistics)
 
 
 class _Found(NamedTuple):
@@ -190,7 +215,7 @@ def _scan(url: str, verify: bool, rule: SampleRule) -> _Scan:
             kind = next((kind for kind in KINDS if found[kind]), "")
             # Sort by offset because a hard link shares the data of an earlier member.
             samples = dict(sorted(found.get(kind, {}).items(), key=lambda item: item[1].offset))
-            characters, unreadable = _read_contents(reader, samples, kind, digest, name)
+            contents = _read_contents(reader, samples, kind, digest, name)
             sha256 = _sha256(reader) if verify else None
     except OSError as error:
         raise UserError(f"{name}: cannot read the shard: {error.strerror or error}") from None
@@ -233,7 +258,7 @@ def _scan(url: str, verify: bool, rule: SampleRule) -> _Scan:
     }
     typed = {array: np.asarray(values, ARRAYS[array]) for array, values in arrays.items()}
     apart = tuple(f"{shown(key)!r} in {name}" for key in torn if key in samples)
-    return _Scan(name, shard, kind, typed, passed, characters, unreadable, apart)
+    return _Scan(name, shard, kind, typed, passed, *contents[:2], apart, contents[2])
 
 
 def _merged(scans: Iterable[_Scan]) -> Passed:
@@ -256,27 +281,31 @@ def _without_sample(scan: _Scan, kind: str, rule: SampleRule) -> str:
 
 def _read_contents(
     reader: WindowReader, samples: Mapping[bytes, _Found], kind: str, digest: Digest, shard: str
-) -> tuple[Counter[str], tuple[str, ...]]:
-    """Count the characters of a shard's text, and list its unreadable samples.
+) -> tuple[Counter[str], tuple[str, ...], LatentStatistics]:
+    """Count the characters of a shard's text, list its unreadable samples, and sum up its latents.
 
-    Hash text and points too: their headers do not identify their data.
+    Hash text, points and latents too: their headers do not identify their data.
     """
     characters: Counter[str] = Counter()
     unreadable: list[str] = []
+    statistics = LatentStatistics()
+    most = MAX_BYTES if kind == "latents" else text.MAX_LINE_BYTES
     for key, sample in samples.items() if kind != "images" else ():
-        if sample.size > text.MAX_LINE_BYTES:
+        if sample.size > most:
             raise UserError(
-                f"{shard}: sample too large: found {sample.size:,} bytes, expected at most {text.MAX_LINE_BYTES:,} "
-                "per line of text or point; split or remove the sample"
+                f"{shard}: sample too large: found {sample.size:,} bytes, expected at most {most:,} "
+                "per line of text, point or latent; split or remove the sample"
             )
         content = reader.read(sample.offset, sample.size)
         digest.update(content)
-        if kind == "text":
-            try:
+        try:
+            if kind == "text":
                 characters.update(text.read_line(content))
-            except UnreadableSampleError as error:
-                unreadable.append(f"{shown(key)!r} in {shard}: {error}")
-    return characters, tuple(unreadable)
+            elif kind == "latents":
+                statistics.add(content, EXTENSIONS[sample.extension])
+        except UnreadableSampleError as error:
+            unreadable.append(f"{shown(key)!r} in {shard}: {error}")
+    return characters, tuple(unreadable), statistics
 
 
 def _parse_label(content: bytes, shard: str, member: bytes) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distgan.data.index.table import EXTENSIONS, MAX_CLASSES, Index, Shard, kind_of
 from distgan.data.kinds import text
+from distgan.data.kinds.latents import StoredLatents
 from distgan.data.storage import locations, patterns
 from distgan.data.storage.tar import BLOCK
 
@@ -23,6 +24,7 @@ def find_problem(
     arrays: Mapping[str, NDArray[Any]],
     class_names: Sequence[str] | None,
     vocabulary: Sequence[str] | None,
+    latents: StoredLatents | None = None,
 ) -> str | None:
     """Return the first problem of an index, or None. No entry may point outside its shard."""
     total = sum(shard.count for shard in shards)
@@ -58,6 +60,8 @@ def find_problem(
         return "a text index needs a vocabulary, and other kinds must not have one"
     if vocabulary is not None and (problem := text.find_problem(vocabulary)):
         return problem
+    if (latents is not None) != (kind_of(EXTENSIONS[first]) == "latents"):
+        return "an index of latents needs their shape, shift and scale, and other kinds must not have them"
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < -1 or highest >= MAX_CLASSES or lowest < 0 <= highest:
         return "labels are out of range, or missing for some samples"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from distgan.data.index.table import ARRAYS
+from distgan.data.kinds.latents import StoredLatents
 from distgan.data.storage import locations
 from distgan.errors import UserError
 
@@ -39,6 +40,7 @@ class Table(BaseModel):
     shards: list[tuple[str, NonNegativeInt, PositiveInt, str, str | None]]
     class_names: list[str] | None
     vocabulary: list[str] | None = None
+    latents: StoredLatents | None = None
     left_out: list[str] = []
     """Names of shards without samples."""
 

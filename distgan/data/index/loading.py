@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from distgan.data.index.checks import find_problem
 from distgan.data.index.file import INDEX_NAME, SUFFIX, read_file
 from distgan.data.index.table import ARRAYS, EXTENSIONS, Index, Shard, concatenate, kind_of
+from distgan.data.kinds.latents import StoredLatents
 from distgan.data.storage import filesystem, locations, patterns
 from distgan.errors import UserError
 from distgan.files import cache_folder, reason
@@ -44,10 +45,11 @@ def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
 
 
 class Listed(NamedTuple):
-    """Shard locations and class names that an index file lists. The shards need not exist."""
+    """Shard locations, class names and latents that an index file lists. The shards need not exist."""
 
     urls: list[str]
     class_names: list[str] | None
+    latents: StoredLatents | None = None
 
 
 def read_listed(path: str) -> Listed | None:
@@ -57,7 +59,7 @@ def read_listed(path: str) -> Listed | None:
     part = _part(path, locations.folder_of(path), cache_folder(None) / "indexes")
     try:
         table, _ = read_file(part.file, part.name)
-        return Listed([_resolve(name, part) for name, *_ in table.shards], table.class_names)
+        return Listed([_resolve(name, part) for name, *_ in table.shards], table.class_names, table.latents)
     except UserError:
         return None
 
@@ -80,6 +82,7 @@ class _Opened(NamedTuple):
     class_names: list[str] | None
     vocabulary: list[str] | None
     left_out: list[str]
+    latents: StoredLatents | None
 
     @property
     def kind(self) -> str:
@@ -142,14 +145,21 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
                 f"{part.name}: the kind of samples ({other.kind}) or the vocabulary differs from that of "
                 f"{parts[0].name} ({first.kind}); index text shards together with `distgan index`"
             )
+        if other.latents != first.latents:
+            raise UserError(
+                f"{part.name}: the shape, shift or scale of its latents differs from that of {parts[0].name}; index "
+                "the shards together with `distgan index`, or with the same --shift and --scale"
+            )
     arrays, left_out = concatenate([part.arrays for part in opened]), [url for part in opened for url in part.left_out]
-    return Index(shards, arrays, first.class_names, first.vocabulary, left_out, origin)
+    return Index(shards, arrays, first.class_names, first.vocabulary, left_out, first.latents, origin)
 
 
-def _reopen(parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None) -> Index:
+def _reopen(
+    parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None, latents: StoredLatents | None
+) -> Index:
     """Open an index that another process opened before. Raises UserError if it has changed since."""
     index = _open(parts, check=False)
-    if (index.fingerprint, index.vocabulary) != (fingerprint, vocabulary):
+    if (index.fingerprint, index.vocabulary, index.latents) != (fingerprint, vocabulary, latents):
         names = " or ".join(part.name for part in parts)
         raise UserError(f"{names}: the index changed while it was in use; restore the old index, or start a new run")
     return index
@@ -161,7 +171,7 @@ def _open_part(part: _Part, check: bool) -> _Opened:
         Shard(_resolve(name, part), size, count, digest, sha256) for name, size, count, digest, sha256 in table.shards
     ]
     if check:
-        problem = find_problem(shards, arrays, table.class_names, table.vocabulary)
+        problem = find_problem(shards, arrays, table.class_names, table.vocabulary, table.latents)
         if problem:
             raise UserError(f"{part.name}: damaged index: {problem}; build it again with `distgan index`")
     left_out = [_resolve(name, part) for name in table.left_out]
@@ -170,7 +180,7 @@ def _open_part(part: _Part, check: bool) -> _Opened:
     if check:
         for shard in shards:
             _check_shard(shard, part.name)
-    return _Opened(shards, arrays, table.class_names, table.vocabulary, left_out)
+    return _Opened(shards, arrays, table.class_names, table.vocabulary, left_out, table.latents)
 
 
 def _select(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from distgan.data.index.table import EXTENSIONS, OTHER
 from distgan.errors import UserError, counted, printable
 
+LatentMembers = Literal["moments", "latent"]
+"""What `.npy` members hold that are no points."""
 _SORTS_SHOWN = 6
 Passed = dict[str, tuple[int, bytes]]
 """Skipped members: their number and one example name, per sort."""
@@ -22,8 +25,10 @@ class SampleRule:
     last_dot: bool
 
     @classmethod
-    def of(cls, extension: str | None, last_dot: bool) -> SampleRule:
+    def of(cls, extension: str | None, last_dot: bool, latents: LatentMembers | None = None) -> SampleRule:
         """Return the rule of `index_shards`. Raises UserError for an extension that no sample can have."""
+        if extension is None and latents is not None:
+            extension = "npy"
         if extension is None:
             return cls({known: known for known in EXTENSIONS if known != OTHER}, last_dot)
         names = [name.strip().removeprefix(".").lower() for name in extension.split(";")]
@@ -32,7 +37,7 @@ class SampleRule:
                 f"--extension {printable(extension)[:100]!r}: expected the extension of a file in the shards, such as "
                 "tif or 'tif;tiff'; class labels are .cls"
             )
-        return cls(dict.fromkeys(names, OTHER), last_dot)
+        return cls(dict.fromkeys(names, f"{latents}.npy" if latents else OTHER), last_dot)
 
     def split(self, name: bytes) -> tuple[bytes, str]:
         """Split a member's name into key and extension; see `split_name`."""

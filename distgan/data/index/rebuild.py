@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from distgan.data.index.build import ReportProgress, index_shards
 from distgan.data.index.file import index_path
-from distgan.data.index.loading import read_listed
+from distgan.data.index.loading import Listed, read_listed
+from distgan.data.index.members import LatentMembers
 from distgan.data.index.saving import check_place, save_index
 from distgan.data.index.table import Index
 from distgan.data.storage import filesystem, locations, patterns
@@ -33,10 +34,13 @@ def write_index(
     last_dot: bool = False,
     extension: str | None = None,
     progress: ReportProgress | None = None,
+    latents: LatentMembers | None = None,
+    shift: Sequence[float] | None = None,
+    scale: Sequence[float] | None = None,
 ) -> Written:
     """Index shards (see `index_shards`), write the index and return it.
 
-    Replaces an earlier index of the same shards and keeps its class names.
+    Replaces an earlier index of the same shards and keeps its class names, and its shift and scale of latents.
 
     Args:
         where: a folder, or a path ending in .safetensors; None is the folder that all shards share.
@@ -53,11 +57,18 @@ def write_index(
         )
     path = index_path(destination)
     check_place(urls, path)
-    class_names = _inherit(urls, path)
+    earlier = _earlier(urls, path)
+    class_names = earlier.class_names if earlier else None
+    kept = earlier.latents if earlier and shift is None and scale is None else None
+    if kept is not None:
+        shift, scale = kept.shift, kept.scale
     built = index_shards(
-        shards, verify=verify, strict=strict, last_dot=last_dot, extension=extension, progress=progress
-    )
+        shards, verify=verify, strict=strict, last_dot=last_dot, extension=extension, progress=progress,
+        latents=latents, shift=shift, scale=scale,
+    )  # fmt: skip
     index, notes = built.index, list(built.notes)
+    if kept is not None:
+        notes.append("kept the shift and scale of latents from the earlier index; give --shift and --scale to change")
     if class_names and 0 < index.num_classes <= len(class_names):
         index = index.with_class_names(class_names)
         notes.append(f"kept the names of {len(class_names)} classes from the earlier index")
@@ -69,8 +80,11 @@ def write_index(
     return Written(index, save_index(index, path), tuple(notes))
 
 
-def _inherit(urls: Sequence[str], path: str) -> list[str] | None:
-    """Return the earlier index's class names. Raises UserError if it lists other shards that still exist."""
+def _earlier(urls: Sequence[str], path: str) -> Listed | None:
+    """Return what the earlier index of these shards says, or None without one.
+
+    Raises UserError if it lists other shards that still exist.
+    """
     earlier = read_listed(path)
     if earlier is None:
         return None
@@ -82,4 +96,4 @@ def _inherit(urls: Sequence[str], path: str) -> list[str] | None:
             f"{locations.public_name(path)}: the earlier index lists {len(others):,} other shards, such as "
             f"{locations.public_name(lost)}; index all shards, or name another file with --out"
         )
-    return earlier.class_names if len(others) < len(earlier.urls) else None
+    return earlier if len(others) < len(earlier.urls) else None

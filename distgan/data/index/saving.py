@@ -39,6 +39,7 @@ def save_index(index: Index, where: str | os.PathLike[str]) -> str:
         ],
         class_names=list(index.class_names) if index.class_names is not None else None,
         vocabulary=list(index.vocabulary) if index.vocabulary is not None else None,
+        latents=index.latents,
         left_out=[_stored_name(url, path) for url in index.left_out],
     )
     with _write_errors(path):

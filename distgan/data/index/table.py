@@ -17,15 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distgan.data.kinds.latents import LATENT, MOMENTS, StoredLatents
 from distgan.data.storage import locations
 from distgan.errors import printable
 
 OTHER = "*"
 """Stands for the extension that the user named, of files that only `data.stages` reads."""
-KINDS = {"images": ("jpg", "jpeg", "png", "webp"), "points": ("npy",), "text": ("txt",), "other files": (OTHER,)}
-"""Extensions of sample data by kind. A tar has the first of these kinds that it holds: arrays and texts beside images
-are features and captions."""
-EXTENSIONS = tuple(itertools.chain.from_iterable(KINDS.values()))
+KINDS = {
+    "latents": (MOMENTS, LATENT),
+    "images": ("jpg", "jpeg", "png", "webp"),
+    "points": ("npy",),
+    "text": ("txt",),
+    "other files": (OTHER,),
+}
+"""Extensions of sample data by kind. A tar has the first of these kinds that it holds: images beside latents are what
+these encode, and arrays and texts beside images are features and captions."""
+EXTENSIONS = (*itertools.chain.from_iterable(KINDS[kind] for kind in KINDS if kind != "latents"), *KINDS["latents"])
 """Extensions of sample data; the index stores positions in this tuple."""
 MAX_CLASSES = 1_000_000
 ARRAYS: dict[str, np.dtype[Any]] = {
@@ -55,7 +62,7 @@ class Shard:
     size: int
     count: int
     header_digest: str
-    """SHA-256 of its header blocks and labels, and of the data of text and points."""
+    """SHA-256 of its header blocks and labels, and of the data of text, points and latents."""
     sha256: str | None = None
     """SHA-256 of the whole file; None if the index was built without `verify`."""
 
@@ -71,6 +78,7 @@ class Index:
         any_remote: True if at least one shard is a URL.
         folder: the deepest folder that all shards share.
         vocabulary: characters by number (see `text.make_vocabulary`); None for kinds other than text.
+        latents: shape, shift and scale of latents; None for other kinds.
         left_out: paths or URLs of tars that were indexed with these and hold no sample.
         shard_starts: int64 (len(shards) + 1,), the index of each shard's first sample.
         offsets, sizes, span_starts, span_sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`;
@@ -85,6 +93,7 @@ class Index:
         class_names: Sequence[str] | None = None,
         vocabulary: Sequence[str] | None = None,
         left_out: Sequence[str] = (),
+        latents: StoredLatents | None = None,
         origin: tuple[Callable[..., Index], Any] | None = None,
     ) -> None:
         """Join shards and arrays. `origin` reopens the index in other processes: (function, its first argument)."""
@@ -92,6 +101,7 @@ class Index:
         self.class_names = tuple(class_names) if class_names is not None else None
         self.vocabulary = tuple(vocabulary) if vocabulary is not None else None
         self.left_out = tuple(left_out)
+        self.latents = latents
         self.shard_starts: NDArray[np.int64] = np.cumsum([0, *(shard.count for shard in self.shards)], dtype=np.int64)
         self.offsets, self.sizes = arrays["offsets"], arrays["sizes"]
         self.span_starts, self.span_sizes = arrays["span_starts"], arrays["span_sizes"]
@@ -116,19 +126,21 @@ class Index:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._origin is not None:
             reopen, where = self._origin
-            return reopen, (where, self.fingerprint, self.vocabulary)
+            return reopen, (where, self.fingerprint, self.vocabulary, self.latents)
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index, (self.shards, arrays, self.class_names, self.vocabulary, self.left_out)
+        return Index, (self.shards, arrays, self.class_names, self.vocabulary, self.left_out, self.latents)
 
     def with_vocabulary(self, vocabulary: Sequence[str]) -> Index:
         """Return the same text samples with another vocabulary."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index(self.shards, arrays, self.class_names, vocabulary, self.left_out)
+        return self._remade(self.class_names, vocabulary)
 
     def with_class_names(self, class_names: Sequence[str]) -> Index:
         """Return the same samples with these class names."""
+        return self._remade(class_names, self.vocabulary)
+
+    def _remade(self, class_names: Sequence[str] | None, vocabulary: Sequence[str] | None) -> Index:
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index(self.shards, arrays, class_names, self.vocabulary, self.left_out)
+        return Index(self.shards, arrays, class_names, vocabulary, self.left_out, self.latents)
 
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the shard number of each sample, int64 with the shape of `samples`."""

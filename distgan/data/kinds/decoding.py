@@ -15,7 +15,7 @@ from torch import Tensor
 from distgan.config import DataConfig
 from distgan.config.fields import rgb
 from distgan.data.index.table import OTHER, Index, kind_of
-from distgan.data.kinds import images, points, text
+from distgan.data.kinds import images, latents, points, text
 from distgan.errors import UserError
 
 Values = NDArray[Any]
@@ -27,9 +27,17 @@ class SampleFormat:
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    """Shape of one sample: images (resolution, resolution, channels), text (length,), points (dimensions,)."""
+    """Shape of one sample: images (resolution, resolution, channels), text (length,), points (dimensions,), moments
+    (2 channels, resolution, resolution) or latents (channels, resolution, resolution)."""
     decode_into: Callable[[Values, memoryview, str], None]
     """Decode one sample. Arguments: contiguous output array, member data, extension. Raises UnreadableSampleError."""
+    decode_mirrored_into: Callable[[Values, memoryview, str], None] | None = None
+    """The same for a mirrored sample; None where its columns are reversed after decoding."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether samples are images, channels-last."""
+        return self.dtype == np.uint8
 
     def empty(self, count: int, *, pin_memory: bool = False) -> Tensor:
         """Return an uninitialized tensor for `count` samples, shape (count, *shape). Decode into its `numpy()`."""
@@ -38,7 +46,7 @@ class SampleFormat:
 
     def as_values(self, decoded: Tensor) -> Tensor:
         """Return decoded samples in the shape of a batch: images as (n, channels, height, width), channels-last."""
-        return decoded.permute(0, 3, 1, 2) if decoded.dim() == 4 else decoded
+        return decoded.permute(0, 3, 1, 2) if self.is_image else decoded
 
 
 def sample_format(config: DataConfig, index: Index) -> SampleFormat:
@@ -58,4 +66,25 @@ def sample_format(config: DataConfig, index: Index) -> SampleFormat:
         assert index.vocabulary is not None
         encode = text.LineEncoder(index.vocabulary, config.length)
         return SampleFormat(np.dtype(np.uint16), (config.length,), encode)
+    if config.kind == "latents":
+        return _latent_format(config, index)
     return SampleFormat(np.dtype(np.float32), (config.dimensions,), points.decode_into)
+
+
+def _latent_format(config: DataConfig, index: Index) -> SampleFormat:
+    stored = index.latents
+    assert stored is not None
+    for name in ("channels", "resolution"):
+        if getattr(config, name) != getattr(stored, name):
+            raise UserError(
+                f"data.{name} = {getattr(config, name)}: the latents of data.path={config.path} have {name} "
+                f"{getattr(stored, name)}; set data.{name}={getattr(stored, name)}"
+            )
+    if config.mirror and not stored.flipped:
+        raise UserError(
+            "data.mirror = true: the latents of the mirror images are not in the shards, and mirrored latents are not "
+            "latents of mirror images; encode them with --flips, or set data.mirror=false"
+        )
+    shape = stored.kind._replace(flipped=False).shape
+    mirrored = latents.DecodeLatent(stored, mirrored=True) if stored.flipped else None
+    return SampleFormat(np.dtype(np.float32), shape, latents.DecodeLatent(stored), mirrored)

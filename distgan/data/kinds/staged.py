@@ -30,7 +30,7 @@ def put_value(out: Values, data: Any, format: SampleFormat, background: tuple[in
         UserError: `data` is not of the kind that the run trains on.
         UnreadableSampleError: a line or a point is invalid.
     """
-    if out.ndim == 3:
+    if format.is_image:
         if isinstance(data, np.ndarray) and (data.shape, data.dtype) == (out.shape, out.dtype):
             out[...] = data
         else:
