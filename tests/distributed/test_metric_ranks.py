@@ -34,7 +34,9 @@ def generate(numbers: Tensor) -> Tensor:
     return (REALS[numbers % 40].float() + strength * torch.stack(noise)).clamp(0, 255).to(torch.uint8)
 
 
-def measured(shards: str, cache: str, metrics: list[str], folder: str = PLUGINS) -> dict[str, float] | str:
+def measured(
+    shards: str, cache: str, metrics: list[str], folder: str = PLUGINS, num_samples: int = 61
+) -> dict[str, float] | str:
     for path in {PLUGINS, folder} - set(sys.path):
         sys.path.insert(0, path)
     config = parse_config(
@@ -43,7 +45,7 @@ def measured(shards: str, cache: str, metrics: list[str], folder: str = PLUGINS)
             "data": {"path": shards, "resolution": 16, "channels": 1, "num_workers": 0},
             "training": {"steps": 1, "batch_size": 2},
             "evaluation": {
-                "num_samples": 61, "batch_size": 8, "cache_dir": cache, "metrics": metrics,
+                "num_samples": num_samples, "batch_size": 8, "cache_dir": cache, "metrics": metrics,
                 "detector": {"detector": "lab.metrics:Means", "cells": 4},
             },
         },
@@ -79,6 +81,14 @@ def test_values_are_bitwise_those_of_one_rank(shards: str, tmp_path: Path, ranks
         # These have the moments of the reals, which the ranks sum in another order.
         rounding = 1e-9 if name in ("fid_infinity[Means]", "mifid[Means]") else 0
         assert found[name] == pytest.approx(value, rel=rounding, abs=rounding), name
+
+
+def test_more_ranks_than_samples(shards: str, tmp_path: Path, ranks: RankPool) -> None:
+    """The last rank has no sample and no block of their distances."""
+    metrics = ["density_coverage", "mifid", "sliced_wasserstein"]
+    (alone,) = ranks.run(1, measured, shards, str(tmp_path), metrics, num_samples=2)
+    assert isinstance(alone, dict)
+    assert ranks.run(3, measured, shards, str(tmp_path), metrics, num_samples=2) == [alone] * 3
 
 
 OWN = """
