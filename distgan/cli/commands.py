@@ -101,12 +101,20 @@ def _sample(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     check_launch()
     from distgan.distributed.runtime import leave_process_group
-    from distgan.inference.evaluate import evaluate
+    from distgan.inference.evaluate import evaluate, evaluate_images
 
-    metrics = evaluate(
-        options.source, options.overrides, best=options.best, truncation=options.truncation,
-        real_statistics=options.real_statistics,
-    )  # fmt: skip
+    if options.images is not None:
+        if options.source is not None or options.best or options.truncation is not None:
+            raise UserError(
+                "--images: compares images without a run; leave out RUN_OR_CHECKPOINT, --best, --truncation"
+            )
+        generated, real = options.images
+        metrics = evaluate_images(generated, real, options.overrides, real_statistics=options.real_statistics)
+    else:
+        metrics = evaluate(
+            options.source or "", options.overrides, best=options.best, truncation=options.truncation,
+            real_statistics=options.real_statistics,
+        )  # fmt: skip
     leave_process_group()
     if is_first("RANK"):
         write_line(json.dumps(metrics))

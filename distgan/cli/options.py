@@ -133,11 +133,23 @@ def _sample(command: AddCommand) -> None:
 
 def _evaluate(command: AddCommand) -> None:
     parser = command(
-        "evaluate", "measure a run or checkpoint against its data",
+        "evaluate", "measure a run or checkpoint against its data, or one set of images against another",
         "Prints the step of the checkpoint and the metrics as one JSON object. Under `accelerate launch`, N ranks\n"
-        "share the work and get the same result.",
+        "share the work and get the same result.\n\n"
+        "  distgan evaluate --images GENERATED REAL evaluation.metrics=[fid,kid]\n"
+        "compares the images of any program, each set a folder or zip of images, a folder of shards, or an .npz file\n"
+        "of pixels arr_0. It prints the numbers of images in place of the step.",
     )  # fmt: skip
-    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="run folder, or a checkpoint in it")
+    parser.add_argument(
+        "source", metavar="RUN_OR_CHECKPOINT", nargs="?", help="run folder, or a checkpoint in it (none with --images)"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="SET",
+        help="generated images and real images, in this order, to compare without a run; the generated ones alone with "
+        "--real-statistics",
+    )
     _add_overrides(parser, "changes to the evaluation, such as evaluation.num_samples=50000")
     parser.add_argument(
         "--real-statistics",

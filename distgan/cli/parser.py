@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 
 from distgan.cli.options import add_commands
@@ -33,6 +35,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
+    if getattr(options, "images", None):
+        _divide_images(options)
     given: dict[str, str] = {}
     for override in getattr(options, "overrides", ()):
         key = override.partition("=")[0]
@@ -42,6 +46,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 "that the shell does not expand them"
             )
     return options
+
+
+def _divide_images(options: argparse.Namespace) -> None:
+    """Divide the words of `evaluate --images` into two sets (the second may be None) and overrides.
+
+    argparse takes the overrides behind --images for sets, and one before it for the run.
+    """
+    words = options.images
+    if options.source is not None and _is_override(options.source):
+        words, options.source = [*words, options.source], None
+    sets = [word for word in words if not _is_override(word)]
+    options.overrides = [*options.overrides, *filter(_is_override, words)]
+    if len(sets) not in (1, 2):
+        options.parser.error(f"--images: found {len(sets)} sets, expected generated images and real images")
+    options.images = (sets[0], sets[1] if len(sets) == 2 else None)
+
+
+def _is_override(word: str) -> bool:
+    return re.match(r"[a-z_]+(\.\w+)*=", word) is not None and not os.path.exists(word)
 
 
 def build_parser() -> argparse.ArgumentParser:

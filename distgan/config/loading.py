@@ -45,7 +45,7 @@ def parse_config(
     plain, overrides = dict(values), list(overrides)
     for override in overrides:
         extensions.trust_paths_in(override.partition("=")[2])
-        _apply_override(plain, override)
+        apply_override(plain, override)
     try:
         with extensions.distrusting(not trust):
             return Config.model_validate(plain)
@@ -66,8 +66,11 @@ def is_run_folder(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("status.json", "checkpoints"))
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one key. The sections on the way to it are copied first, because they are the caller's."""
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one key in `values`. The sections on the way to it are copied first, because they are the caller's.
+
+    Raises UserError if the text is no `section.key=value`, or no value for this key.
+    """
     shown = f"override {override[:200]!r}"
     key, equals, text = override.partition("=")
     parts = key.split(".")

@@ -9,11 +9,12 @@ from pathlib import Path
 from distgan.checkpoint.compatibility import find_difference
 from distgan.checkpoint.contents import load_description
 from distgan.checkpoint.loading import find_checkpoint
-from distgan.config import Config, EvaluationConfig, flatten, parse_config
+from distgan.config import Config, flatten, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.kinds.decoding import sample_format
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.evaluation.comparison.published_statistics import with_real_statistics
 from distgan.extensions import refresh_digests
 from distgan.inference import generation
 from distgan.inference.export import load_generator
@@ -93,26 +94,20 @@ def evaluate(
     return {"step": state.step, **{_value_name(name, truncation): value for name, value in values.items()}}
 
 
-def with_real_statistics(config: Config, file: str) -> Config:
-    """Return the config with metrics that compare with the statistics in a file.
+def evaluate_images(
+    generated: str | os.PathLike[str],
+    real: str | os.PathLike[str] | None,
+    overrides: Iterable[str] = (),
+    *,
+    real_statistics: str | os.PathLike[str] | None = None,
+) -> dict[str, float]:
+    """Compute metrics of two sets of images, see `compare_images`. Collective: call on every rank."""
+    refresh_digests()
+    runtime = Runtime()
+    setup_logging(runtime.rank)
+    from distgan.evaluation.comparison.compare import compare_images  # late, because it takes seconds
 
-    Raises UserError for a metric that compares with samples, and if none compares with statistics.
-    """
-    sections = []
-    for section in config.metrics:
-        values = {"metric": section.metric, **section.model_dump(exclude={"metric"})}
-        if "real_statistics" in section.arguments:
-            values["real_statistics"] = file
-        elif section.asks_for("reals"):
-            raise UserError(
-                f"--real-statistics {file}: {section.label} compares with the samples themselves, but the file holds "
-                "only the mean and covariance of their features; measure others, as in evaluation.metrics=[fid]"
-            )
-        sections.append(values)
-    if not any("real_statistics" in values for values in sections):
-        raise UserError(f"--real-statistics {file}: no metric compares with statistics; add evaluation.metrics=[fid]")
-    evaluation = {**config.evaluation.model_dump(), "metrics": sections}
-    return config.model_copy(update={"evaluation": EvaluationConfig.model_validate(evaluation)})
+    return compare_images(generated, real, overrides, runtime, real_statistics=real_statistics)
 
 
 def _value_name(name: str, truncation: float | None) -> str:

@@ -197,6 +197,18 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert "truncation = 0.0: expected a number above 0" in mistake(capsys, "evaluate", str(run), "--truncation", "0")
 
 
+def test_evaluate_against_published_statistics(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean that is moved by 1,000 along one feature dominates the distance: about its square."""
+    file = tmp_path / "moved.npz"
+    np.savez(file, mu=np.eye(64)[0] * 1000, sigma=np.eye(64))
+    found = json.loads(output(capsys, "evaluate", str(run), "--real-statistics", str(file), "--truncation", "0.9"))
+    assert found == {"step": 4, "fid[classifier,real=moved,truncation=0.9]": pytest.approx(1e6, rel=0.2)}
+    said = mistake(capsys, "evaluate", str(run), "--real-statistics", str(file), "evaluation.metrics=[fid,kid]")
+    assert "kid compares with the samples themselves" in said
+    said = mistake(capsys, "evaluate", str(run), "--real-statistics", str(tmp_path / "absent.npz"))
+    assert "absent.npz: not a readable .npz archive: No such file" in said
+
+
 def test_a_probed_discriminator_normalizes_as_in_training(run: Path) -> None:
     """On as many images as a batch holds, its features are those of one batch in training."""
     found = find_checkpoint(run)

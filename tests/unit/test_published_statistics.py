@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from distgan.config import Config
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
-from distgan.evaluation.comparison.published_statistics import read_statistics
+from distgan.evaluation.comparison.published_statistics import read_statistics, with_real_statistics
 from distgan.evaluation.detectors.loading import load_detector
 from distgan.evaluation.metrics.frechet import Reference, frechet_distance
 from distgan.evaluation.moments import Gaussian
 from distgan.evaluation.suite import Evaluator
-from distgan.inference.evaluate import with_real_statistics
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 from tests.shards import build_index
 from tests.sources import one_line

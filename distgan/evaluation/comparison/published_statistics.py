@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distgan.config import Config, EvaluationConfig
 from distgan.data.storage.npz import array_names, is_npz, read_array
 from distgan.errors import UserError
 from distgan.evaluation.detectors.features import Detector
@@ -79,3 +80,25 @@ def read_statistics(path: Path, detector: Detector) -> PublishedStatistics:
     if (wide - wide.T).abs().max() > 1e-5 * largest:
         raise UserError(f"{path}: sigma is not symmetric, expected a covariance; compute the file again")
     return PublishedStatistics(path, torch.from_numpy(mean.astype(np.float64)), (wide + wide.T) / 2)
+
+
+def with_real_statistics(config: Config, file: str) -> Config:
+    """Return the config with metrics that compare with the statistics in a file.
+
+    Raises UserError for a metric that compares with samples, and if none compares with statistics.
+    """
+    sections = []
+    for section in config.metrics:
+        values = {"metric": section.metric, **section.model_dump(exclude={"metric"})}
+        if "real_statistics" in section.arguments:
+            values["real_statistics"] = file
+        elif section.asks_for("reals"):
+            raise UserError(
+                f"--real-statistics {file}: {section.label} compares with the samples themselves, but the file holds "
+                "only the mean and covariance of their features; measure others, as in evaluation.metrics=[fid]"
+            )
+        sections.append(values)
+    if not any("real_statistics" in values for values in sections):
+        raise UserError(f"--real-statistics {file}: no metric compares with statistics; add evaluation.metrics=[fid]")
+    evaluation = {**config.evaluation.model_dump(), "metrics": sections}
+    return config.model_copy(update={"evaluation": EvaluationConfig.model_validate(evaluation)})

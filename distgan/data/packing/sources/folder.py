@@ -12,6 +12,7 @@ from distgan.data.packing.sources.source import (
     InvalidSampleError,
     Source,
     assign_labels,
+    check_any,
     describe_ignored,
     is_image,
 )
@@ -36,8 +37,10 @@ class FolderReader:
         return data
 
 
-def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
+def open_folder(path: Path, *, follow_links: bool = False, labeled: bool = True) -> Source[str]:
     """Open the images below `path`, labeled by a dataset.json at the top or by their first-level folder.
+
+    Without `labeled`, the folders have no meaning, and images may be in any of them.
 
     By default, follows only links to files inside the folder, so that no other files get into the shards. With
     `follow_links`, follows all links except those to a folder that contains them.
@@ -83,6 +86,9 @@ def open_folder(path: Path, *, follow_links: bool = False) -> Source[str]:
         notes += (
             f"ignored {counted(len(without), 'folder')} without images: {', '.join(map(printable, without[:8]))}",
         )
+    if not labeled:
+        check_any(names, str(path), notes)
+        return Source(names, names, FolderReader(root), notes=notes)
     labels, class_names = assign_labels(names, _dataset_json(root, path), str(path), notes)
     return Source(names, names, FolderReader(root), labels, class_names, notes)
 

@@ -119,12 +119,17 @@ def assign_labels(
     Raises:
         UserError: there are no images, or the labels do not match the images. The message begins with `where`.
     """
-    if not names:
-        instead = "".join(f"; {note}" for note in notes)
-        raise UserError(f"{where}: found no images, expected {', '.join(IMAGE_SUFFIXES)} files{instead}")
+    check_any(names, where, notes)
     if dataset_json is not None:
         return _labels_from_json(dataset_json, names, f"{where}/{DATASET_JSON}"), None
     return _labels_from_folders(names, where)
+
+
+def check_any(names: Sequence[str], where: str, notes: Sequence[str] = ()) -> None:
+    """Raise UserError if there are no images. The message begins with `where` and ends with the notes."""
+    if not names:
+        instead = "".join(f"; {note}" for note in notes)
+        raise UserError(f"{where}: found no images, expected {', '.join(IMAGE_SUFFIXES)} files{instead}")
 
 
 def describe_ignored(names: Iterable[str]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from distgan.data.packing.sources.source import (
     InvalidSampleError,
     Source,
     assign_labels,
+    check_any,
     describe_ignored,
     is_hidden,
     is_image,
@@ -84,8 +85,10 @@ class ZipReader:
         return data
 
 
-def open_zip(path: Path) -> Source[ZipMember]:
+def open_zip(path: Path, *, labeled: bool = True) -> Source[ZipMember]:
     """Open the images in an archive, labeled as in a folder. A single top folder that holds all files is skipped.
+
+    Without `labeled`, the folders have no meaning, and images may be in any of them.
 
     Raises:
         UserError: the archive is damaged, unsafe or wrongly labeled; the message names it and the member.
@@ -106,6 +109,9 @@ def open_zip(path: Path) -> Source[ZipMember]:
     reader = ZipReader(str(path))
     dataset_json = members.pop(DATASET_JSON, None)
     notes = describe_ignored(name for name in members if not is_image(name))
+    if not labeled:
+        check_any(names, str(path), notes)
+        return Source(names, [members[name] for name in names], reader, notes=notes)
     labels, class_names = assign_labels(names, _dataset_json(path, dataset_json), str(path), notes)
     return Source(names, [members[name] for name in names], reader, labels, class_names, notes)
 
