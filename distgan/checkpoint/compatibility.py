@@ -12,6 +12,7 @@ from distgan import schedule
 from distgan.checkpoint.contents import Description
 from distgan.checkpoint.directory import USE_OLDER
 from distgan.config import Config, flatten, parse_config
+from distgan.config.data import SourceConfig
 from distgan.data.index.table import Index
 from distgan.data.kinds.latents import LatentSpace
 from distgan.errors import UserError
@@ -38,9 +39,12 @@ def validate_resume(
             )
     found = description.data.fingerprint
     if found != index.fingerprint and "data" not in accept:
+        paths = [config.data.path for config in (then, now)]
+        mixed = any(isinstance(item, SourceConfig) for path in paths for item in path)
+        sources = f" (it was {paths[0]}, and is {paths[1]})" if mixed and paths[0] != paths[1] else ""
         raise UserError(
-            f"{path}: saved with data of fingerprint {found[:12]}, but data.path has {index.fingerprint[:12]}; "
-            "restore the data, set another run_dir, or continue on the new data with --accept data"
+            f"{path}: saved with data of fingerprint {found[:12]}, but data.path has {index.fingerprint[:12]}"
+            f"{sources}; restore the data, set another run_dir, or continue on the new data with --accept data"
         )
     if tuple(description.vocabulary or ()) != (index.vocabulary or ()):
         raise UserError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, WrapValidator, model_validator
 
-from distgan.config.fields import Color, Count, CountOrZero, Fraction, Real, Section, Size
+from distgan.config.fields import Color, Count, CountOrZero, Fraction, Positive, Real, Section, Size
 from distgan.config.named import BuiltIn, NamedSection
 
 
@@ -28,6 +29,54 @@ class StagesConfig(NamedSection):
     """Import path of a function that returns a list of WebDataset stages."""
 
 
+class SourceConfig(Section):
+    """One of several sources of data that are mixed by weight."""
+
+    path: str | list[str]
+    """Shards of the source, as in `data.path`. A shard belongs to one source only."""
+    weight: Annotated[Positive, Field(le=1e9)]
+    """Share of the source in the samples that are drawn, relative to the other weights."""
+
+    def __repr__(self) -> str:
+        return f"{{path: {self.path}, weight: {self.weight:g}}}"
+
+
+DataPath = str | list[str] | list[SourceConfig]
+"""Shards of one source, or several sources."""
+_SMALLEST_SHARE = 1e-6
+
+
+def paths_of(path: DataPath) -> list[str]:
+    """Return the paths of all shards that `data.path` names."""
+    if isinstance(path, str):
+        return [path]
+    return [inner for item in path for inner in ([item] if isinstance(item, str) else paths_of(item.path))]
+
+
+def _path(value: Any, _: Any) -> Any:
+    """Return shards or sources. The union's own check would report a mistake once for each member."""
+    items = value if isinstance(value, list) else [value]
+    if all(isinstance(item, str) for item in items):
+        return value
+    if not isinstance(value, list) or not all(isinstance(item, (Mapping, SourceConfig)) for item in items):
+        raise ValueError(
+            f"found {str(value)[:80]}; expected shards such as datasets/photos, a list of these, or a list of sources, "
+            "each as {path: ..., weight: ...}"
+        )
+    sources = _SOURCES.validate_python(value)
+    total = sum(source.weight for source in sources)
+    for source in sources:
+        if source.weight < _SMALLEST_SHARE * total:
+            raise ValueError(
+                f"the weight {source.weight:g} of {source.path} is below {_SMALLEST_SHARE:g} of the sum of all weights,"
+                f" {total:g}; raise it, or leave the source out"
+            )
+    return sources
+
+
+_SOURCES: TypeAdapter[list[SourceConfig]] = TypeAdapter(list[SourceConfig])
+
+
 class DataConfig(Section):
     """Training data, and how it is read."""
 
@@ -43,8 +92,9 @@ class DataConfig(Section):
     """Kind of sample: an image, a line of text, a point of a few numbers, or the latent of an autoencoder
     ([latents](latents.md))."""
 
-    path: str | list[str]
-    """Shards: a folder, a glob, a brace expansion, a URL that fsspec understands, or a list of these."""
+    path: Annotated[DataPath, WrapValidator(_path)]
+    """Shards: a folder, a glob, a brace expansion, a URL that fsspec understands, or a list of these. Or a list of
+    sources to mix by weight, such as `[{path: A, weight: 3}, {path: B, weight: 1}]`."""
     resolution: Annotated[CountOrZero, Field(le=2**16)] = 0
     """Height and width of the images in pixels, from 4 up; a power of two for distgan's networks. Images are cropped to
     their central square and resized to it. Required for images. Of latents it is that of their shards."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -34,13 +34,14 @@ class Loader:
     The state is one stream position: batch i of the run has the same samples for any number of ranks and data loader
     workers, and a loader that loads the state of another continues bitwise where that one was, on any number of ranks.
     Each sample comes once per epoch. A batch may reach into the next epoch; it counts to the one in which it begins.
+    Of several sources, mixed by weight, an epoch is as many samples as all of them hold.
 
     Do not pass it to `accelerate.prepare`, which would send the batches of rank 0 to all ranks.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Mapping[str, Any]],
         *,
         batch_size: int,
         seed: int = 0,
@@ -52,7 +53,7 @@ class Loader:
         """Read the index and open the stream at position 0.
 
         Args:
-            path: shards, as in `data.path` of a recipe.
+            path: shards or weighted sources, as in `data.path` of a recipe.
             batch_size: samples per batch over all ranks; divisible by the number of ranks.
             rank, world_size: of this process; by default those of torch's default process group, or 0 and 1. Without a
                 process group, ranks do not learn of each other's unreadable samples.
@@ -63,7 +64,10 @@ class Loader:
             UserError: a setting is wrong, the shards cannot be read, or the ranks of a launcher do not know each other.
         """
         try:
-            named = os.fspath(path) if isinstance(path, (str, os.PathLike)) else [os.fspath(part) for part in path]
+            if isinstance(path, (str, os.PathLike)):
+                named: Any = os.fspath(path)
+            else:
+                named = [part if isinstance(part, Mapping) else os.fspath(part) for part in path]
             self.config = DataConfig.model_validate({"path": named, **settings})
         except ValidationError as error:
             raise UserError(f"Loader: {explain(error, DataConfig)[1]}") from None

@@ -1,6 +1,7 @@
 """Map stream positions to samples by pure functions of (seed, epoch, place), for any world size.
 
-Position `P` is place `P % N` of epoch `P // N`. An epoch holds each of the N samples exactly once. Two orders:
+Position `P` is place `P % N` of epoch `P // N`. An epoch holds each of the N samples exactly once. Of several sources
+that are mixed by weight, each has an order and epochs of its own: see `MixedOrder`. Two orders:
 
 - `Permutation` is uniform over all samples. Use it for local data, or for remote data that fits into the cache.
 - `Lanes` permutes the shards, concatenates them and cuts the result into V contiguous lanes that are read in parallel.
@@ -12,6 +13,7 @@ Position `P` is place `P % N` of epoch `P // N`. An epoch holds each of the N sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,9 +22,9 @@ from numpy.typing import NDArray
 
 from distgan.config import DataConfig
 from distgan.data.index.table import Index
+from distgan.data.mixture import Integers, Located, Mixture
 from distgan.randomness import derive_key
 
-Integers = NDArray[np.int64]
 _ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -35,32 +37,58 @@ class Order(Protocol):
         """Return the sample at each position, int64 (n,). Positions may span epochs."""
         ...
 
-    def assign(self, positions: Integers, world_size: int) -> Integers:
-        """Assign a micro-batch's positions to ranks: shape (world_size, len(positions) // world_size)."""
+    def residues(self, positions: Integers) -> Integers:
+        """Return a number per position, int64 (n,). Positions of near numbers read the same shards."""
+        ...
+
+    def locate(self, positions: Integers) -> Located:
+        """Return the source of each position, and the position in that source's own order."""
         ...
 
 
+def assign(order: Order, positions: Integers, world_size: int) -> Integers:
+    """Assign a micro-batch's positions to ranks: shape (world_size, len(positions) // world_size).
+
+    Neighboring ranks, and so the ranks of a node, get positions of near residues.
+    """
+    return positions[np.argsort(order.residues(positions), kind="stable")].reshape(world_size, -1)
+
+
 def make_order(config: DataConfig, seed: int, index: Index) -> Order:
-    """Create the order that `data.order` names."""
+    """Create the order that `data.order` names, of each source of the index."""
+    if not index.sources:
+        return _order_of(config, seed, index.shard_starts)
+    orders = []
+    for number, source in enumerate(index.sources):
+        starts = index.shard_starts[source.shards.start : source.shards.stop + 1] - source.samples.start
+        orders.append(_order_of(config, derive_key(seed, f"data/source/{number}"), starts))
+    return MixedOrder(seed, orders, index)
+
+
+def _order_of(config: DataConfig, seed: int, shard_starts: Integers) -> Order:
     if config.order == "permutation":
-        return Permutation(seed, len(index))
-    return Lanes(seed, index.shard_starts, lanes=config.lanes, block=config.shuffle_block)
+        return Permutation(seed, int(shard_starts[-1]))
+    return Lanes(seed, shard_starts, lanes=config.lanes, block=config.shuffle_block)
 
 
 def trace(index: Index, order: Order, positions: Integers) -> list[dict[str, Any]]:
-    """Return one JSON-serializable object per position: shard, key, position, epoch, sample."""
-    samples = order.samples(positions)
+    """Return one JSON-serializable object per position: shard, key, position, epoch, sample.
+
+    Of several sources, `source` is the number of one, and `epoch` counts its own epochs.
+    """
+    samples, located = order.samples(positions), order.locate(positions)
+    lengths = [len(source.samples) for source in index.sources] or [len(index)]
+    columns = positions, samples, index.shard_of(samples), located.sources, located.positions
     return [
         {
             "shard": index.shard_name(shard),
             "key": index.key(sample),
             "position": position,
-            "epoch": position // len(index),
+            "epoch": place // lengths[source],
             "sample": sample,
+            **({"source": source} if index.sources else {}),
         }
-        for position, sample, shard in zip(
-            positions.tolist(), samples.tolist(), index.shard_of(samples).tolist(), strict=True
-        )
+        for position, sample, shard, source, place in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
@@ -127,8 +155,11 @@ class Permutation:
         keys = _words([derive_key(self._seed, f"data/permutation/{epoch}") for epoch in found])  # type: ignore[arg-type]
         return permute(places, self._length, keys[numbers])
 
-    def assign(self, positions: Integers, world_size: int) -> Integers:
-        return positions.reshape(world_size, -1)
+    def residues(self, positions: Integers) -> Integers:
+        return np.zeros_like(positions)
+
+    def locate(self, positions: Integers) -> Located:
+        return Located(np.zeros_like(positions), positions)
 
 
 @dataclass(frozen=True)
@@ -163,9 +194,11 @@ class Lanes:
             samples[chosen] = self._samples(self._epoch(epoch), places[chosen])
         return samples
 
-    def assign(self, positions: Integers, world_size: int) -> Integers:
-        residues = positions % self._length % self._lanes
-        return positions[np.argsort(residues, kind="stable")].reshape(world_size, -1)
+    def residues(self, positions: Integers) -> Integers:
+        return positions % self._length % self._lanes
+
+    def locate(self, positions: Integers) -> Located:
+        return Located(np.zeros_like(positions), positions)
 
     def _samples(self, epoch: _Epoch, places: Integers) -> Integers:
         short, extra = divmod(self._length, self._lanes)
@@ -195,3 +228,33 @@ class Lanes:
         long_lanes = permute(np.arange(extra), extra, key ^ 1)
         short_lanes = extra + permute(np.arange(self._lanes - extra), self._lanes - extra, key ^ 2)
         return _Epoch(shards, starts, np.concatenate((long_lanes, short_lanes)), key)
+
+
+class MixedOrder:
+    """Several sources, mixed by weight: `Mixture` assigns the positions, and each source is read in its own order."""
+
+    def __init__(self, seed: int, orders: Sequence[Order], index: Index) -> None:
+        self._orders, self._sources = tuple(orders), index.sources
+        self._mixture = Mixture(seed, [source.weight for source in index.sources])
+
+    def samples(self, positions: Integers) -> Integers:
+        samples = np.empty_like(positions)
+        for chosen, source, order, own in self._parts(positions):
+            samples[chosen] = self._sources[source].samples.start + order.samples(own)
+        return samples
+
+    def residues(self, positions: Integers) -> Integers:
+        residues = np.empty_like(positions)
+        for chosen, _, order, own in self._parts(positions):
+            residues[chosen] = order.residues(own)
+        return residues
+
+    def locate(self, positions: Integers) -> Located:
+        return self._mixture.locate(positions)
+
+    def _parts(self, positions: Integers) -> Iterator[tuple[NDArray[np.bool_], int, Order, Integers]]:
+        """Yield, per source: where its positions are, its number, its order, and the positions in that order."""
+        located = self._mixture.locate(positions)
+        for source in np.unique(located.sources).tolist():
+            chosen = located.sources == source
+            yield chosen, source, self._orders[source], located.positions[chosen]

@@ -286,7 +286,7 @@ class Reader:
         if isinstance(error, OSError):
             self._failed_at[shard] = time.monotonic()
         reason = f"{self._index.name(sample)}: {_describe(error)}"
-        for attempt, candidate in enumerate(replacements(self._seed, sample, len(self._index)), 1):
+        for attempt, candidate in enumerate(replacements(self._seed, sample, self._index.peers(sample)), 1):
             if candidate in self._failures:
                 continue
             try:
@@ -321,11 +321,11 @@ def blaming_sample(index: Index, sample: int) -> Iterator[None]:
         raise UserError(f"{index.name(int(sample))}: {error}") from None
 
 
-def replacements(seed: int, sample: int, length: int) -> list[int]:
-    """Return the samples to try in place of an unreadable one, in order, without itself."""
+def replacements(seed: int, sample: int, peers: range) -> list[int]:
+    """Return the samples to try in place of an unreadable one, in order, without itself. `peers` are the choice."""
     key = derive_key(seed, f"data/replacement/{sample}")
     attempts = np.arange(_MAX_CANDIDATES, dtype=np.uint64) + np.uint64(key >> 1)
-    candidates = (mix(attempts) % np.uint64(length)).astype(np.int64).tolist()
+    candidates = (peers.start + (mix(attempts) % np.uint64(len(peers))).astype(np.int64)).tolist()
     return [candidate for candidate in dict.fromkeys(candidates) if candidate != sample]
 
 

@@ -20,7 +20,8 @@ from distgan.config import DataConfig
 from distgan.data.index.table import Index
 from distgan.data.kinds.decoding import Values, sample_format
 from distgan.data.loader_processes import start_worker, start_worker_server
-from distgan.data.order import Integers, Order, make_order
+from distgan.data.mixture import Integers
+from distgan.data.order import Order, assign, make_order
 from distgan.data.reader import Batch, Decoded, Reader, as_batch
 from distgan.data.replacements import Substitutions
 from distgan.data.shared_buffers import SampleBuffers
@@ -165,7 +166,7 @@ class _Share:
             parts = []
             for size in itertools.islice(sizes, self._at_once):
                 assert size % self._world_size == 0
-                parts.append(self._order.assign(np.arange(end, end + size), self._world_size)[self._rank])
+                parts.append(assign(self._order, np.arange(end, end + size), self._world_size)[self._rank])
                 end += size
             positions = np.concatenate(parts)
             mirrored = np.zeros(positions.shape, np.bool_)

@@ -6,6 +6,7 @@ of samples does not depend on W. Neither do the metrics, up to the rounding of s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from distgan.config import Config, MetricConfig
+from distgan.data.index.proportion import in_proportion, proportional_counts
 from distgan.data.index.table import Index
 from distgan.distributed.control import Asked, never
 from distgan.distributed.runtime import Runtime
@@ -28,6 +30,8 @@ from distgan.evaluation.real_statistics import extract_features, make_collectors
 from distgan.evaluation.samples import fill, rank_batches
 from distgan.evaluation.states import computes_on_all_ranks, feed, leave_synchronization, reduced_states
 from distgan.evaluation.statistics_cache import Entry
+
+log = logging.getLogger("distgan")
 
 Generate = Callable[[Tensor], Tensor]
 """Maps sample numbers (n,), int64 on the CPU, to samples in the format of `FeatureBatch`. It is an `EvaluatedGenerator`
@@ -57,7 +61,14 @@ class Evaluator:
             Interrupted: some rank was asked to stop.
         """
         self.config, self.runtime, self._asked = config, runtime, asked
-        context = EvaluationContext(config, index, runtime, asked)
+        reals = in_proportion(index)
+        if reals is not index and runtime.is_main:
+            parts = ", ".join(
+                f"{count:,} of {len(source.samples):,}"
+                for count, source in zip(proportional_counts(index), index.sources, strict=True)
+            )
+            log.info("evaluation: %d real samples, in proportion to the weights of data.path: %s", len(reals), parts)
+        context = EvaluationContext(config, reals, runtime, asked)
         loaded = {section.key: load_configured_detector(section, context) for section in config.detectors}
         self.detectors = {section.label: loaded[section.key] for section in config.detectors}
         """Detectors by label."""

@@ -23,7 +23,9 @@ from distgan import schedule
 from distgan.checkpoint.contents import Description, load_description
 from distgan.checkpoint.loading import find_checkpoint, read_network
 from distgan.config import Config, parse_config
+from distgan.config.data import DataPath
 from distgan.data.index.loading import load_index
+from distgan.data.index.proportion import in_proportion
 from distgan.data.index.table import Index
 from distgan.data.order import permute
 from distgan.errors import UserError, blaming
@@ -224,8 +226,8 @@ class View:
             )
 
 
-def _labeled(config: Config, key: str, path: str | list[str]) -> Index:
-    index = load_index(path, config.data.cache_dir)
+def _labeled(config: Config, key: str, path: DataPath) -> Index:
+    index = in_proportion(load_index(path, config.data.cache_dir))
     if index.kind != config.data.kind or index.num_classes < 2:
         what = f"{index.kind} of {index.num_classes or 'no'} classes"
         raise UserError(

@@ -12,6 +12,7 @@ from torch import nn
 
 from distgan import schedule
 from distgan.config import Config, dump_config
+from distgan.data.index.proportion import in_proportion
 from distgan.data.index.table import Index
 from distgan.data.kinds.decoding import sample_format
 from distgan.data.kinds.images import JPEG_DECODER
@@ -186,6 +187,11 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
         for name, penalty in finite_difference_penalties(config).items():
             penalized_places(penalty, batch // accumulation // world_size, name)
     if config.data.labels and not index.num_classes:
+        if index.sources:
+            raise UserError(
+                "data.labels = true: the sources of data.path have no labels, or not the same classes; pack all of "
+                "them from folders of the same class names, or set data.labels=false"
+            )
         raise UserError(
             "data.labels = true: the shards have no labels; pack them from class folders, or set data.labels=false"
         )
@@ -207,10 +213,11 @@ def validate_evaluation(config: Config, index: Index) -> None:
     if not named.isdisjoint(("classifier", "stacked_digits")):
         from distgan.evaluation.detectors import classifier, stacked_digits  # late, as most of evaluation
 
+        reals = in_proportion(index)
         if "classifier" in named:
-            classifier.validate_classifier(config.data, index)
+            classifier.validate_classifier(config.data, reals)
         if "stacked_digits" in named:
-            stacked_digits.validate_stacked_digits(config.data, index)
+            stacked_digits.validate_stacked_digits(config.data, reals)
 
 
 def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:

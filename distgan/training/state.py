@@ -270,9 +270,15 @@ def class_description(config: Config, index: Index) -> dict[str, Any] | None:
 
 
 def class_counts(index: Index) -> list[int]:
-    """Return the number of samples per class."""
-    counts: list[int] = np.bincount(index.labels, minlength=index.num_classes).tolist()
-    return counts
+    """Return the number of samples per class. Of several sources, it is what about 2^36 draws would hold."""
+    counts = np.bincount(index.labels, minlength=index.num_classes)
+    if index.sources:
+        total, shares = sum(source.weight for source in index.sources), np.zeros(len(counts))
+        for source in index.sources:
+            own = index.labels[source.samples.start : source.samples.stop]
+            shares += np.bincount(own, minlength=len(counts)) * (source.weight / total / len(own))
+        counts = np.where(counts, np.maximum(1, np.rint(shares * 2**36)), 0).astype(np.int64)
+    return [int(count) for count in counts]
 
 
 def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:

@@ -52,7 +52,7 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
         for player, number, first_position, micro_batch in drawn:
             batch = micro_batch * config.training.gradient_accumulation_steps
             for start in range(first_position, first_position + batch, micro_batch):
-                shares = order.assign(np.arange(start, start + micro_batch), world_size)
+                shares = orders.assign(order, np.arange(start, start + micro_batch), world_size)
                 for rank, positions in enumerate(shares):
                     for record in orders.trace(index, order, positions):
                         yield {"step": step, "player": player, "update": number, "rank": rank, **record}

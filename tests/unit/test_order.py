@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgan.data.order import Lanes, Order, Permutation, permute
+from distgan.data.order import Lanes, Order, Permutation, assign, permute
 
 seeds = st.integers(0, 2**63 - 1)
 ragged = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -75,7 +75,7 @@ def test_ranks_share_a_batch_evenly_whatever_epochs_it_spans(
 ) -> None:
     positions = np.arange(start, start + share * world_size)
     for order in (Permutation(1, sum(counts)), lanes_over(counts, lanes, 8)):
-        assigned = order.assign(positions, world_size)
+        assigned = assign(order, positions, world_size)
         assert assigned.shape == (world_size, share)
         assert np.array_equal(np.sort(assigned.ravel()), positions)
         whole = order.samples(positions)
@@ -137,7 +137,7 @@ def test_nodes_that_divide_the_lanes_read_each_shard_on_one_node() -> None:
     order = lanes_over([64] * 64, 16, 32)
     shards_of_rank: dict[int, set[int]] = {rank: set() for rank in range(8)}
     for first in range(0, 64 * 64, 32):
-        for rank, positions in enumerate(order.assign(np.arange(first, first + 32), 8)):
+        for rank, positions in enumerate(assign(order, np.arange(first, first + 32), 8)):
             shards_of_rank[rank] |= set((order.samples(positions) // 64).tolist())
     nodes = [shards_of_rank[2 * node] | shards_of_rank[2 * node + 1] for node in range(4)]
     assert [len(node) for node in nodes] == [16] * 4

@@ -228,7 +228,7 @@ def test_unlabelled_data_have_labels_of_minus_one(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_sample_is_replaced_by_one_that_a_hash_chooses(index: Index, slept: list[float]) -> None:
-    first, second = replacements(5, 12, len(index))[:2]
+    first, second = replacements(5, 12, range(len(index)))[:2]
     damage(index, 12)
     one = read(index, [3, 12, 4], seed=5)
     assert one.samples == [3, first, 4] == one.numbers
@@ -237,7 +237,7 @@ def test_an_unreadable_sample_is_replaced_by_one_that_a_hash_chooses(index: Inde
     assert failure.reason.startswith("001.tar:0002: ")
     batch = read_samples(config(), index, [12])
     assert batch.labels.tolist() == [batch.indices[0] % 3]
-    assert numbers_of(batch.data.numpy()) == batch.indices.tolist() == [replacements(0, 12, len(index))[0]]
+    assert numbers_of(batch.data.numpy()) == batch.indices.tolist() == [replacements(0, 12, range(len(index)))[0]]
 
     damage(index, first)
     other = read(index, [12], seed=5)

@@ -158,7 +158,7 @@ def test_a_known_replacement_is_used_although_the_sample_could_be_read(index: In
 def test_failures_are_reported_until_they_are_recorded(index: Index) -> None:
     broken = int(make_order(config(), SEED, index).samples(np.array([3]))[0])
     damage(index, broken)
-    stand_in = replacements(SEED, broken, 51)[0]
+    stand_in = replacements(SEED, broken, range(51))[0]
     substitutions = Substitutions()
     with streaming(config(), SEED, index, substitutions=substitutions) as stream:
         batch = next(stream)
@@ -174,7 +174,7 @@ def test_failures_are_reported_until_they_are_recorded(index: Index) -> None:
 
 def test_what_a_loader_replaced_stays_so_while_other_news_arrives(index: Index) -> None:
     place = make_order(config(), SEED, index).samples(np.arange(51)).tolist()
-    broken, other, stand_in = place[15], place[40], replacements(SEED, place[15], 51)[0]
+    broken, other, stand_in = place[15], place[40], replacements(SEED, place[15], range(51))[0]
     shard = Path(index.shards[index.entry(broken)[0]].url)
     intact = shard.read_bytes()
     damage(index, broken)
@@ -197,7 +197,7 @@ def test_a_replacement_that_fails_too_is_replaced_in_turn(index: Index) -> None:
     substitutions.add(Failure(sample, stand_in, "recorded by another rank"), 0)
     (batch,) = read(1, index, config(), substitutions=substitutions)
     assert [failure.sample for failure in batch.failures] == [stand_in]
-    assert batch.indices[5] == batch.failures[0].replacement == replacements(SEED, stand_in, 51)[0]
+    assert batch.indices[5] == batch.failures[0].replacement == replacements(SEED, stand_in, range(51))[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

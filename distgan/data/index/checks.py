@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distgan.config.data import DataPath, paths_of
 from distgan.data.index.table import EXTENSIONS, MAX_CLASSES, Index, Shard, kind_of
 from distgan.data.kinds import text
 from distgan.data.kinds.latents import StoredLatents
@@ -70,11 +71,11 @@ def find_problem(
     return None
 
 
-def unlisted(path: str | Sequence[str], index: Index) -> tuple[str, ...]:
+def unlisted(path: DataPath, index: Index) -> tuple[str, ...]:
     """Return a line per local folder of `data.path` with tars that its index does not list."""
     listed = {*(shard.url for shard in index.shards), *index.left_out}
     lines = []
-    for folder in map(locations.normalize, [path] if isinstance(path, str) else path):
+    for folder in map(locations.normalize, paths_of(path)):
         tars: list[str] = []
         with contextlib.suppress(OSError):  # not a local folder, or a folder that cannot be listed
             tars = [tar for tar in patterns.tars_in(folder) if tar not in listed]

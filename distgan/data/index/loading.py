@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distgan.config.data import DataPath, SourceConfig
 from distgan.data.index.checks import find_problem
 from distgan.data.index.file import INDEX_NAME, SUFFIX, read_file
 from distgan.data.index.table import ARRAYS, EXTENSIONS, Index, Shard, concatenate, kind_of
 from distgan.data.kinds.latents import StoredLatents
+from distgan.data.mixture import whole_weights
 from distgan.data.storage import filesystem, locations, patterns
 from distgan.errors import UserError
 from distgan.files import cache_folder, reason
@@ -26,12 +28,12 @@ from distgan.files import cache_folder, reason
 _MAX_FILE_BYTES = 64 << 30
 
 
-def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
+def load_index(path: DataPath | Sequence[str], cache: str | None = None) -> Index:
     """Load and check the index of the shards that `data.path` names.
 
     Args:
         path: a folder with an index, an index file, or shards beside an index (path, glob, brace expansion), local or
-            URLs; or a list of these, which are joined in order.
+            URLs; or a list of these, which are joined in order; or a list of sources, which are mixed by weight.
         cache: folder for copies of remote indexes (`data.cache_dir`). None uses the node's default cache.
 
     Raises:
@@ -41,7 +43,17 @@ def load_index(path: str | Sequence[str], cache: str | None = None) -> Index:
     if not given:
         raise UserError("data.path: the list is empty; name a folder of shards")
     kept = cache_folder(cache) / "indexes"
-    return _open(tuple(_locate(item, kept) for item in given), check=True)
+    sources = [item for item in given if isinstance(item, SourceConfig)]
+    if not sources:
+        return _open(tuple(_locate(str(item), kept) for item in given), (), check=True)
+    parts = []
+    for number, source in enumerate(sources):
+        if not source.path:
+            raise UserError(f"data.path.{number}.path is empty; name a folder of shards")
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        parts += [replace(_locate(item, kept), source=number) for item in paths]
+    weights = whole_weights([source.weight for source in sources]) if len(sources) > 1 else ()
+    return _open(tuple(parts), weights, check=True)
 
 
 class Listed(NamedTuple):
@@ -72,6 +84,8 @@ class _Part:
     name: str
     folder: str
     urls: tuple[str, ...] | None = None
+    source: int = 0
+    """Number of the source that the shards belong to."""
 
 
 class _Opened(NamedTuple):
@@ -87,6 +101,10 @@ class _Opened(NamedTuple):
     @property
     def kind(self) -> str:
         return kind_of(EXTENSIONS[self.arrays["extensions"][0]])
+
+    @property
+    def is_labeled(self) -> bool:
+        return bool(self.arrays["labels"][0] >= 0)
 
 
 def _locate(item: str, kept: Path) -> _Part:
@@ -124,20 +142,22 @@ def _tars_beside(folder: str, build: str) -> str:
         return f"found no tar in its folder either; {patterns.what_is_there(folder)}"
 
 
-def _open(parts: tuple[_Part, ...], check: bool) -> Index:
+def _open(parts: tuple[_Part, ...], weights: tuple[int, ...], check: bool) -> Index:
+    """Open and join all parts. `weights` are those of the sources, empty for one source."""
     opened = [_open_part(part, check) for part in parts]
-    origin = (_reopen, parts)
+    origin = (_reopen, (parts, weights))
     if len(opened) == 1:
         return Index(*opened[0], origin=origin)
     shards = [shard for part in opened for shard in part.shards]
     urls = {shard.url for shard in shards}
     if len(urls) < len(shards):
         raise UserError("data.path: a shard is named twice; name each shard once")
-    first = opened[0]
+    first, firsts = opened[0], {part.source: number for number, part in reversed([*enumerate(parts)])}
     for part, other in zip(parts, opened, strict=True):
-        if (other.arrays["labels"][0] < 0) != (first.arrays["labels"][0] < 0) or other.class_names != first.class_names:
+        same = opened[firsts[part.source]]
+        if (other.is_labeled, other.class_names) != (same.is_labeled, same.class_names):
             raise UserError(
-                f"{part.name}: labels or class names differ from those of {parts[0].name}; "
+                f"{part.name}: labels or class names differ from those of {parts[firsts[part.source]].name}; "
                 "label both alike, or train on one of them"
             )
         if other.kind != first.kind or other.vocabulary != first.vocabulary:
@@ -151,14 +171,30 @@ def _open(parts: tuple[_Part, ...], check: bool) -> Index:
                 "the shards together with `distgan index`, or with the same --shift and --scale"
             )
     arrays, left_out = concatenate([part.arrays for part in opened]), [url for part in opened for url in part.left_out]
-    return Index(shards, arrays, first.class_names, first.vocabulary, left_out, first.latents, origin)
+    sources = [[opened[i] for i, part in enumerate(parts) if part.source == source] for source in range(len(weights))]
+    names = first.class_names
+    if any(_classes(source) != _classes(sources[0]) for source in sources):
+        # A number would mean another class in each. A conditional run is refused: it finds no labels.
+        arrays["labels"][:], names = -1, None
+    mixed = [(weight, sum(len(part.shards) for part in own)) for weight, own in zip(weights, sources, strict=True)]
+    return Index(shards, arrays, names, first.vocabulary, left_out, first.latents, origin, mixed)
+
+
+def _classes(source: list[_Opened]) -> tuple[int, list[str] | None]:
+    """Return number and names of the classes of a source. The number is 0 without labels."""
+    highest = max(int(part.arrays["labels"].max()) for part in source)
+    return max(highest + 1, len(source[0].class_names or ())), source[0].class_names
 
 
 def _reopen(
-    parts: tuple[_Part, ...], fingerprint: str, vocabulary: tuple[str, ...] | None, latents: StoredLatents | None
+    given: tuple[tuple[_Part, ...], tuple[int, ...]],
+    fingerprint: str,
+    vocabulary: tuple[str, ...] | None,
+    latents: StoredLatents | None,
 ) -> Index:
     """Open an index that another process opened before. Raises UserError if it has changed since."""
-    index = _open(parts, check=False)
+    parts, weights = given
+    index = _open(parts, weights, check=False)
     if (index.fingerprint, index.vocabulary, index.latents) != (fingerprint, vocabulary, latents):
         names = " or ".join(part.name for part in parts)
         raise UserError(f"{names}: the index changed while it was in use; restore the old index, or start a new run")

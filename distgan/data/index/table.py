@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,14 @@ class Shard:
     """SHA-256 of the whole file; None if the index was built without `verify`."""
 
 
+class Source(NamedTuple):
+    """A part of an index that is mixed with others by weight."""
+
+    weight: int
+    samples: range
+    shards: range
+
+
 class Index:
     """All samples of a set of shards, numbered from 0 in shard order; immutable, and cheap to send to processes.
 
@@ -83,7 +91,9 @@ class Index:
         shard_starts: int64 (len(shards) + 1,), the index of each shard's first sample.
         offsets, sizes, span_starts, span_sizes, labels, header_crcs, extensions, key_ends, keys: see `ARRAYS`;
             memory-mapped when loaded.
-        fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes and header digests.
+        sources: the parts that `data.path` mixes by weight, in order; empty if it names one source.
+        fingerprint: SHA-256 hex of shard names (relative to their common folder), sizes and header digests; of several
+            sources, of their weights and fingerprints.
     """
 
     def __init__(
@@ -95,8 +105,14 @@ class Index:
         left_out: Sequence[str] = (),
         latents: StoredLatents | None = None,
         origin: tuple[Callable[..., Index], Any] | None = None,
+        mixed: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """Join shards and arrays. `origin` reopens the index in other processes: (function, its first argument)."""
+        """Join shards and arrays.
+
+        Args:
+            origin: what reopens the index in other processes: (function, its first argument).
+            mixed: weight and number of shards of each source.
+        """
         self.shards = tuple(shards)
         self.class_names = tuple(class_names) if class_names is not None else None
         self.vocabulary = tuple(vocabulary) if vocabulary is not None else None
@@ -110,7 +126,9 @@ class Index:
         self.kind = kind_of(EXTENSIONS[self.extensions[0]])
         self.any_remote = any(locations.is_remote(shard.url) for shard in self.shards)
         self.folder = locations.common_folder([shard.url for shard in self.shards])
-        self.fingerprint = _fingerprint(self.shards, self.folder)
+        self._mixed = tuple(mixed)
+        self.sources = _sources(self._mixed, self.shard_starts)
+        self.fingerprint = _fingerprint(self.shards, self.folder, self.sources)
         highest = int(self.labels.max()) if len(self.labels) else -1
         self.num_classes = max(highest + 1, len(self.class_names or ())) if highest >= 0 else 0
         self._origin = origin
@@ -128,7 +146,8 @@ class Index:
             reopen, where = self._origin
             return reopen, (where, self.fingerprint, self.vocabulary, self.latents)
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index, (self.shards, arrays, self.class_names, self.vocabulary, self.left_out, self.latents)
+        given = self.shards, arrays, self.class_names, self.vocabulary, self.left_out, self.latents
+        return Index, (*given, None, self._mixed)
 
     def with_vocabulary(self, vocabulary: Sequence[str]) -> Index:
         """Return the same text samples with another vocabulary."""
@@ -140,11 +159,15 @@ class Index:
 
     def _remade(self, class_names: Sequence[str] | None, vocabulary: Sequence[str] | None) -> Index:
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return Index(self.shards, arrays, class_names, vocabulary, self.left_out, self.latents)
+        return Index(self.shards, arrays, class_names, vocabulary, self.left_out, self.latents, mixed=self._mixed)
 
     def shard_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the shard number of each sample, int64 with the shape of `samples`."""
         return np.searchsorted(self.shard_starts, samples, side="right") - 1
+
+    def peers(self, sample: int) -> range:
+        """Return the samples of the same source as a sample."""
+        return next((source.samples for source in self.sources if sample in source.samples), range(len(self)))
 
     def key(self, sample: int) -> str:
         """Return the sample's WebDataset key."""
@@ -201,6 +224,19 @@ def concatenate(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[A
     return arrays
 
 
-def _fingerprint(shards: Sequence[Shard], folder: str) -> str:
+def _sources(mixed: Sequence[tuple[int, int]], starts: NDArray[np.int64]) -> tuple[Source, ...]:
+    ends = np.cumsum([0, *(count for _, count in mixed)]).tolist()
+    shards = [range(first, last) for first, last in itertools.pairwise(ends)]
+    samples = [range(int(starts[part.start]), int(starts[part.stop])) for part in shards]
+    weights = [weight for weight, _ in mixed]
+    return tuple(Source(*fields) for fields in zip(weights, samples, shards, strict=True))
+
+
+def _fingerprint(shards: Sequence[Shard], folder: str, sources: Sequence[Source] = ()) -> str:
+    if sources:
+        parts = [(source.weight, shards[source.shards.start : source.shards.stop]) for source in sources]
+        folders = [locations.common_folder([shard.url for shard in part]) for _, part in parts]
+        own = [[weight, _fingerprint(part, within)] for (weight, part), within in zip(parts, folders, strict=True)]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
     table = [[locations.relative_name(shard.url, folder), shard.size, shard.header_digest] for shard in shards]
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()

@@ -6,13 +6,13 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distgan.config import DataConfig
-from distgan.data.index.table import Index
+from distgan.data.index.table import Index, Shard
 from distgan.data.storage.locations import is_remote
 from distgan.data.storage.shard_cache import ShardCache
 from distgan.errors import UserError
@@ -30,17 +30,15 @@ def check_capacity(config: DataConfig, index: Index, world_size: int) -> None:
     """Raise UserError if the cache cannot hold the remote shards that one node reads at the same time.
 
     Permutation needs all shards. Lanes need, per lane that the node reads, the shards that one shuffle block may span
-    and the next one.
+    and the next one; of each source, if there are several.
     """
-    sizes = np.array([shard.size for shard in index.shards if is_remote(shard.url)], np.int64)
-    if not len(sizes):
+    if not index.any_remote:
         return
-    needed = int(sizes.sum())
-    if config.order == "lanes":
-        counts = np.array([shard.count for shard in index.shards], np.int64)
-        lanes = min(config.lanes, -(-config.lanes * processes_on_node() // world_size) + 1)
-        shards = lanes * (-(-config.shuffle_block // int(counts.mean())) + 2)
-        needed = min(needed, int(np.sort(sizes)[::-1][:shards].sum()))
+    parts = [index.shards[source.shards.start : source.shards.stop] for source in index.sources] or [index.shards]
+    # Of several sources, the nodes' parts of a batch differ by a few samples from step to step, so by another lane.
+    spare = 1 + bool(index.sources)
+    lanes = min(config.lanes, -(-config.lanes * processes_on_node() // world_size) + spare)
+    needed = sum(_bytes_at_once(config, part, lanes) for part in parts)
     if needed > config.cache_gigabytes * 1e9:
         fix = (
             "or use data.order=lanes"
@@ -51,6 +49,15 @@ def check_capacity(config: DataConfig, index: Index, world_size: int) -> None:
             f"data.cache_gigabytes={config.cache_gigabytes:g}: the cache is too small: data.order={config.order} needs "
             f"{needed / 1e9:.3g} GB of remote shards per node at once; raise it to {1.05 * needed / 1e9:.3g}, {fix}"
         )
+
+
+def _bytes_at_once(config: DataConfig, shards: Sequence[Shard], lanes: int) -> int:
+    sizes = np.array([shard.size for shard in shards if is_remote(shard.url)], np.int64)
+    if config.order == "permutation":
+        return int(sizes.sum())
+    counts = np.array([shard.count for shard in shards], np.int64)
+    at_once = lanes * (-(-config.shuffle_block // int(counts.mean())) + 2)
+    return int(np.sort(sizes)[::-1][:at_once].sum())
 
 
 class Prefetcher:
