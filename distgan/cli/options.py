@@ -148,7 +148,7 @@ def _evaluate(command: AddCommand) -> None:
         nargs="+",
         metavar="SET",
         help="generated images and real images, in this order, to compare without a run; the generated ones alone with "
-        "--real-statistics",
+        "--real-statistics, or for inception_score",
     )
     _add_overrides(parser, "changes to the evaluation, such as evaluation.num_samples=50000")
     parser.add_argument(

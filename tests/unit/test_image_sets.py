@@ -160,6 +160,9 @@ def test_sizes_must_agree_or_be_set(sets: Path, tmp_path: Path) -> None:
     Image.new("L", (16, 20)).save(mixed / "031.png")
     assert f"{mixed}/031.png: found 16 x 20 pixels, expected 16 x 16" in refused(mixed, sets / "reals")
     assert "found 16 x 20 pixels" in refused(sets / "fakes", mixed)
+    for _ in range(2):  # and statistics of the resized images in the cache are not taken for others
+        compare(sets / "fakes", mixed, "data.resolution=16")
+        assert "found 16 x 20 pixels" in refused(sets / "fakes", mixed)
     compare(mixed, sets / "reals", "data.resolution=16")
     wide = write_folder(tmp_path / "wide", FAKES[:, :, :8])
     assert "16 x 8 pixels" in refused(wide, wide)
@@ -181,10 +184,37 @@ def test_published_statistics_in_place_of_real_images(sets: Path, tmp_path: Path
     np.savez(tmp_path / "known.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     found = compare(sets / "fakes", None, real_statistics=tmp_path / "known.npz")
     assert found == {"generated": 50, "fid[Corner,real=known]": pytest.approx(distance(), rel=1e-6)}
-    assert "found one set" in refused(sets / "fakes", None)
+    assert "found one set, but fid[Corner] compares with real images" in refused(sets / "fakes", None)
+    said = refused(sets / "fakes", sets / "reals", real_statistics=tmp_path / "known.npz")
+    assert "takes the place of the real images" in said
     assert "kid compares with the samples" in refused(
         sets / "fakes", None, "evaluation.metrics=[kid]", real_statistics=tmp_path / "known.npz"
     )
+
+
+class Sorter(nn.Module):
+    """One feature, and certain logits of two classes: whether the upper left corner is bright."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        bright = images[:, :1, 0, 0].float() / 255
+        return torch.cat([bright, bright], 1), 1000 * torch.cat([bright - 0.5, 0.5 - bright], 1)
+
+
+def test_a_score_of_one_set(tmp_path: Path) -> None:
+    """Two equally frequent classes that are told apart for sure have an inception score of 2 (Salimans et al. 2016).
+
+    It is computed in ten splits, and would be 1 in order of name. Files are links to elsewhere, as a choice from a
+    larger folder is.
+    """
+    images = torch.zeros(100, 1, 8, 8, dtype=torch.uint8)
+    images[50:] = 255
+    whole = write_folder(tmp_path / "whole", images)
+    (tmp_path / "links").mkdir()
+    for file in whole.rglob("*.png"):
+        (tmp_path / "links" / file.name).symlink_to(file)
+    score = "evaluation.metrics=[inception_score]"
+    found = compare(tmp_path / "links", None, score, DETECTOR.replace("Corner", "Sorter"))
+    assert 1.8 < found["inception_score[Sorter]"] <= 2
 
 
 def test_one_image_has_no_covariance(sets: Path, tmp_path: Path) -> None:

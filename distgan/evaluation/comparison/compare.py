@@ -26,7 +26,7 @@ from distgan.evaluation.samples import read_reals
 from distgan.evaluation.suite import Evaluator
 from distgan.randomness import derive_key
 
-_DATA_KEYS = ("resolution", "channels", "background", "max_pixels", "max_bytes", "max_failure_rate")
+_DATA_KEYS = ("resolution", "channels", "background", "max_pixels", "max_failure_rate")
 """Keys of `data` that say how images are read."""
 
 
@@ -67,9 +67,9 @@ def compare_images(
     By default FID with Inception, of all generated images. The result does not depend on the number of ranks.
 
     Args:
-        generated, real: see `open_images`. Without real images, `real_statistics` takes their place.
+        generated, real: see `open_images`. None for `real` if no metric compares with real images.
         overrides: `key=value` of `evaluation`, and of `data` where it says how images are read.
-        real_statistics: .npz file with mean `mu` and covariance `sigma`.
+        real_statistics: .npz file with mean `mu` and covariance `sigma`, in place of real images.
 
     Returns:
         `generated` and `real`, the numbers of images (no `real` without real images), and the values by name.
@@ -82,8 +82,10 @@ def compare_images(
         sets = [open_images(path) for path in (generated, real) if path is not None]
         fake, reference = sets[0], sets[-1]
         statistics = os.fspath(real_statistics) if real_statistics is not None else None
-        if real is None and statistics is None:
-            raise UserError(f"--images {fake.path}: found one set; add the real images, or --real-statistics FILE")
+        if real is not None and statistics is not None:
+            raise UserError(
+                f"--real-statistics {statistics}: takes the place of the real images; leave one of them out"
+            )
         config = _parse(sets, overrides)
         if statistics is not None:
             config = with_real_statistics(config, statistics)
@@ -124,7 +126,7 @@ def _parse(sets: list[ImageSet], overrides: Iterable[str]) -> Config:
     if "resolution" not in values["data"]:
         values["data"]["resolution"] = _common_size(sets)
         for images in sets:
-            images.size = values["data"]["resolution"]
+            images.require_size(values["data"]["resolution"])
     try:
         sections = _Sections.model_validate(values)
     except ValidationError as error:
@@ -157,5 +159,9 @@ def _check_metrics(config: Config, fake: ImageSet, *, has_reals: bool) -> None:
                 f"{fake.path}: {value_name(metric)} measures {metric.samples} generated images, found {len(fake)}; "
                 "add images, or set evaluation.num_samples or samples of the metric"
             )
-        if not has_reals and metric.metric == "classes":
-            raise UserError(f"evaluation.metrics: {metric.metric} compares with labeled images; name a packed folder")
+        compares = metric.metric == "classes" or metric.asks_for("reals")
+        if not has_reals and compares and not metric.arguments.get("real_statistics"):
+            raise UserError(
+                f"--images {fake.path}: found one set, but {value_name(metric)} compares with real images; add them as "
+                "a second set, or --real-statistics FILE for fid"
+            )

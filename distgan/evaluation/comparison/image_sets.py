@@ -55,9 +55,14 @@ class ImageSet(SampleSet):
         self.class_names, self.vocabulary, self.kind = source.class_names, None, "images"
         classes = int(self.labels.max(initial=-1)) + 1
         self.num_classes = max(classes, len(source.class_names or ())) if classes else 0
-        self.size: int | None = None
-        """Height and width that each image must have; None to crop and resize them."""
+        self._size: int | None = None
         self._shown = 0
+
+    def require_size(self, size: int) -> None:
+        """Refuse images of another height or width than `size`, in place of resizing them."""
+        self._size = size
+        # Statistics of resized images may be in the cache.
+        self.fingerprint = hashlib.sha256(f"{self.fingerprint} without resizing".encode()).hexdigest()
 
     def name(self, sample: int) -> str:
         """Return the image's path for messages."""
@@ -76,7 +81,7 @@ class ImageSet(SampleSet):
     def read(self, data: DataConfig, batches: Iterable[torch.Tensor]) -> Iterator[Reals]:
         """Yield the readable images of each batch of numbers (n,), in order. Warns of the first unreadable ones.
 
-        Raises UserError if an image has another size than `size`.
+        Raises UserError if an image has another size than `require_size` allows.
         """
         for numbers in batches:
             images = np.empty((len(numbers), data.resolution, data.resolution, data.channels), np.uint8)
@@ -103,13 +108,13 @@ class ImageSet(SampleSet):
             return False
 
     def _check_size(self, found: bytes | Pixels, number: int) -> None:
-        if self.size is None:
+        if self._size is None:
             return
         width, height = _size_of(found)
-        if (width, height) != (self.size, self.size):
+        if (width, height) != (self._size, self._size):
             raise UserError(
-                f"{self.name(number)}: found {width} x {height} pixels, expected {self.size} x {self.size}, as the "
-                f"first image; set data.resolution={self.size} to crop all images to squares and resize them"
+                f"{self.name(number)}: found {width} x {height} pixels, expected {self._size} x {self._size}, as the "
+                f"first image; set data.resolution={self._size} to crop all images to squares and resize them"
             )
 
 
@@ -140,7 +145,7 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     if local.is_dir() and ((local / INDEX_NAME).exists() or any(local.glob("*.tar"))):
         return _shards(text)
     if local.is_dir():
-        folder = open_folder(local, labeled=False)
+        folder = open_folder(local, follow_links=True, labeled=False)
         found = _set(text, folder, [_file_facts(local / name) for name in folder.names])
     elif not local.is_file():
         raise UserError(f"{text}: {'neither a file nor a folder' if local.exists() else 'no such path'}; {_EXPECTED}")
