@@ -32,6 +32,8 @@ PACKING: dict[str, list[str]] = {
     "datasets/python": ["builtin:text", "--held-out", "0.1"],
 }
 """Data folder -> arguments of `distgan pack`. Recipes on other data are skipped if the data are missing."""
+PAGES = {"limited-data.md": "a tenth of CIFAR-10", "stacked-mnist.md": "StackedMNIST"}
+"""Pages of the experiments, and their titles."""
 METRICS = {"images": "[fid,inception_score,classes]", "text": "[ngram_js]"}
 COLUMNS = {
     "FID[classifier]": "fid[classifier]",
@@ -203,7 +205,7 @@ def table(recipes: list[Recipe], budget: str) -> str:
         "- Smallest class: share of the rarest class among the samples.",
         "- Samples/s: training speed, which depends on the machine and its load.",
         "",
-        "More: [a tenth of CIFAR-10](limited-data.md), [StackedMNIST](stacked-mnist.md).",
+        *(f"- More: [{title}]({name})" for name, title in PAGES.items() if (OUT / name).exists()),
         "",
         "| recipe | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),

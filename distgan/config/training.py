@@ -45,7 +45,7 @@ def _action_alone(guard: Any) -> Any:
 
 
 class DivergenceConfig(Section):
-    """What a run does when it diverges for good: its first metric stays far worse than its best value, or
+    """Action of a run that diverges for good: its first metric stays far worse than its best value, or
     `max_skipped_updates` updates in a row are not finite."""
 
     takes_effect_with: ClassVar = {"max_rollbacks": ("action", ("rollback",))}
@@ -56,8 +56,8 @@ class DivergenceConfig(Section):
     factor: Annotated[Real, Field(gt=1)] = 2.0
     """Factor by which the first metric of `evaluation.metrics` is worse than its best value. It must also have lost 5 %
     of what it gained since the first evaluation, so that noise near 0 does not count."""
-    evaluations: Count = 3
-    """Number of evaluations in a row that are so much worse, or not finite."""
+    patience: Count = 3
+    """Number of evaluations in a row that are so much worse, or not finite, before the action."""
     max_rollbacks: CountOrZero = 3
     """Number of rollbacks in a run; at the next divergence it stops."""
 

@@ -1,8 +1,8 @@
 """Multi-level noise-perturbed guidance (Hyun et al. 2026, "Scalable GANs with Transformers"; GAT's released code).
 
 A generator with levels has an output after each part of its blocks. The discriminator judges all of them together, the
-earlier ones in more noise, so that early blocks are asked only for what noise leaves over. Real samples are judged at
-the same noise levels.
+earlier ones in more noise, so that early blocks need only coarse structure. Real samples are judged at the same noise
+levels.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def noise_levels(count: int) -> list[float]:
 def add_level_noise(samples: Tensor, noise: Tensor) -> Tensor:
     """Return (1 - t) x + t e for each level, with e from N(0, 1).
 
-    The noise of a level is that of the next one, faded as its sample is, and an increment of its own. So levels share
-    noise: what a later level does not know, an earlier one does not either.
+    The noise n of a level is that of the next one, scaled as its sample is, and an increment of its own:
+    n_i = (1 - t_i) / (1 - t_(i + 1)) n_(i + 1) + increment, such that its variance is t_i^2.
 
     Args:
         samples: (n, levels, C, H, W).

@@ -22,11 +22,11 @@ LOST = 0.05
 best value is near 0, such as KID, from counting as divergence."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, lt=2**62)]
+Whole = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class Divergence(BaseModel):
-    """What the evaluations so far say."""
+    """State of the guard after the evaluations so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,9 +36,9 @@ class Divergence(BaseModel):
     """First finite value; None if there was none."""
     last: Finite | None = None
     """Value of the last evaluation; None if it was not finite."""
-    step: Count | None = None
+    step: Whole | None = None
     """Step of the last evaluation."""
-    worse: Count = 0
+    worse: Whole = 0
     """Number of last evaluations in a row that were far worse than the best."""
 
 
@@ -73,9 +73,9 @@ def is_far_worse(value: float, best: float | None, first: float | None, *, highe
     return loss > 0 and loss >= max(least, LOST * gain)
 
 
-def why_diverged(found: Divergence, guard: DivergenceConfig | None, best: float | None) -> str | None:
+def why_diverged(found: Divergence, guard: DivergenceConfig, best: float | None) -> str | None:
     """Return how a run has diverged for good, or None if it has not."""
-    if guard is None or found.worse < guard.evaluations:
+    if found.worse < guard.patience:
         return None
     last = "not finite" if found.last is None else f"{found.last:.4g}"
     beside = "no finite value before" if best is None else f"best {best:.4g}"

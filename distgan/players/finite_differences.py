@@ -1,4 +1,4 @@
-"""Checks of discriminators whose gradient penalties are finite differences."""
+"""Checks of runs whose gradient penalties are finite differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distgan.networks.shape import SampleShape
 KINKED = {
     "Relu", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Threshold", "Hardtanh", "Hardsigmoid", "Hardswish",
     "Hardshrink", "Softshrink", "Clamp", "ClampMin", "ClampMax", "Abs", "Maximum", "Minimum", "Max", "Min", "Amax",
-    "Amin", "MaxPool2DWithIndices", "AdaptiveMaxPool2D",
+    "Amin", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Topk",
 }  # fmt: skip
 """Operations whose derivative jumps, as the nodes of autograd's graph are named, without `Backward` and a number."""
 
@@ -38,21 +38,17 @@ def finite_difference_penalties(config: Config) -> dict[str, ZeroCenteredPenalty
     }
 
 
-def penalized_places(penalty: ZeroCenteredPenaltyConfig, count: int, key: str) -> list[int]:
-    """Return which of a rank's `count` samples are penalized: evenly spaced, so that their set does not depend on W.
+def check_fractions(config: Config, share: int) -> None:
+    """Raise UserError unless each fraction of a rank's `share` samples per micro-batch is a whole number.
 
-    Raises:
-        UserError: the fraction is no whole number of samples.
+    Then every k-th sample of a rank is every k-th sample of all ranks, and the penalized ones do not depend on W.
     """
-    share = penalty.fraction * count
-    chosen = round(share)
-    if chosen < 1 or abs(chosen - share) > 1e-6:
-        raise UserError(
-            f"{key}.fraction = {penalty.fraction:g}: found {share:g} of the {count} samples per process and "
-            "micro-batch, expected a whole number; change it, training.batch_size or the number of processes",
-            everywhere=True,
-        )
-    return [place * count // chosen for place in range(chosen)]
+    for key, penalty in finite_difference_penalties(config).items():
+        if share % penalty.stride:
+            raise UserError(
+                f"{key}.fraction = {penalty.fraction:g}: {penalty.stride} does not divide the {share} samples per "
+                "process and micro-batch; change it, training.batch_size or the number of processes"
+            )
 
 
 def check_finite_differences(discriminator: nn.Module, config: Config, shape: SampleShape) -> list[str]:
@@ -88,9 +84,9 @@ def check_finite_differences(discriminator: nn.Module, config: Config, shape: Sa
     if not kinks:
         return []
     return [
-        f"{key}.method = finite_difference: the discriminator has kinks ({', '.join(kinks)}), so that the gradient of "
-        "the penalty with respect to its weights is wrong by about its own norm or more at any sigma, though the "
-        "penalty's value looks right; set method: exact, or use smooth activations such as SiLU"
+        f"{key}.method = finite_difference: the discriminator has kinks ({', '.join(kinks)}), so that the penalty's "
+        "gradient with respect to the weights differs from that of method: exact by about its own norm or more at any "
+        "sigma, though the values agree; set method: exact, or use smooth activations such as SiLU"
         for key in penalties
     ]
 

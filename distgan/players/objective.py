@@ -24,7 +24,6 @@ from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
-from distgan.players.finite_differences import penalized_places
 from distgan.players.objective_base import LossAndScalars, Objective
 from distgan.players.samples import Inputs, Judged, MicroBatch, Pass, Side
 from distgan.players.terms import Absent, check_loss
@@ -145,9 +144,9 @@ class DiscriminatorObjective(Objective):
         penalty = side.penalty
         if penalty is None or side.is_exact:
             return []
-        chosen = penalized_places(penalty, len(given.samples), f"objective.{side.key}")
-        few = batch._replace(addresses=batch.addresses[chosen])
-        points, labels = given.samples.detach()[chosen], None if given.labels is None else given.labels[chosen]
+        few = batch._replace(addresses=batch.addresses[:: penalty.stride])
+        points = given.samples.detach()[:: penalty.stride]
+        labels = None if given.labels is None else given.labels[:: penalty.stride]
         augmented = self.augmentation is not None and self.augmentation.before_penalties
         ends = []
         for draw in range(penalty.draws):
@@ -167,7 +166,7 @@ class DiscriminatorObjective(Objective):
         step = penalty.step(self.kind)
         if penalty.antithetic:
             return gradient_penalties.finite_difference(torch.cat(ends[::2]), torch.cat(ends[1::2]), 2 * step, gamma)
-        center = judged.logits[penalized_places(penalty, len(judged.logits), f"objective.{side.key}")]
+        center = judged.logits[:: penalty.stride]
         return gradient_penalties.finite_difference(torch.cat(ends), center.repeat(len(ends)), step, gamma)
 
     def _penalized_points(self, kind: str, variance: float, reals: Tensor, fakes: Tensor, batch: MicroBatch) -> Tensor:

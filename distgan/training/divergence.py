@@ -13,11 +13,11 @@ from distgan.monitoring.divergence import why_diverged
 from distgan.training.state import TrainingState
 
 
-class Verdict(NamedTuple):
-    """What `training.on_divergence` does about a divergence. Equal on all ranks."""
+class Decision(NamedTuple):
+    """Action of `training.on_divergence` on a divergence. Equal on all ranks."""
 
     reason: str
-    """What has diverged and what is done about it, in one line."""
+    """The divergence and the action, in one line."""
     checkpoint: Path | None
     """Checkpoint to go back to; None stops the run."""
 
@@ -55,38 +55,47 @@ def fail_with_skipped_updates(
     )
 
 
-def judge(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime, why: str) -> Verdict:
-    """Decide what to do about a divergence. Collective: call on every rank.
+def decide(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime, why: str) -> Decision:
+    """Decide on the action on a divergence. Collective: call on every rank.
 
     Args:
-        why: what has diverged.
+        why: the divergence.
     """
     guard, progress = state.config.training.on_divergence, state.progress
     assert guard is not None
     done = len(progress.rollbacks)
     reason, folder = f"step {progress.step}: {why}", Path(state.config.run_dir)
-    path, step = runtime.run_on_main(lambda _: _best_checkpoint(folder / "checkpoints", writer))
-    if isinstance(path, str):
-        return Verdict(f"{reason}; {'not rolled back, because ' if guard.action == 'rollback' else ''}{path}", None)
+    best = runtime.run_on_main(lambda _: _best_checkpoint(folder / "checkpoints", writer))
+    if best.path is None:
+        return Decision(
+            f"{reason}; {'not rolled back, because ' if guard.action == 'rollback' else ''}{best.missing}", None
+        )
     if guard.action == "stop":
-        return Verdict(f"{reason}; continue from the best checkpoint with --resume {path}", None)
+        return Decision(f"{reason}; continue from the best checkpoint with --resume {best.path}", None)
     if done >= guard.max_rollbacks:
         limit = f"training.on_divergence.max_rollbacks = {guard.max_rollbacks}"
-        return Verdict(f"{reason}; not rolled back again: {limit}", None)
-    told = f"{reason}; rollback {done + 1} of {guard.max_rollbacks} to step {step}, with other samples and noise"
-    return Verdict(told, path)
+        return Decision(f"{reason}; not rolled back again: {limit}", None)
+    told = f"{reason}; rollback {done + 1} of {guard.max_rollbacks} to step {best.step}, with other samples and noise"
+    return Decision(told, best.path)
 
 
-def _best_checkpoint(folder: Path, writer: CheckpointWriter | None) -> tuple[Path | str, int]:
-    """Return the best checkpoint, verified, and its step; or why there is none. Call it on rank 0 only."""
+class _Best(NamedTuple):
+    path: Path | None
+    step: int = 0
+    missing: str = ""
+    """Why there is none."""
+
+
+def _best_checkpoint(folder: Path, writer: CheckpointWriter | None) -> _Best:
+    """Return the best checkpoint, verified, or why there is none. Call it on rank 0 only."""
     assert writer is not None
     writer.wait()
     try:
         best = read_best(folder)
         if best is None:
-            return "there is no best checkpoint yet", 0
+            return _Best(None, missing="there is no best checkpoint yet")
         path = folder / directory_name(best.step)
         verify(path)
     except UserError as error:
-        return f"the best checkpoint cannot be loaded: {error}", 0
-    return path, best.step
+        return _Best(None, missing=f"the best checkpoint cannot be loaded: {error}")
+    return _Best(path, best.step)

@@ -38,9 +38,9 @@ from distgan.schedule import (
     snapshot_due,
 )
 from distgan.training.divergence import (
-    Verdict,
+    Decision,
+    decide,
     fail_with_skipped_updates,
-    judge,
     metric_divergence,
     skipped_updates,
 )
@@ -108,17 +108,17 @@ def train(
         log_warnings(config, index, runtime)
         train_part = partial(_train_part, config, index, runtime, stop, attempt, callbacks or Callbacks())
         end = train_part(resume, accepted)
-        while end.verdict is not None and end.verdict.checkpoint is not None:
-            attempt.roll_back(end.verdict.reason)
+        while end.decision is not None and end.decision.checkpoint is not None:
+            attempt.roll_back(end.decision.reason)
             # All is built again, so that every engine starts from a checkpoint as it does on a resume.
             gc.collect()
             if config.training.compile:
                 torch.compiler.reset()
             runtime.set_timeout(max(config.training.startup_timeout_minutes, config.training.timeout_minutes))
             accepted |= end.progress.accepted
-            end = train_part(str(end.verdict.checkpoint), accepted, rollback=end.verdict)
+            end = train_part(str(end.decision.checkpoint), accepted, rollback=end.decision)
         why = {"preempted": stop.reason, "finished": end_reason(config, end.progress)}.get(end.result)
-        reason = attempt.finish(end.result, end.progress.step, end.verdict.reason if end.verdict else why)
+        reason = attempt.finish(end.result, end.progress.step, end.decision.reason if end.decision else why)
         return RunResult(end.result, end.progress.step, reason, end.progress.best, Path(config.run_dir))
 
 
@@ -126,7 +126,7 @@ class _End(NamedTuple):
     """How a part of a run, up to its end or to a rollback, ended."""
 
     result: Result
-    verdict: Verdict | None
+    decision: Decision | None
     """What is done about a divergence; None if there was none."""
     progress: Progress
 
@@ -141,7 +141,7 @@ def _train_part(
     resume: str,
     accepted: frozenset[str],
     *,
-    rollback: Verdict | None = None,
+    rollback: Decision | None = None,
 ) -> _End:
     """Train from a checkpoint, or from step 0, until the run ends or diverges. Collective: call on every rank."""
     state = assemble(config, index, runtime)
@@ -161,13 +161,13 @@ def _train_part(
             monitor.note(rollback.reason)
             # Written anew with the rollback, so that a run that is killed from here on continues after it.
             save(state, feed, writer, runtime, is_best=True)
-        result, verdict = run(state, feed, monitor, writer, runtime, stop, callbacks)
-        if verdict is not None and verdict.checkpoint is None:
-            monitor.note(verdict.reason)
-    if verdict is not None and verdict.checkpoint is not None:
+        result, decision = run(state, feed, monitor, writer, runtime, stop, callbacks)
+        if decision is not None and decision.checkpoint is None:
+            monitor.note(decision.reason)
+    if decision is not None and decision.checkpoint is not None:
         for player in state.players:
             player.engine.close()
-    return _End(result, verdict, state.progress)
+    return _End(result, decision, state.progress)
 
 
 def _launched(config: Config, runtime: Runtime) -> Config:
@@ -186,7 +186,7 @@ def run(
     runtime: Runtime,
     stop: StopRequest,
     callbacks: Callbacks,
-) -> tuple[Result, Verdict | None]:
+) -> tuple[Result, Decision | None]:
     """Run the remaining steps.
 
     Returns:
@@ -200,11 +200,11 @@ def run(
         callbacks.call("on_evaluation", progress.step, report.metrics)
     if (stopping or report.is_best) and save(state, feed, writer, runtime, last=stopping, is_best=report.is_best):
         callbacks.call("on_checkpoint", progress.step)
-    verdict: Verdict | None = None
+    decision: Decision | None = None
     if not (stopping or is_done(state)) and (why := metric_divergence(state)):
-        verdict = judge(state, writer, runtime, why)
+        decision = decide(state, writer, runtime, why)
     flags = runtime.exchange([False, False])
-    while not (stopping or verdict or is_done(state)):
+    while not (stopping or decision or is_done(state)):
         train_step(state, feed, runtime, before_change=writer.copied if writer is not None else None)
         # The first step may compile kernels. From the second step on, a timeout means that a rank is lost.
         runtime.set_timeout(config.training.timeout_minutes)
@@ -225,15 +225,15 @@ def run(
         last = stopping or is_done(state)
         why = stuck or (None if last else metric_divergence(state))
         if why is not None and not stopping:
-            verdict = judge(state, writer, runtime, why)
+            decision = decide(state, writer, runtime, why)
             # A start of the same command then ends at once. After skipped updates, the last good checkpoint stays last.
-            last = verdict.checkpoint is None and stuck is None
+            last = decision.checkpoint is None and stuck is None
         due = last or report.is_best or progress.step % config.checkpoint.every == 0
         if due and save(state, feed, writer, runtime, last=last, is_best=report.is_best):
             callbacks.call("on_checkpoint", progress.step)
     flags.result()
-    if verdict is not None:
-        return "diverged", verdict
+    if decision is not None:
+        return "diverged", decision
     return ("finished" if is_done(state) and not report.evaluation_left else "preempted"), None
 
 

@@ -31,11 +31,7 @@ from distgan.networks.layers.stage import set_float32_below
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape
-from distgan.players.finite_differences import (
-    check_finite_differences,
-    finite_difference_penalties,
-    penalized_places,
-)
+from distgan.players.finite_differences import check_finite_differences, check_fractions
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator, Profiles
@@ -184,8 +180,7 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
                 f"{key} = {batch} with training.gradient_accumulation_steps = {accumulation} does not divide among "
                 f"{world_size} processes; set a multiple of {world_size * accumulation}"
             )
-        for name, penalty in finite_difference_penalties(config).items():
-            penalized_places(penalty, batch // accumulation // world_size, name)
+        check_fractions(config, batch // accumulation // world_size)
     if config.data.labels and not index.num_classes:
         if index.sources:
             raise UserError(

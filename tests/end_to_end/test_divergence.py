@@ -225,7 +225,7 @@ def test_a_run_that_stops(tmp_path: Path, shards: Path, ranks: RankPool, world_s
 
 
 def test_rollbacks_have_a_limit(tmp_path: Path, shards: Path, ranks: RankPool) -> None:
-    config = recipe(tmp_path, shards, bad=9, guard={"action": "rollback", "evaluations": 1, "max_rollbacks": 2})
+    config = recipe(tmp_path, shards, bad=9, guard={"action": "rollback", "patience": 1, "max_rollbacks": 2})
     for start in range(2):
         assert ranks.run(1, train, config) == [("diverged", 6)]
         assert status(tmp_path / "run")["reason"].endswith(

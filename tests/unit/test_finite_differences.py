@@ -15,7 +15,7 @@ from distgan.errors import UserError
 from distgan.networks import build_discriminator
 from distgan.networks.layers.spectral_norm import add_spectral_norm, power_iteration_vectors
 from distgan.networks.shape import SampleShape, sample_shape
-from distgan.players.finite_differences import check_finite_differences
+from distgan.players.finite_differences import check_finite_differences, check_fractions
 from distgan.players.objective import DiscriminatorObjective
 from distgan.players.samples import MicroBatch
 
@@ -230,6 +230,7 @@ def test_spectral_norm_with_batch_statistics_is_refused() -> None:
     [
         ({"gamma": 1.0, "sigma": 0.1}, {}, ["r1.sigma", "finite_difference"]),
         ({**BY_DIFFERENCES, "fraction": 0}, {}, ["r1.fraction"]),
+        ({**BY_DIFFERENCES, "fraction": 0.3}, {}, ["r1.fraction", "0.3", "0.25"]),
         ({**BY_DIFFERENCES, "draws": 0}, {}, ["r1.draws"]),
         ({**BY_DIFFERENCES, "fraction": 0.5}, {"normalization": "synchronized"}, ["r1.fraction", "normalization"]),
     ],
@@ -241,9 +242,10 @@ def test_settings_without_meaning_are_refused(penalty: Any, discriminator: Any, 
 
 
 def test_a_fraction_is_a_whole_number_of_samples() -> None:
-    config = config_of(r1={**BY_DIFFERENCES, "fraction": 0.3})
-    with pytest.raises(UserError, match=r"objective\.r1\.fraction = 0\.3: found 2\.4 of the 8 samples"):
-        penalties(Dense(), batch_of(torch.randn(8, 2, dtype=torch.float64)), config)
+    config = config_of(r1={**BY_DIFFERENCES, "fraction": 0.25})
+    check_fractions(config, 8)
+    with pytest.raises(UserError, match=r"objective\.r1\.fraction = 0\.25: 4 does not divide the 6 samples"):
+        check_fractions(config, 6)
 
 
 def test_the_step_depends_on_the_kind_of_data() -> None:

@@ -1,8 +1,7 @@
 """GAT's networks and one update of each player against formulas written by hand, in float64.
 
 The formulas are those of the released code (hse1032/GAT): models/generator.py, models/discriminator.py,
-models/pos_embed.py and losses/Rp_PT_loss.py. The networks and the noise of levels were also run against that code
-itself, on the same weights: they differ by the rounding of the tables of sines to float32.
+models/pos_embed.py and losses/Rp_PT_loss.py.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.losses.level_noise import add_level_noise, noise_levels
 from distgan.networks import build_discriminator, build_generator
-from distgan.networks.gat.layers import fixed_positions
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.finite_differences import check_finite_differences
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
@@ -105,6 +103,19 @@ def gated(w: Weights, x: Tensor) -> Tensor:
     return (one * one.sigmoid() * two) @ w["output.weight"].T + w["output.bias"]
 
 
+def positions() -> Tensor:
+    """models/pos_embed: for each cell sines and cosines of its column, then of its row, as float32."""
+    table = torch.zeros((SIDE // PATCH) ** 2, WIDTH, dtype=torch.float64)
+    for cell in range(len(table)):
+        row, column = divmod(cell, SIDE // PATCH)
+        for half, place in enumerate((column, row)):
+            for number in range(WIDTH // 4):
+                angle = place / 10_000.0 ** (number / (WIDTH / 4))
+                table[cell, half * WIDTH // 2 + number] = float(np.float32(math.sin(angle)))
+                table[cell, half * WIDTH // 2 + WIDTH // 4 + number] = float(np.float32(math.cos(angle)))
+    return table
+
+
 def below(weights: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
@@ -119,7 +130,7 @@ def generated(w: Weights, z: Tensor) -> Tensor:
     """All levels, (n, 4, C, H, W)."""
     style = slow(below(w, "mapping."), torch.cat((norm(w["embedding.weight"][LABELS], 1e-8), norm(z, 1e-8)), 1))
     active = style * style.sigmoid()
-    x = fixed_positions(WIDTH, SIDE // PATCH).double().expand(len(z), -1, -1)
+    x = positions().expand(len(z), -1, -1)
     levels: list[Tensor] = []
     for number in range(DEPTH):
         block = below(w, f"blocks.{number}.")
@@ -145,7 +156,7 @@ def judged(w: Weights, x: Tensor) -> Tensor:
     """Logits of samples (n, 4, C, H, W)."""
     cells = torch.nn.functional.unfold(x.flatten(1, 2), PATCH, stride=PATCH).transpose(1, 2)
     tokens = cells @ w["embed.weight"].flatten(1).T + w["embed.bias"]
-    tokens = tokens + fixed_positions(WIDTH, SIDE // PATCH).double()
+    tokens = tokens + positions()
     tokens = torch.cat((w["class_token"].expand(len(x), -1, -1), tokens), 1)
     for number in range(DEPTH):
         b = below(w, f"blocks.{number}.")

@@ -1,7 +1,7 @@
 """Measure what augmentation does for a discriminator that has a tenth of CIFAR-10: FID over training, and after it.
 
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", figure 1: with few images FID falls
-and then rises again, because the discriminator learns them by heart. Augmentation delays that.
+and then rises again, because the discriminator overfits to them. Augmentation delays that.
 
 All steps use the command line. Finished runs are not repeated: to repeat one, delete its folder in runs/limited-data/.
 """

@@ -67,7 +67,7 @@ def _page(results: dict[str, list[dict[str, float]]]) -> str:
         "are classes, of 1,000, with at least one of 26,000 samples. KL is the divergence of their frequencies from",
         "the data's, in nats. Both are by a classifier of single digits trained on the same images. The penalties need",
         "a discriminator without batch norm. `make results` writes this page after",
-        f"`{PACK}`. The figures here are of MNIST's test images.",
+        f"`{PACK}`.",
         "",
         "| objective | modes[stacked_digits] | KL[stacked_digits] |",
         "| --- | ---: | ---: |",

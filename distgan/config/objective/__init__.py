@@ -26,7 +26,7 @@ class ZeroCenteredPenaltyConfig(Section):
     method: Literal["exact", "finite_difference"] = "exact"
     """`exact`: the gradient by automatic differentiation, whose backward pass needs second derivatives.
     `finite_difference`: an estimate from differences of logits along random directions, which needs first derivatives
-    only. It is for smooth discriminators; with kinks, as of LeakyReLU, its effect on the weights is wrong."""
+    only. It is for smooth discriminators: with kinks, as of LeakyReLU, its gradient is not that of `exact`."""
     sigma: Positive | None = None
     """Standard deviation of the step along each coordinate. null: 0.03 for images and text, 0.1 for points."""
     antithetic: bool = True
@@ -35,7 +35,19 @@ class ZeroCenteredPenaltyConfig(Section):
     draws: Batch = 1
     """Number of random directions per sample."""
     fraction: Annotated[Real, Field(gt=0, le=1)] = 1.0
-    """Share of the samples that are penalized. Times the samples per process and micro-batch it is a whole number."""
+    """Share of the samples that are penalized: 1/k for a whole number k that divides the samples per process and
+    micro-batch."""
+
+    @property
+    def stride(self) -> int:
+        """The k of `fraction`: every k-th sample is penalized."""
+        return round(1 / self.fraction)
+
+    @model_validator(mode="after")
+    def _check_fraction(self) -> ZeroCenteredPenaltyConfig:
+        if abs(self.fraction * self.stride - 1) > 1e-3:
+            raise ValueError(f"fraction: {self.fraction:g} is not 1/k for a whole number k, such as 0.5 or 0.25")
+        return self
 
     def step(self, kind: str) -> float:
         """Return `sigma` for a kind of data, with its default filled in."""

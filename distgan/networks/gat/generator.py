@@ -37,8 +37,9 @@ class GATGenerator(nn.Module):
     the result is (n, 4 C, R, R), the sums after each quarter side by side, which `losses.level_noise` needs.
 
     Buffers:
-        average_styles: (classes, width), the mean style of each class over training, with a decay of 0.995 per update
-            of the generator. It is over the samples of all ranks; in the released code each rank has its own.
+        average_styles: (classes, width), the mean style of each class over training, with a decay of 0.995 per
+            micro-batch of the generator's updates. It is over the samples of all ranks; in the released code each rank
+            has its own.
     """
 
     levels = LEVELS
