@@ -52,6 +52,30 @@ def _index(options: argparse.Namespace) -> None:
     write_line(f"{path}: {_samples(len(index), index.num_classes)} in {shards}")
 
 
+def _encode(options: argparse.Namespace) -> None:
+    check_launch()
+    from distgan.autoencoders.encoding import encode
+    from distgan.config.autoencoder import parse_autoencoder
+    from distgan.distributed.runtime import leave_process_group
+    from distgan.monitoring.console import progress_bar
+
+    encoder = parse_autoencoder(options.encoder, options.overrides)
+    with progress_bar("encoding") as progress:
+        encoded = encode(
+            options.shards, options.dest, encoder, resolution=options.resolution, channels=options.channels,
+            flips=options.flips, float16=options.half, batch_size=options.batch_size, shift=options.shift,
+            scale=options.scale, progress=progress,
+        )  # fmt: skip
+    leave_process_group()
+    if not is_first("RANK"):
+        return
+    for note in encoded.notes:
+        print(f"distgan: {note}", file=sys.stderr)
+    index, stored = encoded.index, encoded.stored
+    sizes = f"{stored.channels}x{stored.resolution}x{stored.resolution}"
+    write_line(f"{options.dest}: latents {sizes} of {_samples(len(index), index.num_classes)}")
+
+
 def _samples(number: int, num_classes: int) -> str:
     labels = f" of {counted(num_classes, 'class', 'classes')}" if num_classes else ", no labels,"
     return counted(number, "sample") + labels
@@ -222,6 +246,7 @@ def _warn_of_a_moved_run(recipe: str, run_dir: str | Path, overrides: Sequence[s
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "pack": _pack,
     "index": _index,
+    "encode": _encode,
     "train": _train,
     "trace": _trace,
     "sample": _sample,

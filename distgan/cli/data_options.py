@@ -149,3 +149,31 @@ def add_normalization(parser: argparse.ArgumentParser) -> None:
             help=f"{name} of latents: networks see (latent - shift) scale; one number, or one per channel (default: "
             f"{what} of each channel)",
         )  # fmt: skip
+
+
+def add_encode(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command `encode` with its options."""
+    parser = command(
+        "encode", "write the latents of image shards, to train on in place of images",
+        "Alone, or on N ranks, which share the shards:\n"
+        "  torchrun --nproc-per-node N -m distgan encode SHARDS DEST --encoder VAE --resolution 256\n"
+        "VAE is a folder of diffusers' AutoencoderKL (config.json and safetensors; needs distgan[latents]), or\n"
+        "the import path of a module of yours, with options as key=value. docs/latents.md says what it must do.\n"
+        "An encode that was killed goes on with the shards that are missing, if you give the same command again.",
+    )  # fmt: skip
+    parser.add_argument("shards", metavar="SHARDS", help="image shards: a folder, a glob, a brace expansion or a URL")
+    parser.add_argument("dest", metavar="DEST", help="folder to create")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="options of an encoder of yours")
+    parser.add_argument("--encoder", required=True, metavar="PATH|package.module:Name", help="see above")
+    parser.add_argument(
+        "--resolution", type=int, required=True, metavar="R", help="height and width of the images, in pixels"
+    )
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), default=3, help="channels of the images (default: %(default)s)"
+    )
+    parser.add_argument("--flips", action="store_true", help="also encode the mirror images, for data.mirror")
+    parser.add_argument("--half", action="store_true", help="store half precision (default: single precision)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="B", help="images per forward pass (default: %(default)s)"
+    )
+    add_normalization(parser)

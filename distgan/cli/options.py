@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from distgan.cli.data_options import add_index, add_pack
+from distgan.cli.data_options import add_encode, add_index, add_pack
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 """Adds a command of a name, with a summary of a line and, if there is more to say, that."""
@@ -16,6 +16,7 @@ def add_commands(command: AddCommand) -> None:
     for add in (
         add_pack,
         add_index,
+        add_encode,
         _train,
         _trace,
         _sample,

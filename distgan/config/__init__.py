@@ -7,6 +7,7 @@ Every field is documented by the string under it; the same strings become the JS
 from __future__ import annotations
 
 from distgan.config.architectures import MinibatchDiscriminationConfig, MinibatchStddevConfig
+from distgan.config.autoencoder import AutoencoderConfig
 from distgan.config.data import DataConfig, StagesConfig
 from distgan.config.evaluation import DetectorConfig, EvaluationConfig, MetricConfig
 from distgan.config.fields import ScheduleConfig
@@ -46,6 +47,7 @@ from distgan.config.training import (
 __all__ = [
     "AdversarialConfig",
     "AugmentationConfig",
+    "AutoencoderConfig",
     "CheckpointConfig",
     "Config",
     "ControllerConfig",

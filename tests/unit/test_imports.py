@@ -18,7 +18,7 @@ LAYERS = (
     {"inference"},
     {"runs"},
     {"checkpoint"},
-    {"metrics"},
+    {"autoencoders", "metrics"},
     {"evaluation", "monitoring", "players"},
     {"data", "losses", "networks"},
     {"distributed", "schedule"},
