@@ -63,7 +63,7 @@ def build(config: Config) -> TrainingState:
         Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
-    index: Any = SimpleNamespace(num_classes=0, vocabulary=None)
+    index: Any = SimpleNamespace(num_classes=0, vocabulary=None, latents=None)
     state = TrainingState(config, index, *players, average, Profiles(generator, ()), Progress(), now)
     state.warm_up_buckets()
     return state

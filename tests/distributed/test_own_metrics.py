@@ -263,7 +263,7 @@ def test_options_of_a_detector_are_told_apart_by_the_cache(digits: Path, tmp_pat
         ({"metrics": ["fid", "broken:NoStatistic"]}, ["real_statistic made dict, expected a torchmetrics.Metric"]),
         ({"detector": "lab.losses:Margin"}, ["detector lab.losses:Margin", "torch.nn.Module"]),
         ({"metrics": ["inception_score"]}, ["inception_score needs logits", "Means"]),
-        ({"detector": "resnet"}, ["evaluation.detector", "'resnet' is not known", "classifier, inception"]),
+        ({"detector": "resnet"}, ["evaluation.detector", "'resnet' is not known", "inception"]),
     ],
 )
 def test_mistakes_are_one_line(

@@ -33,7 +33,7 @@ from distgan.training.setup import validate_evaluation
 from tests.image_metrics import write_vgg16
 from tests.labelled_shards import evaluation_config
 
-INDEX: Any = SimpleNamespace(fingerprint="unused")
+INDEX: Any = SimpleNamespace(fingerprint="unused", sources=())
 
 
 class Styled(nn.Module):
