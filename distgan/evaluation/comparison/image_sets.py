@@ -21,7 +21,7 @@ from distgan.config import DataConfig
 from distgan.config.fields import rgb
 from distgan.data.index.file import INDEX_NAME
 from distgan.data.index.loading import load_index
-from distgan.data.index.table import Index
+from distgan.data.index.table import ARRAYS, EXTENSIONS, Index, Shard
 from distgan.data.kinds.images import Pixels, decode_into, fit_square, open_image, to_channels
 from distgan.data.packing.sources.folder import open_folder
 from distgan.data.packing.sources.source import InvalidSampleError, LazySequence, Source
@@ -50,11 +50,13 @@ class ImageSet(SampleSet):
                 InvalidSampleError or UnreadableSampleError.
             fingerprint: tells the contents apart from those of other sets.
         """
+        count = len(source.names)
+        # An index of one shard, at places that nothing reads.
+        arrays: dict[str, NDArray[Any]] = {name: np.zeros(count, kind) for name, kind in ARRAYS.items()}
+        arrays["extensions"] += EXTENSIONS.index("png")
+        arrays["labels"] = np.full(count, -1, np.int32) if labels is None else labels
+        super().__init__([Shard(os.path.abspath(path), 0, count, fingerprint)], arrays, source.class_names)
         self.path, self.source, self.fingerprint = path, source, fingerprint
-        self.labels = np.full(len(source.names), -1, np.int32) if labels is None else labels
-        self.class_names, self.vocabulary, self.kind = source.class_names, None, "images"
-        classes = int(self.labels.max(initial=-1)) + 1
-        self.num_classes = max(classes, len(source.class_names or ())) if classes else 0
         self._size: int | None = None
         self._shown = 0
 
