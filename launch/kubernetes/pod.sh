@@ -14,6 +14,11 @@ if [[ -n ${JOB_COMPLETION_INDEX:-} ]]; then
   export PET_RDZV_CONF="is_host=$((JOB_COMPLETION_INDEX == 0)),read_timeout=600,join_timeout=600"
 fi
 
+# Kubeflow Trainer sets the address of the first node, which torchrun reads for its static rendezvous only.
+if [[ -n ${PET_MASTER_ADDR:-} && -z ${PET_RDZV_ENDPOINT:-} ]]; then
+  export PET_RDZV_ENDPOINT="$PET_MASTER_ADDR:${PET_MASTER_PORT:-29400}"
+fi
+
 # Seconds that ranks get to save a checkpoint, out of the 120 s of grace that the manifests set.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}"
 

@@ -8,12 +8,10 @@ source launch/slurm/environment.sh
 nodes=${SLURM_NNODES:-1}
 node=${SLURM_NODEID:-0}
 per_node=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-if [[ -z ${MASTER_ADDR:-} ]]; then
-  MASTER_ADDR=$(hostname)
-  if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  fi
+if ((${#pyxis[@]})); then
+  python=(python)  # srun has started this script inside the container
 fi
+MASTER_ADDR=${MASTER_ADDR:-$(first_node)}
 MASTER_PORT=${MASTER_PORT:-$default_port}
 if ((node == 0)) && [[ -z ${DRY_RUN:-} ]]; then
   "${python[@]}" launch/slurm/port.py check "$MASTER_PORT"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from kubeflow.training import models
+from kubeflow_trainer_api import models as trainer_models
 from kubernetes_validate.utils import ValidationError, latest_version, validate
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,29 @@ def test_the_indexed_job_fits_the_schema_of_kubernetes(version: str) -> None:
 def test_the_pytorch_job_fits_the_api_of_kubeflow() -> None:
     [job] = documents("pytorchjob.yaml")
     check_kubeflow(job, "KubeflowOrgV1PyTorchJob")
+
+
+def check_trainer(document: dict[str, Any]) -> None:
+    """Hold a document against the API of Kubeflow Trainer 2, as its own client declares it, and its job as a Job.
+
+    The client's models drop what they do not know, so a document that they know whole comes back as it was.
+    """
+    kinds = {
+        "TrainJob": trainer_models.TrainerV1alpha1TrainJob,
+        "TrainingRuntime": trainer_models.TrainerV1alpha1TrainingRuntime,
+    }
+    model = kinds[document["kind"]].from_dict(document)
+    assert model is not None
+    assert model.to_dict() == document
+    for job in document["spec"].get("template", {}).get("spec", {}).get("replicatedJobs", []):
+        for version in VERSIONS:
+            whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, **job["template"]}
+            check_kubernetes(whole, version)
+
+
+def test_the_train_job_fits_the_api_of_kubeflow_trainer() -> None:
+    for document in documents("trainjob.yaml"):
+        check_trainer(document)
 
 
 def changed(document: dict[str, Any], place: str, key: str, value: Any) -> dict[str, Any]:
@@ -119,18 +143,38 @@ def test_the_api_of_kubeflow_tells_a_mistake(place: str, key: str, value: Any) -
         check_kubeflow(changed(job, place, key, value), "KubeflowOrgV1PyTorchJob")
 
 
+@pytest.mark.parametrize(
+    ("number", "place", "key", "value"),
+    [
+        (0, "spec", "mlpolicy", {}),
+        (0, "spec.template.spec.replicatedJobs.0", "name", None),
+        (0, "spec.template.spec.replicatedJobs.0.template.spec.podFailurePolicy.rules.0", "action", None),
+        (0, "spec.template.spec.replicatedJobs.0.template.spec.template.spec.containers.0", "volumeMount", []),
+        (1, "spec.runtimeRef", "name", None),
+        (1, "spec.trainer", "numNode", 2),
+        (1, "spec.trainer", "numNodes", "2"),
+        (1, "spec.trainer.resourcesPerNode", "limit", {}),
+    ],
+)
+def test_the_api_of_kubeflow_trainer_tells_a_mistake(number: int, place: str, key: str, value: Any) -> None:
+    document = documents("trainjob.yaml")[number]
+    with pytest.raises((AssertionError, ValueError, ValidationError)):
+        check_trainer(changed(document, place, key, value))
+
+
+def check_command(command: list[str]) -> None:
+    assert command[1] == "train"
+    assert os.access(ROOT / command[0].removeprefix("/opt/distgan/"), os.X_OK)
+
+
 def check_pod(spec: dict[str, Any]) -> dict[str, Any]:
     """The only container of a pod that can save before it leaves."""
     assert spec["terminationGracePeriodSeconds"] >= 60
     [container] = spec["containers"]
-    assert container["command"][1] == "train"
-    script = container["command"][0].removeprefix("/opt/distgan/")
-    assert os.access(ROOT / script, os.X_OK)
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
     assert "persistentVolumeClaim" in mounted["/runs"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     return container
 
 
@@ -146,6 +190,8 @@ def test_the_indexed_job() -> None:
     spec = job["spec"]
     assert spec["completionMode"] == "Indexed"
     container = check_pod(spec["template"]["spec"])
+    check_command(container["command"])
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     # A policy for failed pods is only allowed with this.
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     environment = variables(container)
@@ -173,7 +219,37 @@ def test_the_pytorch_job() -> None:
     worker = spec["pytorchReplicaSpecs"]["Worker"]
     assert worker["replicas"] == spec["elasticPolicy"]["minReplicas"] == spec["elasticPolicy"]["maxReplicas"]
     assert worker["restartPolicy"] == "ExitCode"
-    assert check_pod(worker["template"]["spec"])["name"] == "pytorch"
+    container = check_pod(worker["template"]["spec"])
+    assert container["name"] == "pytorch"
+    check_command(container["command"])
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+
+
+def test_the_train_job() -> None:
+    runtime, job = documents("trainjob.yaml")
+    assert {document["apiVersion"] for document in (runtime, job)} == {"trainer.kubeflow.org/v1alpha1"}
+    assert job["spec"]["runtimeRef"] == {"kind": runtime["kind"], "name": runtime["metadata"]["name"]}
+    [node] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    # What the plugin for torch looks for.
+    assert runtime["spec"]["mlPolicy"] == {"torch": {}}
+    assert node["name"] == "node"
+    assert node["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    pods, (_, indexed) = node["template"]["spec"], documents("indexed-job.yaml")
+    container = check_pod(pods["template"]["spec"])
+    assert container["name"] == "node"
+    # It acts on exit codes and evictions as indexed-job.yaml does.
+    assert (pods["backoffLimit"], pods["template"]["spec"]["restartPolicy"]) == (100, "Never")
+    expected = copy.deepcopy(indexed["spec"]["podFailurePolicy"])
+    expected["rules"][0]["onExitCodes"]["containerName"] = "node"
+    assert pods["podFailurePolicy"] == expected
+    check_command(job["spec"]["trainer"]["command"])
+    environment = variables(container) | variables(job["spec"]["trainer"])
+    assert environment["PET_RDZV_BACKEND"] == "c10d"
+    # Kubeflow Trainer refuses a job that sets these.
+    reserved = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"}
+    assert not reserved & environment.keys()
+    for name in ("PET_RDZV_ID", "PET_LOCAL_ADDR"):
+        assert environment[name] == variables(indexed["spec"]["template"]["spec"]["containers"][0])[name]
 
 
 @pytest.fixture
@@ -181,6 +257,7 @@ def pod(tmp_path: Path) -> dict[str, str]:
     """An environment in which torchrun and distgan do what SCRIPT and STANDING say."""
     (tmp_path / "torchrun").write_text(
         f'#!/bin/bash\nprintf "%q " "$@" "$PET_RDZV_CONF" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" > {tmp_path}/said\n'
+        f'echo "$PET_RDZV_ENDPOINT" > {tmp_path}/endpoint\n'
         f'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > {tmp_path}/patience\neval "$SCRIPT"\n'
     )
     (tmp_path / "distgan").write_text(
@@ -219,6 +296,22 @@ def test_a_pod_ends_as_the_run_stands(pod: dict[str, str], standing: str, script
     assert 0 < grace - int((folder / "patience").read_text()) <= 10
     said = shlex.split((folder / "said").read_text())
     assert said == ["-m", "distgan", "train", "x y.yaml", "seed=1", "is_host=0,read_timeout=600,join_timeout=600", "1"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "endpoint"),
+    [
+        ({}, ""),
+        ({"PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29500"}, "job-node-0-0.job:29500"),
+        ({"PET_MASTER_ADDR": "a", "PET_MASTER_PORT": "29500", "PET_RDZV_ENDPOINT": "b:1"}, "b:1"),
+    ],
+)
+def test_pods_meet_at_the_address_that_the_operator_sets(
+    pod: dict[str, str], tmp_path: Path, variables: dict[str, str], endpoint: str
+) -> None:
+    command = [str(FOLDER / "pod.sh"), "train", "x.yaml"]
+    subprocess.run(command, env=pod | variables | {"STANDING": "finished 1", "SCRIPT": "exit 0"}, check=True)
+    assert (tmp_path / "endpoint").read_text().strip() == endpoint
 
 
 def test_an_evicted_pod_passes_it_on_and_waits(pod: dict[str, str], tmp_path: Path) -> None:

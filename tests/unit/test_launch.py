@@ -62,6 +62,54 @@ def test_settings_win() -> None:
     assert option(launcher, "--config_file") == "launch/accelerate/deepspeed-zero2.yaml"
 
 
+def test_pyxis_runs_the_step_in_the_container() -> None:
+    srun, launcher = dry_run(
+        "train.sbatch", "x.yaml", CONTAINER="nvcr.io#lab/distgan:1", CONTAINER_MOUNTS="/data:/data", VENV="/opt/venv",
+        SLURM_NNODES="2", SLURM_GPUS_ON_NODE="8", MASTER_ADDR="node1",
+    )  # fmt: skip
+    assert {
+        "--container-image=nvcr.io#lab/distgan:1", f"--container-mounts={ROOT}:{ROOT},/data:/data",
+        f"--container-workdir={ROOT}", "--container-mount-home",
+    } < set(srun)  # fmt: skip
+    assert srun[-3:] == ["launch/slurm/node.sh", "train", "x.yaml"]
+    assert launcher[:4] == ["exec", "python", "-m", "accelerate.commands.launch"]
+    # A squashfs file is pyxis's too. Images of apptainer are not.
+    for image, runs in (("/images/distgan.sqsh", True), ("docker://lab/distgan", False), (str(ROOT), False)):
+        srun, _ = dry_run("train.sbatch", "x.yaml", CONTAINER=image, MASTER_ADDR="node1")
+        assert (f"--container-image={image}" in srun) == runs
+
+
+def test_the_batch_script_runs_distgan_in_a_step_beside_the_training(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%q " "$@" "$NVIDIA_VISIBLE_DEVICES"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "CONTAINER": "lab/distgan", "SLURMD_NODENAME": "node1",
+    }  # fmt: skip
+    script = 'source launch/slurm/environment.sh; distgan status "x y.yaml"'
+    result = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    *command, devices = shlex.split(result.stdout)
+    assert {"--overlap", "--nodes=1", "--ntasks=1", "--nodelist=node1"} < set(command)
+    assert "--container-image=lab/distgan" in command
+    assert command[-5:] == ["python", "-m", "distgan", "status", "x y.yaml"]
+    assert devices == "all"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"), ("node[01-04,07]", "node01"), ("node[3,5],login1", "node3"), ("a7,b[1-2]", "a7"),
+        ("rack[2-3]node[10-11]", "rack2node10"), ("gpu[1-2]-ib,x", "gpu1-ib"),
+    ],
+)  # fmt: skip
+def test_a_container_without_slurm_finds_the_first_node(tmp_path: Path, nodes: str, first: str) -> None:
+    bash = shutil.which("bash")
+    assert bash is not None
+    environment = {"PATH": str(tmp_path), "SLURM_JOB_NODELIST": nodes}
+    script = "source launch/slurm/environment.sh; first_node"
+    result = subprocess.run([bash, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout.strip() == first
+
+
 def test_what_is_not_training_is_not_restarted() -> None:
     _, launcher = dry_run("evaluate.sbatch", "runs/x", "evaluation.num_samples=50000")
     assert option(launcher, "--max_restarts") == "0"
