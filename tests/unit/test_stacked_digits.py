@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from distgan.cli.parser import parse
 from distgan.data.index.loading import load_index
 from distgan.data.packing.pack import pack
 from distgan.data.packing.sources.opening import open_source
@@ -60,6 +61,12 @@ def test_an_image_is_a_function_of_seed_and_number() -> None:
     assert many.names[0] != other.names[0]
     first = int(few.names[0].split("digits[")[1].split("]")[0])
     assert few.labels[0] // 100 == load_digits().target[first]
+
+
+def test_the_number_of_images_is_that_of_the_papers_unless_said() -> None:
+    """Lin et al. 2018, section 4.2."""
+    for words, count in ((["--stack"], 128_000), (["--stack", "5"], 5), ([], None)):
+        assert parse(["pack", "train-images-idx3-ubyte.gz", "out", *words]).stack == count
 
 
 def test_only_labeled_gray_digits_are_stacked(tmp_path: Path) -> None:

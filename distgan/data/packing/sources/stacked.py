@@ -11,8 +11,6 @@ import numpy as np
 from distgan.data.packing.sources.source import LazySequence, Pixels, Source
 from distgan.errors import UserError
 
-IMAGES = 128_000
-"""Number of images in Lin et al. (2018)."""
 MAX_IMAGES = 10_000_000
 CLASSES = 1000
 
