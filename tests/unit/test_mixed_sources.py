@@ -203,7 +203,7 @@ def test_classes_that_differ_are_not_mixed(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_labels_are_drawn_as_often_as_the_mixture_has_them(tmp_path: Path) -> None:
-    """Source a: 20 of each of 5 classes. Source b: 10 of each. Source c: classes 0 and 4 only, 3 : 1."""
+    """Source a: 20 of each of 5 classes. Source b: 10 of each, then 30 of class 0 and 20 of class 4."""
     numbered_index(tmp_path / "a", [100], classes=5)
     index = numbered_index(tmp_path / "b", [50], classes=5)
     assert class_counts(index) == [10] * 5
