@@ -2,7 +2,7 @@
 
 Both packages are too heavy for the tests. The SkyPilot schema below holds what its YAML reference says of the keys that
 the example uses (version 0.14; its own schema accepts the example too). The stand-ins for Ray have the parameters of
-Ray 2.60, with which the example has trained two ranks.
+Ray 2.60, with which the example has trained two ranks, and continued after one of them was killed.
 """
 
 from __future__ import annotations
