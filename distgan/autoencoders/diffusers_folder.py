@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distgan.errors import UserError, blaming_code
@@ -26,6 +27,11 @@ class AutoencoderKL(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Options of the model without its weights, for `build_autoencoder_kl`."""
+        return {key: value for key, value in dict(self.model.config).items() if not key.startswith("_")}
 
     def encode(self, images: Tensor) -> Tensor:
         """Return means and logarithms of variances."""
@@ -57,10 +63,29 @@ def load_autoencoder_kl(path: str) -> AutoencoderKL:
         name = None
     if name != _CLASS:
         raise UserError(f"{folder / 'config.json'}: found _class_name {str(name)[:80]!r}, expected {_CLASS!r}")
+    model = _model_class(path)
+    with blaming_code(f"{path}: cannot be loaded as an {_CLASS}"):
+        return AutoencoderKL(model.from_pretrained(folder, local_files_only=True, use_safetensors=True))
+
+
+def build_autoencoder_kl(architecture: dict[str, Any], name: object) -> AutoencoderKL:
+    """Build a model without its weights, on the meta device, so that false sizes take no memory.
+
+    Args:
+        architecture: that of an export, which anyone may have written.
+        name: begins the messages.
+
+    Raises:
+        UserError: the architecture is invalid, or diffusers is not installed.
+    """
+    model = _model_class(name)
+    with blaming_code(f"{name}: its decoder cannot be built"), torch.device("meta"):
+        return AutoencoderKL(model.from_config(architecture))
+
+
+def _model_class(name: object) -> Any:
     if not is_installed("diffusers"):
-        raise UserError(f"{path}: the package diffusers is not installed; pip install 'distgan[latents]'")
+        raise UserError(f"{name}: the package diffusers is not installed; pip install 'distgan[latents]'")
     from diffusers import AutoencoderKL as Model  # late, because it is optional and its import takes seconds
 
-    with blaming_code(f"{path}: cannot be loaded as an {_CLASS}"):
-        made: Any = Model
-        return AutoencoderKL(made.from_pretrained(folder, local_files_only=True, use_safetensors=True))
+    return Model

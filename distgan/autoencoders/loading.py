@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distgan.autoencoders.diffusers_folder import build_autoencoder_kl
 from distgan.config import AutoencoderConfig
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
 
 
 class Autoencoder(nn.Module):
@@ -80,6 +81,26 @@ def load_autoencoder(section: AutoencoderConfig) -> Autoencoder:
             f"{section.technique}: made {type(module).__name__}, expected a torch.nn.Module with the methods `encode` "
             "and `decode`"
         )
+    return Autoencoder(section, module)
+
+
+def restore_autoencoder(
+    section: AutoencoderConfig, architecture: dict[str, Any] | None, tensors: dict[str, Tensor], name: object
+) -> Autoencoder:
+    """Return the autoencoder of an export from its section, the options of a built-in one, and its weights.
+
+    Raises:
+        UserError: its code is not allowed, or the weights do not fit; the message begins with `name`.
+    """
+    if section.is_built_in:
+        module: nn.Module = build_autoencoder_kl(architecture or {}, name)
+    else:
+        with blaming(name):
+            module = load_autoencoder(section).module
+    try:
+        module.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{name}: not the weights of its decoder: {' '.join(str(error).split())[:200]}") from None
     return Autoencoder(section, module)
 
 

@@ -22,12 +22,19 @@ from distgan.players.player import Player
 
 
 def validate_resume(
-    path: Path, description: Description, now: Config, index: Index, world_size: int, accept: frozenset[str]
+    path: Path,
+    description: Description,
+    now: Config,
+    index: Index,
+    world_size: int,
+    accept: frozenset[str],
+    decoder: str | None = None,
 ) -> None:
     """Raise UserError unless a run with this config, data and number of ranks can continue from the checkpoint.
 
     Args:
         accept: accepted differences, from `contents.ACCEPTABLE`.
+        decoder: hash of the decoder of latents; None without one.
     """
     then = parse_config(description.config, source=f"{path}/state.json")
     follows = schedule.used_after(then, description.step)
@@ -55,6 +62,11 @@ def validate_resume(
         raise UserError(
             f"{path}: saved with other latents than those of data.path: {problem}; restore the data and its index, or "
             "set another run_dir"
+        )
+    if description.decoder is not None and decoder not in (None, description.decoder):
+        raise UserError(
+            f"{path}: saved with a decoder of hash {description.decoder[:12]}, but that of data.decoder is "
+            f"{decoder[:12]}, so that its metrics would be of other images; restore it, or set another run_dir"
         )
     known = description.code
     digests = code_digests(now.code_paths)

@@ -69,6 +69,8 @@ class Description(_Record):
     """Characters of text, by index; None for other data."""
     latent_space: LatentSpace | None = None
     """Shape, shift and scale of latents; None for other data."""
+    decoder: Annotated[str, Field(max_length=200)] | None = None
+    """Hash of the decoder of latents; None without one."""
     world_size: Annotated[int, Field(ge=1)]
     statistics: dict[str, dict[str, tuple[Finite, Finite]]]
     """Per player: totals and counts of the open logging interval, so that a resume logs the same row."""

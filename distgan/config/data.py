@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, WrapValidator, model_validator
 
+from distgan.config.autoencoder import AutoencoderConfig
 from distgan.config.fields import Color, Count, CountOrZero, Fraction, Positive, Real, Section, Size
 from distgan.config.named import BuiltIn, NamedSection
 
@@ -85,6 +86,7 @@ class DataConfig(Section):
         **dict.fromkeys(("resolution", "channels", "mirror"), ("kind", ("images", "latents"))),
         "length": ("kind", ("text",)),
         "dimensions": ("kind", ("points",)),
+        "decoder": ("kind", ("latents",)),
         **dict.fromkeys(("lanes", "shuffle_block"), ("order", ("lanes",))),
     }
 
@@ -103,6 +105,9 @@ class DataConfig(Section):
     shards, without the variances."""
     background: Color = "white"
     """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""
+    decoder: AutoencoderConfig | None = None
+    """Autoencoder whose decoder makes images of generated latents, for sample grids, metrics, samples and exports: a
+    folder of diffusers' AutoencoderKL, or an import path. null: latents are not decoded. See [latents](latents.md)."""
     stages: StagesConfig | None = None
     """WebDataset stages that make a sample of its members. null: images, lines and points are read as they are."""
     labels: bool = False

@@ -107,9 +107,14 @@ class Config(Section, metaclass=_OneLineErrors):
 
         Each has its `samples`, and its `detector` if it needs one.
         """
-        default = DEFAULT_METRIC.get(self.data.kind)
+        default = DEFAULT_METRIC.get(self.measured_kind)
         metrics = self.evaluation.metrics or ([MetricConfig(metric=default)] if default else [])
         return [self.evaluation.resolved(metric) for metric in metrics]
+
+    @property
+    def measured_kind(self) -> str:
+        """Kind of the samples that metrics get: decoded latents are images."""
+        return "images" if self.data.decoder is not None else self.data.kind
 
     @property
     def generated_samples(self) -> int:
@@ -195,16 +200,20 @@ class Config(Section, metaclass=_OneLineErrors):
                 f"evaluation.every: {self.evaluation.every}: no metric is named, and {kind} (data.kind) have none by "
                 "default; name one in evaluation.metrics, or set evaluation.every=0"
             )
+        if self.evaluation.real_images is not None and self.data.decoder is None:
+            raise ValueError("evaluation.real_images: has no effect without data.decoder; leave it out, or set that")
+        measured = self.measured_kind
+        decode = "; set data.decoder to decode them" if measured == "latents" else ""
         for metric in self.metrics:
-            if metric.needs_detector and kind != "images":
+            if metric.needs_detector and measured != "images":
                 raise ValueError(
                     f"evaluation.metrics: {metric.metric} takes the {metric.inputs[0]} of a detector, which are of "
-                    f"images, but data.kind is {kind}"
+                    f"images, but data.kind is {measured}{decode}"
                 )
-            if kind not in metric.facts.kinds:
-                suited = [name for name, built_in in METRICS.items() if kind in built_in.options.kinds]
+            if measured not in metric.facts.kinds:
+                suited = [name for name, built_in in METRICS.items() if measured in built_in.options.kinds]
                 raise ValueError(
-                    f"evaluation.metrics: {metric.metric} does not measure {kind} (data.kind); "
+                    f"evaluation.metrics: {metric.metric} does not measure {measured} (data.kind); "
                     f"for these choose from {', '.join(suited)}"
                 )
         return self

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from distgan.autoencoders.decoding import image_evaluation
 from distgan.checkpoint.compatibility import find_difference
 from distgan.checkpoint.contents import load_description
 from distgan.checkpoint.loading import find_checkpoint
@@ -84,12 +85,15 @@ def evaluate(
             raise UserError(
                 f"evaluation.metrics: none is named, and {config.data.kind} (data.kind) have none by default; name one"
             )
-        generator = load_generator(found, device=runtime.device, truncation=truncation)
+        generator = load_generator(found, device=runtime.device, truncation=truncation, decoder=config.data.decoder)
+        if config.data.decoder is None:
+            generator.decoder = None
         source = generator.source(config.seed, truncation)
+        config, index = image_evaluation(config, index, generator.decoder)
 
     from distgan.evaluation import suite  # late, because it takes seconds and errors should come before
 
-    with generation.generating(generator.network, generator.shape, source, "evaluation") as generate:
+    with generation.generating(*generator.sampler, source, "evaluation") as generate:
         values = suite.evaluate(generate, config, index, runtime)
     return {"step": state.step, **{_value_name(name, truncation): value for name, value in values.items()}}
 

@@ -18,9 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from distgan import extensions, schedule
+from distgan.autoencoders.exporting import (
+    DECODER_FILE,
+    ExportedDecoder,
+    decoder_weights,
+    describe_decoder,
+    load_exported_decoder,
+    load_run_decoder,
+)
 from distgan.checkpoint.contents import Vocabulary, load_description
 from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_files
-from distgan.config import Config, EMAConfig, GeneratorConfig, parse_config
+from distgan.config import AutoencoderConfig, Config, EMAConfig, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.config.run import MAX_STATISTICS_BATCH
 from distgan.data.kinds.latents import LatentSpace
@@ -64,6 +72,7 @@ class _Description(BaseModel):
     kind: Literal["images", "text", "points", "latents"] = "images"
     resolution: _Size = 0
     channels: _Size = 0
+    decoder: ExportedDecoder | None = None
     latent_space: LatentSpace | None = None
     dequantized: bool = False
     length: _Size = 0
@@ -82,6 +91,8 @@ class _Description(BaseModel):
         for name in itertools.chain(*_SIZES.values()):
             if bool(getattr(self, name)) != (name in _SIZES[self.kind]):
                 raise ValueError(f"kind: {self.kind} needs {' and '.join(_SIZES[self.kind])}, and no other size")
+        if self.decoder is not None and self.kind != "latents":
+            raise ValueError(f"decoder: is of latents, found kind: {self.kind}")
         if self.dequantized and self.kind != "images":
             raise ValueError(f"dequantized: is of images, found kind: {self.kind}")
         if self.kind not in self.generator.facts.kinds:
@@ -118,6 +129,7 @@ def load_generator(
     device: torch.device | str = "cpu",
     trust_code: Iterable[str] = (),
     truncation: float | None = None,
+    decoder: AutoencoderConfig | None = None,
 ) -> Generator:
     """Load the EMA generator of an export, a checkpoint, or a run (its newest or best checkpoint).
 
@@ -133,6 +145,7 @@ def load_generator(
             threshold of the latents that it will draw (see `latents.truncate`). Batch-norm statistics are then
             those of such latents, as in BigGAN's released generators, which have one set per threshold. An export's
             are of 2,048 latents in batches of 128, so that they differ a little from its run's.
+        decoder: decoder of a run's latents, in place of that of its config, such as the same one at another place.
 
     Raises:
         UserError: a file is missing, damaged or of another kind, it names code that is not trusted, or `truncation` is
@@ -152,7 +165,7 @@ def load_generator(
             _truncate(generator, truncation)
         return generator
     with extensions.allowing(*trust_code):
-        return _load_checkpoint(find_checkpoint(folder, best=best), device, truncation)
+        return _load_checkpoint(find_checkpoint(folder, best=best), device, truncation, decoder)
 
 
 def export(
@@ -180,6 +193,8 @@ def export(
             tensors = {name: value.contiguous().clone() for name, value in generator.network.state_dict().items()}
             # Not `save_file`, which does not report a full disk as an OSError.
             write_atomically(temporary / "model.safetensors", safetensors.torch.save(tensors))
+            if generator.decoder is not None:
+                write_atomically(temporary / DECODER_FILE, decoder_weights(generator.decoder))
             write_atomically(temporary / "config.json", json.dumps(generator.description, indent=1).encode())
             sync_folder(temporary)
             publish_folder(temporary, target, replaced_as=target.with_name(f".{target.name}.{os.getpid()}.old"))
@@ -195,7 +210,7 @@ def _check_free(destination: str | os.PathLike[str], target: Path, overwrite: bo
         names = {path.name for path in target.iterdir()}
         if not names:
             return
-        if names <= {*hub.EXPORT_FILES, *hub.CARD_FILES}:
+        if names <= {*hub.EXPORT_FILES, DECODER_FILE, *hub.CARD_FILES}:
             description = json.loads(read_bounded(target / "config.json", _MAX_DESCRIPTION))
             is_export = isinstance(description, dict) and description.get("format") == _FORMAT
     except (OSError, ValueError, RecursionError):
@@ -229,6 +244,8 @@ def _load_export(folder: Path) -> Generator:
         problem = _reason(error)
     if problem:
         raise UserError(f"{weights}: not the weights of this generator: {problem}; export it again")
+    if description.decoder is not None:
+        generator.decoder = load_exported_decoder(folder / DECODER_FILE, description.decoder, generator.network_shape)
     return generator
 
 
@@ -266,7 +283,9 @@ def _truncate(generator: Generator, truncation: float) -> None:
         recompute_statistics(generator.network, (source.draw("batch statistics", part) for part in numbers))
 
 
-def _load_checkpoint(path: Path, device: torch.device | str, truncation: float | None) -> Generator:
+def _load_checkpoint(
+    path: Path, device: torch.device | str, truncation: float | None, decoder: AutoencoderConfig | None
+) -> Generator:
     state = load_description(path)
     config: Config = parse_config(state.config, source=f"{path}/state.json")
     classes, vocabulary, growth = state.classes, state.vocabulary, schedule.growth(config, state.images)
@@ -305,6 +324,9 @@ def _load_checkpoint(path: Path, device: torch.device | str, truncation: float |
     tensors = load_files(path, ["generator_ema"])["generator_ema"]
     if problem := _take_weights(generator, tensors):
         raise UserError(f"{path}/generator_ema.safetensors: {problem}; use an older checkpoint")
+    generator.decoder = load_run_decoder(path, config, generator.network_shape, state.decoder, decoder)
+    if generator.decoder is not None:
+        generator.description["decoder"] = describe_decoder(generator.decoder)
     generator.to(device)
     generator.truncation = truncation
     source = generator.source(config.seed, truncation)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan import schedule
+from distgan.autoencoders.decoding import LatentDecoder, with_decoder
 from distgan.config import GeneratorConfig
 from distgan.data.kinds.latents import LatentSpace
 from distgan.data.kinds.text import decode_lines
@@ -29,7 +30,9 @@ class Generator(nn.Module):
 
     Attributes:
         latent_size: dimension of a latent vector.
-        shape: kind and sizes of the samples.
+        shape: kind and sizes of the samples, which are images if there is a decoder of latents.
+        network_shape: kind and sizes of the network's outputs, which may be latents.
+        decoder: decodes latents of the network into images, or None.
         resolution, channels: sizes of images and latents; 0 for other kinds.
         vocabulary: characters by index for text; None for other kinds.
         num_classes: number of classes; 0 for an unconditional generator.
@@ -51,7 +54,7 @@ class Generator(nn.Module):
         space = description.get("latent_space")
         self.latent_space = LatentSpace.model_validate(space) if space else None
         sizes = ("kind", "resolution", "channels", "length", "dimensions")
-        self.shape = SampleShape(
+        self.network_shape = SampleShape(
             **{name: description[name] for name in sizes if name in description},
             vocabulary=len(self.vocabulary or ()),
             num_classes=self.num_classes,
@@ -59,18 +62,36 @@ class Generator(nn.Module):
             shift=self.latent_space.shift if self.latent_space else (),
             scale=self.latent_space.scale if self.latent_space else (),
         )
-        self.resolution, self.channels = self.shape.resolution, self.shape.channels
-        self.network = build_generator(config, self.shape)
+        self.network = build_generator(config, self.network_shape)
+        self.decoder: LatentDecoder | None = None
         self.truncation = None
         if description.get("growth"):
             set_growth([self.network], schedule.Growth(**description["growth"]))
         self.eval().requires_grad_(False)
 
+    @property
+    def sampler(self) -> tuple[nn.Module, SampleShape]:
+        """The network, with its decoder if there is one, and the shape of what it makes."""
+        return with_decoder(self.network, self.network_shape, self.decoder)
+
+    @property
+    def shape(self) -> SampleShape:
+        return self.sampler[1]
+
+    @property
+    def resolution(self) -> int:
+        return self.shape.resolution
+
+    @property
+    def channels(self) -> int:
+        return self.shape.channels
+
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Generate samples from latents (n, latent_size), float, and labels (n,), int64, if there are classes.
 
         Images are (n, C, R, R) in [-1, 1]. Text is (n, vocabulary, length), character probabilities at each position
-        (see `decode`). Points are (n, dimensions). Latents are (n, C, R, R), shifted and scaled (see `to_latents`).
+        (see `decode`). Points are (n, dimensions). Latents are (n, C, R, R), shifted and scaled (see `to_latents`); a
+        decoder makes images of them.
 
         Raises:
             UserError: labels are missing.
@@ -82,7 +103,7 @@ class Generator(nn.Module):
             )
         with reference_moments(self.network):
             samples: Tensor = self.network(latents, labels)
-        return samples
+        return samples if self.decoder is None else self.decoder(samples)
 
     def to_uint8(self, images: Tensor) -> Tensor:
         """Return generated images (n, C, R, R) as uint8 in [0, 255]: the nearest levels of pixels.
@@ -97,14 +118,14 @@ class Generator(nn.Module):
         return from_network(self.shape, images)
 
     def to_latents(self, samples: Tensor) -> Tensor:
-        """Return generated latents (n, C, R, R) as the autoencoder's decoder takes them: samples / scale + shift.
+        """Return outputs of `network`, latents (n, C, R, R), as a decoder takes them: samples / scale + shift.
 
         Raises:
             UserError: this generator does not make latents.
         """
-        if self.shape.kind != "latents":
+        if self.network_shape.kind != "latents":
             raise UserError(f"to_latents: needs a generator of latents, found one of {self.shape.kind}")
-        return from_network(self.shape, samples)
+        return from_network(self.network_shape, samples)
 
     def decode(self, samples: Tensor) -> list[str]:
         """Return the most probable lines of text samples (n, vocabulary, length), without trailing padding.

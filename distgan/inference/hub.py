@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from distgan.autoencoders.exporting import DECODER_FILE
 from distgan.errors import UserError, printable
 from distgan.hub_errors import hub_errors
 from distgan.packages import is_installed
@@ -16,7 +17,7 @@ from distgan.packages import is_installed
 SCHEME = "hf://"
 EXPORT_FILES = ("config.json", "model.safetensors")
 CARD_FILES = ("README.md", "samples.png")
-_LIMITS = {"config.json": 16 << 20, "model.safetensors": 16 << 30}
+_LIMITS = {"config.json": 16 << 20, "model.safetensors": 16 << 30, DECODER_FILE: 16 << 30}
 """Largest sizes that are downloaded, in bytes."""
 _ADDRESS = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,7 +72,8 @@ def download(text: str) -> Path:
     with hub_errors(f"{address}: cannot be downloaded"):
         info = HfApi().model_info(address.repository, revision=address.revision, files_metadata=True)
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
-    for name in EXPORT_FILES:
+    files = [*EXPORT_FILES, *(name for name in sizes if name == DECODER_FILE)]
+    for name in files:
         size = sizes.get(name)
         if size is None:
             raise UserError(f"{address}: has no {name}, so it is not an export of distgan; name another repository")
@@ -85,7 +87,7 @@ def download(text: str) -> Path:
         raise UserError(f"{address}: cannot be downloaded: the server named no commit; check HF_ENDPOINT")
     with hub_errors(f"{address}: cannot be downloaded"):
         # By commit, so that these are the files whose sizes were checked.
-        folder = snapshot_download(address.repository, revision=commit, allow_patterns=list(EXPORT_FILES))
+        folder = snapshot_download(address.repository, revision=commit, allow_patterns=files)
     return Path(folder)
 
 
@@ -108,7 +110,7 @@ def push(folder: Path, address: Address, *, private: bool = False) -> str:
         if private and not api.model_info(address.repository).private:
             raise UserError(f"{address}: exists and is public; make it private on the Hub, or remove --private")
         api.upload_folder(
-            repo_id=address.repository, folder_path=folder, allow_patterns=[*EXPORT_FILES, *CARD_FILES],
+            repo_id=address.repository, folder_path=folder, allow_patterns=[*EXPORT_FILES, DECODER_FILE, *CARD_FILES],
             commit_message="Export of distgan",
         )  # fmt: skip
     return str(url)

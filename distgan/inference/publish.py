@@ -25,7 +25,8 @@ from distgan.version import __version__
 
 _LOCAL = (
     "run_dir", "monitoring", "checkpoint", "data.path", "data.cache_dir", "data.cache_gigabytes", "data.num_workers",
-    "data.prefetch", "evaluation.cache_dir", "evaluation.held_out", "evaluation.detector.weights",
+    "data.prefetch", "evaluation.cache_dir", "evaluation.held_out", "evaluation.real_images",
+    "data.decoder", "evaluation.detector.weights",
 )  # fmt: skip
 """Keys of a recipe that are about the machine and not about the model."""
 _HOST = re.compile(r"""(^|[\s=,;:'"(\[])(/\w|~[\w/]|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\)|://""")
@@ -67,7 +68,9 @@ def publish(
     folder = Path(destination)
     try:
         generator = load_generator(folder)
-        for key, _ in _unfit("generator", generator.description["generator"]):
+        described = generator.description
+        unfit = [*_unfit("generator", described["generator"]), *_unfit("decoder", described.get("decoder") or {})]
+        for key, _ in unfit:
             raise UserError(
                 f"{key}: holds a path, a URL or a secret, which an export for others must not; train with an option "
                 "that has none"

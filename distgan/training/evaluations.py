@@ -6,6 +6,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from distgan.autoencoders.decoding import image_evaluation
 from distgan.config import DivergenceConfig
 from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted, UserError
@@ -55,10 +56,10 @@ class Evaluations:
 
         try:
             if self._evaluator is None:
-                self._evaluator = Evaluator(config, self.state.index, self.runtime, lambda: self.stop.requested)
-            with generation.generating(
-                self.state.average.network, self.state.shape, self.latents, "evaluation"
-            ) as generate:
+                with self.runtime.raise_on_all_ranks():
+                    measured = image_evaluation(config, self.state.index, self.state.decoder)
+                self._evaluator = Evaluator(*measured, self.runtime, lambda: self.stop.requested)
+            with generation.generating(*self.state.sampler, self.latents, "evaluation") as generate:
                 metrics = self._evaluator(generate)
         except Interrupted:
             if self.runtime.is_main:

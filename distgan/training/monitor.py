@@ -230,9 +230,9 @@ class Monitor:
 
     def _draw_samples(self) -> None:
         """Write samples of fixed latents to disk and TensorBoard: an image grid, text lines, or a scatter plot."""
-        step, shape, vocabulary = self.state.progress.step, self.state.shape, self.state.index.vocabulary
+        step, vocabulary, (network, shape) = self.state.progress.step, self.state.index.vocabulary, self.state.sampler
         numbers = torch.arange(self.config.monitoring.num_samples)
-        with generation.generating(self.state.average.network, shape, self.latents, "sample grid") as generate:
+        with generation.generating(network, shape, self.latents, "sample grid") as generate:
             samples = generate(numbers).cpu()
         file = self.run_dir / "samples" / f"step-{step:08d}"
         try:
@@ -247,7 +247,5 @@ class Monitor:
         except OSError as error:
             logger.error("step %d: %s: cannot write the samples: %s; training goes on", step, file, reason(error))
         if shape.kind == "images":
-            paths = generation.generate_paths(
-                self.state.average.network, shape, self.latents, "interpolation", *INTERPOLATION
-            )
+            paths = generation.generate_paths(network, shape, self.latents, "interpolation", *INTERPOLATION)
             self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))

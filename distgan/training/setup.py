@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distgan import schedule
+from distgan.autoencoders.decoding import load_decoder, load_real_images
 from distgan.config import Config, dump_config
 from distgan.data.index.proportion import in_proportion
 from distgan.data.index.table import Index
@@ -66,6 +67,11 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         inaccurate = check_finite_differences(discriminator, config, _first_shape(config, index))
     for warning in inaccurate if runtime.is_main else ():
         log.warning("%s", warning)
+    with runtime.raise_on_all_ranks():
+        decoder = load_decoder(config, shape)
+    if decoder is not None:
+        decoder.to(runtime.device)
+        runtime.check_equal("the decoder", decoder.hash, "give every rank the same weights")
     average, profiles = EMAGenerator(generator), Profiles(generator, config.ema.profiles)
     for network in (generator, discriminator, average.network):
         if uses_channels_last(config, runtime.device):
@@ -106,6 +112,7 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         Progress(),
         growth,
         controller,
+        decoder,
     )
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()
@@ -195,8 +202,11 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
 def validate_evaluation(config: Config, index: Index) -> None:
     """Raise UserError if the evaluations of a run would fail.
 
-    They need a classifier that the data cannot train, or paths that the generator does not have, or VGG16 is missing.
+    They need images that are missing, a classifier that the data cannot train, or paths that the generator does not
+    have, or VGG16 is missing.
     """
+    if config.evaluation.every and config.data.decoder is not None:
+        index = load_real_images(config)
     for metric in config.metrics if config.evaluation.every else ():
         if metric.metric == "ppl":
             from distgan.evaluation.metrics.perceptual_path_length import validate_path_length

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgan import schedule
+from distgan.autoencoders.decoding import LatentDecoder, with_decoder
 from distgan.checkpoint.compatibility import (
     check_controller,
     check_counters,
@@ -82,6 +83,8 @@ class TrainingState:
     """Level and fade of growing networks; None if the networks do not grow."""
     controller: AugmentationController | None = None
     """Holds the probability of the augmentation if that is adaptive, else None."""
+    decoder: LatentDecoder | None = None
+    """Decodes generated latents for metrics and pictures; None without one."""
 
     @property
     def players(self) -> tuple[Player, Player]:
@@ -120,6 +123,11 @@ class TrainingState:
     def shape(self) -> SampleShape:
         """Shape and kind of the samples, as networks see them."""
         return run_shape(self.config, self.index)
+
+    @property
+    def sampler(self) -> tuple[nn.Module, SampleShape]:
+        """The EMA generator, with its decoder if there is one, and the shape of what it makes."""
+        return with_decoder(self.average.network, self.shape, self.decoder)
 
     def grow(self) -> None:
         """Set the networks to the growth level and fade of the images so far. Collective: call on every rank.
@@ -190,6 +198,7 @@ class TrainingState:
             "classes": class_description(self.config, self.index),
             "vocabulary": list(self.index.vocabulary) if self.index.vocabulary else None,
             "latent_space": self.index.latents.space.model_dump(mode="json") if self.index.latents else None,
+            "decoder": self.decoder.hash if self.decoder else None,
             "world_size": runtime.world_size,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
@@ -209,7 +218,8 @@ class TrainingState:
         # Ranks may see different files, and what follows is collective.
         with self.generator.runtime.raise_on_all_ranks():
             description = load_description(path)
-            validate_resume(path, description, self.config, self.index, self.generator.runtime.world_size, accept)
+            validate_resume(path, description, self.config, self.index, self.generator.runtime.world_size, accept,
+                            self.decoder.hash if self.decoder else None)  # fmt: skip
             classes = self.index.num_classes if self.config.data.labels else 0
             weights = {
                 player.role: read_network(path, player.role, player.network, num_classes=classes)

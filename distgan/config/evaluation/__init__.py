@@ -40,12 +40,15 @@ class EvaluationConfig(Section):
     batch_size: Batch = 64
     """Number of samples per forward pass on one rank."""
     metrics: Annotated[list[MetricConfig], Field(min_length=1)] | None = None
-    """Metrics to compute; the first one decides which checkpoint is best. null: `fid` for images, `ngram_js` for text,
-    `modes` for points, none for latents. Images also have `inception_score`, `kid` and others, and `classes` with the
+    """Metrics to compute; the first one decides which checkpoint is best. null: `fid` for images and decoded latents,
+    `ngram_js` for text, `modes` for points. Images also have `inception_score`, `kid` and more, and `classes` with the
     classifier: the number of classes with at least a tenth of their share in the data. Your own are import paths, or
     sections with options and, for two of one class, a `name`."""
     detector: DetectorConfig = DetectorConfig()
     """Feature extractor of each metric without a `detector` of its own: its name, or a section with its options."""
+    real_images: str | list[str] | None = None
+    """Shards of images that decoded latents are compared with, such as those that were encoded. Required for metrics of
+    a run with `data.decoder`."""
     held_out: str | None = None
     """Folder of text shards that are not trained on, for `ngram_js`. null: `held-out` beside the training shards, where
     `pack --held-out` puts it."""

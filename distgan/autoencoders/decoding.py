@@ -1,0 +1,108 @@
+"""A run's decoder: from generated latents to images, for sample grids, metrics, samples and exports."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distgan.autoencoders.loading import Autoencoder, load_autoencoder
+from distgan.config import Config
+from distgan.data.index.loading import load_index
+from distgan.data.index.table import Index
+from distgan.data.kinds.posterior import denormalize
+from distgan.errors import UserError, blaming
+from distgan.networks.shape import SampleShape
+
+_BATCH = 16
+"""Images per pass, because decoders of large images need much more memory than generators of latents."""
+
+
+class LatentDecoder(nn.Module):
+    """Maps generated latents (n, C, H, H), shifted and scaled, to images (n, 1 or 3, R, R) toward [-1, 1]. Frozen.
+
+    Attributes:
+        hash: that of the autoencoder.
+        shape: kind and sizes of the images.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, shape: SampleShape) -> None:
+        """Decode one latent of zeros to learn the sizes of images. Raises UserError if the decoder fails."""
+        super().__init__()
+        self.autoencoder, self.hash, self._latents = autoencoder, autoencoder.hash, shape
+        with torch.no_grad():
+            image = autoencoder.decode(torch.zeros(1, *shape.sizes))
+        self.shape = SampleShape(
+            "images", resolution=image.shape[2], channels=image.shape[1], num_classes=shape.num_classes
+        )
+
+    def forward(self, samples: Tensor) -> Tensor:
+        latents = denormalize(samples.float(), self._latents.shift, self._latents.scale)
+        if torch.compiler.is_exporting():  # where a number of passes would be a constant
+            decoded: Tensor = self.autoencoder.module.decode(latents).float()
+            return decoded
+        return torch.cat([self.autoencoder.decode(part) for part in latents.split(_BATCH)])
+
+
+class DecodedGenerator(nn.Module):
+    """A generator of latents with its decoder: latents (n, latent_size) and labels (n,) or None to images."""
+
+    def __init__(self, network: nn.Module, decoder: LatentDecoder) -> None:
+        super().__init__()
+        self.network, self.decoder = network, decoder
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        images: Tensor = self.decoder(self.network(latents, labels))
+        return images
+
+
+def load_decoder(config: Config, shape: SampleShape) -> LatentDecoder | None:
+    """Load the decoder of a run on the CPU; return None if it has none.
+
+    Args:
+        shape: of the run's samples.
+
+    Raises:
+        UserError: it is missing, or does not decode latents of this shape.
+    """
+    if config.data.decoder is None:
+        return None
+    with blaming("data.decoder"):
+        return LatentDecoder(load_autoencoder(config.data.decoder), shape)
+
+
+def with_decoder(
+    network: nn.Module, shape: SampleShape, decoder: LatentDecoder | None
+) -> tuple[nn.Module, SampleShape]:
+    """Return the generator as metrics and pictures see it, and the shape of what it makes."""
+    return (network, shape) if decoder is None else (DecodedGenerator(network, decoder), decoder.shape)
+
+
+def load_real_images(config: Config) -> Index:
+    """Return the index of the images that metrics compare decoded latents with.
+
+    Raises:
+        UserError: `evaluation.real_images` names none.
+    """
+    path = config.evaluation.real_images
+    if path is None:
+        raise UserError(
+            "evaluation.real_images: is missing; metrics compare decoded latents with images, which the shards of "
+            "latents do not hold; set it to the shards that were encoded"
+        )
+    with blaming("evaluation.real_images"):
+        index = load_index(path, config.data.cache_dir)
+    if index.kind != "images":
+        raise UserError(f"evaluation.real_images = {path}: found {index.kind}, expected shards of images")
+    return index
+
+
+def image_evaluation(config: Config, index: Index, decoder: LatentDecoder | None) -> tuple[Config, Index]:
+    """Return what an evaluation measures: config and index of the run, or of the images of a run with a decoder."""
+    if decoder is None:
+        return config, index
+    own = {
+        "kind": "images", "path": config.evaluation.real_images, "resolution": decoder.shape.resolution,
+        "channels": decoder.shape.channels, "decoder": None, "mirror": False,
+    }  # fmt: skip
+    # Copied without validation: the networks are those of latents.
+    return config.model_copy(update={"data": config.data.model_copy(update=own)}), load_real_images(config)
