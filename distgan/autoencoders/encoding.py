@@ -35,6 +35,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, counted, within_memory
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.samples import fill
+from distgan.extensions import code_digest_of
 from distgan.files import locked, read_bounded, sync_folder, write_atomically, writing
 
 PLAN = "encode.json"
@@ -103,7 +104,7 @@ def encode(
             plan = {
                 "format": "distgan encode", "version": 1, "images": index.fingerprint, "encoder": autoencoder.hash,
                 "resolution": resolution, "channels": channels, "flips": flips, "float16": float16,
-                "batch_size": batch_size,
+                "batch_size": batch_size, **_code_of(encoder),
             }  # fmt: skip
             if runtime.is_main:
                 stack.enter_context(_prepared(folder, plan))
@@ -183,6 +184,13 @@ class _Writer:
         if not np.isfinite(arrays).all():
             raise UserError("--half: the latents have numbers that float16 does not hold; leave it out")
         return arrays
+
+
+def _code_of(encoder: AutoencoderConfig) -> dict[str, Any]:
+    """Return what the moments depend on beside the weights: options and code of the user's encoder."""
+    if encoder.is_built_in:
+        return {}
+    return {"options": encoder.model_dump(mode="json"), "code": code_digest_of(encoder.path)}
 
 
 def _prepared(folder: Path, plan: dict[str, Any]) -> ExitStack:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distgan.autoencoders.diffusers_folder import build_autoencoder_kl
+from distgan.autoencoders.diffusers_folder import AutoencoderKL, build_autoencoder_kl
 from distgan.config import AutoencoderConfig
 from distgan.errors import UserError, blaming
 
@@ -20,7 +21,7 @@ class Autoencoder(nn.Module):
     Attributes:
         name: name of the technique, for messages.
         moments: `encode` returns moments (n, 2c, h, h), and not latents (n, c, h, h).
-        hash: SHA-256 of the name, the parameters and the buffers.
+        hash: SHA-256 of the name, of a built-in one's architecture, and of the parameters and the buffers.
     """
 
     def __init__(self, section: AutoencoderConfig, module: nn.Module) -> None:
@@ -109,7 +110,9 @@ def _described(value: object) -> str:
 
 
 def _hash(name: str, module: nn.Module) -> str:
-    digest = hashlib.sha256(name.encode())
+    # The weights do not tell all options apart, such as the groups of a normalization.
+    architecture = getattr(module, "architecture", None) if isinstance(module, AutoencoderKL) else None
+    digest = hashlib.sha256(f"{name}\0{json.dumps(architecture, sort_keys=True)}".encode())
     for key, tensor in sorted(chain(module.named_parameters(), module.named_buffers())):
         digest.update(f"\0{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
