@@ -95,10 +95,8 @@ class RealStatistic(Protocol):
     """Prefix of the cached file's name; by default that of the class."""
     takes: Any
     """Fields of `FeatureBatch` that `update` gets: a name or a tuple of names; by default `"samples"`."""
-    most: int | None
-    """Number of real samples above which it gets an addressed choice of so many; None, the default, for all."""
     chosen: Tensor | None
-    """Indices of the real samples that it gets, int64, increasing, in place of `most`; None, the default, for all."""
+    """Indices of the real samples that it gets, int64, increasing; None, the default, for all."""
 
     def update(self, *taken: Tensor) -> None:
         """Add a batch of real samples."""

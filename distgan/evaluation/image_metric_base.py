@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from distgan.errors import UserError
 from distgan.evaluation.detectors.features import Detector, Features
-from distgan.evaluation.metrics.kid import joined
+from distgan.evaluation.states import joined
 
 
 class ImageMetric(Metric):

@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from inspect import signature
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from distgan.config import Config, MetricConfig
 from distgan.data.kinds.posterior import draw_posterior
-from distgan.data.order import permute
 from distgan.data.stages import stages_key
 from distgan.errors import UserError, within_memory
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
+from distgan.evaluation.numerics.subsets import choose_reals
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.samples import FeatureBatch, fill, read_reals
-from distgan.evaluation.states import feed, leave_synchronization, reduced_states
+from distgan.evaluation.states import feed, joined, leave_synchronization, reduced_states
 from distgan.extensions import code_digest_of, package_of
-from distgan.randomness import derive_key
 
 log = logging.getLogger("distgan")
 
 MOST_ROWS = 10_000
-"""Most real samples whose rows are kept."""
-_PREPROCESSING = 1
-"""Raise it with every change of decoding or of a detector's preprocessing: no stale cached statistics are used then."""
+"""Most real samples whose rows a metric without a `real_statistic` of its own gets."""
+_PREPROCESSING = 2
+"""Raise it with every change of decoding, of a detector's preprocessing or of the choice of real samples: no stale
+cached statistics are used then."""
 
 
 class RealRows(Metric):
-    """Rows of one field of up to `MOST_ROWS` real samples: `rows`, in order of their indices."""
+    """Rows of one field of chosen real samples: `rows`, in order of their indices."""
 
     full_state_update = False
-    most: int | None = MOST_ROWS
     rows: list[Tensor] | Tensor
 
-    def __init__(self, takes: str) -> None:
+    def __init__(self, takes: str, chosen: Tensor) -> None:
+        """takes: name of the field. chosen: indices of the samples, int64, increasing."""
         super().__init__()
         self.takes: str | tuple[str, ...] = takes
+        self.chosen = chosen
         self.cache_name = f"real-{takes}"
         self.add_state("rows", [], dist_reduce_fx="cat")
 
@@ -53,15 +54,14 @@ class RealRows(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the rows, on the CPU."""
-        return {"rows": torch.cat(self.rows or [torch.empty(0)]) if isinstance(self.rows, list) else self.rows}
+        return {"rows": joined(self.rows)}
 
 
 class RealFeatures(RealRows):
     """Features of up to `max_reals` real images, for metrics with this option: 4 d bytes each, on every rank."""
 
-    def __init__(self, max_reals: int) -> None:
-        super().__init__("features")
-        self.most = max_reals
+    def __init__(self, context: EvaluationContext, max_reals: int) -> None:
+        super().__init__("features", choose_reals(len(context.index), max_reals))
         self.cache_name = f"real-features-{max_reals}"
 
 
@@ -72,7 +72,7 @@ class Collector:
         """Make the statistic. Raises UserError if it is no `torchmetrics.Metric`."""
         technique = getattr(section.load(), "real_statistic", None)
         if technique is None:
-            made: object = RealRows(section.inputs[0])
+            made: object = RealRows(section.inputs[0], choose_reals(len(context.index), MOST_ROWS))
         else:
             passed = {**section.arguments, "context": context}
             with section.blaming("its real_statistic cannot be made"):
@@ -87,11 +87,8 @@ class Collector:
         self.detector = context.detector
         takes = getattr(made, "takes", "samples")
         self._takes = (takes,) if isinstance(takes, str) else tuple(takes)
-        count, most = len(context.index), getattr(made, "most", None)
-        chosen: Tensor | None = getattr(made, "chosen", None)
-        if chosen is None and most is not None and most < count:
-            chosen = choose_reals(count, most)
-        self.numbers = torch.arange(count) if chosen is None else chosen
+        count, chosen = len(context.index), getattr(made, "chosen", None)
+        self.numbers: Tensor = torch.arange(count) if chosen is None else chosen
         """Indices of the samples that it gets: int64, increasing."""
         self._all, self._added = len(self.numbers) == count, 0
         self.cache_name = str(getattr(made, "cache_name", type(made).__name__))
@@ -121,13 +118,9 @@ class Collector:
             added = int(self._runtime.all_reduce_sum(torch.tensor(self._added)))
             if not self._runtime.is_main:
                 return None
-            with self.section.blaming("compute of its real_statistic failed"):
+            with self.section.blaming("compute of its real_statistic failed"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*was called before the ``update``")  # one that needs no samples
                 return statistics_cache.Entry(dict(self.statistic.compute()), {"samples": added})
-
-
-def choose_reals(count: int, most: int) -> Tensor:
-    """Return an addressed choice of `most` or all of `count` indices: int64, increasing. A larger one contains it."""
-    return torch.from_numpy(permute(np.arange(min(count, most)), count, derive_key(0, "kid/reals"))).sort().values
 
 
 def make_collectors(metrics: Iterable[tuple[MetricConfig, EvaluationContext]]) -> dict[str, Collector]:

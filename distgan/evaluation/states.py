@@ -74,6 +74,11 @@ def reduced_states(metrics: Iterable[Metric], runtime: Runtime) -> Iterator[None
             setattr(part, name, state)
 
 
+def joined(rows: list[Tensor] | Tensor) -> Tensor:
+    """Concatenate a torchmetrics list state, which is a single tensor after synchronization."""
+    return torch.cat(rows or [torch.empty(0)]) if isinstance(rows, list) else rows
+
+
 def _described(metric: Metric, name: str, state: Tensor | list[Tensor]) -> str:
     """Describe a tensor that the collectives reduce; rows may differ between ranks."""
     if not isinstance(state, Tensor) or metric._reductions[name] is dim_zero_cat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
@@ -34,8 +35,20 @@ def generate(numbers: Tensor) -> Tensor:
     return (REALS[numbers % 40].float() + strength * torch.stack(noise)).clamp(0, 255).to(torch.uint8)
 
 
+def with_a_white_one(numbers: Tensor) -> Tensor:
+    images = generate(numbers)
+    images[numbers == 5] = 255
+    return images
+
+
 def measured(
-    shards: str, cache: str, metrics: list[str], folder: str = PLUGINS, num_samples: int = 61
+    shards: str,
+    cache: str,
+    metrics: list[str],
+    folder: str = PLUGINS,
+    num_samples: int = 61,
+    detector: str = "lab.metrics:Means",
+    generated: Callable[[Tensor], Tensor] = generate,
 ) -> dict[str, float] | str:
     for path in {PLUGINS, folder} - set(sys.path):
         sys.path.insert(0, path)
@@ -46,7 +59,7 @@ def measured(
             "training": {"steps": 1, "batch_size": 2},
             "evaluation": {
                 "num_samples": num_samples, "batch_size": 8, "cache_dir": cache, "metrics": metrics,
-                "detector": {"detector": "lab.metrics:Means", "cells": 4},
+                "detector": {"detector": detector, "cells": 4},
             },
         },
         trust=True,
@@ -59,7 +72,7 @@ def measured(
         patch.object(sliced_wasserstein, "DIRECTIONS", 20),
     ):
         try:
-            return Evaluator(config, build_index(shards), Runtime())(generate)
+            return Evaluator(config, build_index(shards), Runtime())(generated)
         except UserError as error:
             return str(error)
 
@@ -116,6 +129,26 @@ class Refuses(Shared):
     def compute(self):
         raise UserError("nothing to compare with")
 """
+
+
+OVERFLOWING = """
+from lab.metrics import Means
+
+class Overflowing(Means):
+    def forward(self, images):
+        features = super().forward(images)
+        return features / (features < 1)
+"""
+
+
+def test_features_that_are_not_finite_are_an_error_on_every_rank(shards: str, tmp_path: Path, ranks: RankPool) -> None:
+    """Of one image, which one of the ranks has, and some subsets."""
+    (tmp_path / "overflowing.py").write_text(OVERFLOWING)
+    for metric in ("precision_recall", "density_coverage", "fid_infinity", "mifid"):
+        options = [metric], str(tmp_path), 61, "overflowing:Overflowing", with_a_white_one
+        for said in ranks.run(2, measured, shards, str(tmp_path / "cache"), *options):
+            assert str(said).startswith(metric)
+            assert "[Overflowing]: the detector gives 1 of 61 generated images features that are not finite" in said
 
 
 def test_every_rank_computes_with_the_rows_of_all(shards: str, tmp_path: Path, ranks: RankPool) -> None:

@@ -19,9 +19,9 @@ from distgan.errors import UserError
 from distgan.evaluation.metrics import fid_infinity, mifid
 from distgan.evaluation.metrics.fid_infinity import FIDInfinity, intercept, sample_counts
 from distgan.evaluation.metrics.frechet import make_reference
-from distgan.evaluation.metrics.kid import draw_subsets
 from distgan.evaluation.metrics.mifid import MiFID, nearest_cosine_distances
 from distgan.evaluation.numerics.feature_rows import gaussian_of_rows
+from distgan.evaluation.numerics.subsets import draw_subsets
 
 
 def features_of(count: int, dimension: int, seed: int) -> Tensor:
@@ -122,5 +122,5 @@ def test_too_few_samples(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError, match=r"value\[detector\]: found 1 generated.*at least 2"):
         made(MiFID, reals, 1)
     made(FIDInfinity, reals, 8)
-    assert "distances of 4 generated to 30 real images, expected more than 4" in caplog.text
+    assert "comparing 4 generated and 30 real images, expected more than 4" in caplog.text
     assert fid_infinity.POINTS == 15

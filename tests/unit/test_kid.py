@@ -15,9 +15,9 @@ from distgan.evaluation.metrics.kid import (
     Distance,
     KernelDistanceToReference,
     cubic_kernel,
-    draw_subsets,
     subset_distance,
 )
+from distgan.evaluation.numerics.subsets import draw_subsets
 
 
 def features_of(count: int, dimension: int, seed: int) -> Tensor:

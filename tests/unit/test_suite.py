@@ -31,6 +31,7 @@ from distgan.evaluation.metrics.frechet import FrechetDistanceToReference
 from distgan.evaluation.metrics.inception_score import InceptionScoreOfLogits
 from distgan.evaluation.metrics.kid import KernelDistanceToReference
 from distgan.evaluation.names import criterion
+from distgan.evaluation.numerics.subsets import draw_subsets
 from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
 from tests.labelled_shards import evaluation_config, pictures, write_shards
@@ -129,7 +130,7 @@ def test_kid_reads_the_reals_that_its_subsets_chose(
     config = evaluation_config(shards, tmp_path / "cache", num_samples=60, metrics=["kid"])
     evaluator = Evaluator(config, build_index(shards), Runtime())
     (entry,) = evaluator.reals.values()
-    chosen = kid.draw_subsets(len(REALS), 20, "kid/real subsets", 2).unique()
+    chosen = draw_subsets(len(REALS), 20, "kid/real subsets", 2).unique()
     assert entry.facts["samples"] == len(chosen) < 41
     assert torch.equal(entry.tensors["numbers"], chosen)
     (detector,) = evaluator.detectors.values()

@@ -70,4 +70,4 @@ class DensityCoverage(ManifoldDensityCoverage):
                 f"{context.name}: found {found} real images, expected more than neighbors + 1 = {neighbors + 1}; raise "
                 "max_reals, lower neighbors, or evaluate on more data"
             )
-        super().__init__(reals["rows"], neighbors, context.runtime)
+        super().__init__(reals["rows"], neighbors, context.runtime, context.name)

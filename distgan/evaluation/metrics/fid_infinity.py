@@ -8,7 +8,6 @@ subset is drawn from one sample. Their quasi-random latents are not part of it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,18 @@ import torch
 from torch import Tensor
 
 from distgan.errors import UserError
-from distgan.evaluation.metrics.frechet import RealMoments, Reference, frechet_distance
-from distgan.evaluation.metrics.kid import draw_subsets
+from distgan.evaluation.metrics.frechet import (
+    RealMoments,
+    Reference,
+    frechet_distance,
+    reference_of,
+    warn_of_few_samples,
+)
 from distgan.evaluation.numerics.feature_rows import FeatureRows, gaussian_of_rows
+from distgan.evaluation.numerics.subsets import draw_subsets
 
 if TYPE_CHECKING:
     from distgan.evaluation.contract import EvaluationContext
-
-log = logging.getLogger("distgan")
 
 POINTS = 15
 FEWEST = 5000
@@ -43,24 +46,21 @@ class FIDInfinity(FeatureRows):
     def __init__(
         self, context: EvaluationContext, reals: Mapping[str, Tensor], real_statistics: str | None = None
     ) -> None:
-        """Prepare the reference. Raises UserError if there are too few samples."""
-        dimension, counts = len(reals["mean"]), sample_counts(context.num_samples)
-        if counts[0] < 2:
+        """Prepare the reference. `real_statistics` is an option of the statistic, `RealMoments`.
+
+        Raises UserError if there are too few samples.
+        """
+        reference, fewest = reference_of(reals), sample_counts(context.num_samples)[0]
+        if fewest < 2:
             raise UserError(
                 f"{context.name}: found {context.num_samples} generated images, expected at least 4; raise "
                 "evaluation.num_samples, or remove fid_infinity from evaluation.metrics"
             )
-        real_samples = int(reals["samples"]) if real_statistics is None else None
-        if min(counts[0], real_samples or counts[0]) <= dimension and context.runtime.is_main:
-            log.warning(
-                "%s: found distances of %d generated to %s real images, expected more than %d of both, the number of "
-                "features; with fewer, FID is no line in 1 / N; raise evaluation.num_samples or change the detector",
-                context.name, counts[0], real_samples or "an unknown number of", dimension,
-            )  # fmt: skip
-        super().__init__()
-        self.runtime, self.real_samples = context.runtime, real_samples
-        self.register_buffer("mean", reals["mean"], persistent=False)
-        self.register_buffer("factor", reals["factor"], persistent=False)
+        warn_of_few_samples(context, fewest, reference)
+        super().__init__(context.runtime, context.name)
+        self.real_samples = reference.samples
+        self.register_buffer("mean", reference.mean, persistent=False)
+        self.register_buffer("factor", reference.factor, persistent=False)
 
     def compute(self) -> Tensor:
         """Compute the extrapolated distance, a float64 scalar; it may be negative. Collective: call on every rank."""

@@ -70,7 +70,7 @@ class RealMoments(Moments):
 
     cache_name = "real"
     takes = "features"
-    most: int | None = None
+    chosen: Tensor | None = None
 
     def __init__(self, context: EvaluationContext, real_statistics: str | None = None) -> None:
         """Prepare the sums, or read a file of published statistics in place of all images.
@@ -82,8 +82,8 @@ class RealMoments(Moments):
         self.published: PublishedStatistics | None = None
         if real_statistics is not None:
             self.published = read_statistics(Path(real_statistics), context.detector)
-            self.cache_name, self.most = f"published-{self.published.digest}", 0
-            self._update_count = 1  # torchmetrics warns of statistics without images
+            self.cache_name = f"published-{self.published.digest}"
+            self.chosen = torch.empty(0, dtype=torch.int64)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Compute `mean` (d,) and `factor` (d, d), see `Reference`.
@@ -107,19 +107,26 @@ class FID(FrechetDistanceToReference):
     def __init__(
         self, context: EvaluationContext, reals: Mapping[str, Tensor], real_statistics: str | None = None
     ) -> None:
-        samples = int(reals["samples"]) if real_statistics is None else None
-        warn_of_few_samples(context, samples, len(reals["mean"]))
-        super().__init__(Reference(samples, reals["mean"], reals["factor"]))
+        """Prepare the reference. `real_statistics` is an option of the statistic, `RealMoments`."""
+        reference = reference_of(reals)
+        warn_of_few_samples(context, context.num_samples, reference)
+        super().__init__(reference)
 
 
-def warn_of_few_samples(context: EvaluationContext, reals: int | None, dimension: int) -> None:
+def reference_of(reals: Mapping[str, Tensor]) -> Reference:
+    """Return what `RealMoments` computed. Published statistics, of no samples here, are of an unknown number."""
+    return Reference(int(reals["samples"]) or None, reals["mean"], reals["factor"])
+
+
+def warn_of_few_samples(context: EvaluationContext, generated: int, reference: Reference) -> None:
     """Warn on rank 0 if a side has at most as many samples as there are features, as far as this is known."""
-    if min(context.num_samples, reals or context.num_samples) <= dimension and context.runtime.is_main:
+    dimension, reals = len(reference.mean), reference.samples
+    if min(generated, reals or generated) <= dimension and context.runtime.is_main:
         log.warning(
-            "%s: found %d generated and %s real images, expected more than %d, the number of features; the value "
+            "%s: comparing %d generated and %s real images, expected more than %d, the number of features; the value "
             "is far too large and comparable only at equal sample counts; raise evaluation.num_samples or change "
             "evaluation.detector",
-            context.name, context.num_samples, reals or "an unknown number of", dimension,
+            context.name, generated, reals or "an unknown number of", dimension,
         )  # fmt: skip
 
 
@@ -134,9 +141,9 @@ def frechet_distance(reference: Reference, gaussian: Gaussian) -> Tensor:
 
     Rounding moves the eigenvalues by up to sqrt(d) * 2.2e-16 of the largest, which matters only to the roots of zeros.
     A covariance of n samples has at least d - n + 1 zero eigenvalues; that many of the smallest are dropped, for the
-    smaller known n of both sides. Zeros of
-    constant features are recognized by this bound: eigenvalues below it count as 0. An eigenvalue at the bound moves
-    the trace of the root by (sqrt(d) * 2.2e-16)^(1/2) of its largest term, 1e-7 at d = 2048.
+    smaller known n of both sides. Zeros of constant features are recognized by this bound: eigenvalues below it count
+    as 0. An eigenvalue at the bound moves the trace of the root by (sqrt(d) * 2.2e-16)^(1/2) of its largest term, 1e-7
+    at d = 2048.
     """
     rank = min(reference.samples or gaussian.samples, gaussian.samples) - 1
     eigenvalues = torch.linalg.eigvalsh(_congruence(reference.factor, gaussian.covariance))[-rank:]

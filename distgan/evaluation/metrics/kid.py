@@ -12,16 +12,15 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from distgan.data.order import permute
 from distgan.errors import UserError
 from distgan.evaluation.divergences import squared_mmd
+from distgan.evaluation.numerics.subsets import draw_subsets
 from distgan.evaluation.real_statistics import RealRows
-from distgan.randomness import derive_key
+from distgan.evaluation.states import joined
 
 if TYPE_CHECKING:
     from distgan.evaluation.contract import EvaluationContext
@@ -108,14 +107,11 @@ class KernelDistanceToReference(Metric):
 class RealSubsets(RealRows):
     """Features of the real images that the subsets chose: `rows` and their indices `numbers`, in order."""
 
-    most = None
-
     def __init__(self, context: EvaluationContext) -> None:
-        super().__init__("features")
-        self.takes = ("features", "numbers")
         reals = len(context.index)
         size = subset_size(context.num_samples, reals, SUBSET_SIZE)
-        self.chosen = draw_subsets(reals, size, _REAL_SUBSETS, SUBSETS).unique()
+        super().__init__("features", draw_subsets(reals, size, _REAL_SUBSETS, SUBSETS).unique())
+        self.takes = ("features", "numbers")
         self.cache_name = f"real-kid-{size}"
         self.add_state("numbers", [], dist_reduce_fx="cat")
         self.numbers: list[Tensor] | Tensor
@@ -195,15 +191,3 @@ def draw_subset_pairs(generated: int, real: int, size: int, count: int, seed: in
         draw_subsets(generated, size, "kid/generated subsets", count, seed),
         draw_subsets(real, size, _REAL_SUBSETS, count, seed),
     )
-
-
-def draw_subsets(population: int, size: int, purpose: str, count: int, seed: int = 0) -> Tensor:
-    """Draw `count` addressed subsets of `size` indices in [0, population), each without replacement: (count, size)."""
-    keys = np.array([derive_key(seed, f"{purpose}/{number}") for number in range(count)], np.uint64)
-    places = np.tile(np.arange(size), count)
-    return torch.from_numpy(permute(places, population, keys.repeat(size)).reshape(count, size))
-
-
-def joined(rows: list[Tensor] | Tensor) -> Tensor:
-    """Concatenate a torchmetrics list state, which is a single tensor after synchronization."""
-    return torch.cat(rows or [torch.empty(0)]) if isinstance(rows, list) else rows

@@ -17,11 +17,17 @@ import torch
 from torch import Tensor
 
 from distgan.errors import UserError
-from distgan.evaluation.metrics.frechet import RealMoments, Reference, frechet_distance, warn_of_few_samples
-from distgan.evaluation.metrics.kid import joined
+from distgan.evaluation.metrics.frechet import (
+    RealMoments,
+    Reference,
+    frechet_distance,
+    reference_of,
+    warn_of_few_samples,
+)
 from distgan.evaluation.numerics.feature_rows import FeatureRows, gaussian_of_rows, row_blocks
+from distgan.evaluation.numerics.subsets import choose_reals
 from distgan.evaluation.precision import ieee_float32
-from distgan.evaluation.real_statistics import choose_reals
+from distgan.evaluation.states import joined
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -86,11 +92,12 @@ class MiFID(FeatureRows):
                 "%s: looking for copies of %d of %d real images; raise max_reals to find those of all",
                 context.name, max_reals, len(context.index),
             )  # fmt: skip
-        warn_of_few_samples(context, int(reals["samples"]), len(reals["mean"]))
-        super().__init__()
-        self.runtime, self.real_samples, self.reals = context.runtime, int(reals["samples"]), reals["rows"]
-        self.register_buffer("mean", reals["mean"], persistent=False)
-        self.register_buffer("factor", reals["factor"], persistent=False)
+        reference = reference_of(reals)
+        warn_of_few_samples(context, context.num_samples, reference)
+        super().__init__(context.runtime, context.name)
+        self.real_samples, self.reals = reference.samples, reals["rows"]
+        self.register_buffer("mean", reference.mean, persistent=False)
+        self.register_buffer("factor", reference.factor, persistent=False)
 
     def compute(self) -> dict[str, Tensor]:
         """Compute the value and the mean cosine `distance`, float64 scalars, on rank 0. Collective on every rank."""

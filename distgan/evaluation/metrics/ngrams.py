@@ -29,6 +29,7 @@ from distgan.data.storage import filesystem, locations
 from distgan.errors import UserError
 from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.divergences import js_divergence
+from distgan.evaluation.numerics.subsets import choose_reals
 from distgan.evaluation.real_statistics import MOST_ROWS, RealRows
 from distgan.evaluation.samples import read_reals
 from distgan.randomness import derive_key
@@ -103,8 +104,8 @@ class NgramDivergence(Metric):
 class RealLines(RealRows):
     """Up to `MOST_ROWS` training lines: `rows`, int32, shape (n, length)."""
 
-    def __init__(self) -> None:
-        super().__init__("samples")
+    def __init__(self, context: EvaluationContext) -> None:
+        super().__init__("samples", choose_reals(len(context.index), MOST_ROWS))
         self.cache_name = "real-lines"
 
     def update(self, lines: Tensor) -> None:

@@ -19,9 +19,9 @@ from torchmetrics import Metric
 
 from distgan import randomness
 from distgan.errors import UserError
-from distgan.evaluation.metrics.kid import joined
 from distgan.evaluation.precision import plain_float32
 from distgan.evaluation.samples import fill
+from distgan.evaluation.states import joined
 from distgan.losses.lpips import SMALLEST, load_lpips, vgg16_file
 from distgan.networks.stylegan2.noise import constant_noise
 

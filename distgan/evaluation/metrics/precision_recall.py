@@ -69,4 +69,4 @@ class PrecisionRecall(ManifoldPrecisionRecall):
                 f"{context.name}: found {context.num_samples} generated and {found} real images, expected more than "
                 f"neighbors = {neighbors} of each; raise evaluation.num_samples or max_reals, or lower neighbors"
             )
-        super().__init__(reals["rows"], neighbors, context.runtime)
+        super().__init__(reals["rows"], neighbors, context.runtime, context.name)

@@ -19,9 +19,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from distgan.errors import UserError
-from distgan.evaluation.metrics.kid import joined
 from distgan.evaluation.numerics.laplacian_pyramid import SMALLEST, laplacian_pyramid, level_sizes
+from distgan.evaluation.numerics.subsets import choose_reals
 from distgan.evaluation.precision import ieee_float32
+from distgan.evaluation.states import joined
 from distgan.randomness import integers, normal
 
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ class RealDescriptors(Descriptors):
 
     def __init__(self, context: EvaluationContext, max_images: int) -> None:
         super().__init__(context.config.data.resolution)
-        self.most = min(max_images, context.num_samples)
-        self.cache_name = f"real-descriptors-{self.most}"
+        most = min(max_images, context.num_samples)
+        self.chosen = choose_reals(len(context.index), most)
+        self.cache_name = f"real-descriptors-{most}"
 
 
 class SlicedWasserstein(Descriptors):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torchmetrics import Metric
 
-from distgan.evaluation.metrics.kid import joined
+from distgan.errors import UserError
 from distgan.evaluation.moments import Gaussian, add_to_gram, empty_gram, gaussian_of_gram
+from distgan.evaluation.states import joined
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -25,9 +26,15 @@ class FeatureRows(Metric):
     features: list[Tensor] | Tensor
     numbers: list[Tensor] | Tensor
 
-    def __init__(self, **settings: Any) -> None:
-        """settings: keyword arguments of `torchmetrics.Metric`."""
+    def __init__(self, runtime: Runtime, name: str = "features", **settings: Any) -> None:
+        """Prepare the states.
+
+        Args:
+            name: name of the value in messages, such as `mifid[inception]`.
+            settings: keyword arguments of `torchmetrics.Metric`.
+        """
         super().__init__(**settings)
+        self.runtime, self.name = runtime, name
         self.add_state("features", [], dist_reduce_fx="cat")
         self.add_state("numbers", [], dist_reduce_fx="cat")
 
@@ -39,9 +46,31 @@ class FeatureRows(Metric):
         self.numbers.append(numbers.to(features.device))
 
     def rows(self) -> Tensor:
-        """Return the features in order of the numbers, so that nothing depends on which rank held them."""
+        """Return the features in order of the numbers, so that nothing depends on which rank held them.
+
+        Raises UserError, on every rank, if some are not finite.
+        """
         # On the metric's device also on a rank that had no samples, whose list was empty.
-        return joined(self.features)[joined(self.numbers).long().argsort()].to(self.device)
+        rows = joined(self.features)[joined(self.numbers).long().argsort()].to(self.device)
+        # Before the ranks share the work: an error on some of them would leave the others waiting in a collective.
+        check_finite(rows, self.name, "generated")
+        return rows
+
+
+def check_finite(rows: Tensor, name: str, side: str) -> None:
+    """Raise UserError if features, shape (n, d), the same on every rank, are not all finite.
+
+    Args:
+        name: name of the metric's value, with its detector.
+        side: `generated` or `real`.
+    """
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        raise UserError(
+            f"{name}: the detector gives {int((~finite).sum())} of {len(rows)} {side} images features that are not "
+            "finite; use another detector, or correct yours",
+            everywhere=True,
+        )
 
 
 def gaussian_of_rows(rows: Tensor) -> Gaussian:

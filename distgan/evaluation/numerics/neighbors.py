@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distgan.evaluation.numerics.feature_rows import FeatureRows, row_blocks
+from distgan.evaluation.numerics.feature_rows import FeatureRows, check_finite, row_blocks
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
@@ -81,16 +81,23 @@ def kth_nearest(rows: Tensor, k: int, runtime: Runtime) -> Tensor:
 class NeighborMetric(FeatureRows):
     """Base of metrics that compare distances between generated and real features."""
 
-    def __init__(self, reals: Tensor, neighbors: int, runtime: Runtime, **settings: Any) -> None:
+    def __init__(
+        self, reals: Tensor, neighbors: int, runtime: Runtime, name: str = "features", **settings: Any
+    ) -> None:
         """Prepare the features.
 
         Args:
             reals: real features, shape (m, d).
             neighbors: k, less than m.
+            name: name of the value in messages.
             settings: keyword arguments of `torchmetrics.Metric`.
+
+        Raises:
+            UserError: real features are not finite.
         """
-        super().__init__(**settings)
-        self.reals, self.neighbors, self.runtime = reals, neighbors, runtime
+        super().__init__(runtime, name, **settings)
+        check_finite(reals, name, "real")
+        self.reals, self.neighbors = reals, neighbors
         self._real_radii: Tensor | None = None
 
     def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
