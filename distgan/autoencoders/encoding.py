@@ -34,7 +34,7 @@ from distgan.data.reader import Reader
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, counted, within_memory
 from distgan.evaluation.precision import ieee_float32
-from distgan.evaluation.samples import fill
+from distgan.evaluation.samples import pad_batch
 from distgan.extensions import code_digest_of
 from distgan.files import locked, read_bounded, sync_folder, write_atomically, writing
 
@@ -174,7 +174,7 @@ class _Writer:
                     yield sample, int(batch.labels[place]), arrays[place]
 
     def _encode(self, pixels: Tensor) -> NDArray[Any]:
-        images = fill(pixels, self._batch_size).to(self._device).float() / 127.5 - 1.0
+        images = pad_batch(pixels, self._batch_size).to(self._device).float() / 127.5 - 1.0
         sets = [self._autoencoder.encode(images)]
         if self._flips:
             sets.append(self._autoencoder.encode(images.flip(-1)))

@@ -106,8 +106,7 @@ def _detector(section: DetectorConfig, config: Config) -> Finding:
     if not section.is_built_in:
         return Finding("ok", "detector", f"{section.detector}, a detector of your own")
     from distgan.evaluation.detectors.features import evaluation_folder
-    from distgan.evaluation.detectors.published import implementation
-    from distgan.evaluation.detectors.weights import in_config
+    from distgan.evaluation.detectors.published import implementation, in_config
 
     name, weights, wording = section.detector, section.arguments["weights"], in_config(section.detector)
     try:
@@ -115,7 +114,7 @@ def _detector(section: DetectorConfig, config: Config) -> Finding:
     except UserError as error:
         return Finding("FAILED", "detector", str(error))
     file = published.path(weights, evaluation_folder(config.evaluation))
-    if file.is_file():
+    if file is not None and file.is_file():
         return Finding("ok", "detector", f"found the weights of {name}: {file}")
     if weights:
         return Finding("FAILED", "detector", f"detector {name}: weights = {file}: no such file; correct the path")

@@ -4,6 +4,10 @@ Each is called with its options, and with what its parameters ask for by these n
 
 - `context`: an `EvaluationContext`, the run that is evaluated;
 - `reals`, of metrics: `RealStatistic.compute` of all ranks, tensors by name, and `samples`, the number of real samples.
+
+A metric's or detector's class may have a static method `validate`. A training run with evaluations calls it before the
+first step, and so does `distgan doctor`. It gets what its parameters ask for by name: options, `config`, `index` (the
+real samples), and `name`, that of the metric's value or of the detector. It raises UserError if evaluations would fail.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class EvaluationContext:
     detector: Detector | None = None
     """Detector of the metric; None if it takes neither features nor logits, and for the detector itself."""
     name: str = ""
-    """Name of the metric's main value, such as `fid[classifier]`, for messages."""
+    """Name of the metric's main value, such as `fid[classifier]`, for messages; for a detector that of the detector."""
     num_samples: int = 0
     """Number of generated samples that the metric gets over all ranks."""
 
@@ -55,10 +59,8 @@ class SuiteMetric(Protocol):
     """What an evaluation asks of a `torchmetrics.Metric`, besides being one. It is made once and reset after each use.
 
     Its states are reduced over ranks, with their own `dist_reduce_fx`, to rank 0, where alone `compute` is called.
-    Those of "sum" take one all-reduce; rows of "cat" are sent to rank 0 only, in order of rank. A class with
-    `computes_on_all_ranks = True` gets the reduced states on every rank, and `compute` is called on every rank: it may
-    share its work by the collectives of `context.runtime`. Then it must raise the same errors on all ranks. The values
-    of rank 0 count.
+    Those of "sum" take one all-reduce; rows of "cat" are sent to rank 0 only, in order of rank. The states of one
+    metric at a time are reduced.
 
     The class variables have the defaults of `distgan.config.evaluation.MetricOptions`.
     """
@@ -70,6 +72,10 @@ class SuiteMetric(Protocol):
     real_statistic: ClassVar[Any]
     """Class of the `RealStatistic` that the parameter `reals` gets. Its parameters are `context` and options of the
     metric, by name. By default it is `RealRows` of the first field in `takes`."""
+
+    computes_on_all_ranks: ClassVar[bool] = False
+    """True if every rank gets the reduced states, and `compute` is called on every rank, to share its work by the
+    collectives of `context.runtime`. It must raise the same errors on all ranks. The values of rank 0 count."""
 
     def update(self, *taken: Any) -> None:
         """Add a batch of generated samples: the fields of `FeatureBatch` that `takes` names, in that order.

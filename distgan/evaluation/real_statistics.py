@@ -20,7 +20,7 @@ from distgan.evaluation.contract import EvaluationContext
 from distgan.evaluation.detectors.features import Detector, evaluation_folder
 from distgan.evaluation.numerics.subsets import choose_reals
 from distgan.evaluation.precision import ieee_float32
-from distgan.evaluation.samples import FeatureBatch, fill, read_reals
+from distgan.evaluation.samples import FeatureBatch, pad_batch, read_reals
 from distgan.evaluation.states import feed, joined, leave_synchronization, reduced_states
 from distgan.extensions import code_digest_of, package_of
 
@@ -199,9 +199,9 @@ def _collect(collectors: list[Collector], context: EvaluationContext) -> None:
         for reals in read_reals(config.data, context.index, mine.split(size) if len(mine) else ()):
             check()
             if len(reals.samples):
-                samples = fill(reals.samples, size).to(runtime.device)
+                samples = pad_batch(reals.samples, size).to(runtime.device)
                 if config.data.kind == "latents":
-                    samples = draw_posterior(samples, config.data.channels, 0, fill(reals.numbers, size))
+                    samples = draw_posterior(samples, config.data.channels, 0, pad_batch(reals.numbers, size))
                 for detector, group in groups.items():
                     seen = extract_features(detector, reals.numbers, samples, reals.labels)
                     for collector in group:

@@ -73,7 +73,7 @@ def rank_batches(total: int, batch_size: int, rank: int, world_size: int) -> Ite
         yield mine[start : start + batch_size]
 
 
-def fill(batch: Tensor, size: int) -> Tensor:
+def pad_batch(batch: Tensor, size: int) -> Tensor:
     """Repeat the rows of a batch of 1 to `size` rows until there are `size`.
 
     Kernels choose their order of summation by the batch shape. With one shape, an image has the same features in any

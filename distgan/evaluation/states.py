@@ -38,7 +38,7 @@ def leave_synchronization(metric: Metric) -> None:
 
 
 def computes_on_all_ranks(metric: Metric) -> bool:
-    """Return True if a metric's `compute` is called on every rank; see `SuiteMetric`."""
+    """Return the fact of this name, see `SuiteMetric`, also of a metric that leaves it out."""
     return bool(getattr(metric, "computes_on_all_ranks", False))
 
 

@@ -27,7 +27,7 @@ from distgan.evaluation.detectors.features import Detector
 from distgan.evaluation.names import value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.evaluation.real_statistics import extract_features, make_collectors, real_statistics
-from distgan.evaluation.samples import fill, rank_batches
+from distgan.evaluation.samples import pad_batch, rank_batches
 from distgan.evaluation.states import computes_on_all_ranks, feed, leave_synchronization, reduced_states
 from distgan.evaluation.statistics_cache import Entry
 
@@ -76,8 +76,10 @@ class Evaluator:
         with runtime.raise_on_all_ranks():
             collectors = make_collectors(contexts)
         self.reals = real_statistics(collectors, context)
-        with runtime.raise_on_all_ranks():
-            self._metrics = [_Member(section, own, make_metric(section, own, self.reals)) for section, own in contexts]
+        self._metrics: list[_Member] = []
+        for section, own in contexts:  # one at a time, because a metric may be collective to make
+            with runtime.raise_on_all_ranks():
+                self._metrics.append(_Member(section, own, make_metric(section, own, self.reals)))
 
     def __call__(self, generate: Generate) -> dict[str, float]:
         """Return the metric values by name, the same on every rank, such as `{"fid[classifier]": 12.3}`.
@@ -100,15 +102,15 @@ class Evaluator:
                 self._add(numbers, generate)
         values: dict[str, float] = {}
         # Values of one rank, because rounding differs between machines and ranks could disagree on the best checkpoint.
-        with runtime.raise_on_all_ranks(), reduced_states((member.metric for member in self._metrics), runtime):
-            for section, _, metric in self._metrics:
-                # For each metric, so that no rank goes on to the collectives of the next one after an error.
-                with runtime.raise_on_all_ranks():
-                    if runtime.is_main or computes_on_all_ranks(metric):
-                        with section.blaming("compute failed"):
-                            result = metric.compute()
-                        if runtime.is_main:
-                            _add_values(values, section, result)
+        for section, _, metric in self._metrics:
+            # One metric at a time: a rank holds the rows of one only, and no rank goes on to the collectives of the
+            # next one after an error.
+            with runtime.raise_on_all_ranks(), reduced_states([metric], runtime):
+                if runtime.is_main or computes_on_all_ranks(metric):
+                    with section.blaming("compute failed"):
+                        result = metric.compute()
+                    if runtime.is_main:
+                        _add_values(values, section, result)
         self._forget()
         found: dict[str, float] = runtime.broadcast_object(values)
         return found
@@ -116,9 +118,9 @@ class Evaluator:
     def _add(self, numbers: Tensor, generate: Generate) -> None:
         """Make samples, and feed each metric with those that it gets."""
         wanting = [member for member in self._metrics if member.context.num_samples > numbers[0]]
-        samples = fill(numbers, self.config.evaluation.batch_size)
-        if any(member.section.needs_samples for member in wanting):
-            samples = generate(samples).to(self.runtime.device)
+        filled = pad_batch(numbers, self.config.evaluation.batch_size)
+        needed = any(member.section.needs_samples for member in wanting)
+        samples = generate(filled).to(self.runtime.device) if needed else torch.empty(len(filled), 0)
         for detector in dict.fromkeys(member.context.detector for member in wanting):
             seen = extract_features(detector, numbers, samples, torch.full_like(numbers, -1))
             for section, context, metric in wanting:

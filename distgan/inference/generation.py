@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan import randomness
+from distgan import interpolation, randomness
 from distgan.config import Config
 from distgan.data.kinds import posterior
-from distgan.inference import interpolation
 from distgan.inference.latents import LatentSource
 from distgan.monitoring import pictures
 from distgan.monitoring.scatter import scatter

@@ -30,7 +30,7 @@ from distgan.data.index.table import Index
 from distgan.data.order import permute
 from distgan.errors import UserError, blaming
 from distgan.evaluation.precision import plain_float32
-from distgan.evaluation.samples import Reals, fill, read_reals
+from distgan.evaluation.samples import Reals, pad_batch, read_reals
 from distgan.inference import generation
 from distgan.networks import build_discriminator
 from distgan.networks.layers.normalization import recompute_statistics
@@ -207,7 +207,7 @@ class View:
 
     def inputs(self, reals: Reals) -> tuple[Tensor, Tensor | None]:
         """Return the network's inputs, always a full batch. Noise of dequantized images has their numbers."""
-        images, numbers = (fill(part, self.batch_size).to(self.device) for part in (reals.samples, reals.numbers))
+        images, numbers = (pad_batch(part, self.batch_size).to(self.device) for part in (reals.samples, reals.numbers))
         shown = generation.to_network(self.shape, images, self.config.seed, numbers)
         if self.growth is not None:
             shown = shrink(shown, self.growth.resolution)

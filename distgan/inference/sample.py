@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distgan import interpolation
 from distgan.data.kinds.text import decode_lines
 from distgan.errors import UserError, printable, within_memory
 from distgan.files import write_atomically, write_lines, writing
-from distgan.inference import interpolation
 from distgan.inference.export import load_generator
 from distgan.inference.generation import from_network, picture_of
 from distgan.inference.generator import Generator

@@ -4,36 +4,24 @@ Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Fe
 2018.
 
 The module is written here because the package `lpips` has had no release since 2021, and torchmetrics downloads weights
-and keeps its network private. The tests compare it with the latter. Nothing is downloaded here, and nothing unpickled.
+and keeps its network private. The tests compare it with the latter. VGG16 is `published_weights.VGG16`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.files import reason
+from distgan.published_weights import load_weights, read_tensors
 
-log = logging.getLogger("distgan")
-
-URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
-"""Weights of torchvision's VGG16, trained on ImageNet, with which LPIPS was calibrated."""
 SMALLEST = 16
 """Pixels per side below which the last layer has no pixels."""
-_PUBLISHED_SHA256 = "397923af"
-_MAX_BYTES = 1 << 30
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of the convolutions of each resolution (Simonyan and Zisserman, ICLR 2015, table 1, D)."""
 
@@ -89,46 +77,30 @@ class LPIPS(nn.Module):
         yield F.normalize(activations, eps=1e-10)
 
 
-def load_lpips(weights: str | os.PathLike[str] | None = None) -> LPIPS:
-    """Load LPIPS with the calibrated weights that torchmetrics comes with.
+def load_lpips(weights: Mapping[str, Tensor]) -> LPIPS:
+    """Return LPIPS with the calibrated weights that torchmetrics comes with.
 
     Args:
-        weights: file of VGG16's weights; see `vgg16_file`.
+        weights: tensors of torchvision's VGG16; see `convolutions`.
 
     Raises:
-        UserError: the file is missing, cannot be read, or has the weights of another network.
+        UserError: the weights are those of another network, or torchmetrics is damaged.
     """
-    path = vgg16_file(weights)
-    found = _read(path, f"download {URL}")
     with torch.random.fork_rng(devices=[]):  # the weights that it begins with must not advance a training's generator
         network = LPIPS()
-    wanted = network.state_dict()
-    trunk = {name: tensor for name, tensor in found.items() if name.startswith("features.")}
-    if {name: tensor.shape for name, tensor in trunk.items()} != {
-        name: tensor.shape for name, tensor in wanted.items() if name != "linear"
-    }:
-        raise UserError(f"{path}: not the weights of torchvision's VGG16; download {URL}")
-    calibrated = _read(_calibration_file(), "install torchmetrics again")
+    path = _calibration_file()
+    try:
+        calibrated = read_tensors(path).tensors
+    except ValueError as error:
+        raise UserError(f"{path}: cannot read PyTorch weights: {error}; install torchmetrics again") from None
     linear = torch.cat([calibrated[f"lin{number}.model.1.weight"].flatten() for number in range(len(_WIDTHS))])
-    network.load_state_dict({**trunk, "linear": linear})
-    if path.suffix != ".safetensors" and not _sha256(path).startswith(_PUBLISHED_SHA256):
-        log.warning("%s: not the published VGG16; compare distances only between runs with this file", path)
+    load_weights(network, {**convolutions(weights), "linear": linear}, "torchvision's VGG16")
     return network
 
 
-def vgg16_file(weights: str | os.PathLike[str] | None) -> Path:
-    """Return the file of VGG16's weights: a .pth file, of which only tensors are read, or a .safetensors file.
-
-    Args:
-        weights: its path. None: that of torchvision's copy, `torch.hub.get_dir()/checkpoints/vgg16-397923af.pth`.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    path = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]).expanduser()
-    if not path.is_file():
-        raise UserError(f"VGG16 weights: {path}: no such file; download {URL} to it, or set weights to its path")
-    return path
+def convolutions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of VGG16's convolutions: a ninth of its weights."""
+    return {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
 
 
 def _calibration_file() -> Path:
@@ -136,24 +108,3 @@ def _calibration_file() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
-
-
-def _read(path: Path, fix: str) -> dict[str, Tensor]:
-    """Read named tensors. Raises UserError, with the fix, if the file holds anything else."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"the file is larger than {_MAX_BYTES} bytes")
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-            raise ValueError("the file holds more than named tensors")
-        return found
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        said = reason(error).partition(". ")[0][:200]
-        raise UserError(f"{path}: cannot read PyTorch weights: {said}; {fix}") from None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import torch
@@ -200,29 +202,17 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
 
 
 def validate_evaluation(config: Config, index: Index) -> None:
-    """Raise UserError if the evaluations of a run would fail.
-
-    They need images that are missing, a classifier that the data cannot train, or paths that the generator does not
-    have, or VGG16 is missing.
-    """
-    if config.evaluation.every and config.data.decoder is not None:
-        index = load_real_images(config)
-    for metric in config.metrics if config.evaluation.every else ():
-        if metric.metric == "ppl":
-            from distgan.evaluation.metrics.perceptual_path_length import validate_path_length
-
-            options = metric.options
-            name = value_name(metric)
-            validate_path_length(config, name, space=options.space, crop=options.crop, weights=options.weights)
-    named = {section.detector for section in config.detectors if config.evaluation.every}
-    if not named.isdisjoint(("classifier", "stacked_digits")):
-        from distgan.evaluation.detectors import classifier, stacked_digits  # late, as most of evaluation
-
-        reals = in_proportion(index)
-        if "classifier" in named:
-            classifier.validate_classifier(config.data, reals)
-        if "stacked_digits" in named:
-            stacked_digits.validate_stacked_digits(config.data, reals)
+    """Raise UserError if images are missing, or a metric or detector of the evaluations refuses by its `validate`."""
+    if not config.evaluation.every:
+        return
+    reals = in_proportion(index if config.data.decoder is None else load_real_images(config))
+    named = [(value_name(metric), metric) for metric in config.metrics]
+    for name, section in (*named, *((detector.label, detector) for detector in config.detectors)):
+        validate: Callable[..., None] | None = getattr(section.load(), "validate", None)
+        if validate is not None:
+            offers = {**section.arguments, "config": config, "index": reals, "name": name}
+            with section.blaming("validate failed"):
+                validate(**{key: offers[key] for key in offers.keys() & signature(validate).parameters.keys()})
 
 
 def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:

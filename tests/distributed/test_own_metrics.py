@@ -130,9 +130,9 @@ def test_a_built_in_metric_is_one_that_anyone_could_have_written(digits: Path, t
         str(digits),
         str(tmp_path),
         metrics=["fid", OWN_FID, "kid", OWN_KID, "inception_score"],
-        detector="distgan.evaluation.detectors.configured:load_trained_classifier",
+        detector="distgan.evaluation.detectors.configured:TrainedClassifier",
     )
-    label = "[load_trained_classifier]"
+    label = "[TrainedClassifier]"
     for name in ("fid", "kid", "kid_std"):
         assert found[f"own-{name}{label}"] == found[f"{name}{label}"]
     files = {path.name for path in tmp_path.rglob("real-*")}

@@ -23,8 +23,8 @@ from distgan.evaluation.detectors import classifier
 from distgan.evaluation.detectors.configured import load_configured_detector
 from distgan.evaluation.detectors.features import evaluation_folder
 from distgan.evaluation.detectors.preprocessing import rgb
-from distgan.evaluation.detectors.weights import PublishedFile
 from distgan.metrics import load_detector
+from distgan.published_weights import PublishedFile
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 from tests.shards import build_index, refusal
 

@@ -29,11 +29,12 @@ from distgan.data.packing.sources.opening import open_source
 from distgan.data.storage import filesystem
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache as evaluation_cache
-from distgan.evaluation.detectors.weights import PublishedFile, in_config
+from distgan.evaluation.detectors.published import in_config
 from distgan.files import DiskError, disk_errors, explained, write_atomically, writing
 from distgan.inference.export import export
 from distgan.inference.sample import sample, sample_paths
 from distgan.monitoring.tracker import open_tracker
+from distgan.published_weights import PublishedFile
 from distgan.runs.status import read_status, write_status
 from tests.disks import Disk, small_disk
 from tests.servers import range_server

@@ -23,8 +23,9 @@ LAYERS = (
     {"data", "losses", "networks"},
     {"distributed", "schedule"},
     {"config"},
+    {"published_weights"},
     {"hub_errors"},
-    {"extensions", "files", "packages", "randomness", "version"},
+    {"extensions", "files", "interpolation", "packages", "randomness", "version"},
     {"code_description", "errors"},
 )
 """From the top down. A module may import from layers below its own, and from its own package."""

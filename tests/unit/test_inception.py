@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from distgan import published_weights
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.detectors import inception
-from distgan.evaluation.detectors import weights as weight_files
 from distgan.evaluation.detectors.published import load_published
-from distgan.evaluation.detectors.weights import PublishedFile
 from distgan.evaluation.metrics.frechet import frechet_distance, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.metrics import load_detector
+from distgan.published_weights import PublishedFile
 from tests.image_metrics import TensorImages
 from tests.servers import free_port, range_server
 
@@ -147,7 +147,7 @@ def test_a_silent_server_is_named_at_once_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
 ) -> None:
     caplog.set_level(logging.INFO, "distgan")
-    monkeypatch.setattr(weight_files, "_SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(published_weights, "_SILENCE_SECONDS", 0.3)
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "weights.pth").write_bytes(bytes(5_000_000))
     with range_server(tmp_path / "served") as server:

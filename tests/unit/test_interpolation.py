@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgan.inference.interpolation import Path, latent_paths, lerp, slerp
+from distgan.interpolation import Path, latent_paths, lerp, slerp
 
 SHARES = torch.tensor([0.0, 1 / 3, 0.5, 1.0])
 

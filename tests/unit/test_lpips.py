@@ -12,7 +12,10 @@ from torch import Tensor
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from distgan.errors import UserError
-from distgan.losses.lpips import LPIPS, load_lpips, vgg16_file
+from distgan.losses.lpips import LPIPS, load_lpips
+from distgan.published_weights import VGG16, Wording
+
+WORDING = Wording("ppl", "weights", "cache_dir", "remove it")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,11 @@ def weights(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def distance(weights: Path) -> LPIPS:
-    return load_lpips(weights)
+    return load(weights)
+
+
+def load(path: Path) -> LPIPS:
+    return load_lpips(VGG16.read(str(path), Path("unused"), WORDING).tensors)
 
 
 def images(*shape: int) -> Tensor:
@@ -81,20 +88,20 @@ def load_state(distance: LPIPS, changed: dict[str, Tensor]) -> LPIPS:
 
 def test_the_random_generator_is_left_alone(weights: Path) -> None:
     before = torch.get_rng_state()
-    load_lpips(weights)
+    load(weights)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_safetensors_hold_the_same(weights: Path, distance: LPIPS, tmp_path: Path) -> None:
     path = tmp_path / "vgg16.safetensors"
     save_file(torch.load(weights, weights_only=True), path)
-    found = load_lpips(path).state_dict()
+    found = load(path).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in distance.state_dict().items())
 
 
 def test_weights_that_are_not_the_published_ones_are_a_warning(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load_lpips(weights)
-    assert f"{weights}: not the published VGG16" in caplog.text
+    load(weights)
+    assert f"{weights}: not the published weights of ppl" in caplog.text
 
 
 class Harmful:
@@ -102,33 +109,29 @@ class Harmful:
         return pytest.fail, ("unpickled",)
 
 
+def test_weights_of_other_networks(weights: Path) -> None:
+    whole = torch.load(weights, weights_only=True)
+    trunk = {name: tensor for name, tensor in whole.items() if name != "features.28.bias"}
+    for content, said in (
+        (trunk, "features.28.bias: found none"),
+        ({**whole, "features.30.weight": torch.zeros(1)}, r"features.30.weight: found shape \(1,\), expected none"),
+        ({**whole, "features.0.weight": torch.zeros(64, 1, 3, 3)}, "expected shape"),
+    ):
+        with pytest.raises(UserError, match=f"not the weights of torchvision's VGG16: .*{said}"):
+            load_lpips(content)
+
+
 def test_files_that_hold_something_else(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "wrong.pth"
-    trunk = {name: t for name, t in torch.load(weights, weights_only=True).items() if name.startswith("features.")}
-    for content in (
-        {name: tensor for name, tensor in trunk.items() if name != "features.28.bias"},
-        {**trunk, "features.30.weight": torch.zeros(1)},
-        {**trunk, "features.0.weight": torch.zeros(64, 1, 3, 3)},
-    ):
-        torch.save(content, path)
-        with pytest.raises(UserError, match=r"wrong\.pth: not the weights of torchvision's VGG16.*https://"):
-            load_lpips(path)
     for content in (Harmful(), [1]):
         torch.save(content, path)
         with pytest.raises(UserError, match=r"wrong\.pth: cannot read PyTorch weights: .*https://") as caught:
-            load_lpips(path)
+            load(path)
         assert "\n" not in str(caught.value)
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(UserError, match=rf"{name}: cannot read"):
-            load_lpips(tmp_path / name)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"hub/checkpoints/vgg16-397923af\.pth: no such file; download https://"):
-        load_lpips()
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    place = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
-    place.write_bytes(weights.read_bytes())
-    assert vgg16_file(None) == place
+            load(tmp_path / name)
 
 
 def test_images_that_do_not_fit(distance: LPIPS) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -20,15 +21,17 @@ from distgan.config import Config, GeneratorConfig, MetricConfig
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.evaluation.contract import EvaluationContext
+from distgan.evaluation.detectors import vgg16
+from distgan.evaluation.detectors.features import evaluation_folder
 from distgan.evaluation.metrics import perceptual_path_length as ppl
 from distgan.evaluation.names import value_name
 from distgan.evaluation.suite import Evaluator
 from distgan.inference.generation import SampleGenerator
-from distgan.inference.interpolation import slerp as arc
 from distgan.inference.latents import LatentSource
 from distgan.losses.lpips import load_lpips
 from distgan.networks import build_generator
 from distgan.networks.shape import SampleShape
+from distgan.published_weights import PublishedFile, Weights
 from distgan.training.setup import validate_evaluation
 from tests.image_metrics import write_vgg16
 from tests.labelled_shards import evaluation_config
@@ -75,7 +78,7 @@ def context(tmp_path: Path) -> EvaluationContext:
 def metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ppl.PerceptualPathLength]:
     """A metric with the squared L2 distance in place of LPIPS."""
     monkeypatch.setattr(ppl, "load_lpips", lambda _: squared_distance)
-    monkeypatch.setattr(ppl, "vgg16_file", lambda _: None)
+    monkeypatch.setattr(PublishedFile, "read", lambda *_: Weights({}, ""))
     return lambda **options: ppl.PerceptualPathLength(context(tmp_path), **options)
 
 
@@ -119,13 +122,18 @@ def test_outliers_by_hand() -> None:
 
 
 def test_arcs_keep_the_length_of_their_start() -> None:
-    halfway = ppl.slerp(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]), torch.tensor([0.5]).double())
+    """sin((1 - t) w) / sin w of the start, and sin(t w) / sin w of the end as long as the start."""
+    halfway = ppl.arcs(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]), torch.tensor([0.5]).double())
     torch.testing.assert_close(halfway, torch.tensor([[math.sqrt(2), math.sqrt(2)]]))
     starts, ends = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).double()
-    share = torch.linspace(0, 1, 5).double()
-    units = arc(F.normalize(starts), F.normalize(ends), share).diagonal(dim1=0, dim2=1).T
-    torch.testing.assert_close(ppl.slerp(starts, ends, share), units * starts.norm(dim=1, keepdim=True))
-    torch.testing.assert_close(ppl.slerp(starts, starts, share), starts)
+    shares = [0.0, 1e-4, 0.3, 0.75, 1.0]
+    found = ppl.arcs(starts, ends, torch.tensor(shares, dtype=torch.float64))
+    for a, b, t, point in zip(starts.tolist(), ends.tolist(), shares, found.tolist(), strict=True):
+        w = math.acos(sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b))
+        at_start = math.sin((1 - t) * w) / math.sin(w)
+        at_end = math.sin(t * w) / math.sin(w) * math.hypot(*a) / math.hypot(*b)
+        assert point == pytest.approx([at_start * x + at_end * y for x, y in zip(a, b, strict=True)], abs=1e-12)
+    torch.testing.assert_close(ppl.arcs(starts, starts, torch.tensor(shares, dtype=torch.float64)), starts)
 
 
 def stylegan2() -> tuple[GeneratorConfig, SampleShape]:
@@ -227,7 +235,7 @@ def test_an_evaluation_measures_paths(
     generator = evaluated(config, shape)
     found = Evaluator(settings, INDEX, Runtime())(WithoutSamples(*vars(generator).values()))
     assert list(found) == [f"ppl[vgg16,{name}]"]
-    distance = load_lpips(tmp_path / "vgg16.safetensors")
+    distance = load_lpips(load_file(tmp_path / "vgg16.safetensors"))
     lengths = []
     for number in range(7):
         (start, label), (end, _) = (generator.draw("path length", torch.tensor([2 * number + i])) for i in (0, 1))
@@ -281,6 +289,31 @@ def test_samples_are_made_while_another_metric_takes_them(tmp_path: Path) -> Non
     assert found == {**alone, "Counted": 3}
 
 
+@torch.no_grad()
+def test_weights_are_downloaded_once_for_lpips_and_the_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the cache folder of evaluations, where the detector `vgg16` looks too."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    config, shape = stylegan2()
+    with_weights = evaluation(tmp_path, config)
+    expected = Evaluator(with_weights, INDEX, Runtime())(evaluated(config, shape))
+    calls: list[str] = []
+
+    def fetch(file: PublishedFile, to: Path) -> None:
+        calls.append(file.address)
+        torch.save(load_file(tmp_path / "vgg16.safetensors"), to)
+
+    monkeypatch.setattr(PublishedFile, "_fetch", fetch)
+    without = evaluation(tmp_path, config, weights=None)
+    for _ in range(2):
+        assert Evaluator(without, INDEX, Runtime())(evaluated(config, shape)) == expected
+    assert calls == ["https://download.pytorch.org/models/vgg16-397923af.pth"]
+    file = vgg16.PUBLISHED.path(None, evaluation_folder(without.evaluation))
+    assert file.is_file()
+    assert file.name == "vgg16-397923af.pth"
+
+
 def refusal(config: Config) -> str:
     due = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every": 1})})
     with pytest.raises(UserError) as caught:
@@ -299,12 +332,38 @@ def test_refusals_come_before_the_training(tmp_path: Path, monkeypatch: pytest.M
     assert "set space: z" in refusal(dcgan)
     styled = evaluation(tmp_path, stylegan2()[0], crop=True)
     assert "data.resolution = 16: VGG16 needs 16 pixels per side after cropping" in refusal(styled)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert "vgg16-397923af.pth: no such file; download https" in refusal(
-        evaluation(tmp_path, stylegan2()[0], weights=None)
-    )
+    missing = evaluation(tmp_path, stylegan2()[0], weights="none.pth")
+    assert "ppl[vgg16,w,end]: weights = none.pth: no such file" in refusal(missing)
     with pytest.raises(UserError, match="a generator with a mapping network; Linear has no method styles"):
         ppl.images_on_paths(nn.Linear(1, 1), "w", *(torch.zeros(1, 1),) * 2, None, torch.zeros(1))
+
+
+class Demanding(Counted):
+    """A user's metric that needs so many real samples."""
+
+    def __init__(self, *, least: int) -> None:
+        super().__init__()
+
+    @staticmethod
+    def validate(index: Any, name: str, least: int) -> None:
+        if len(index.sources) < least:
+            raise UserError(f"{name}: found {len(index.sources)}, expected {least}")
+        raise KeyError("a mistake in the code")
+
+
+def test_a_metric_of_a_user_refuses_a_run_before_the_training(tmp_path: Path) -> None:
+    for least, said in ((1, "^mine: found 0, expected 1$"), (0, "Demanding: validate failed: KeyError: 'a mistake in")):
+        config = evaluation_config("unused", tmp_path)
+        metrics = [MetricConfig(metric=f"{__name__}:Demanding", name="mine", least=least)]
+        due, never = (
+            config.model_copy(
+                update={"evaluation": config.evaluation.model_copy(update={"metrics": metrics, "every": every})}
+            )
+            for every in (1, 0)
+        )
+        with pytest.raises(UserError, match=said):
+            validate_evaluation(due, INDEX)
+        validate_evaluation(never, INDEX)
 
 
 def test_names_tell_what_is_measured() -> None:

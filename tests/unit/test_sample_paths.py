@@ -15,8 +15,8 @@ from distgan.cli import main
 from distgan.errors import UserError
 from distgan.inference.export import load_generator
 from distgan.inference.generation import to_bytes
-from distgan.inference.interpolation import lerp, slerp
 from distgan.inference.sample import sample_paths
+from distgan.interpolation import lerp, slerp
 from distgan.monitoring.pictures import GAP
 from tests.unit.test_export import write
 

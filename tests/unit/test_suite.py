@@ -32,7 +32,7 @@ from distgan.evaluation.metrics.inception_score import InceptionScoreOfLogits
 from distgan.evaluation.metrics.kid import KernelDistanceToReference
 from distgan.evaluation.names import criterion
 from distgan.evaluation.numerics.subsets import draw_subsets
-from distgan.evaluation.samples import Reals, fill, rank_batches, read_reals
+from distgan.evaluation.samples import Reals, pad_batch, rank_batches, read_reals
 from distgan.evaluation.suite import Evaluator, evaluate
 from tests.labelled_shards import evaluation_config, pictures, write_shards
 from tests.shards import build_index
@@ -314,5 +314,5 @@ def test_ranks_share_the_samples(total: int, batch_size: int, world_size: int) -
 
 
 def test_fill_repeats_rows() -> None:
-    assert fill(torch.tensor([5, 8, 6]), 8).tolist() == [5, 8, 6, 5, 8, 6, 5, 8]
-    assert fill(torch.tensor([5, 8]), 2).tolist() == [5, 8]
+    assert pad_batch(torch.tensor([5, 8, 6]), 8).tolist() == [5, 8, 6, 5, 8, 6, 5, 8]
+    assert pad_batch(torch.tensor([5, 8]), 2).tolist() == [5, 8]

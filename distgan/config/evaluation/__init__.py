@@ -1,4 +1,4 @@
-"""What is measured of a generator, and with which detector."""
+"""Metrics of a generator, and their detectors."""
 
 from __future__ import annotations
 
@@ -41,9 +41,8 @@ class EvaluationConfig(Section):
     """Number of samples per forward pass on one rank."""
     metrics: Annotated[list[MetricConfig], Field(min_length=1)] | None = None
     """Metrics to compute; the first one decides which checkpoint is best. null: `fid` for images and decoded latents,
-    `ngram_js` for text, `modes` for points. Images also have `inception_score`, `kid` and more, and `classes` with the
-    classifier: the number of classes with at least a tenth of their share in the data. Your own are import paths, or
-    sections with options and, for two of one class, a `name`."""
+    `ngram_js` for text, `modes` for points. `metric` lists all. Your own are import paths, or sections with options
+    and, for two of one class, a `name`."""
     detector: DetectorConfig = DetectorConfig()
     """Feature extractor of each metric without a `detector` of its own: its name, or a section with its options."""
     real_images: str | list[str] | None = None

@@ -1,4 +1,4 @@
-"""Which network's features the metrics compare."""
+"""Networks whose features the metrics compare."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ class _PublishedOptions(Section):
     and `clip` in the cache of huggingface_hub."""
 
 
+PUBLISHED_DETECTORS = {
+    "inception": "torch-fidelity", "dinov2": "transformers", "clip": "transformers", "vgg16": "torch-fidelity",
+}  # fmt: skip
+"""Detectors with published weights, which are modules of `distgan.evaluation.detectors`, and the package each needs."""
+_LOADING = "distgan.evaluation.detectors.configured"
+
+
 class DetectorConfig(NamedSection):
     """The feature extractor of metrics. A name alone stands for `{detector: NAME}`."""
 
     naming_key: ClassVar = "detector"
     built_in: ClassVar = {
-        "classifier": BuiltIn("distgan.evaluation.detectors.configured:load_trained_classifier", Section),
-        "stacked_digits": BuiltIn("distgan.evaluation.detectors.configured:load_stacked_digits", Section),
-        "inception": BuiltIn("distgan.evaluation.detectors.configured:load_inception", _PublishedOptions),
-        "dinov2": BuiltIn("distgan.evaluation.detectors.configured:load_dinov2", _PublishedOptions),
-        "clip": BuiltIn("distgan.evaluation.detectors.configured:load_clip", _PublishedOptions),
-        "vgg16": BuiltIn("distgan.evaluation.detectors.configured:load_vgg16", _PublishedOptions),
+        "classifier": BuiltIn(f"{_LOADING}:TrainedClassifier", Section),
+        "stacked_digits": BuiltIn(f"{_LOADING}:StackedDigitsClassifier", Section),
+        **dict.fromkeys(PUBLISHED_DETECTORS, BuiltIn(f"{_LOADING}:load_published_detector", _PublishedOptions)),
     }
     offered: ClassVar = ("context",)
 
@@ -41,12 +45,12 @@ class DetectorConfig(NamedSection):
 
     @property
     def is_trained_on_labels(self) -> bool:
-        """Whether it is trained on the labeled shards, so that its logits are of their classes."""
+        """True if it is trained on the labeled shards, so that its logits are of their classes."""
         return self.detector in ("classifier", "stacked_digits")
 
     @property
     def is_default(self) -> bool:
-        """Whether it is a built-in detector without options of its own."""
+        """True if it is a built-in detector without options of its own."""
         options = self.options if self.is_built_in else None
         return options is not None and options == type(options)()
 

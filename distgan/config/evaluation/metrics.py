@@ -28,7 +28,7 @@ class MetricOptions(Section):
     kinds: ClassVar[tuple[str, ...]] = ("images", "text", "points", "latents")
     """Kinds of data that it measures."""
     takes: ClassVar[Taken | tuple[Taken, ...]] = "samples"
-    """What its `update` gets, in this order: see `distgan.evaluation.samples.FeatureBatch`."""
+    """Fields that its `update` gets, in this order: see `distgan.evaluation.samples.FeatureBatch`."""
     higher_is_better: ClassVar[bool | None] = None
     """Direction of improvement, as `torchmetrics.Metric` has it."""
     main_value: ClassVar[str] = ""
@@ -36,7 +36,7 @@ class MetricOptions(Section):
 
     @property
     def qualifiers(self) -> tuple[str, ...]:
-        """What the names of its values have in brackets, besides the detector."""
+        """Parts of the brackets in the names of its values, besides the detector."""
         return ()
 
 
@@ -81,18 +81,18 @@ class _PPLOptions(MetricOptions):
     higher_is_better = False
 
     space: Literal["w", "z"] = "w"
-    """What paths are between. `w`: styles, straight lines in the space of the mapping network's outputs. `z`: latents,
-    arcs."""
+    """Space of the paths. `w`: straight lines between styles, the outputs of the mapping network. `z`: arcs between
+    latents."""
     sampling: Literal["end", "full"] = "end"
-    """Where on a path its length is measured. `end`: at its start, as reported for StyleGAN2. `full`: at a random
+    """Place on a path where its length is measured. `end`: the start, as reported for StyleGAN2. `full`: a random
     place."""
     epsilon: Annotated[Positive, Field(le=0.1)] = 1e-4
     """Step along the path, as a share of it."""
     crop: bool = False
-    """Look at the center of aligned faces only, as StyleGAN did."""
+    """Compare only the center of aligned faces, as StyleGAN did."""
     weights: str | None = None
-    """Path of torchvision's VGG16, vgg16-397923af.pth, or its tensors as .safetensors. null: torchvision's own copy,
-    `~/.cache/torch/hub/checkpoints/vgg16-397923af.pth`."""
+    """Path of torchvision's VGG16, vgg16-397923af.pth, or its tensors as .safetensors. null: that in
+    `evaluation.cache_dir`, or torchvision's own copy; downloaded on first use."""
 
     @property
     def qualifiers(self) -> tuple[str, ...]:
@@ -214,7 +214,8 @@ class MetricConfig(NamedSection):
     """Metric: `fid`, `fid_infinity`, `mifid`, `inception_score`, `kid`, `precision_recall`, `density_coverage`,
     `sliced_wasserstein`, `ppl` or `classes` for images, `ngram_js` for text, `modes` for points, or the import path of
     a `torchmetrics.Metric` of your own. `fid50k_full`, `kid50k_full`, `is50k`, `pr50k3_full` and `ppl2_wend` are `fid`,
-    `kid`, `inception_score`, `precision_recall` and `ppl` by StyleGAN's protocols of these names. `stacked_mnist` is
+    `kid`, `inception_score`, `precision_recall` and `ppl` after StyleGAN's protocols of these names;
+    docs/metrics.md has the differences. `stacked_mnist` is
     `classes` with `stacked_digits` and 26,000 samples, of which one finds a class."""
     name: Annotated[str, AfterValidator(_value_name)] | None = None
     """Name of its values, to tell two metrics of one class apart. null: that of the metric, or of the class."""
@@ -249,18 +250,18 @@ class MetricConfig(NamedSection):
 
     @property
     def inputs(self) -> tuple[Taken, ...]:
-        """What its `update` gets."""
+        """Fields that its `update` gets."""
         takes = self.facts.takes
         return takes if isinstance(takes, tuple) else (takes,)
 
     @property
     def needs_detector(self) -> bool:
-        """Whether it takes a detector's features or logits."""
+        """True if it takes a detector's features or logits."""
         return not {"features", "logits"}.isdisjoint(self.inputs)
 
     @property
     def needs_samples(self) -> bool:
-        """Whether it takes samples or what is made of them."""
+        """True if it takes samples or what is made of them."""
         return not {"generator", "numbers"}.issuperset(self.inputs)
 
     @model_validator(mode="before")

@@ -16,7 +16,7 @@ from transformers.models.clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from distgan.evaluation.detectors.preprocessing import normalized, resized, rgb
-from distgan.evaluation.detectors.weights import HubFile, fill
+from distgan.published_weights import HubFile, load_weights
 
 PUBLISHED = HubFile("openai/clip-vit-base-patch32", ("vision_model.", "visual_projection."))
 ARCHITECTURE: dict[str, Any] = {
@@ -59,5 +59,5 @@ def build(weights: dict[str, Tensor]) -> CLIP:
     with init_empty_weights():
         network = CLIPVisionModelWithProjection(config)
     saved = "vision_model.embeddings.position_ids"  # the numbers of the patches, by older versions of transformers
-    fill(network, {name: weights[name] for name in weights if name != saved}, PUBLISHED.address)
+    load_weights(network, {name: weights[name] for name in weights if name != saved}, PUBLISHED.address)
     return CLIP(network)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
-from distgan.config import DetectorConfig
+from distgan.config import Config, DetectorConfig
+from distgan.data.index.table import Index
 from distgan.errors import UserError, blaming
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.contract import EvaluationContext
@@ -22,13 +25,12 @@ def load_configured_detector(section: DetectorConfig, context: EvaluationContext
 
     Raises:
         UserError: the classifier has no labels to train on, the package or weights of a published one are missing or
-            damaged, or a
-            detector of the user's is no network, fails, or differs between ranks.
+            damaged, or a detector of the user's is no network, fails, or differs between ranks.
         Interrupted: a rank was asked to stop during the classifier's training.
     """
     data, runtime = context.config.data, context.runtime
     with runtime.raise_on_all_ranks():
-        network = section.build(context=context)
+        network = section.build(context=replace(context, name=section.detector))
         with blaming(f"detector {section.detector}"):
             if not isinstance(network, nn.Module):
                 raise UserError(f"returned {type(network).__name__}, expected a torch.nn.Module")
@@ -46,39 +48,34 @@ def load_configured_detector(section: DetectorConfig, context: EvaluationContext
     return detector.to(runtime.device)
 
 
-def load_trained_classifier(context: EvaluationContext) -> Detector:
-    """Load the classifier of these shards from the cache, or train it. Collective: call on every rank."""
-    data, index, folder = context.config.data, context.index, evaluation_folder(context.config.evaluation)
-    network, hash = classifier.load_classifier(data, index, folder, context.runtime, context.asked)
-    return Detector("classifier", classifier.DIMENSION, index.num_classes, hash, network)
+class TrainedClassifier(Detector):
+    """The classifier of these shards, from the cache, or trained and cached. Collective: make it on every rank."""
+
+    def __init__(self, context: EvaluationContext) -> None:
+        data, index, folder = context.config.data, context.index, evaluation_folder(context.config.evaluation)
+        network, hash = classifier.load_classifier(data, index, folder, context.runtime, context.asked)
+        super().__init__("classifier", classifier.DIMENSION, index.num_classes, hash, network)
+
+    @staticmethod
+    def validate(config: Config, index: Index) -> None:
+        """Raise UserError unless the classifier can be trained on the shards."""
+        classifier.validate_classifier(config.data, index)
 
 
-def load_stacked_digits(context: EvaluationContext) -> Detector:
-    """Load the classifier of the channels of stacked digits from the cache, or train it. Collective."""
-    data, index, folder = context.config.data, context.index, evaluation_folder(context.config.evaluation)
-    network, hash = stacked_digits.load_stacked_digits(data, index, folder, context.runtime, context.asked)
-    return Detector("stacked_digits", stacked_digits.DIMENSION, stacked_digits.CLASSES, hash, network)
+class StackedDigitsClassifier(Detector):
+    """The classifier of the channels of stacked digits, from the cache, or trained and cached. Collective."""
+
+    def __init__(self, context: EvaluationContext) -> None:
+        data, index, folder = context.config.data, context.index, evaluation_folder(context.config.evaluation)
+        network, hash = stacked_digits.load_stacked_digits(data, index, folder, context.runtime, context.asked)
+        super().__init__("stacked_digits", stacked_digits.DIMENSION, stacked_digits.CLASSES, hash, network)
+
+    @staticmethod
+    def validate(config: Config, index: Index) -> None:
+        """Raise UserError unless the shards are stacked digits."""
+        stacked_digits.validate_stacked_digits(config.data, index)
 
 
-def load_inception(context: EvaluationContext, weights: str | None = None) -> Detector:
-    """Load the Inception-v3 of 2015. Collective: call on every rank."""
-    return _published("inception", context, weights)
-
-
-def load_dinov2(context: EvaluationContext, weights: str | None = None) -> Detector:
-    """Load DINOv2 ViT-L/14. Collective: call on every rank."""
-    return _published("dinov2", context, weights)
-
-
-def load_clip(context: EvaluationContext, weights: str | None = None) -> Detector:
-    """Load the image encoder of CLIP ViT-B/32. Collective: call on every rank."""
-    return _published("clip", context, weights)
-
-
-def load_vgg16(context: EvaluationContext, weights: str | None = None) -> Detector:
-    """Load VGG-16. Collective: call on every rank."""
-    return _published("vgg16", context, weights)
-
-
-def _published(name: str, context: EvaluationContext, weights: str | None) -> Detector:
-    return load_published(name, weights, evaluation_folder(context.config.evaluation), context.runtime)
+def load_published_detector(context: EvaluationContext, weights: str | None = None) -> Detector:
+    """Load the published detector that `context.name` names. Collective: call on every rank."""
+    return load_published(context.name, weights, evaluation_folder(context.config.evaluation), context.runtime)

@@ -18,7 +18,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
 from distgan.errors import UserError
 from distgan.evaluation.detectors.preprocessing import normalized, resized, rgb
-from distgan.evaluation.detectors.weights import HubFile, fill
+from distgan.published_weights import HubFile, load_weights
 
 PUBLISHED = HubFile("facebook/dinov2-large")
 ARCHITECTURE: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -66,7 +66,7 @@ def build(weights: dict[str, Tensor]) -> DINOv2:
         )
     if any("q_proj" in name for name, _ in network.named_parameters()):
         weights = {_renamed(name): tensor for name, tensor in weights.items()}
-    fill(network, {**weights, _POSITIONS: resampled(positions)}, PUBLISHED.address)
+    load_weights(network, {**weights, _POSITIONS: resampled(positions)}, PUBLISHED.address)
     return DINOv2(network)
 
 

@@ -14,7 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from distgan.errors import UserError
 from distgan.evaluation.detectors.preprocessing import rgb
-from distgan.evaluation.detectors.weights import PublishedFile
+from distgan.published_weights import PublishedFile
 
 PUBLISHED = PublishedFile(URL_INCEPTION_V3, "6726825d")
 

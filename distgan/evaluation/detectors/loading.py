@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distgan.config.evaluation.detectors import PUBLISHED_DETECTORS
 from distgan.errors import UserError
 from distgan.evaluation import statistics_cache
 from distgan.evaluation.detectors.classifier import DIMENSION, read_classifier
 from distgan.evaluation.detectors.features import Detector
-from distgan.evaluation.detectors.published import PACKAGES, read_published
+from distgan.evaluation.detectors.published import read_published
 from distgan.evaluation.precision import plain_float32
 from distgan.files import cache_folder, reason
 
@@ -54,26 +55,26 @@ def load_detector(
     """
     if isinstance(source, nn.Module):
         detector = _own(source, image_shape)
-    elif isinstance(source, str) and source in PACKAGES:
+    elif isinstance(source, str) and source in PUBLISHED_DETECTORS:
         folder = cache_folder(os.fspath(cache_dir) if cache_dir is not None else None) / "evaluation"
         return read_published(source, os.fspath(weights) if weights is not None else None, folder)
     elif isinstance(source, str | os.PathLike):
         detector = _cached(Path(source))
     else:
         raise UserError(
-            f"load_detector: found {type(source).__name__}, expected one of {', '.join(PACKAGES)}, the path of a "
-            "cached classifier or a torch.nn.Module"
+            f"load_detector: found {type(source).__name__}, expected one of {', '.join(PUBLISHED_DETECTORS)}, the path "
+            "of a cached classifier or a torch.nn.Module"
         )
     if weights is not None:
-        raise UserError(f"weights: only for {', '.join(PACKAGES)}; remove it")
+        raise UserError(f"weights: only for {', '.join(PUBLISHED_DETECTORS)}; remove it")
     return detector
 
 
 def _cached(path: Path) -> Detector:
     if not path.exists():
         raise UserError(
-            f"load_detector: {path}: no such file; expected one of {', '.join(PACKAGES)}, the path of a cached "
-            "classifier, such as ~/.cache/distgan/evaluation/classifier-*.safetensors, or a torch.nn.Module"
+            f"load_detector: {path}: no such file; expected one of {', '.join(PUBLISHED_DETECTORS)}, the path of a "
+            "cached classifier, such as ~/.cache/distgan/evaluation/classifier-*.safetensors, or a torch.nn.Module"
         )
     found = read_classifier(path)
     return Detector("classifier", DIMENSION, found.num_classes, found.hash, found.network, found.image_shape)

@@ -1,4 +1,4 @@
-"""Detectors with published weights, by name: `inception`, `dinov2`, `clip` and `vgg16`."""
+"""Detectors with published weights, by their names in `PUBLISHED_DETECTORS`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from distgan.config.evaluation.detectors import PUBLISHED_DETECTORS
 from distgan.errors import UserError
 from distgan.evaluation.detectors.features import Detector
-from distgan.evaluation.detectors.weights import HubFile, PublishedFile, Weights, Wording, in_call, in_config
 from distgan.files import locked
 from distgan.packages import missing_package
+from distgan.published_weights import HubFile, PublishedFile, Weights, Wording
 
 if TYPE_CHECKING:
     from distgan.distributed.runtime import Runtime
 
-PACKAGES = {"inception": "torch-fidelity", "dinov2": "transformers", "clip": "transformers", "vgg16": "torch-fidelity"}
-"""Package that each name needs."""
+
+def in_config(name: str) -> Wording:
+    """Return the names for a detector of a config."""
+    weights = f"weights in {{detector: {name}, weights: PATH}}"
+    return Wording(f"detector {name}", weights, "evaluation.cache_dir", "set evaluation.detector=classifier")
+
+
+def in_call(name: str) -> Wording:
+    """Return the names for `load_detector(NAME)`."""
+    return Wording(f'load_detector("{name}")', "weights", "cache_dir", "pass a network of yours")
 
 
 class _Network(Protocol):
@@ -56,7 +65,7 @@ def load_published(name: str, weights: str | None, cache: Path, runtime: Runtime
 
 
 def read_published(name: str, weights: str | None, cache: Path) -> Detector:
-    """Do the same in one process, without a Runtime. Processes of one node that start together download once."""
+    """Load a detector in one process, without a Runtime. Processes of one node that start together download once."""
     wording = in_call(name)
     module = implementation(name, wording)
     with ExitStack() as lock:
@@ -75,7 +84,7 @@ def implementation(name: str, wording: Wording) -> Implementation:
     try:
         return cast(Implementation, import_module(f"distgan.evaluation.detectors.{name}"))
     except ImportError:
-        raise missing_package(wording.detector, PACKAGES[name], wording.instead) from None
+        raise missing_package(wording.user, PUBLISHED_DETECTORS[name], wording.instead) from None
 
 
 def _detector(name: str, module: Implementation, weights: Weights, path: str | None) -> Detector:

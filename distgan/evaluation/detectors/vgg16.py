@@ -12,12 +12,13 @@ from __future__ import annotations
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
-from torchvision.models import VGG, VGG16_Weights, vgg16  # type: ignore[import-untyped]
+from torchvision.models import VGG, vgg16  # type: ignore[import-untyped]
 
+from distgan import published_weights
 from distgan.evaluation.detectors.preprocessing import normalized, rgb
-from distgan.evaluation.detectors.weights import PublishedFile, fill
+from distgan.published_weights import load_weights
 
-PUBLISHED = PublishedFile(VGG16_Weights.IMAGENET1K_V1.url, "397923af")
+PUBLISHED = published_weights.VGG16
 _SIZE = 224
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,5 +45,5 @@ def build(weights: dict[str, Tensor]) -> VGG16:
     """Return the network. Raises UserError if the weights are those of another one."""
     with init_empty_weights():
         network = vgg16(weights=None, init_weights=False)
-    fill(network, weights, "torchvision's VGG-16")
+    load_weights(network, weights, "torchvision's VGG-16")
     return VGG16(network)

@@ -1,10 +1,10 @@
 """Density and coverage: how densely generated images lie among the real ones, and the share of reals that they cover.
 
-Naeem, Oh, Uh, Choi, Yoo, "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020, section 3.2. Each
+Naeem, Oh, Uh, Choi, Yoo, "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020, section 3. Each
 real feature has an open ball that reaches to its k-th nearest other real feature. Density is 1 / (k M) times the number
-of pairs of one of the M generated features and a ball that holds it (equation 3). Its expected value is 1 for equal
-distributions, and it can exceed 1. Coverage is the share of balls that hold a generated feature (equation 4). Unlike
-recall it builds no balls around generated features, so that outliers among these cannot raise it.
+of pairs of one of the M generated features and a ball that holds it. Its expected value is 1 for equal distributions,
+and it can exceed 1. Coverage is the share of balls that hold a generated feature. Unlike recall it builds no balls
+around generated features, so that outliers among these cannot raise it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,18 +19,22 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from distgan import randomness
-from distgan.errors import UserError
+from distgan.errors import UserError, blaming
+from distgan.evaluation.detectors.features import evaluation_folder
 from distgan.evaluation.precision import plain_float32
-from distgan.evaluation.samples import fill
+from distgan.evaluation.samples import pad_batch
 from distgan.evaluation.states import joined
-from distgan.losses.lpips import SMALLEST, load_lpips, vgg16_file
+from distgan.interpolation import slerp
+from distgan.losses.lpips import SMALLEST, convolutions, load_lpips
 from distgan.networks.stylegan2.noise import constant_noise
+from distgan.published_weights import VGG16, Wording
 
 if TYPE_CHECKING:
     from distgan.config import Config
     from distgan.evaluation.contract import EvaluatedGenerator, EvaluationContext
 
 _PURPOSE = "path length"
+_INSTEAD = "remove the metric"
 _HIGHEST = 256
 """Images of twice as many pixels per side and more are averaged down to it."""
 
@@ -60,20 +65,45 @@ class PerceptualPathLength(Metric):
         crop: bool = False,
         weights: str | None = None,
     ) -> None:
-        """Load LPIPS. Raises UserError if its weights are missing, or the generator or its images do not fit."""
+        """Load LPIPS with rank 0's weights. Collective: call on every rank.
+
+        Raises UserError if its weights cannot be downloaded or read, or the generator or its images do not fit.
+        """
         super().__init__()
-        validate_path_length(context.config, context.name, space=space, crop=crop, weights=weights)
+        self.validate(context.config, context.name, space=space, crop=crop, weights=weights)
         self.space, self.sampling, self.epsilon, self.crop = space, sampling, epsilon, crop
         self.name, self.seed = context.name, context.config.seed
         self.pairs = max(1, context.config.evaluation.batch_size // 2)
-        self.distance = load_lpips(weights)
+        wording = Wording(context.name, "weights in {metric: ppl, weights: PATH}", "evaluation.cache_dir", _INSTEAD)
+        folder = evaluation_folder(context.config.evaluation)
+        read = context.runtime.run_on_main(lambda _: convolutions(VGG16.read(weights, folder, wording).tensors))
+        with blaming(weights or "the downloaded weights"):
+            self.distance = load_lpips(read)
         self.add_state("lengths", [], dist_reduce_fx="cat")
+
+    @staticmethod
+    def validate(config: Config, name: str, *, space: str, crop: bool, weights: str | None) -> None:
+        """Raise UserError if the generator has no paths in this space, its images are too small, or a file is missing.
+
+        Args:
+            name: name of the metric in messages.
+        """
+        network = config.generator.load()
+        if space == "w" and isinstance(network, type):
+            _check_styles(network, name, config.generator.architecture)
+        if config.data.resolution < (2 * SMALLEST if crop else SMALLEST):
+            raise UserError(
+                f"{name}: data.resolution = {config.data.resolution}: VGG16 needs {SMALLEST} pixels per side after "
+                f"cropping; {_INSTEAD}"
+            )
+        if weights is not None and not Path(weights).expanduser().is_file():
+            raise UserError(f"{name}: weights = {weights}: no such file; correct the path, or remove weights")
 
     def update(self, generator: EvaluatedGenerator, numbers: Tensor) -> None:
         """Add the paths of these numbers, int64, shape (n,)."""
         assert isinstance(self.lengths, list)
         for part in numbers.split(self.pairs):
-            self.lengths.append(self._measure(generator, fill(part, self.pairs))[: len(part)].double())
+            self.lengths.append(self._measure(generator, pad_batch(part, self.pairs))[: len(part)].double())
 
     def compute(self) -> Tensor:
         """Compute the mean length of the paths of all ranks."""
@@ -99,26 +129,6 @@ class PerceptualPathLength(Metric):
             return self.distance(*images.chunk(2)) / self.epsilon**2
 
 
-def validate_path_length(config: Config, name: str, *, space: str, crop: bool, weights: str | None) -> None:
-    """Raise UserError if a run's generator has no paths in this space, its images are too small, or VGG16 is missing.
-
-    Args:
-        name: name of the metric in messages.
-    """
-    network = config.generator.load()
-    if space == "w" and isinstance(network, type):
-        _check_styles(network, name, config.generator.architecture)
-    if config.data.resolution < (2 * SMALLEST if crop else SMALLEST):
-        raise UserError(
-            f"{name}: data.resolution = {config.data.resolution}: VGG16 needs {SMALLEST} pixels per side after "
-            "cropping; leave the metric out"
-        )
-    try:
-        vgg16_file(weights)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-
-
 def images_on_paths(
     network: Any, space: str, starts: Tensor, ends: Tensor, labels: Tensor | None, shares: Tensor, name: str = "ppl"
 ) -> Tensor:
@@ -127,7 +137,7 @@ def images_on_paths(
     Args:
         network: generator in evaluation mode. Paths in W need its methods `styles(latents, labels)` and
             `synthesize(styles, latents)`, as `losses.path_length` does.
-        space: `w`, straight lines between the styles of latents; or `z`, arcs between latents, see `slerp`.
+        space: `w`, straight lines between the styles of latents; or `z`, arcs between latents, see `arcs`.
         starts, ends: latents, shape (n, d); labels: shape (n,), or None.
         shares: places from 0 at the start to 1 at the end, float64, shape (k n,): for all paths, k times.
     """
@@ -141,7 +151,7 @@ def images_on_paths(
         between = first.double().lerp(last.double(), shares.view(-1, *(1,) * (first.dim() - 1)))
         images: Tensor = network.synthesize(between.to(first.dtype), noise)
         return images
-    latents = slerp(noise, ends.repeat(repeats, 1), shares)
+    latents = arcs(noise, ends.repeat(repeats, 1), shares)
     labels = None if labels is None else labels.repeat(repeats)
     if has_styles:
         images = network.synthesize(network.styles(latents, labels), noise)
@@ -151,25 +161,21 @@ def images_on_paths(
     return images
 
 
-def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    """Move from the start toward the end's direction, by a share of their angle, on the sphere around 0.
+def arcs(starts: Tensor, ends: Tensor, shares: Tensor) -> Tensor:
+    """Move from starts toward the directions of ends, by shares of their angles, on spheres around 0.
 
-    A network that normalizes its latents, as StyleGAN's, sees what the released code makes: an arc between unit vectors
-    (Shoemake, SIGGRAPH 1985). For others the start's length is that of a latent of the training.
+    A network that normalizes its latents, as StyleGAN's, sees what the released code makes: an arc between unit
+    vectors. For others the start's length is that of a latent of the training.
 
     Args:
-        start, end: shape (n, d); share: float64, shape (n,).
+        starts, ends: shape (n, d).
+        shares: float64, shape (n,).
 
     Returns:
-        Shape (n, d), in the dtype of the start.
+        Shape (n, d), in the dtype of the starts.
     """
-    a, b = (F.normalize(vectors.double(), dim=1) for vectors in (start, end))
-    cosine = (a * b).sum(1, keepdim=True).clamp(-1, 1)
-    angle = share[:, None] * cosine.acos()
-    across = F.normalize(b - cosine * a, dim=1)
-    length = start.double().norm(dim=1, keepdim=True)
-    points: Tensor = length * (angle.cos() * a + angle.sin() * across)
-    return points.to(start.dtype)
+    lengths = starts.double().norm(dim=1, keepdim=True)
+    return slerp(starts.double(), lengths * F.normalize(ends.double()), shares[:, None])[:, 0].to(starts.dtype)
 
 
 def trimmed_mean(values: Tensor) -> Tensor:

@@ -31,22 +31,12 @@ _SILENCE_SECONDS = 30.0
 class Wording(NamedTuple):
     """Names of the settings in messages: keys of a config, or arguments of a call."""
 
-    detector: str
+    user: str
+    """What needs the weights: a detector or a metric."""
     weights: str
     cache: str
     instead: str
     """What works without these weights."""
-
-
-def in_config(name: str) -> Wording:
-    """Return the names for a detector of a config."""
-    weights = f"weights in {{detector: {name}, weights: PATH}}"
-    return Wording(f"detector {name}", weights, "evaluation.cache_dir", "set evaluation.detector=classifier")
-
-
-def in_call(name: str) -> Wording:
-    """Return the names for `load_detector(NAME)`."""
-    return Wording(f'load_detector("{name}")', "weights", "cache_dir", "pass a network of yours")
 
 
 _NAME = "model.safetensors"
@@ -60,6 +50,27 @@ class Weights(NamedTuple):
     sha256: str
 
 
+def read_tensors(path: Path) -> Weights:
+    """Read named tensors from a file of PyTorch's or .safetensors. Only tensors are unpickled.
+
+    Raises:
+        ValueError: the file cannot be read, is too large or holds more. The message is the cause.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"the file is larger than {_MAX_BYTES} bytes")
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":
+            tensors = load(content)
+        else:
+            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (*_UNREADABLE, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(_cause(error)) from None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError("the file holds more than named tensors")
+    return Weights(tensors, hashlib.sha256(content).hexdigest())
+
+
 class PublishedFile(NamedTuple):
     """A file of weights that PyTorch wrote, at an address of its own."""
 
@@ -70,7 +81,7 @@ class PublishedFile(NamedTuple):
     def path(self, given: str | None, cache: Path) -> Path:
         """Return the path of the file, which may not exist: as given, else in the cache folder, or torch.hub's copy."""
         if given:
-            return Path(given)
+            return Path(given).expanduser()
         name = self.address.rpartition("/")[2]
         others = Path(torch.hub.get_dir()) / "checkpoints" / name  # as torchvision and torch-fidelity download it
         return others if others.is_file() and not (cache / name).exists() else cache / name
@@ -87,30 +98,22 @@ class PublishedFile(NamedTuple):
         if given is None and not path.exists():
             self._download(path, wording)
         try:
-            if path.stat().st_size > _MAX_BYTES:
-                raise ValueError(f"the file is larger than {_MAX_BYTES} bytes")
-            content = path.read_bytes()
-            if path.suffix == ".safetensors":
-                return Weights(load(content), hashlib.sha256(content).hexdigest())
-            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-                raise ValueError("the file holds more than named tensors")
-        except (*_UNREADABLE, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            found = read_tensors(path)
+        except ValueError as error:
             raise UserError(
-                f"{wording.weights} = {path}: cannot read PyTorch weights: {_cause(error)}; set it to the path of a "
-                f"copy of {self.address}"
+                f"{wording.weights} = {path}: cannot read PyTorch weights: {error}; set it to the path of a copy of "
+                f"{self.address}"
             ) from None
-        sha256 = hashlib.sha256(content).hexdigest()
-        if not sha256.startswith(self.sha256):
+        if path.suffix != ".safetensors" and not found.sha256.startswith(self.sha256):
             log.warning(
                 "%s: not the published weights of %s: found SHA-256 %s..., expected %s...; compare values only between "
                 "runs with this file",
-                path, wording.detector, sha256[:8], self.sha256,
+                path, wording.user, found.sha256[:8], self.sha256,
             )  # fmt: skip
-        return Weights(tensors, sha256)
+        return found
 
     def _download(self, path: Path, wording: Wording) -> None:
-        log.info("%s: downloading the weights from %s to %s", wording.detector, self.address, path)
+        log.info("%s: downloading the weights from %s to %s", wording.user, self.address, path)
         try:
             with writing(path, "the weights"):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +125,7 @@ class PublishedFile(NamedTuple):
                     f"{path}: cannot write the weights: {reason(explained(error, path))}; or set {wording.cache}"
                 ) from None
             raise UserError(
-                f"{wording.detector}: cannot download {self.address}: {reason(error)}; download it on another machine "
+                f"{wording.user}: cannot download {self.address}: {reason(error)}; download it on another machine "
                 f"and set {wording.weights} to its path, or {wording.instead}"
             ) from None
 
@@ -154,14 +157,17 @@ class HubFile(NamedTuple):
         """Where it is, for messages."""
         return f"hf://{self.repository}"
 
-    def path(self, given: str | None, cache: Path) -> Path:
-        """Return the path of the file, which may not exist: as given, a file or its folder, else in the Hub's cache."""
+    def path(self, given: str | None, cache: Path) -> Path | None:
+        """Return the path of the file: as given, which may not exist, a file or its folder; else in the Hub's cache.
+
+        Return None if it is not there. The cache folder is not used.
+        """
         if given is not None:
             return Path(given) / _NAME if Path(given).is_dir() else Path(given)
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(self.repository, _NAME)
-        return Path(found) if isinstance(found, str) else cache / _NAME
+        return Path(found) if isinstance(found, str) else None
 
     def read(self, given: str | None, cache: Path, wording: Wording) -> Weights:
         """Read the file from a path, or from the cache of huggingface_hub, downloaded on first use.
@@ -171,11 +177,11 @@ class HubFile(NamedTuple):
         """
         copy = f"hf download {self.repository} {_NAME}"
         path = self.path(given, cache)
-        if given is None:
+        if path is None or given is None:
             from huggingface_hub import hf_hub_download
 
             instead = f"run `{copy}` on another machine and set {wording.weights} to the path of the file"
-            with hub_errors(f"{wording.detector}: cannot download {self.address}", instead):
+            with hub_errors(f"{wording.user}: cannot download {self.address}", instead):
                 path = Path(hf_hub_download(self.repository, _NAME))
         try:
             if path.stat().st_size > _MAX_BYTES:
@@ -191,7 +197,11 @@ class HubFile(NamedTuple):
         return Weights({name: tensors[name] for name in tensors if name.startswith(self.prefixes)}, sha256)
 
 
-def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+VGG16 = PublishedFile("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
+"""torchvision's VGG-16, trained on ImageNet: of the detector `vgg16`, and of LPIPS, which was calibrated with it."""
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Set all parameters and buffers of a network, as float32.
 
     Raises:

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 Path = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps starts and ends (n, d) and fractions in [0, 1] (s,) to latents (n, s, d), in the dtype of the starts."""
+"""Maps starts and ends (n, d) and fractions in [0, 1] to latents (n, s, d), in the dtype of the starts.
+
+The fractions have the shape (s,), or (n, s) if those of each pair differ.
+"""
 
 _PARALLEL = 1e-6
 """Vectors whose angle has a smaller sine count as parallel."""
@@ -21,7 +24,7 @@ _PARALLEL = 1e-6
 
 def lerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     """The straight line, (1 - t) a + t b; shapes as in `Path`."""
-    return torch.lerp(start[:, None].double(), end[:, None].double(), share.double()[:, None]).to(start.dtype)
+    return torch.lerp(start[:, None].double(), end[:, None].double(), share.double()[..., None]).to(start.dtype)
 
 
 def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     The ends are not normalized, so the length changes from one to the other. Between parallel or opposite vectors,
     where the shortest arc is not unique, the path is the straight line.
     """
-    a, b, t = start[:, None].double(), end[:, None].double(), share.double()[:, None]
+    a, b, t = start[:, None].double(), end[:, None].double(), share.double()[..., None]
     lengths = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)
     angle = ((a * b).sum(-1, keepdim=True) / lengths).clamp(-1, 1).acos()
     sine = angle.sin()
