@@ -64,7 +64,9 @@ def read_tensors(path: Path) -> Weights:
             tensors = load(content)
         else:
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (*_UNREADABLE, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch's message advises to unpickle it
+        raise ValueError("the file is damaged, or holds Python objects, which are not unpickled") from None
+    except (*_UNREADABLE, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(_cause(error)) from None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError("the file holds more than named tensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,7 +142,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         )  # fmt: skip
     leave_process_group()
     if is_first("RANK"):
-        write_line(json.dumps(metrics))
+        # JSON has no NaN and no Infinity; rows of metrics.jsonl have null too.
+        write_line(json.dumps({name: value if math.isfinite(value) else None for name, value in metrics.items()}))
 
 
 def _probe(options: argparse.Namespace) -> None:

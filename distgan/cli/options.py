@@ -310,8 +310,8 @@ def _add_truncation(parser: argparse.ArgumentParser) -> None:
         "--truncation",
         type=float,
         metavar="T",
-        help="draw normal latents from [-T, T] only, or move styles of stylegan2 to their average by 1 - T: lower T "
-        "gives less varied and often better samples (default: none)",
+        help="draw normal latents from [-T, T] only, or move styles of stylegan2 and gat to their average by 1 - T: "
+        "lower T gives less varied and often better samples (default: none)",
     )
 
 

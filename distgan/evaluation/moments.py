@@ -82,8 +82,10 @@ def gaussian_of_gram(gram: Tensor, dimension: int) -> Gaussian:
     """Return the moments of the samples in a gram matrix. Raises UserError for fewer than two samples."""
     count = samples_in_gram(gram, dimension)
     if count < 2:
-        raise UserError(f"covariance: found {count} samples, expected at least 2; evaluate more samples")
+        raise UserError(f"covariance: found {count} samples of one side, expected at least 2 real and 2 generated ones")
     mean = gram[:dimension, dimension] / count
+    if not bool(mean.isfinite().all()):
+        raise UserError(f"covariance: found features of {count} samples that are not finite; check the detector")
     square = gram[:dimension, :dimension]
     upper = torch.addr(square, mean, mean, beta=1 / (count - 1), alpha=-count / (count - 1))
     return Gaussian(count, mean, _mirror(upper))

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,7 @@ from distgan.files import publish_folder, read_bounded, sync_folder, write_atomi
 from distgan.inference import hub
 from distgan.inference.generation import statistics_batches
 from distgan.inference.generator import Generator
+from distgan.networks import assign_weights, build_generator
 from distgan.networks.layers.normalization import recompute_statistics
 from distgan.networks.shape import sample_shape
 
@@ -266,7 +268,8 @@ def _take_weights(generator: Generator, tensors: dict[str, Tensor]) -> str | Non
             tensors[name] = value.to(expected[name].dtype)
     problem = find_misfit(tensors, expected) or find_non_finite(tensors, generator.num_classes)
     if problem is None:
-        generator.network.load_state_dict(tensors, assign=True)
+        build = partial(build_generator, generator.config, generator.network_shape)
+        assign_weights(generator.network, tensors, build)
     return problem
 
 

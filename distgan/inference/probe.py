@@ -32,7 +32,7 @@ from distgan.errors import UserError, blaming
 from distgan.evaluation.precision import plain_float32
 from distgan.evaluation.samples import Reals, pad_batch, read_reals
 from distgan.inference import generation
-from distgan.networks import build_discriminator
+from distgan.networks import assign_weights, build_discriminator
 from distgan.networks.layers.normalization import recompute_statistics
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.progressive import set_growth, shrink
@@ -171,7 +171,7 @@ class View:
         with torch.device("meta"), blaming(checkpoint / "state.json"):
             self.network = build_discriminator(config.discriminator, self.shape)
         weights = read_network(checkpoint, "discriminator", self.network, num_classes=classes)
-        self.network.load_state_dict(weights, assign=True)
+        assign_weights(self.network, weights, lambda: build_discriminator(config.discriminator, self.shape))
         set_growth([self.network], self.growth)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.eval().requires_grad_(False).to(self.device)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distgan.config import DiscriminatorConfig, GeneratorConfig, NetworkConfig
 from distgan.errors import UserError
@@ -33,6 +33,21 @@ def build_discriminator(config: DiscriminatorConfig, shape: SampleShape, *, seed
     """
     with _seeded(seed, "discriminator"):
         return _module(config, config.build(shape))
+
+
+def assign_weights(network: nn.Module, weights: Mapping[str, Tensor], build: Callable[[], nn.Module]) -> None:
+    """Give a network on the meta device its weights, whose names and shapes the caller has checked.
+
+    Args:
+        build: builds the network with values, for buffers that are not saved and that its constructor computes.
+    """
+    network.load_state_dict(weights, assign=True)
+    computed = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if computed:
+        whole = build()
+        for name in computed:
+            module, _, key = name.rpartition(".")
+            setattr(network.get_submodule(module), key, whole.get_buffer(name))
 
 
 def _module(config: NetworkConfig, built: object) -> nn.Module:

@@ -189,7 +189,8 @@ def validate_run(config: Config, index: Index, world_size: int) -> None:
                 f"{key} = {batch} with training.gradient_accumulation_steps = {accumulation} does not divide among "
                 f"{world_size} processes; set a multiple of {world_size * accumulation}"
             )
-        check_fractions(config, batch // accumulation // world_size)
+        if key != "training.generator_batch_size":  # penalties are the discriminator's
+            check_fractions(config, batch // accumulation // world_size)
     if config.data.labels and not index.num_classes:
         if index.sources:
             raise UserError(

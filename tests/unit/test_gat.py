@@ -7,6 +7,7 @@ models/pos_embed.py and losses/Rp_PT_loss.py.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan import randomness
+from distgan import load_generator, randomness, train
 from distgan.config import Config, parse_config
+from distgan.data.packing.pack import pack
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
+from distgan.inference.export import export
 from distgan.losses.level_noise import add_level_noise, noise_levels
-from distgan.networks import build_discriminator, build_generator
+from distgan.networks import assign_weights, build_discriminator, build_generator
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.finite_differences import check_finite_differences
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
@@ -300,3 +303,27 @@ def test_levels_of_both_networks_agree() -> None:
         parse_config(values)
     with pytest.raises(UserError, match=r"objective\.gradient_penalty.*levels"):
         config_of(r1=None, r2=None, gradient_penalty={})
+
+
+def test_a_saved_network_has_the_tables_that_its_constructor_computes() -> None:
+    """Built without memory, as exports and checkpoints are loaded: positions and rotations are not saved."""
+    config = config_of()
+    expected = build_generator(config.generator, SHAPE)
+    with torch.device("meta"):
+        loaded = build_generator(config.generator, SHAPE)
+    assign_weights(loaded, expected.state_dict(), lambda: build_generator(config.generator, SHAPE))
+    latents = torch.randn(2, LATENT)
+    assert torch.equal(loaded.eval()(latents, LABELS[:2]), expected.eval()(latents, LABELS[:2]))
+
+
+def test_a_run_is_loaded_and_exported(tmp_path: Path) -> None:
+    pack("builtin:digits", tmp_path / "digits", workers=1)
+    values = config_of().model_dump(mode="json")
+    values["data"] |= {"path": str(tmp_path / "digits"), "channels": 1, "num_workers": 0}
+    values |= {"run_dir": str(tmp_path / "run")}
+    train(parse_config(values))
+    generator = load_generator(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "exported")
+    images = generator(generator.latents(2), generator.labels(2))
+    assert images.shape == (2, 1, SIDE, SIDE)
+    assert torch.equal(load_generator(tmp_path / "exported")(generator.latents(2), generator.labels(2)), images)

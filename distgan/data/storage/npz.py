@@ -55,9 +55,9 @@ def read_array(path: Path, name: str, max_bytes: int) -> NDArray[Any]:
         if layout.size > max_bytes:
             raise UserError(f"{path}: {name} is too large: found {layout.size:,} bytes, expected at most {max_bytes:,}")
         data = member.read(layout.size + 1)
-    if len(data) != layout.size:
-        raise UserError(f"{path}: {name} differs in size from its header; download the file again")
-    return np.frombuffer(data, layout.dtype).reshape(layout.shape, order=layout.order)
+        if len(data) != layout.size:
+            raise UserError(f"{path}: {name} differs in size from its header; download the file again")
+        return np.frombuffer(data, layout.dtype).reshape(layout.shape, order=layout.order)
 
 
 def map_array(path: Path, name: str) -> NDArray[Any]:

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from distgan.config import Config, EvaluationConfig
+from distgan.config.error_messages import explain
 from distgan.data.storage.npz import array_names, is_npz, read_array
 from distgan.errors import UserError
 from distgan.evaluation.detectors.features import Detector
@@ -83,15 +85,16 @@ def read_statistics(path: Path, detector: Detector) -> PublishedStatistics:
 
 
 def with_real_statistics(config: Config, file: str) -> Config:
-    """Return the config with metrics that compare with the statistics in a file.
+    """Return the config with metrics that compare with the statistics in a file, except those that name their own.
 
-    Raises UserError for a metric that compares with samples, and if none compares with statistics.
+    Raises UserError for a metric that compares with samples, if none compares with statistics, and if two would have
+    one name.
     """
     sections = []
     for section in config.metrics:
         values = {"metric": section.metric, **section.model_dump(exclude={"metric"})}
         if "real_statistics" in section.arguments:
-            values["real_statistics"] = file
+            values["real_statistics"] = section.arguments["real_statistics"] or file
         elif section.asks_for("reals"):
             raise UserError(
                 f"--real-statistics {file}: {section.label} compares with the samples themselves, but the file holds "
@@ -101,4 +104,7 @@ def with_real_statistics(config: Config, file: str) -> Config:
     if not any("real_statistics" in values for values in sections):
         raise UserError(f"--real-statistics {file}: no metric compares with statistics; add evaluation.metrics=[fid]")
     evaluation = {**config.evaluation.model_dump(), "metrics": sections}
-    return config.model_copy(update={"evaluation": EvaluationConfig.model_validate(evaluation)})
+    try:
+        return config.model_copy(update={"evaluation": EvaluationConfig.model_validate(evaluation)})
+    except ValidationError as error:
+        raise UserError(f"--real-statistics {file}: evaluation.{explain(error, EvaluationConfig)[1]}") from None

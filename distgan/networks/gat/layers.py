@@ -25,7 +25,10 @@ def patches_per_side(role: str, shape: SampleShape, patch_size: int, width: int,
             "them"
         )
     if width % (4 * heads):
-        raise UserError(f"{role}.heads = {heads}: {role}.width = {width} is no multiple of 4 heads; change one of them")
+        raise UserError(
+            f"{role}.heads = {heads}: found {role}.width = {width}, expected a multiple of 4 x {heads} = {4 * heads}; "
+            "change one of them"
+        )
     if depth % 4:
         raise UserError(f"{role}.depth = {depth}: expected a multiple of 4, one part for each output level")
     return shape.resolution // patch_size
