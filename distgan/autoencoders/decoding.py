@@ -10,9 +10,12 @@ from distgan.config import Config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.data.kinds.posterior import denormalize
+from distgan.data.storage import filesystem, locations
 from distgan.errors import UserError, blaming
 from distgan.networks.shape import SampleShape
 
+IMAGES = "images.safetensors"
+"""Index of the images in shards of latents, beside the index of these."""
 _BATCH = 16
 """Images per pass, because decoders of large images need much more memory than generators of latents."""
 
@@ -77,32 +80,39 @@ def with_decoder(
     return (network, shape) if decoder is None else (DecodedGenerator(network, decoder), decoder.shape)
 
 
-def load_real_images(config: Config) -> Index:
-    """Return the index of the images that metrics compare decoded latents with.
+def real_images(config: Config, index: Index) -> tuple[str | list[str], Index]:
+    """Return the images that metrics compare decoded latents with: what names them, and their index.
+
+    Args:
+        index: of the latents.
 
     Raises:
-        UserError: `evaluation.real_images` names none.
+        UserError: `evaluation.real_images` names none, and the shards of latents hold none.
     """
     path = config.evaluation.real_images
+    beside = locations.join(index.folder, IMAGES)
+    if path is None and filesystem.exists(beside):
+        path = beside
     if path is None:
         raise UserError(
             "evaluation.real_images: is missing; metrics compare decoded latents with images, which the shards of "
-            "latents do not hold; set it to the shards that were encoded"
+            "latents do not hold; set it to the shards that were encoded, or encode them with --images"
         )
     with blaming("evaluation.real_images"):
-        index = load_index(path, config.data.cache_dir)
-    if index.kind != "images":
-        raise UserError(f"evaluation.real_images = {path}: found {index.kind}, expected shards of images")
-    return index
+        images = load_index(path, config.data.cache_dir)
+    if images.kind != "images":
+        raise UserError(f"evaluation.real_images = {path}: found {images.kind}, expected shards of images")
+    return path, images
 
 
 def image_evaluation(config: Config, index: Index, decoder: LatentDecoder | None) -> tuple[Config, Index]:
     """Return what an evaluation measures: config and index of the run, or of the images of a run with a decoder."""
     if decoder is None:
         return config, index
+    path, images = real_images(config, index)
     own = {
-        "kind": "images", "path": config.evaluation.real_images, "resolution": decoder.shape.resolution,
+        "kind": "images", "path": path, "resolution": decoder.shape.resolution,
         "channels": decoder.shape.channels, "decoder": None, "mirror": False,
     }  # fmt: skip
     # Copied without validation: the networks are those of latents.
-    return config.model_copy(update={"data": config.data.model_copy(update=own)}), load_real_images(config)
+    return config.model_copy(update={"data": config.data.model_copy(update=own)}), images

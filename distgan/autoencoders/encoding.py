@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distgan.autoencoders.decoding import IMAGES
 from distgan.autoencoders.loading import Autoencoder, load_autoencoder
 from distgan.config import AutoencoderConfig, DataConfig
 from distgan.data.index.build import index_shards
@@ -64,6 +65,7 @@ def encode(
     channels: int = 3,
     flips: bool = False,
     float16: bool = False,
+    images: bool = False,
     batch_size: int = 32,
     shift: Sequence[float] | None = None,
     scale: Sequence[float] | None = None,
@@ -77,6 +79,7 @@ def encode(
         resolution, channels: of the images, as in `data.resolution` and `data.channels`.
         flips: store the latents of the mirror images too.
         float16: store half precision.
+        images: store the files of the images beside their latents, with an index of their own (`IMAGES`).
         batch_size: images per forward pass.
         shift, scale: see `index_shards`.
         progress: called on rank 0 with the numbers of finished shards of its own and of all its shards.
@@ -104,14 +107,16 @@ def encode(
             plan = {
                 "format": "distgan encode", "version": 1, "images": index.fingerprint, "encoder": autoencoder.hash,
                 "resolution": resolution, "channels": channels, "flips": flips, "float16": float16,
-                "batch_size": batch_size, **_code_of(encoder),
+                "with images": images, "batch_size": batch_size, **_code_of(encoder),
             }  # fmt: skip
             if runtime.is_main:
                 stack.enter_context(_prepared(folder, plan))
         runtime.check_equal("the encoder", autoencoder.hash, "give every rank the same weights")
         mine = range(runtime.rank, len(index.shards), runtime.world_size)
-        writer = _Writer(folder, index, data, autoencoder, batch_size, flips, np.float16 if float16 else np.float32,
-                         runtime.device)  # fmt: skip
+        dtype = np.float16 if float16 else np.float32
+        writer = _Writer(
+            folder, index, data, autoencoder, batch_size, dtype, runtime.device, flips=flips, images=images
+        )
         memory = within_memory(f"--batch-size {batch_size}", "lower it")
         with runtime.raise_on_all_ranks(), torch.no_grad(), ieee_float32(), memory, closing(writer):
             for done, shard in enumerate(mine, 1):
@@ -120,7 +125,7 @@ def encode(
                 if progress is not None and runtime.is_main:
                     progress(done, len(mine))
         with runtime.raise_on_all_ranks():
-            written = _write_index(folder, index, shift, scale) if runtime.is_main else None
+            written = _write_index(folder, index, images, shift, scale) if runtime.is_main else None
         found: tuple[StoredLatents, tuple[str, ...]] = runtime.broadcast_object(written)
         with runtime.raise_on_all_ranks():
             return Encoded(load_index(os.fspath(folder)), *found)
@@ -130,13 +135,13 @@ class _Writer:
     """Encodes the images of one shard after another."""
 
     def __init__(
-        self, folder: Path, index: Index, data: DataConfig, autoencoder: Autoencoder, batch_size: int, flips: bool,
-        dtype: Any, device: torch.device,
+        self, folder: Path, index: Index, data: DataConfig, autoencoder: Autoencoder, batch_size: int, dtype: Any,
+        device: torch.device, *, flips: bool, images: bool,
     ) -> None:  # fmt: skip
         self._folder, self._index, self._autoencoder = folder, index, autoencoder
         self._batch_size, self._flips, self._dtype = batch_size, flips, dtype
         self._reader = Reader(data, index, seed=0)
-        self._device = device
+        self._device, self._images = device, images
 
     def close(self) -> None:
         self._reader.close()
@@ -156,6 +161,9 @@ class _Writer:
                         members = {extension: npy_file.to_bytes(array)}
                         if label >= 0:
                             members["cls"] = str(label).encode()
+                        if self._images:
+                            content, image_extension = self._reader.read_file(sample)
+                            members[image_extension] = content
                         tar.add(f"{sample:09d}", members)
                 if not tar.paths:
                     raise UserError(f"{self._index.shard_name(shard)}: none of its images can be read; leave it out")
@@ -230,18 +238,22 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def _write_index(
-    folder: Path, images: Index, shift: Sequence[float] | None, scale: Sequence[float] | None
+    folder: Path, index: Index, images: bool, shift: Sequence[float] | None, scale: Sequence[float] | None
 ) -> tuple[StoredLatents, tuple[str, ...]]:
     """Index the finished shards. Raises UserError if too many images were not readable."""
-    built = index_shards(os.fspath(folder), class_names=images.class_names, shift=shift, scale=scale)
-    unreadable, notes = len(images) - len(built.index), list(built.notes)
-    if unreadable > 0.01 * len(images):
+    built = index_shards(os.fspath(folder), class_names=index.class_names, shift=shift, scale=scale)
+    unreadable, notes = len(index) - len(built.index), list(built.notes)
+    if unreadable > 0.01 * len(index):
         raise UserError(
-            f"{images.folder}: {unreadable} of {len(images)} images cannot be read; repair or pack them again, and "
+            f"{index.folder}: {unreadable} of {len(index)} images cannot be read; repair or pack them again, and "
             "encode into another folder"
         )
     if unreadable:
         notes.append(f"left out: {counted(unreadable, 'image')} that cannot be read")
+    if images:
+        own = index_shards(os.fspath(folder), class_names=index.class_names, kind="images")
+        save_index(own.index, folder / IMAGES)
+        notes = [note for note in notes if not note.startswith("skipped ")]  # the images
     save_index(built.index, folder)
     assert built.index.latents is not None
     return built.index.latents, tuple(notes)

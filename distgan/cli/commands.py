@@ -64,8 +64,8 @@ def _encode(options: argparse.Namespace) -> None:
     with progress_bar("encoding") as progress:
         encoded = encode(
             options.shards, options.dest, encoder, resolution=options.resolution, channels=options.channels,
-            flips=options.flips, float16=options.half, batch_size=options.batch_size, shift=options.shift,
-            scale=options.scale, progress=progress,
+            flips=options.flips, float16=options.half, images=options.images, batch_size=options.batch_size,
+            shift=options.shift, scale=options.scale, progress=progress,
         )  # fmt: skip
     leave_process_group()
     if not is_first("RANK"):

@@ -172,6 +172,9 @@ def add_encode(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--channels", type=int, choices=(1, 3), default=3, help="channels of the images (default: %(default)s)"
     )
     parser.add_argument("--flips", action="store_true", help="also encode the mirror images, for data.mirror")
+    parser.add_argument(
+        "--images", action="store_true", help="also store the image files, for the metrics of runs on the latents"
+    )
     parser.add_argument("--half", action="store_true", help="store half precision (default: single precision)")
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="B", help="images per forward pass (default: %(default)s)"

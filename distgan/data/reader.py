@@ -205,12 +205,21 @@ class Reader:
         self, out: Values, shard: int, offset: int, size: int, crc: int, extension: str, *, mirrored: bool = False
     ) -> None:
         """Decode one sample. Raises OSError if reading fails, UnreadableSampleError if the data are invalid."""
+        data = self._content(shard, offset, size, crc)
+        decode = self.format.decode_mirrored_into if mirrored else None
+        (decode or self.format.decode_into)(out, data, extension)
+
+    def read_file(self, sample: int) -> tuple[bytes, str]:
+        """Return the file of a sample as it is, and its extension. Raises as `_decode`."""
+        *where, extension = self._index.entry(sample)
+        return bytes(self._content(*where)), extension
+
+    def _content(self, shard: int, offset: int, size: int, crc: int) -> memoryview:
         self._check_size(size)
         data = memoryview(os.pread(self._descriptor(shard), size + BLOCK, offset - BLOCK))
         if len(data) != size + BLOCK or zlib.crc32(data[:BLOCK]) != crc:
             raise UnreadableSampleError(_DIFFERS)
-        decode = self.format.decode_mirrored_into if mirrored else None
-        (decode or self.format.decode_into)(out, data[BLOCK:], extension)
+        return data[BLOCK:]
 
     def _decode_sample(self, out: Values, sample: int, seed: int, *, mirrored: bool = False) -> tuple[Any, ...]:
         """Decode one sample as `_decode` does, or by the stages. Return what these made beside its data."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from distgan import schedule
-from distgan.autoencoders.decoding import load_decoder, load_real_images
+from distgan.autoencoders.decoding import load_decoder, real_images
 from distgan.config import Config, dump_config
 from distgan.data.index.proportion import in_proportion
 from distgan.data.index.table import Index
@@ -206,7 +206,7 @@ def validate_evaluation(config: Config, index: Index) -> None:
     """Raise UserError if images are missing, or a metric or detector of the evaluations refuses by its `validate`."""
     if not config.evaluation.every:
         return
-    reals = in_proportion(index if config.data.decoder is None else load_real_images(config))
+    reals = in_proportion(index if config.data.decoder is None else real_images(config, index)[1])
     named = [(value_name(metric), metric) for metric in config.metrics]
     for name, section in (*named, *((detector.label, detector) for detector in config.detectors)):
         validate: Callable[..., None] | None = getattr(section.load(), "validate", None)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import distgan
+from distgan.autoencoders.decoding import IMAGES
 from distgan.autoencoders.encoding import encode
 from distgan.config.autoencoder import parse_autoencoder
 from distgan.data.reader import read_samples
@@ -33,14 +34,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, ranks: RankPool, digits: Path)
     """The folder of a finished run of two ranks on the latents of digits."""
     folder = tmp_path_factory.mktemp("decoded")
     section = parse_autoencoder(DECODER, [])
-    encode(str(digits), folder / "shards", section, resolution=16, channels=1)
+    encode(str(digits), folder / "shards", section, resolution=16, channels=1, images=True)
     data = {
         "kind": "latents", "resolution": 8, "channels": 4, "labels": True,
         "decoder": {"autoencoder": DECODER, "seed": 3},
     }  # fmt: skip
     evaluation = {
-        "every": 2, "num_samples": 50, "detector": "tests.latents:Pooled", "real_images": str(digits),
-        "cache_dir": str(folder / "cache"),
+        "every": 2, "num_samples": 50, "detector": "tests.latents:Pooled", "cache_dir": str(folder / "cache"),
     }  # fmt: skip
     training = {"steps": 4, "batch_size": 8, "critic_steps": 1}
     latent_recipe(folder, folder / "shards", data=data, evaluation=evaluation, training=training)
@@ -73,7 +73,8 @@ def test_fid_is_of_decoded_samples_and_of_the_original_images(run: Path, digits:
     found = [row["fid[Pooled]"] for row in rows(run / "run") if "fid[Pooled]" in row]
     assert len(found) == 3
     assert found[-1] == pytest.approx(expected, rel=1e-3)
-    assert distgan.evaluate(run / "run")["fid[Pooled]"] == pytest.approx(found[-1], rel=1e-6)
+    for overrides in ([], [f"evaluation.real_images={digits}"]):
+        assert distgan.evaluate(run / "run", overrides)["fid[Pooled]"] == pytest.approx(found[-1], rel=1e-6)
 
 
 def test_samples_and_grids_are_images(run: Path, tmp_path: Path) -> None:
@@ -128,13 +129,17 @@ def test_another_decoder_is_refused(run: Path, tmp_path: Path, ranks: RankPool) 
     assert outcome == "finished"
 
 
-def test_what_metrics_need(run: Path) -> None:
+def test_what_metrics_need(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "shards", tmp_path / "shards")
+    (tmp_path / "shards" / IMAGES).unlink()
     with pytest.raises(UserError, match=r"evaluation\.real_images: is missing"):
-        distgan.evaluate(run / "run", ["evaluation.real_images=null"])
+        distgan.evaluate(run / "run", [f"data.path={tmp_path / 'shards'}"])
     with pytest.raises(UserError, match=r"found latents, expected shards of images"):
         distgan.evaluate(run / "run", [f"evaluation.real_images={run / 'shards'}"])
-    without = ["data.decoder=null", "evaluation.real_images=null"]
+    without = ["data.decoder=null"]
     with pytest.raises(UserError, match=r"latents .* have none by default"):
         distgan.load_config(run / "recipe.yaml", without)
+    with pytest.raises(UserError, match=r"evaluation\.real_images: has no effect without data\.decoder"):
+        distgan.load_config(run / "recipe.yaml", [*without, "evaluation.every=0", "evaluation.real_images=x"])
     with pytest.raises(UserError, match=r"which are of images, .* set data\.decoder to decode them"):
         distgan.load_config(run / "recipe.yaml", [*without, "evaluation.metrics=[fid]"])

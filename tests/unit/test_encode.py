@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from distgan.autoencoders.decoding import IMAGES
 from distgan.autoencoders.encoding import PLAN, encode
 from distgan.autoencoders.loading import load_autoencoder
 from distgan.cli import main
@@ -26,7 +27,7 @@ from distgan.inference.generation import from_bytes
 from tests.latents import LinearAutoencoder
 from tests.ranks import Job, RankPool
 from tests.runs import wait_until
-from tests.shards import damage, refusal
+from tests.shards import damage, held, refusal
 from tests.sources import digests
 
 LINEAR = "tests.latents:LinearAutoencoder"
@@ -96,6 +97,15 @@ def test_half_precision_rounds(digits: Path, encoded: Path, tmp_path: Path) -> N
     run(digits, tmp_path / "half", float16=True)
     half, whole = (moments_of(folder, [3, 900]) for folder in (tmp_path / "half", encoded))
     assert torch.equal(half, whole.half().float())
+
+
+def test_images_are_stored_as_they_are(digits: Path, tmp_path: Path) -> None:
+    run(digits, tmp_path / "both", images=True)
+    latents, images = (load_index(str(tmp_path / "both" / name)) for name in ("index.safetensors", IMAGES))
+    assert (latents.kind, images.kind) == ("latents", "images")
+    assert images.labels.tolist() == latents.labels.tolist()
+    assert images.class_names == latents.class_names
+    assert list(held(images).values()) == list(held(load_index(str(digits))).values())
 
 
 def test_two_ranks_write_the_same_shards(digits: Path, encoded: Path, tmp_path: Path, ranks: RankPool) -> None:

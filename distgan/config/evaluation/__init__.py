@@ -46,8 +46,8 @@ class EvaluationConfig(Section):
     detector: DetectorConfig = DetectorConfig()
     """Feature extractor of each metric without a `detector` of its own: its name, or a section with its options."""
     real_images: str | list[str] | None = None
-    """Shards of images that decoded latents are compared with, such as those that were encoded. Required for metrics of
-    a run with `data.decoder`."""
+    """Shards of images that decoded latents are compared with, such as those that were encoded. null: the images in the
+    shards of latents, where `encode --images` puts them."""
     held_out: str | None = None
     """Folder of text shards that are not trained on, for `ngram_js`. null: `held-out` beside the training shards, where
     `pack --held-out` puts it."""

@@ -61,6 +61,7 @@ def index_shards(
     extension: str | None = None,
     progress: ReportProgress | None = None,
     class_names: Sequence[str] | None = None,
+    kind: str | None = None,
     latents: LatentMembers | None = None,
     shift: Sequence[float] | None = None,
     scale: Sequence[float] | None = None,
@@ -78,6 +79,7 @@ def index_shards(
             alternatives are separated by semicolons.
         progress: called after each shard.
         class_names: one name per label.
+        kind: kind of samples, a key of `KINDS`; None is the first one that the shards hold.
         latents: what the members named KEY.npy, or those of `extension`, hold: moments or latents of an autoencoder.
             None: those are points, and latents are named KEY.moments.npy or KEY.latent.npy.
         shift, scale: of latents, one number or one per channel; None measures them over these shards, so that each
@@ -86,7 +88,7 @@ def index_shards(
     Raises:
         UserError: a shard or member is invalid; the message names it.
     """
-    rule = SampleRule.of(extension, last_dot, latents)
+    rule = SampleRule.of(extension, last_dot, latents, kind)
     urls = patterns.expand(shards)
     scans: list[_Scan] = []
     with ThreadPoolExecutor(max_workers=32 if locations.is_remote(urls[0]) else 4) as pool:

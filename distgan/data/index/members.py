@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from distgan.data.index.table import EXTENSIONS, OTHER
+from distgan.data.index.table import EXTENSIONS, KINDS, OTHER
 from distgan.errors import UserError, counted, printable
 
 LatentMembers = Literal["moments", "latent"]
@@ -25,8 +25,12 @@ class SampleRule:
     last_dot: bool
 
     @classmethod
-    def of(cls, extension: str | None, last_dot: bool, latents: LatentMembers | None = None) -> SampleRule:
+    def of(
+        cls, extension: str | None, last_dot: bool, latents: LatentMembers | None = None, kind: str | None = None
+    ) -> SampleRule:
         """Return the rule of `index_shards`. Raises UserError for an extension that no sample can have."""
+        if kind is not None:
+            return cls({known: known for known in KINDS[kind]}, last_dot)
         if extension is None and latents is not None:
             extension = "npy"
         if extension is None:
