@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from distgan.checkpoint.loading import load_files, load_state
+from distgan.checkpoint.loading import load_sets, load_state
 from distgan.checkpoint.writer import CheckpointWriter
 
 
@@ -26,7 +26,7 @@ def save(writer: CheckpointWriter, step: int) -> bool:
 
 def assert_holds(path: Path, step: int) -> None:
     """The checkpoint has exactly what `contents` says of its step."""
-    loaded = load_files(path, ["generator", "counters"])
+    loaded = load_sets(path, ["generator", "counters"])
     for name, tensors in contents(step).items():
         assert loaded[name].keys() == tensors.keys()
         for key, tensor in tensors.items():
@@ -45,9 +45,9 @@ def names(folder: Path) -> list[str]:
 
 
 def damage_flip(path: Path) -> None:
-    content = bytearray((path / "generator.safetensors").read_bytes())
+    content = bytearray((path / "generator.1-of-1.safetensors").read_bytes())
     content[len(content) // 2] ^= 1
-    (path / "generator.safetensors").write_bytes(content)
+    (path / "generator.1-of-1.safetensors").write_bytes(content)
 
 
 def rewrite(checkpoint: Path, name: str, content: bytes) -> None:

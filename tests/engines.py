@@ -6,9 +6,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import pytest
+import torch.distributed as dist
+from torch import Tensor
+
+from distgan.distributed.parts import Held, Part, Stored
 
 LAUNCHED: dict[str, dict[str, str]] = {
     "ddp": {},
@@ -21,6 +26,27 @@ LAUNCHED: dict[str, dict[str, str]] = {
 
 def deepspeed_is_there() -> bool:
     return all(map(importlib.util.find_spec, ("deepspeed", "transformers")))
+
+
+def whole(tensors: Mapping[str, Held]) -> dict[str, Tensor]:
+    """Copies of tensors that engines keep in parts. Every rank must call it."""
+    gathered: list[Any] = [tensors]
+    if dist.is_initialized():
+        gathered = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, dict(tensors))
+    found = {}
+    for name, held in tensors.items():
+        if isinstance(held, Part):
+            parts = sorted(((of[name].start, of[name].values) for of in gathered), key=itemgetter(0))
+            found[name] = Stored(held.values.dtype, held.shape, parts).whole()
+        else:
+            found[name] = held.clone()
+    return found
+
+
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """Tensors as a checkpoint gives them to an engine."""
+    return {name: Stored.of(tensor) for name, tensor in tensors.items()}
 
 
 def needs(engine: str) -> Any:

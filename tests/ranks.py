@@ -39,27 +39,14 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-class Job:
-    """Fresh processes, one a rank, that run one of distgan's commands and can be killed.
+class Processes:
+    """Fresh processes, one a rank, that call a module-level function and can be killed."""
 
-    Args:
-        environment: what a launcher would add to that of all ranks.
-        before: a function of a module that each rank calls first, such as to set a clock.
-    """
-
-    def __init__(
-        self,
-        world_size: int,
-        arguments: list[str],
-        *,
-        log: Path | None = None,
-        environment: Mapping[str, str] | None = None,
-        before: Callable[[], object] | None = None,
-    ) -> None:
+    def __init__(self, world_size: int, function: Callable[..., object], *arguments: object) -> None:
         context = _context()
         port = free_port()
         self.processes = [
-            context.Process(target=_command, args=(arguments, rank, world_size, port, log, environment or {}, before))
+            context.Process(target=_as_rank, args=(rank, world_size, port, function, arguments))
             for rank in range(world_size)
         ]
         for process in self.processes:
@@ -90,6 +77,43 @@ class Job:
 
     def running(self) -> bool:
         return all(process.is_alive() for process in self.processes)
+
+
+def _as_rank(
+    rank: int, world_size: int, port: int, function: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    _set_rank(rank, world_size, port)
+    function(*arguments)
+
+
+class Job(Processes):
+    """Fresh processes, one a rank, that run one of distgan's commands and can be killed.
+
+    Args:
+        environment: what a launcher would add to that of all ranks.
+        before: a function of a module that each rank calls first, such as to set a clock.
+    """
+
+    def __init__(
+        self,
+        world_size: int,
+        arguments: list[str],
+        *,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        context = _context()
+        port = free_port()
+        self.processes = [
+            context.Process(target=_command, args=(arguments, rank, world_size, port, log, environment or {}, before))
+            for rank in range(world_size)
+        ]
+        for process in self.processes:
+            process.start()
 
 
 def _command(

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import yaml
 
+from distgan.checkpoint.layout import read_layout
+from distgan.checkpoint.loading import load_sets
 from tests.ranks import Job
 
 
@@ -71,11 +72,8 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Everything of a checkpoint that training depends on."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    return {
-        f"{path.stem}/{name}": value
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, value in safetensors.torch.load_file(path).items()
-    }
+    sets = load_sets(folder, sorted(read_layout(folder).sets))
+    return {f"{name}/{key}": value for name, of in sets.items() for key, value in of.items()}
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:

@@ -15,6 +15,7 @@ from distgan.config import Config, flatten, parse_config
 from distgan.config.data import SourceConfig
 from distgan.data.index.table import Index
 from distgan.data.kinds.latents import LatentSpace
+from distgan.distributed.parts import Stored
 from distgan.errors import UserError
 from distgan.extensions import code_digests
 from distgan.networks.progressive import GrowingNetwork
@@ -148,12 +149,12 @@ def _batch_changes(then: Config, now: Config) -> str:
     )
 
 
-def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -> None:
+def check_optimizer(path: Path, player: Player, moments: Mapping[str, Stored]) -> None:
     """Raise UserError unless each parameter has all tensors of the optimizer state, or no parameter has any.
 
     In a growing network, only parameters that were active before have optimizer state.
     """
-    file = f"{path}/{player.role}_optimizer.safetensors"
+    file = f"{path}: {player.role}_optimizer"
     parameters = dict(player.network.named_parameters())
     if isinstance(player.network, GrowingNetwork):
         met = parameters.keys() & {key.rpartition("/")[0] for key in moments}
@@ -182,7 +183,7 @@ def check_optimizer(path: Path, player: Player, moments: Mapping[str, Tensor]) -
             )
 
 
-def check_history(path: Path, player: Player, saved: Mapping[str, Tensor]) -> None:
+def check_history(path: Path, player: Player, saved: Mapping[str, Stored]) -> None:
     """Raise UserError unless the saved historical average is complete or absent."""
     own = own_tensors(player, saved)
     if player.history is None or not own:
@@ -190,7 +191,7 @@ def check_history(path: Path, player: Player, saved: Mapping[str, Tensor]) -> No
     for name, tensor in player.history.state().items():
         if name not in own or own[name].shape != tensor.shape:
             raise UserError(
-                f"{path}/history.safetensors: {player.role}/{name} is missing or has another shape; {USE_OLDER}, or "
+                f"{path}: history: {player.role}/{name} is missing or has another shape; {USE_OLDER}, or "
                 "remove objective.historical_averaging"
             )
 
@@ -202,8 +203,7 @@ def check_counters(path: Path, player: Player, saved: Mapping[str, Tensor]) -> N
         if counter is None or counter.dim() or not counter.isfinite() or counter < 0:
             found = "missing" if counter is None else counter.item() if not counter.dim() else "a list"
             raise UserError(
-                f"{path}/counters.safetensors: {player.role}/{name}: found {found}, expected a number from 0; "
-                f"{USE_OLDER}"
+                f"{path}: counters: {player.role}/{name}: found {found}, expected a number from 0; {USE_OLDER}"
             )
 
 
@@ -215,19 +215,17 @@ def check_controller(path: Path, saved: Mapping[str, Tensor]) -> None:
     for name, tensor in found.items():
         if tensor is None or tensor.dim() or not tensor.isfinite():
             said = "missing" if tensor is None else "a list" if tensor.dim() else f"{tensor.item()}"
-            raise UserError(
-                f"{path}/counters.safetensors: controller/{name}: found {said}, expected a number; {USE_OLDER}"
-            )
+            raise UserError(f"{path}: counters: controller/{name}: found {said}, expected a number; {USE_OLDER}")
     probability, signs, images = (float(tensor) for tensor in found.values() if tensor is not None)
     if not 0 <= probability <= 1 or images < 0 or abs(signs) > images * (1 + 1e-6):
         raise UserError(
-            f"{path}/counters.safetensors: controller: found probability {probability:g} and signs that sum to "
+            f"{path}: counters: controller: found probability {probability:g} and signs that sum to "
             f"{signs:g} of {images:g} images, expected a probability from 0 to 1 and at most one sign per image; "
             f"{USE_OLDER}"
         )
 
 
-def own_tensors(player: Player, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a player's tensors of a file, with the role removed from their names."""
+def own_tensors(player: Player, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Return a player's tensors of a set, with the role removed from their names."""
     prefix = f"{player.role}/"
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

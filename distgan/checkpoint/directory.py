@@ -1,15 +1,16 @@
 """Checkpoints on disk: a directory is complete or does not exist.
 
     checkpoints/
-        step-00000060/      NAME.safetensors for each set of tensors, state.json and, written last,
+        step-00000060/      NAME.r-of-W.safetensors, what each rank wrote of each set of tensors; layout.json, see
+                            `layout`; state.json; and, written last,
                             manifest.json: {version, step, files: {name: {bytes, sha256}}}
         latest              name of the checkpoint written last
         best.json           {step, metric, value}: a checkpoint that is never pruned
 
-A checkpoint is written as `step-XXXXXXXX.tmp`. Each file is synced to disk, then `latest` is updated, and then the
-directory is renamed; if the process is killed in between, the next writer renames it. If a run resumes from an earlier
-step, it discards the later checkpoints: reading prefers checkpoints up to `latest`, and the next pruning removes the
-later ones.
+All ranks write a checkpoint as `step-XXXXXXXX.tmp`. Each file is synced to disk. When all ranks have done so, rank 0
+writes the manifest, updates `latest`, and renames the directory; if it is killed in between, the next writer does. If a
+run resumes from an earlier step, it discards the later checkpoints: reading prefers checkpoints up to `latest`, and the
+next pruning removes the later ones.
 """
 
 from __future__ import annotations
@@ -38,18 +39,20 @@ _COMPLETE = re.compile(r"step-(\d{8,18})")
 _UNFINISHED = re.compile(r"(step-\d{8,18})(\.removed)?\.tmp")
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """JSON file of a checkpoint, validated because its source is untrusted."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class FileEntry(_Record):
+class FileEntry(Record):
     """Size and SHA-256 (hexadecimal) of one file."""
 
     bytes: int
     sha256: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Files of a complete checkpoint. File names have no separators, so that none can leave its directory."""
 
     version: Literal[1] = 1
@@ -57,7 +60,7 @@ class Manifest(_Record):
     files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)], FileEntry]
 
 
-class Best(_Record):
+class Best(Record):
     """The checkpoint with the best value of a metric so far."""
 
     step: Annotated[int, Field(ge=0, lt=2**62)]
@@ -105,12 +108,12 @@ def verify(path: Path) -> None:
 
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest of a checkpoint. Raises UserError naming the file if it is missing or damaged."""
-    return _read_record(path / "manifest.json", Manifest)
+    return read_record(path / "manifest.json", Manifest)
 
 
 def read_best(folder: Path) -> Best | None:
     """Return the best checkpoint of a folder; None if none is marked. Raises UserError if best.json is damaged."""
-    return _read_record(folder / "best.json", Best) if (folder / "best.json").exists() else None
+    return read_record(folder / "best.json", Best) if (folder / "best.json").exists() else None
 
 
 def write_best(folder: Path, best: Best) -> None:
@@ -228,12 +231,13 @@ def _looks_whole(path: Path) -> bool:
         return False
 
 
-_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
-def _read_record(file: Path, kind: type[_AnyRecord]) -> _AnyRecord:
+def read_record(file: Path, kind: type[_AnyRecord], *, limit: int = JSON_LIMIT) -> _AnyRecord:
+    """Return the content of a JSON file of at most `limit` bytes. Raises UserError if it is missing or damaged."""
     try:
-        return kind.model_validate_json(read_bounded(file, JSON_LIMIT))
+        return kind.model_validate_json(read_bounded(file, limit))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part)[:80] for part in first["loc"])

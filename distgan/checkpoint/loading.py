@@ -5,20 +5,22 @@ Nothing is ever unpickled: tensors are in safetensors files, all else is JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from distgan.checkpoint import directory
-from distgan.checkpoint.directory import JSON_LIMIT, USE_OLDER, directory_name, read_manifest
+from distgan.checkpoint.directory import JSON_LIMIT, USE_OLDER, directory_name
+from distgan.checkpoint.layout import read_sets
+from distgan.distributed.parts import Stored
 from distgan.errors import UserError, printable
 from distgan.files import read_bounded, reason
+
+AnyTensor = TypeVar("AnyTensor", Tensor, Stored)
 
 
 def find_checkpoint(path: Path, *, best: bool = False) -> Path:
@@ -55,25 +57,16 @@ def find_checkpoint(path: Path, *, best: bool = False) -> Path:
     return newest
 
 
-def load_files(path: Path, names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, dict[str, Tensor]]:
-    """Load the tensors of some files (names without `.safetensors`) of a checkpoint. Call `verify` first.
+def load_sets(path: Path, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Load the whole tensors of some sets of a checkpoint, such as `generator_ema`. Call `verify` first.
 
     Raises:
-        UserError: a file is missing or unreadable; the message names it.
+        UserError: a set is missing or unreadable; the message names the file.
     """
-    manifest = read_manifest(path)
-    loaded = {}
-    for name in names:
-        file = path / f"{name}.safetensors"
-        if file.name not in manifest.files:
-            raise UserError(f"{path}: has no {file.name}; it has {', '.join(sorted(manifest.files))}")
-        try:
-            tensors = safetensors.torch.load_file(file, device=str(device))
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file}: not a readable safetensors file: {reason(error)}; {USE_OLDER}") from None
-        # On the CPU, load_file maps the file, which may be pruned and vanish over NFS. Therefore clone the tensors.
-        loaded[name] = {key: value.clone() if value.device.type == "cpu" else value for key, value in tensors.items()}
-    return loaded
+    return {
+        name: {key: stored.whole() for key, stored in tensors.items()}
+        for name, tensors in read_sets(path, names).items()
+    }
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -89,19 +82,38 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_network(path: Path, name: str, network: nn.Module, *, num_classes: int) -> dict[str, Tensor]:
-    """Return the tensors of a network from one file of a checkpoint. Raises UserError naming a wrong tensor."""
-    tensors = load_files(path, [name])[name]
+class Share(NamedTuple):
+    """The tensors that one of `world_size` ranks checks for all: every `world_size`-th."""
+
+    rank: int
+    world_size: int
+
+    def of(self, tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+        """Return the share of some tensors."""
+        chosen = itertools.islice(tensors.items(), self.rank, None, self.world_size)
+        return dict(chosen)
+
+
+ALL = Share(0, 1)
+
+
+def read_network(
+    path: Path, name: str, network: nn.Module, *, num_classes: int, share: Share = ALL
+) -> dict[str, Stored]:
+    """Return the tensors of a network from one set of a checkpoint. Raises UserError naming a wrong tensor.
+
+    Args:
+        share: the tensors whose numbers this rank checks.
+    """
+    tensors = read_sets(path, [name])[name]
     if problem := find_misfit(tensors, network.state_dict()):
-        raise UserError(
-            f"{path}/{name}.safetensors: {problem}; resume with config.yaml of the run folder, or set another run_dir"
-        )
-    if broken := find_non_finite(tensors, num_classes):
-        raise UserError(f"{path}/{name}.safetensors: {broken}; {USE_OLDER}")
+        raise UserError(f"{path}: {name}: {problem}; resume with config.yaml of the run folder, or set another run_dir")
+    if broken := find_non_finite(share.of(tensors), num_classes):
+        raise UserError(f"{path}: {name}: {broken}; {USE_OLDER}")
     return tensors
 
 
-def find_misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+def find_misfit(found: Mapping[str, Tensor | Stored], expected: Mapping[str, Tensor]) -> str | None:
     """Describe the first tensor that is missing, unknown, or of another dtype or shape; None if all fit."""
     for key in [*expected, *found]:
         there = f"{found[key].dtype} {tuple(found[key].shape)}" if key in found else "missing"
@@ -111,10 +123,13 @@ def find_misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return None
 
 
-def find_non_finite(tensors: Mapping[str, Tensor], num_classes: int) -> str | None:
+def find_non_finite(tensors: Mapping[str, Tensor | Stored], num_classes: int) -> str | None:
     """Describe the first tensor with values that training cannot produce; None if there is none."""
-    faults = ((key, _fault(key, tensor, num_classes)) for key, tensor in tensors.items())
-    return next((f"{printable(key)[:200]} holds {fault}" for key, fault in faults if fault), None)
+    for key, tensor in tensors.items():
+        # One whole tensor at a time, so that the memory for all of them is not needed.
+        if fault := _fault(key, tensor.whole() if isinstance(tensor, Stored) else tensor, num_classes):
+            return f"{printable(key)[:200]} holds {fault}"
+    return None
 
 
 def _fault(key: str, tensor: Tensor, num_classes: int) -> str | None:
@@ -132,17 +147,18 @@ def _fault(key: str, tensor: Tensor, num_classes: int) -> str | None:
     return None
 
 
-def check_numbers(path: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+def check_numbers(path: Path, sets: Mapping[str, Mapping[str, Stored]], share: Share = ALL) -> None:
     """Raise UserError for NaN, and for negative steps or second moments.
 
     Infinite moments are valid: an optimizer can produce them.
     """
-    for name, tensors in files.items():
-        for key, tensor in tensors.items():
+    for name, tensors in sets.items():
+        for key, stored in share.of(tensors).items():
+            tensor = stored.whole()
             negative = key.endswith(_NEVER_NEGATIVE) and (tensor < 0).any()
             if negative or tensor.isnan().any():
                 fault = "negative numbers" if negative else "NaN"
-                raise UserError(f"{path}/{name}.safetensors: {printable(key)[:200]} holds {fault}; {USE_OLDER}")
+                raise UserError(f"{path}: {name}: {printable(key)[:200]} holds {fault}; {USE_OLDER}")
 
 
 _NEVER_NEGATIVE = "/step", "/exp_avg_sq", "/square_avg"

@@ -17,24 +17,46 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from distgan.distributed.parts import Stored
+
 Tensors = Mapping[str, Tensor]
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+"""Names that safetensors files give to torch's types."""
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CHUNK = 8 << 20
 _ALIGNMENT = 8
 
 Layout = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+"""Name, type and shape of each tensor of a file, in the order of its bytes."""
+
+
+def ordered(tensors: Mapping[str, Tensor | Stored]) -> Layout:
+    """Return the layout of a file with these tensors. Its order keeps every tensor aligned."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    return tuple((name, tensors[name].dtype, tuple(tensors[name].shape)) for name in names)
+
+
+def header(layout: Layout) -> bytes:
+    """Return the bytes of a safetensors file before those of its tensors."""
+    entries = {
+        name: {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": span}
+        for (name, dtype, shape), span in zip(layout, itertools.pairwise(_offsets(layout)), strict=True)
+    }
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
 
 
 class Snapshot:
@@ -56,12 +78,11 @@ class Snapshot:
         Args:
             tensors: any shapes and strides, on CPU or one CUDA device, of the dtypes safetensors and torch share.
         """
-        names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # keeps every tensor aligned
-        layout = tuple((name, tensors[name].dtype, tuple(tensors[name].shape)) for name in names)
+        layout = ordered(tensors)
         cuda = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
         if layout != self._layout or (cuda is not None and not self._pinned):
             self._allocate(layout, pinned=cuda is not None)
-        for name, view in zip(names, self._views, strict=True):
+        for (name, _, _), view in zip(layout, self._views, strict=True):
             tensor = tensors[name].detach()
             if tensor.device.type == "cpu" and tensor.is_contiguous():
                 # Not `copy_`: it splits the work among torch's threads, which synchronize at every tensor. On busy
@@ -75,7 +96,8 @@ class Snapshot:
         """Wait for the copies, then yield the content of the file in chunks."""
         if self._copied is not None:
             self._copied.synchronize()
-        yield self._header()
+        assert self._layout is not None, "nothing was copied yet"
+        yield header(self._layout)
         content = memoryview(self._data.numpy())  # type: ignore[arg-type]
         for start in range(0, len(content), _CHUNK):
             yield content[start : start + _CHUNK]
@@ -88,17 +110,6 @@ class Snapshot:
         for (_, dtype, shape), (start, end) in zip(layout, itertools.pairwise(offsets), strict=True):
             self._views.append(self._data[start:end].view(dtype).view(shape))
         self._layout, self._pinned = layout, pinned
-
-    def _header(self) -> bytes:
-        assert self._layout is not None, "nothing was copied yet"
-        offsets = _offsets(self._layout)
-        entries = {
-            name: {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": span}
-            for (name, dtype, shape), span in zip(self._layout, itertools.pairwise(offsets), strict=True)
-        }
-        text = json.dumps(entries).encode()
-        text += b" " * (-len(text) % _ALIGNMENT)
-        return struct.pack("<Q", len(text)) + text
 
 
 def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,9 @@
-"""Write checkpoints from a background thread while training goes on; `directory` describes what is on disk."""
+"""Write checkpoints from background threads while training goes on; `directory` describes what is on disk.
+
+Each rank writes its part of the tensors. The threads of all ranks go through the same stages, and a stage begins when
+all ranks have ended the one before: rank 0 makes the temporary directory, all ranks write their files, rank 0 publishes
+the directory. If a stage fails on any rank, or a rank is lost, nothing is published.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,12 @@ import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from distgan.checkpoint import layout
 from distgan.checkpoint.directory import (
     Best,
+    FileEntry,
     Manifest,
     directory_name,
     prune,
@@ -20,8 +27,10 @@ from distgan.checkpoint.directory import (
     write_best,
     write_file,
 )
-from distgan.checkpoint.snapshot import Snapshot, Tensors
-from distgan.files import explained, reason, sync_folder
+from distgan.checkpoint.snapshot import Snapshot
+from distgan.distributed.control import Control, WorkError
+from distgan.distributed.parts import Held, Part, own_part
+from distgan.files import disk_errors, reason, sync_folder
 
 logger = logging.getLogger("distgan")
 
@@ -29,21 +38,33 @@ _PATIENCE_SECONDS = 2.0
 """Seconds that a checkpoint waits for the previous one; after that it is skipped."""
 
 
-class CheckpointWriter:
-    """Writes the checkpoints of a run from a background thread. Create it on rank 0 only.
+class _Report(NamedTuple):
+    """What one rank has written."""
 
-    The thread copies the tensors to host memory, which is allocated once and holds one checkpoint. Meanwhile the caller
-    may do anything that does not change the tensors; `copied` waits for the copy. Disk errors and lack of memory are
-    logged and counted in `failures`, and training continues. Create the writer before you look for the newest
-    checkpoint: it publishes or removes the leftovers of a killed process.
+    ranges: layout.Ranges
+    files: dict[str, FileEntry]
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run from a background thread. Create one on every rank.
+
+    The thread copies this rank's part of the tensors to host memory, which is allocated once. Meanwhile the caller may
+    do anything that does not change the tensors; `copied` waits for the copy. Disk errors and lack of memory are logged
+    and counted in `failures`, and training continues. Create the writer before you look for the newest checkpoint: it
+    publishes or removes the leftovers of a killed process.
 
     Args:
         folder: created with the first checkpoint.
         keep: number of newest checkpoints to keep, besides the best one.
+        ranks: communication of the thread that calls `save`. Without it, this process writes alone.
+        background: communication of the writing threads, on a process group of its own.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, ranks: Control | None = None, background: Control | None = None
+    ) -> None:
         assert keep >= 1
+        self._ranks, self._background = ranks or Control(None), background or Control(None)
         self.folder = folder
         self.keep = keep
         self.failures = 0
@@ -56,44 +77,49 @@ class CheckpointWriter:
         self._copied = threading.Event()
         self._copied.set()
         try:
-            settle_unfinished(folder)
+            if self._background.is_main:
+                settle_unfinished(folder)
         except OSError as error:
             logger.warning("%s: cannot remove the leftovers of an interrupted run: %s", folder, reason(error))
 
     def save(
-        self, step: int, files: Mapping[str, Tensors], state: Mapping[str, Any], *, blocking: bool = False
+        self, step: int, sets: Mapping[str, Mapping[str, Held]], state: Mapping[str, Any], *, blocking: bool = False
     ) -> bool:
-        """Copy the tensors and the state, and write them as the checkpoint of `step`.
+        """Copy the tensors and the state, and write them as the checkpoint of `step`. Collective: call on every rank.
 
         Args:
-            files: file name (without .safetensors) -> tensor name -> tensor. Do not change the tensors before `copied`
-                returns.
+            sets: name of the set -> tensor name -> tensor, or this rank's part of it. The names are equal on all ranks.
+                Do not change the tensors before `copied` returns.
             state: JSON values; numbers must be finite.
             blocking: wait until the checkpoint is on disk. If False, wait at most two seconds for a checkpoint that is
                 still being written, then skip this one with a warning.
 
         Returns:
-            True if the writing has started or, with `blocking`, if the checkpoint is on disk.
+            True if the writing has started or, with `blocking`, if the checkpoint is on disk. Equal on all ranks.
 
         Raises:
             ValueError: a number in `state` is not finite.
         """
-        if not blocking and self._thread is not None:
-            self._thread.join(_PATIENCE_SECONDS)
-        if not blocking and self._thread is not None and self._thread.is_alive():
-            logger.warning(
-                "checkpoint of step %d skipped: the %s is still being written; "
-                "raise checkpoint.every, or put run_dir on a faster disk",
-                step,
-                self._thread.name,
-            )
+        if not blocking and self._is_busy():
+            if self._ranks.is_main:
+                logger.warning(
+                    "checkpoint of step %d skipped: the %s is still being written; raise checkpoint.every, or put "
+                    "run_dir on a faster disk",
+                    step,
+                    self._thread.name if self._thread is not None else "previous checkpoint",
+                )
             return False
         self.wait()
         document = json.dumps(state, allow_nan=False).encode()
+        rank, world_size = self._background.rank, self._background.world_size
+        own = {
+            name: {key: own_part(held, rank, world_size) for key, held in tensors.items()}
+            for name, tensors in sets.items()
+        }
         self._on_disk = False
         self._copied.clear()
         name = f"checkpoint of step {step}"
-        self._thread = threading.Thread(target=self._write, args=(step, files, document), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(step, own, document), name=name, daemon=True)
         self._thread.start()
         if blocking:
             self.wait()
@@ -104,7 +130,7 @@ class CheckpointWriter:
         self._copied.wait()
 
     def mark_best(self, step: int, value: float, metric: str) -> bool:
-        """Mark the checkpoint of `step`, which must be on disk, as the best one.
+        """Mark the checkpoint of `step`, which must be on disk, as the best one. Call it on rank 0 only.
 
         Returns:
             False, after a warning, if the step has no checkpoint or the mark cannot be written.
@@ -127,51 +153,104 @@ class CheckpointWriter:
 
     close = wait
 
-    def _copy(self, files: Mapping[str, Tensors]) -> None:
+    def _is_busy(self) -> bool:
+        """Return True if a rank still writes the previous checkpoint after some patience. Equal on all ranks."""
+        if self._thread is not None:
+            self._thread.join(_PATIENCE_SECONDS)
+        return self._ranks.exchange([self._thread is not None and self._thread.is_alive()]).result()[0]
+
+    def _copy(self, sets: Mapping[str, Mapping[str, Part]]) -> layout.Ranges:
+        ranges, rank = {}, self._background.rank
         try:
-            for gone in self._snapshots.keys() - files.keys():
+            for gone in self._snapshots.keys() - sets.keys():
                 del self._snapshots[gone]
-            for file, tensors in files.items():
-                self._snapshots.setdefault(file, Snapshot()).copy(tensors)
+            for name, parts in sets.items():
+                own = {key: part.values for key, part in parts.items() if layout.is_written(part, rank)}
+                self._snapshots.setdefault(name, Snapshot()).copy(own)
+                ranges[name] = {key: (parts[key].start, values.numel()) for key, values in own.items()}
         finally:
             self._copied.set()
+        return ranges
 
-    def _write(self, step: int, tensors: Mapping[str, Tensors], state: bytes) -> None:
+    def _write(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes) -> None:
         path = self.folder / directory_name(step)
         temporary = self.folder / f"{path.name}.tmp"
+        ranks = self._background
         try:
-            self._copy(tensors)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            contents = {f"{name}.safetensors": snapshot.chunks() for name, snapshot in self._snapshots.items()}
-            contents["state.json"] = iter([state])
-            files = {name: write_file(temporary / name, chunks) for name, chunks in contents.items()}
+            ranges = ranks.run_on_all(lambda: self._begin(temporary, sets))
+            files = ranks.run_on_all(lambda: self._write_files(temporary, ranges))
+            reports = ranks.gather_on_main(_Report(ranges, files))
+            ranks.run_on_all(lambda: self._publish(step, path, temporary, sets, reports, state))
+        except Exception as error:  # no error may end a training run
+            if self._on_disk:  # and then another rank was lost
+                return
+            why = reason(error) if isinstance(error, WorkError) else f"a rank was lost: {reason(error)[:200]}"
+            if ranks.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            tensors = [part for parts in sets.values() for part in parts.values()]
+            self._report_failure(step, why, sum(part.shape.numel() * part.values.itemsize for part in tensors))
+            return
+        else:
+            self.last_good, self._on_disk = path, True
+        finally:
+            self._copied.set()  # also if no thread could be started for the copy
+
+    def _begin(self, temporary: Path, sets: Mapping[str, Mapping[str, Part]]) -> layout.Ranges:
+        ranges = self._copy(sets)
+        if self._background.is_main:
+            with disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+        return ranges
+
+    def _write_files(self, temporary: Path, ranges: layout.Ranges) -> dict[str, FileEntry]:
+        number, of = self._background.rank + 1, self._background.world_size
+        files = {}
+        with disk_errors(self.folder):
+            # A network file system may not show the new directory here yet; this asks for it.
+            temporary.mkdir(exist_ok=True)
+            for name, snapshot in self._snapshots.items():
+                if ranges[name]:
+                    file = layout.file_name(name, number, of)
+                    files[file] = write_file(temporary / file, snapshot.chunks())
+            sync_folder(temporary)
+        return files
+
+    def _publish(
+        self,
+        step: int,
+        path: Path,
+        temporary: Path,
+        sets: Mapping[str, Mapping[str, Part]],
+        reports: list[_Report],
+        state: bytes,
+    ) -> None:
+        if not self._background.is_main:
+            return
+        described = layout.make_layout(sets, [report.ranges for report in reports]).model_dump_json().encode()
+        files = {name: entry for report in reports for name, entry in report.files.items()}
+        with disk_errors(self.folder):
+            for name, content in ((layout.FILE, described), ("state.json", state)):
+                files[name] = write_file(temporary / name, [content])
             manifest = Manifest(step=step, files=files).model_dump_json(indent=1).encode()
             write_file(temporary / "manifest.json", [manifest])
             sync_folder(temporary)
             publish(temporary, path)
-        except Exception as error:  # no error may end a training run
-            # Measure the free disk space before the unfinished checkpoint is removed.
-            why = explained(error, self.folder) if isinstance(error, OSError) else error
-            shutil.rmtree(temporary, ignore_errors=True)
-            size = len(state) + sum(tensor.nbytes for file in tensors.values() for tensor in file.values())
-            self._report_failure(step, why, size)
-            return
-        self.last_good = path
-        self._on_disk = True
+        self.last_good, self._on_disk = path, True
         try:
             prune(self.folder, step, self.keep)
         except OSError as error:
             logger.error("cannot remove old checkpoints from %s: %s", self.folder, reason(error))
 
-    def _report_failure(self, step: int, error: Exception, size: int) -> None:
+    def _report_failure(self, step: int, why: str, size: int) -> None:
         self.failures += 1
-        logger.error(
-            "%s: checkpoint of step %d failed: %s; it needs %.1f MB; training goes on, last good checkpoint: %s",
-            self.folder,
-            step,
-            reason(error),
-            size / 1e6,
-            self.last_good or "from an earlier start, if any",
-        )
+        if self._ranks.is_main:
+            logger.error(
+                "%s: checkpoint of step %d failed: %s; it needs %.1f MB; training goes on, last good checkpoint: %s",
+                self.folder,
+                step,
+                why,
+                size / 1e6,
+                self.last_good or "from an earlier start, if any",
+            )

@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distgan.errors import Interrupted, UserError
+from distgan.files import reason
 
 Result = TypeVar("Result")
 Asked = Callable[[], bool]
@@ -26,6 +27,10 @@ Asked = Callable[[], bool]
 Check = Callable[[], None]
 """Call it between pieces of work; it raises `Interrupted` after a stop request."""
 _POLL_SECONDS = 0.1
+
+
+class WorkError(Exception):
+    """Work failed on some rank. The text is one line: ranks and cause."""
 
 
 def never() -> bool:
@@ -36,9 +41,11 @@ def never() -> bool:
 class Control:
     """Host communication between the ranks of this run. Every method is collective: call it on every rank."""
 
-    def __init__(self, timeout: timedelta) -> None:
-        self.rank: int = dist.get_rank() if dist.is_initialized() else 0
-        self.world_size: int = dist.get_world_size() if dist.is_initialized() else 1
+    def __init__(self, timeout: timedelta | None) -> None:
+        """Create the group of all ranks, or without a timeout that of this process alone."""
+        among_ranks = timeout is not None and dist.is_initialized()
+        self.rank: int = dist.get_rank() if among_ranks else 0
+        self.world_size: int = dist.get_world_size() if among_ranks else 1
         self.is_main = self.rank == 0
         self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
 
@@ -68,6 +75,35 @@ class Control:
         if self.world_size == 1:
             return Exchange(raised, None)
         return Exchange(raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
+
+    def gather_on_main(self, value: Any) -> list[Any]:
+        """Gather one value per rank, in rank order, on rank 0. Other ranks get an empty list. Values are pickled."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered, dst=0, group=self._control)
+        return gathered or []
+
+    def run_on_all(self, work: Callable[[], Result]) -> Result:
+        """Run `work`, which must not use this group, on every rank. They wait for each other without a timeout.
+
+        Raises:
+            WorkError: on all ranks, if `work` raised an exception on one of them.
+        """
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            outcome = pool.submit(work)
+            # Many short exchanges, because one long wait would exceed the timeout of collectives.
+            while self.exchange([not outcome.done()]).result()[0]:
+                wait([outcome], timeout=_POLL_SECONDS)
+        error = outcome.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        messages = self.gather_objects(None if error is None else reason(error))
+        failed = [rank for rank, message in enumerate(messages) if message is not None]
+        if failed:
+            where = f"rank {', '.join(map(str, failed))}: " if self.world_size > 1 else ""
+            raise WorkError(where + messages[failed[0]]) from error
+        return outcome.result()
 
     def run_on_main(self, work: Callable[[Check], Result], asked: Asked = never) -> Result:
         """Run `work` on rank 0 and broadcast its result. The other ranks wait for it without a timeout.

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -157,6 +158,14 @@ class Runtime(Control):
         if group not in self._others:
             self._others.append(group)
             _set_timeout(timedelta(minutes=self._timeout_minutes), group)
+
+    @cached_property
+    def background(self) -> Control:
+        """Communication of a background thread, on a process group of its own. Collective: use it on every rank."""
+        control = Control(timedelta(minutes=self._timeout_minutes))
+        if self.world_size > 1:
+            self.register_group(control._control)
+        return control
 
     def lost_contact(self, error: Exception) -> bool:
         """Return True if a collective failed with this error because another rank is gone or silent."""

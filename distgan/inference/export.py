@@ -28,7 +28,7 @@ from distgan.autoencoders.exporting import (
     load_run_decoder,
 )
 from distgan.checkpoint.contents import Vocabulary, load_description
-from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_files
+from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_sets
 from distgan.config import AutoencoderConfig, Config, EMAConfig, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
 from distgan.config.run import MAX_STATISTICS_BATCH
@@ -324,9 +324,9 @@ def _load_checkpoint(
         "versions": state.versions,
     }
     generator = _build(path / "state.json", description, config.generator)
-    tensors = load_files(path, ["generator_ema"])["generator_ema"]
+    tensors = load_sets(path, ["generator_ema"])["generator_ema"]
     if problem := _take_weights(generator, tensors):
-        raise UserError(f"{path}/generator_ema.safetensors: {problem}; use an older checkpoint")
+        raise UserError(f"{path}: generator_ema: {problem}; use an older checkpoint")
     generator.decoder = load_run_decoder(path, config, generator.network_shape, state.decoder, decoder)
     if generator.decoder is not None:
         generator.description["decoder"] = describe_decoder(generator.decoder)

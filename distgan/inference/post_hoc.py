@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from distgan.checkpoint.averages import FOLDER, snapshots
 from distgan.checkpoint.contents import load_description
-from distgan.checkpoint.directory import Manifest, write_file
-from distgan.checkpoint.loading import find_checkpoint, load_files, load_state
+from distgan.checkpoint.layout import read_sets
+from distgan.checkpoint.loading import find_checkpoint, load_sets, load_state
+from distgan.checkpoint.merging import write_merged
 from distgan.config import parse_config
+from distgan.distributed.parts import Stored
 from distgan.errors import UserError, counted
-from distgan.files import publish_folder, reason, sync_folder, writing
+from distgan.files import reason, writing
 from distgan.schedule import power_exponent
 
 _MOST_SNAPSHOTS = 100_000
@@ -124,19 +126,20 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
             f"take a width nearer to {' or '.join(f'{kept:g}' for kept in config.ema.profiles)}, or train with a "
             "smaller ema.snapshot_kimg"
         )
-    averaged = load_files(found, ["generator_ema"])["generator_ema"]
+    averaged = load_sets(found, ["generator_ema"])["generator_ema"]
     made = _combine(sources, fit.weights, averaged)
     with writing(target, "the average"):
-        _write(target, found, made, description.step)
+        sets = {"generator_ema": {name: Stored.of(tensor) for name, tensor in made.items()}}
+        write_merged(target, sets, json.dumps(load_state(found)).encode(), description.step)
     return Average(target, times, fit.distance, float(np.abs(fit.weights).sum()))
 
 
 def _sources(folder: Path, checkpoint: Path, images: int, stds: Sequence[float]) -> list[tuple[Profile, Path]]:
-    """Return each profile of the snapshots before the checkpoint, and of the checkpoint itself, with its file."""
+    """Return each profile of the snapshots before the checkpoint, with its file, and of the checkpoint itself."""
     if not images:
         raise UserError(f"{checkpoint}: the run has not trained yet; train it first")
     files = {time: path for time, path in snapshots(folder).items() if 0 < time < images and path.is_file()}
-    files[images] = checkpoint / "profiles.safetensors"
+    files[images] = checkpoint
     if len(files) > _MOST_SNAPSHOTS:
         raise UserError(f"{folder}: found {len(files):,} snapshots, expected at most {_MOST_SNAPSHOTS:,}")
     return [(Profile(std, time), path) for time, path in files.items() for std in stds]
@@ -150,36 +153,29 @@ def _combine(
     names: set[str] | None = None
     # First those of the checkpoint, which were verified.
     for (profile, path), weight in reversed(list(zip(sources, weights.tolist(), strict=True))):
-        try:
-            with safe_open(path, framework="pt") as file:
-                found = {key.partition("/")[2]: key for key in file.keys() if key.startswith(f"{profile.std}/")}  # noqa: SIM118
-                names = set(found) if names is None else names
-                if not found or set(found) != names:
-                    raise UserError(f"{path}: not the averages of width {profile.std:g} that the others have; {_FIX}")
-                for name, key in found.items():
-                    tensor = file.get_tensor(key)
-                    fits = name in like and (tensor.shape, tensor.dtype) == (like[name].shape, torch.float32)
-                    if not fits or not tensor.isfinite().all():
-                        raise UserError(f"{path}: {key[:200]}: not a weight of this generator, or not finite; {_FIX}")
-                    total = sums.setdefault(name, torch.zeros(tensor.shape, dtype=torch.float64))
-                    total.add_(tensor.double(), alpha=weight)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: not a readable snapshot: {reason(error)}; {_FIX}") from None
+        with _opened(path) as saved:
+            found = {key.partition("/")[2]: key for key in saved if key.startswith(f"{profile.std}/")}
+            names = set(found) if names is None else names
+            if not found or set(found) != names:
+                raise UserError(f"{path}: not the averages of width {profile.std:g} that the others have; {_FIX}")
+            for name, key in found.items():
+                tensor = saved[key]()
+                fits = name in like and (tensor.shape, tensor.dtype) == (like[name].shape, torch.float32)
+                if not fits or not tensor.isfinite().all():
+                    raise UserError(f"{path}: {key[:200]}: not a weight of this generator, or not finite; {_FIX}")
+                total = sums.setdefault(name, torch.zeros(tensor.shape, dtype=torch.float64))
+                total.add_(tensor.double(), alpha=weight)
     return like | {name: total.to(like[name].dtype) for name, total in sums.items()}
 
 
-def _write(target: Path, checkpoint: Path, tensors: dict[str, Tensor], step: int) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, Callable[[], Tensor]]]:
+    """Context manager that opens a snapshot, or the averages of a checkpoint: name -> function that reads a tensor."""
+    if path.is_dir():
+        yield {name: stored.whole for name, stored in read_sets(path, ["profiles"])["profiles"].items()}
+        return
     try:
-        temporary.mkdir(parents=True)
-        contents = {
-            "generator_ema.safetensors": safetensors.torch.save(tensors),
-            "state.json": json.dumps(load_state(checkpoint)).encode(),
-        }
-        files = {name: write_file(temporary / name, [content]) for name, content in contents.items()}
-        manifest = Manifest(step=step, files=files).model_dump_json(indent=1).encode()
-        write_file(temporary / "manifest.json", [manifest])
-        sync_folder(temporary)
-        publish_folder(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with safe_open(path, framework="pt") as file:
+            yield {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a readable snapshot: {reason(error)}; {_FIX}") from None

@@ -171,7 +171,8 @@ class View:
         with torch.device("meta"), blaming(checkpoint / "state.json"):
             self.network = build_discriminator(config.discriminator, self.shape)
         weights = read_network(checkpoint, "discriminator", self.network, num_classes=classes)
-        assign_weights(self.network, weights, lambda: build_discriminator(config.discriminator, self.shape))
+        whole = {name: stored.whole() for name, stored in weights.items()}
+        assign_weights(self.network, whole, lambda: build_discriminator(config.discriminator, self.shape))
         set_growth([self.network], self.growth)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network.eval().requires_grad_(False).to(self.device)

@@ -43,11 +43,9 @@ def skipped_updates(state: TrainingState) -> str | None:
     return found
 
 
-def fail_with_skipped_updates(
-    state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime, why: str
-) -> NoReturn:
+def fail_with_skipped_updates(state: TrainingState, writer: CheckpointWriter, runtime: Runtime, why: str) -> NoReturn:
     """Raise UserError for a player that skipped many updates in a row, without a guard. Collective."""
-    good = runtime.broadcast_object(str(writer.last_good) if writer is not None else None)
+    good = runtime.broadcast_object(str(writer.last_good))
     raise UserError(
         f"step {state.progress.step}: {why}; last good checkpoint: {good}; lower the learning rates, add a gradient "
         "penalty, or set training.mixed_precision=no",
@@ -55,7 +53,7 @@ def fail_with_skipped_updates(
     )
 
 
-def decide(state: TrainingState, writer: CheckpointWriter | None, runtime: Runtime, why: str) -> Decision:
+def decide(state: TrainingState, writer: CheckpointWriter, runtime: Runtime, why: str) -> Decision:
     """Decide on the action on a divergence. Collective: call on every rank.
 
     Args:
@@ -86,9 +84,8 @@ class _Best(NamedTuple):
     """Why there is none."""
 
 
-def _best_checkpoint(folder: Path, writer: CheckpointWriter | None) -> _Best:
+def _best_checkpoint(folder: Path, writer: CheckpointWriter) -> _Best:
     """Return the best checkpoint, verified, or why there is none. Call it on rank 0 only."""
-    assert writer is not None
     writer.wait()
     try:
         best = read_best(folder)

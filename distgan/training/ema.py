@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distgan.distributed.parts import Stored
 from distgan.errors import UserError
 from distgan.networks.moving import moving_buffers
 from distgan.schedule import power_decay
@@ -70,12 +71,12 @@ class Profiles:
             _move([*averages.values()], live, (1.0 - power_decay(std, images, images_per_step)) * applied)
 
     def state(self) -> dict[str, Tensor]:
-        """Return `STD/PARAMETER` -> average, without copying."""
+        """Return `STD/PARAMETER` -> average, without copying. Copy into these tensors to load a state."""
         return {f"{std}/{name}": tensor for std, of in self._averages.items() for name, tensor in of.items()}
 
-    def check(self, path: Path, saved: Mapping[str, Tensor]) -> None:
+    def check(self, path: Path, saved: Mapping[str, Stored]) -> None:
         """Raise UserError unless a checkpoint's averages are of these widths and of this generator."""
-        expected, found = ({key: value.shape for key, value in of.items()} for of in (self.state(), saved))
+        expected, found = ({key: value.shape for key, value in tensors.items()} for tensors in (self.state(), saved))
         if expected and expected != found:
             widths = ",".join(sorted({key.partition("/")[0] for key in saved}))
             there, fix = "no averages", "leave ema.profiles out"
@@ -85,11 +86,6 @@ class Profiles:
                 f"{path}: ema.profiles: found {there}, and a profile averages all of a run; {fix}, or start at step 0 "
                 "with --resume never"
             )
-
-    def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Continue from a checkpoint's averages, after `check`."""
-        for key, tensor in self.state().items():
-            tensor.copy_(saved[key])
 
 
 def _move(averages: list[Tensor], live: list[Tensor], share: Tensor) -> None:

@@ -151,7 +151,7 @@ def _train_part(
         held.enter_context(batch_memory(config, runtime.world_size))
         with runtime.raise_on_all_ranks():
             # First, because it publishes a complete checkpoint that a killed process had not yet renamed.
-            writer = held.enter_context(closing(open_writer(config))) if runtime.is_main else None
+            writer = held.enter_context(closing(open_writer(config, runtime)))
             resume_run(config, state, runtime, resume, accepted, rolls_back=rollback is not None)
             feed = held.enter_context(closing(Feed(state, runtime)))
             evaluations = Evaluations(state, feed.latents, runtime, stop)
@@ -182,7 +182,7 @@ def run(
     state: TrainingState,
     feed: Feed,
     monitor: Monitor,
-    writer: CheckpointWriter | None,
+    writer: CheckpointWriter,
     runtime: Runtime,
     stop: StopRequest,
     callbacks: Callbacks,
@@ -205,7 +205,7 @@ def run(
         decision = decide(state, writer, runtime, why)
     flags = runtime.exchange([False, False])
     while not (stopping or decision or is_done(state)):
-        train_step(state, feed, runtime, before_change=writer.copied if writer is not None else None)
+        train_step(state, feed, runtime, before_change=writer.copied)
         # The first step may compile kernels. From the second step on, a timeout means that a rank is lost.
         runtime.set_timeout(config.training.timeout_minutes)
 

@@ -56,7 +56,7 @@ class Monitor:
         state: TrainingState,
         feed: Feed,
         evaluations: Evaluations,
-        writer: CheckpointWriter | None,
+        writer: CheckpointWriter,
         runtime: Runtime,
     ) -> None:
         self.state, self.feed, self.evaluations, self.writer, self.runtime = state, feed, evaluations, writer, runtime
@@ -178,8 +178,7 @@ class Monitor:
         if self.runtime.device.type == "cuda":
             row["memory/device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
         row["data/replaced_samples"] = len(progress.substitutions)
-        if self.writer is not None:
-            row["checkpoint/failures"] = self.writer.failures
+        row["checkpoint/failures"] = self.writer.failures
         row["tracker/failures"] = self.tracker.failures
         row["progress/kimg"] = progress.images / 1000
         if self.config.training.on_divergence is not None:

@@ -13,7 +13,6 @@ from distgan.checkpoint.loading import find_checkpoint
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.config import Config, dump_config, flatten, parse_config
 from distgan.data.kinds.images import JPEG_DECODER
-from distgan.distributed.control import Check
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, counted
 from distgan.files import write_atomically, writing
@@ -95,21 +94,25 @@ def _where_to_resume(folder: Path, resume: str) -> tuple[Path | UserError | None
     return path, steps(folder / "checkpoints") if own else []
 
 
-def open_writer(config: Config) -> CheckpointWriter:
-    """Return the checkpoint writer of this run. Call it on rank 0 only."""
-    return CheckpointWriter(Path(config.run_dir) / "checkpoints", keep=config.checkpoint.keep)
+def open_writer(config: Config, runtime: Runtime) -> CheckpointWriter:
+    """Return this rank's checkpoint writer. Collective: call on every rank."""
+    folder, keep = Path(config.run_dir) / "checkpoints", config.checkpoint.keep
+    return CheckpointWriter(folder, keep=keep, ranks=runtime, background=runtime.background)
 
 
 def save(
     state: TrainingState,
     feed: Feed,
-    writer: CheckpointWriter | None,
+    writer: CheckpointWriter,
     runtime: Runtime,
     *,
     last: bool = False,
     is_best: bool = False,
 ) -> bool:
-    """Write a checkpoint of the current step. Only the last and the best checkpoint block the loop.
+    """Write a checkpoint of the current step. Collective: call on every rank.
+
+    Only the last and the best checkpoint block the loop. The ranks then wait for each other without a timeout, because
+    a slow disk is not a lost rank.
 
     Returns:
         True on rank 0 if the checkpoint is on disk or being written.
@@ -125,28 +128,20 @@ def save(
         return False
     description, tensors = state.description(runtime), state.tensors()
     if not (last or is_best):
-        return writer is not None and writer.save(progress.step, tensors, description)
-
-    saved = False
-
-    def finish(_: Check) -> None:
-        nonlocal saved
-        assert writer is not None
+        return writer.save(progress.step, tensors, description) and runtime.is_main
+    saved = writer.save(progress.step, tensors, description, blocking=True)
+    if last and not saved:
         saved = writer.save(progress.step, tensors, description, blocking=True)
-        if last and not saved:
-            saved = writer.save(progress.step, tensors, description, blocking=True)
-        if last and not saved:
-            raise UserError(
-                f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "
-                f"above); last good checkpoint: {writer.last_good or 'from an earlier start, if any'}; fix the disk, "
-                "then run the same command again to continue from there"
-            )
-        if is_best and progress.best is not None:
-            writer.mark_best(**progress.best)
-
-    # The other ranks wait without a timeout, because a slow disk is not a lost rank.
-    runtime.run_on_main(finish)
-    return saved
+    if last and not saved:
+        raise UserError(
+            f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "
+            f"above); last good checkpoint: {writer.last_good or 'from an earlier start, if any'}; fix the disk, "
+            "then run the same command again to continue from there",
+            everywhere=True,
+        )
+    if is_best and progress.best is not None and runtime.is_main:
+        writer.mark_best(**progress.best)
+    return saved and runtime.is_main
 
 
 def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:

@@ -23,12 +23,13 @@ from distgan.checkpoint.compatibility import (
     validate_resume,
 )
 from distgan.checkpoint.contents import Description, load_description
-from distgan.checkpoint.directory import read_manifest
-from distgan.checkpoint.loading import check_numbers, load_files, read_network
+from distgan.checkpoint.layout import read_layout, read_sets
+from distgan.checkpoint.loading import Share, check_numbers, read_network
 from distgan.config import Config
 from distgan.data.index.table import Index
 from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.replacements import Substitutions
+from distgan.distributed.parts import Held, Stored, load_parts, local_part
 from distgan.distributed.runtime import Runtime
 from distgan.errors import blaming
 from distgan.extensions import code_digests
@@ -164,25 +165,20 @@ class TrainingState:
     def _augmentation(self) -> dict[str, Tensor]:
         return self.controller.state() if self.controller is not None else {}
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return file name -> tensors of a checkpoint, unsharded on rank 0. Collective: call on every rank."""
+    def tensors(self) -> dict[str, dict[str, Held]]:
+        """Return the sets of tensors of a checkpoint, with this rank's part of sharded tensors."""
+        players, average = self.players, self.average.network.state_dict()
+        histories = {player.role: player.history.state() for player in players if player.history is not None}
+        counters = {player.role: player.counters for player in players} | {"controller": self._augmentation}
         return {
             "generator": self.generator.engine.weights(),
             "discriminator": self.discriminator.engine.weights(),
-            "generator_ema": self.average.network.state_dict(),
-            "profiles": self.profiles.state(),
+            "generator_ema": {name: local_part(tensor) for name, tensor in average.items()},
+            "profiles": dict(self.profiles.state()),
             "generator_optimizer": self.generator.engine.optimizer_state(),
             "discriminator_optimizer": self.discriminator.engine.optimizer_state(),
-            "history": {
-                f"{player.role}/{name}": value
-                for player in self.players
-                if player.history is not None
-                for name, value in player.history.state().items()
-            },
-            "counters": {
-                f"{player.role}/{name}": value for player in self.players for name, value in player.counters.items()
-            }
-            | {f"controller/{name}": value for name, value in self._augmentation.items()},
+            "history": {f"{role}/{name}": tensor for role, of in histories.items() for name, tensor in of.items()},
+            "counters": {f"{role}/{name}": tensor for role, of in counters.items() for name, tensor in of.items()},
         }
 
     def description(self, runtime: Runtime) -> dict[str, Any]:
@@ -216,42 +212,45 @@ class TrainingState:
             UserError: the checkpoint has another data set, seed, statistics batch or architecture, or is damaged.
         """
         # Ranks may see different files, and what follows is collective.
-        with self.generator.runtime.raise_on_all_ranks():
+        runtime = self.generator.runtime
+        share = Share(runtime.rank, runtime.world_size)
+        with runtime.raise_on_all_ranks():
             description = load_description(path)
-            validate_resume(path, description, self.config, self.index, self.generator.runtime.world_size, accept,
+            validate_resume(path, description, self.config, self.index, runtime.world_size, accept,
                             self.decoder.hash if self.decoder else None)  # fmt: skip
             classes = self.index.num_classes if self.config.data.labels else 0
             weights = {
-                player.role: read_network(path, player.role, player.network, num_classes=classes)
+                player.role: read_network(path, player.role, player.network, num_classes=classes, share=share)
                 for player in self.players
             }
-            average = read_network(path, "generator_ema", self.average.network, num_classes=classes)
-            files = load_files(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
-            kept = "profiles.safetensors" in read_manifest(path).files
-            files |= load_files(path, ["profiles"] if self.profiles and kept else [])
-            check_numbers(path, files)
-            self.profiles.check(path, files.get("profiles", {}))
+            average = read_network(path, "generator_ema", self.average.network, num_classes=classes, share=share)
+            sets = read_sets(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
+            kept = "profiles" in read_layout(path).sets
+            sets |= read_sets(path, ["profiles"] if self.profiles and kept else [])
+            check_numbers(path, sets, share)
+            counters = {key: stored.whole() for key, stored in sets["counters"].items()}
+            self.profiles.check(path, sets.get("profiles", {}))
             for player in self.players:
-                check_optimizer(path, player, files[f"{player.role}_optimizer"])
-                check_history(path, player, files["history"])
-                check_counters(path, player, files["counters"])
+                check_optimizer(path, player, sets[f"{player.role}_optimizer"])
+                check_history(path, player, sets["history"])
+                check_counters(path, player, counters)
             if self.controller is not None:
-                check_controller(path, files["counters"])
+                check_controller(path, counters)
         self.progress.step = description.step
         self.progress.position, self.progress.images = description.position, description.images
         self.grow()  # before the moments, which belong to the parameters that are active at that level
-        self.average.network.load_state_dict(average)
-        self.profiles.load(files.get("profiles", {}))
+        load_parts(self.average.network.state_dict(), average)
+        load_parts(self.profiles.state(), sets.get("profiles", {}))
         for player in self.players:
             player.statistics.carry(description.statistics.get(player.role, {}))
             player.engine.load_weights(weights[player.role])
-            player.engine.load_optimizer_state(files[f"{player.role}_optimizer"])
-            _load_history(player, files["history"])
+            player.engine.load_optimizer_state(sets[f"{player.role}_optimizer"])
+            _load_history(player, sets["history"])
             for name, counter in player.counters.items():
-                counter.copy_(files["counters"][f"{player.role}/{name}"])
+                counter.copy_(counters[f"{player.role}/{name}"])
         for name, tensor in self._augmentation.items():
             # A run that was not adaptive before starts at 0.
-            tensor.copy_(files["counters"].get(f"controller/{name}", torch.zeros(())))
+            tensor.copy_(counters.get(f"controller/{name}", torch.zeros(())))
         self.progress.accepted = frozenset(description.accepted) | accept
         self.progress.diagnosis = description.diagnosis
         self.set_rollbacks(tuple(description.rollbacks))
@@ -291,7 +290,7 @@ def class_counts(index: Index) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
+def _load_history(player: Player, saved: Mapping[str, Stored]) -> None:
     """Load a saved historical average, or restart it at the current weights if none was saved."""
     own = own_tensors(player, saved)
     if player.history is None:
@@ -300,5 +299,4 @@ def _load_history(player: Player, saved: Mapping[str, Tensor]) -> None:
         with player.runtime.full_params(player.network):
             player.history.restart()
         return
-    for name, tensor in player.history.state().items():
-        tensor.copy_(own[name])
+    load_parts(player.history.state(), own)

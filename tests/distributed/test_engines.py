@@ -13,7 +13,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.players.objective_base import Objective
 from distgan.players.player import Player
 from tests.distributed.test_players import build, small_config, train_steps
-from tests.engines import LAUNCHED, needs, under
+from tests.engines import LAUNCHED, needs, stored, under, whole
 from tests.ranks import RankPool
 
 DIVIDED = [needs("zero1"), needs("zero2"), needs("fsdp")]
@@ -179,13 +179,13 @@ def four_weights(objective: type[Objective], gradients_in_bf16: bool = False) ->
 
 def square_averages(player: Player) -> list[float]:
     """The optimizer's moment of each weight, as rank 0 sees it."""
-    return player.engine.optimizer_state().get("weight/square_avg", torch.empty(0)).flatten().tolist()
+    return whole(player.engine.optimizer_state()).get("weight/square_avg", torch.empty(0)).flatten().tolist()
 
 
 def update_with_one_bad_gradient() -> tuple[list[float], list[float], list[float]]:
     player = four_weights(Broken)
     applied = [player.update([broken], (), {"lr": 0.25}).item() for broken in (True, False)]
-    return applied, player.engine.weights()["weight"].flatten().tolist(), square_averages(player)
+    return applied, whole(player.engine.weights())["weight"].flatten().tolist(), square_averages(player)
 
 
 @pytest.mark.parametrize("engine", EVERY)
@@ -215,10 +215,9 @@ def test_gradients_may_travel_in_bfloat16(ranks: RankPool, engine: str) -> None:
 def passed_through(saved: dict[str, Any]) -> dict[str, Any]:
     """What a player gives out of the weights and moments that it was given."""
     player, *_ = build(small_config(**PENALISED), Runtime(), torch.float32)
-    player.engine.load_weights(saved["weights"])
-    player.engine.load_optimizer_state(saved["moments"])
-    given = {"weights": player.engine.weights(), "moments": player.engine.optimizer_state()}
-    return {name: {key: value.clone() for key, value in tensors.items()} for name, tensors in given.items()}
+    player.engine.load_weights(stored(saved["weights"]))
+    player.engine.load_optimizer_state(stored(saved["moments"]))
+    return {"weights": whole(player.engine.weights()), "moments": whole(player.engine.optimizer_state())}
 
 
 @pytest.mark.parametrize("engine", DIVIDED)

@@ -24,7 +24,7 @@ from distgan.players.player import Player
 from distgan.players.samples import MicroBatch
 from distgan.training.ema import EMAGenerator, Profiles
 from distgan.training.state import Progress, TrainingState
-from tests.engines import LAUNCHED, needs, under
+from tests.engines import LAUNCHED, needs, stored, under, whole
 from tests.ranks import RankPool
 
 STEPS = 9
@@ -106,8 +106,8 @@ def grow_up(*, dtype: torch.dtype = torch.float64, **growth: Any) -> dict[str, A
         tensors = {
             f"{name}/{key}": value
             for name, tensors in (
-                ("g", state.generator.engine.weights()),
-                ("d", state.discriminator.engine.weights()),
+                ("g", whole(state.generator.engine.weights())),
+                ("d", whole(state.discriminator.engine.weights())),
                 ("ema", state.average.network.state_dict()),
             )
             for key, value in tensors.items()
@@ -159,10 +159,10 @@ def test_moments_of_parameters_that_were_met_are_whole() -> None:
     player = build(growing_config()).generator
     moments = {"to_rgb.1.bias/step": torch.ones(()), "to_rgb.1.bias/exp_avg": torch.ones(1)}
     with pytest.raises(UserError, match=r"to_rgb.1.bias/exp_avg_sq is missing"):
-        check_optimizer(Path("checkpoint"), player, moments)
-    check_optimizer(Path("checkpoint"), player, moments | {"to_rgb.1.bias/exp_avg_sq": torch.ones(1)})
+        check_optimizer(Path("checkpoint"), player, stored(moments))
+    check_optimizer(Path("checkpoint"), player, stored(moments | {"to_rgb.1.bias/exp_avg_sq": torch.ones(1)}))
     with pytest.raises(UserError, match=r"to_rgb.9.bias/step is unknown"):
-        check_optimizer(Path("checkpoint"), player, {"to_rgb.9.bias/step": torch.ones(())})
+        check_optimizer(Path("checkpoint"), player, stored({"to_rgb.9.bias/step": torch.ones(())}))
 
 
 def test_a_resumed_run_keeps_its_moments() -> None:
@@ -175,7 +175,7 @@ def test_a_resumed_run_keeps_its_moments() -> None:
     again.progress.images = state.progress.images
     again.grow()
     moments = {"to_rgb.1.bias/exp_avg": torch.ones(1)}
-    again.generator.engine.load_optimizer_state(moments)
+    again.generator.engine.load_optimizer_state(stored(moments))
     again.grow()
     assert again.growth == state.growth
     assert again.generator.engine.optimizer_state().keys() == moments.keys()

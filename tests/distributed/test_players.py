@@ -20,6 +20,7 @@ from distgan.players.player import Player
 from distgan.players.samples import MicroBatch
 from distgan.schedule import optimizer_settings
 from distgan.training.ema import EMAGenerator
+from tests.engines import whole
 from tests.ranks import RankPool
 
 BATCH = 8
@@ -66,7 +67,8 @@ def build(config: Config, runtime: Runtime, dtype: torch.dtype) -> tuple[Player,
 def whole_state(generator: Player, discriminator: Player, average: EMAGenerator) -> dict[str, torch.Tensor]:
     """Copies of all that updates change, but for the optimizers' moments."""
     named = {
-        "g": generator.engine.weights(), "d": discriminator.engine.weights(), "ema": average.network.state_dict(),
+        "g": whole(generator.engine.weights()), "d": whole(discriminator.engine.weights()),
+        "ema": average.network.state_dict(),
         **{player.role: player.history.state() for player in (generator, discriminator) if player.history is not None},
     }  # fmt: skip
     return {f"{name}/{key}": value.clone() for name, tensors in named.items() for key, value in tensors.items()}
@@ -109,7 +111,7 @@ def train_steps(
     return {
         "state": snapshots[-1], "losses": losses, "snapshots": snapshots, "skipped": discriminator.skipped.item(),
         "generator_skipped": generator.skipped.item(),
-        "moments": discriminator.engine.optimizer_state(),
+        "moments": whole(discriminator.engine.optimizer_state()),
     }  # fmt: skip
 
 

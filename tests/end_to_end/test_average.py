@@ -66,11 +66,11 @@ def test_profiles_are_what_the_formula_makes_of_the_weights(run: Path) -> None:
     for std in (0.05, 0.1):
         expected: dict[str, torch.Tensor] = {}
         for step in range(1, 13):
-            file = run / "checkpoints" / f"step-{step:08d}" / "generator.safetensors"
+            file = run / "checkpoints" / f"step-{step:08d}" / "generator.1-of-1.safetensors"
             decay = power_decay(std, 32 * (step - 1), 32)
             for name, value in safetensors.torch.load_file(file).items():
                 expected[name] = decay * expected.get(name, torch.zeros(())) + (1 - decay) * value.double()
-        saved = safetensors.torch.load_file(run / "checkpoints" / "step-00000012" / "profiles.safetensors")
+        saved = safetensors.torch.load_file(run / "checkpoints" / "step-00000012" / "profiles.1-of-1.safetensors")
         names = [key.partition("/")[2] for key in saved if key.startswith(f"{std}/")]
         assert names
         for name in names:
@@ -83,8 +83,8 @@ def test_an_average_of_any_width_is_evaluated_sampled_and_exported(
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     main(["average", str(run), "--std", "0.1", "--out", str(tmp_path / "same")])
     assert "from 6 snapshots; 0.0% off" in capsys.readouterr().out
-    made = safetensors.torch.load_file(tmp_path / "same" / "generator_ema.safetensors")
-    kept = safetensors.torch.load_file(run / "checkpoints" / "step-00000012" / "profiles.safetensors")
+    made = safetensors.torch.load_file(tmp_path / "same" / "generator_ema.1-of-1.safetensors")
+    kept = safetensors.torch.load_file(run / "checkpoints" / "step-00000012" / "profiles.1-of-1.safetensors")
     for key, value in kept.items():
         std, _, name = key.partition("/")
         if std == "0.1":

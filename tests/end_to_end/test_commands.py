@@ -18,7 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distgan.checkpoint.contents import load_description
-from distgan.checkpoint.loading import find_checkpoint
+from distgan.checkpoint.loading import find_checkpoint, load_sets
 from distgan.cli import main
 from distgan.config import parse_config
 from distgan.data.index.loading import load_index
@@ -76,8 +76,10 @@ def test_a_run_folder_holds_what_the_readme_says(run: Path) -> None:
     newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     assert newest.name == "step-00000004"
     assert {path.name for path in newest.iterdir()} >= {
-        "generator.safetensors", "discriminator.safetensors", "generator_ema.safetensors",
-        "generator_optimizer.safetensors", "discriminator_optimizer.safetensors", "state.json", "manifest.json",
+        "state.json", "layout.json", "manifest.json",
+        *(f"{name}.{part}-of-2.safetensors" for part in (1, 2) for name in (
+            "generator", "discriminator", "generator_ema", "generator_optimizer", "discriminator_optimizer",
+        )),
     }  # fmt: skip
     assert status(run)["outcome"] == "finished"
     found = {row["step"]: row for row in rows(run)}
@@ -155,7 +157,7 @@ def test_an_exported_generator_is_two_lines_away(run: Path, tmp_path: Path, caps
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     weights = safetensors.torch.load_file(tmp_path / "exported" / "model.safetensors")
-    average = safetensors.torch.load_file(run / "checkpoints" / "step-00000004" / "generator_ema.safetensors")
+    average = load_sets(run / "checkpoints" / "step-00000004", ["generator_ema"])["generator_ema"]
     learned = [name for name in average if "running" not in name]
     assert all(torch.equal(weights[name], average[name]) for name in learned)
     assert (weights["layers.0.running_var"] != 1).any(), "batch-norm statistics belong to the export"
@@ -268,7 +270,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_unharmed(
     other = tmp_path / "other"
     output(capsys, "pack", "builtin:digits", str(other), "--resolution", "16", "--seed", "5")
     for change, parts in {
-        "generator.width=8": ["generator.safetensors", "run_dir"],
+        "generator.width=8": ["step-00000004: generator: ", "run_dir"],
         f"data.path={other}": ["fingerprint", "--accept data"],
         "seed=8": ["seed = 7", "--accept seed"],
         "training.batch_size=32": ["training.batch_size: checkpoint 16, now 32 (", "--accept batch"],
@@ -291,7 +293,7 @@ def test_a_checkpoint_cannot_run_code(run: Path, tmp_path: Path, capsys: pytest.
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    target = copy / "checkpoints" / "step-00000004" / "generator_ema.safetensors"
+    target = copy / "checkpoints" / "step-00000004" / "generator_ema.2-of-2.safetensors"
     target.write_bytes(pickle.dumps(Bomb()))
     for step in (copy / "checkpoints").glob("step-*"):
         if step.name != "step-00000004":

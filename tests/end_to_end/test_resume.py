@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -160,8 +161,8 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(
     config = make_recipe(tmp_path, digits)
     shutil.copytree(undisturbed[1], tmp_path / "run")
     for step in (10, 12):
-        with open(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "generator.safetensors", "r+b") as file:
-            file.truncate(1000)
+        checkpoint = tmp_path / "run" / "checkpoints" / f"step-{step:08d}"
+        os.truncate(checkpoint / "generator.1-of-1.safetensors", 1000)
     log = tmp_path / "log"
     assert Job(1, ["train", str(config)], log=log).wait() == [0]
     assert "step-00000010" in log.read_text()

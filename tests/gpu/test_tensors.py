@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distgan import randomness
-from distgan.checkpoint.loading import load_files
+from distgan.checkpoint.loading import load_sets
 from distgan.checkpoint.snapshot import Snapshot
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.evaluation.detectors.classifier import build_classifier
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_of_its_moment(tmp_path: Path, device: torch.device) -> 
         assert writer.save(1, {"state": tensors}, {})
         writer.copied()
         change(tensors, -1.0)
-    held = load_files(tmp_path / "step-00000001", ["state"])["state"]
+    held = load_sets(tmp_path / "step-00000001", ["state"])["state"]
     assert [name for name in expected if not torch.equal(held[name], expected[name])] == []
     assert threading.active_count() < 20
 

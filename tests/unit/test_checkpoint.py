@@ -17,7 +17,7 @@ import torch
 
 from distgan.checkpoint import directory, writer
 from distgan.checkpoint.directory import newest_valid, read_best
-from distgan.checkpoint.loading import load_files, load_state
+from distgan.checkpoint.loading import load_sets, load_state
 from distgan.checkpoint.snapshot import Snapshot
 from distgan.checkpoint.writer import CheckpointWriter
 from tests.checkpoints import assert_holds, contents, names, save
@@ -49,11 +49,13 @@ def test_directory_is_as_documented(folder: Path) -> None:
     assert names(folder) == ["latest", "step-00000060"]
     assert directory.newest_step(folder) == 60
     assert (folder / "latest").read_text() == "step-00000060\n"
-    assert names(path) == ["counters.safetensors", "generator.safetensors", "manifest.json", "state.json"]
+    assert names(path) == [
+        "counters.1-of-1.safetensors", "generator.1-of-1.safetensors", "layout.json", "manifest.json", "state.json",
+    ]  # fmt: skip
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["version"] == 1
     assert manifest["step"] == 60
-    for name in ("counters.safetensors", "generator.safetensors", "state.json"):
+    for name in ("counters.1-of-1.safetensors", "generator.1-of-1.safetensors", "layout.json", "state.json"):
         content = (path / name).read_bytes()
         assert manifest["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert newest_valid(folder) == path
@@ -79,13 +81,13 @@ def test_the_safetensors_library_reads_every_kind_of_tensor(folder: Path) -> Non
     with closing(CheckpointWriter(folder, keep=1)) as writer:
         writer.save(1, {"all": tensors, "empty": {}}, {}, blocking=True)
     path = folder / "step-00000001"
-    for read in (safetensors.torch.load_file(path / "all.safetensors"), load_files(path, ["all"])["all"]):
+    for read in (safetensors.torch.load_file(path / "all.1-of-1.safetensors"), load_sets(path, ["all"])["all"]):
         assert read.keys() == tensors.keys()
         for name, tensor in tensors.items():
             assert read[name].dtype == tensor.dtype, name
             assert read[name].shape == tensor.shape, name
             assert torch.equal(read[name], tensor), name
-    assert safetensors.torch.load_file(path / "empty.safetensors") == {}
+    assert load_sets(path, ["empty"]) == {"empty": {}}
 
 
 def test_host_memory_is_reused_until_the_layout_changes() -> None:
@@ -111,7 +113,7 @@ def test_changes_after_the_copy_do_not_reach_the_file(folder: Path, monkeypatch:
                 tensor.add_(1)
         go.set()
     path = folder / "step-00000005"
-    assert torch.equal(load_files(path, ["generator"])["generator"]["weight"], contents(5)["generator"]["weight"])
+    assert torch.equal(load_sets(path, ["generator"])["generator"]["weight"], contents(5)["generator"]["weight"])
     assert load_state(path)["list"] == [1]
 
 

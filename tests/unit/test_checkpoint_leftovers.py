@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 def test_pruning_leaves_what_it_did_not_write_and_what_is_damaged(folder: Path) -> None:
     with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
-        (folder / "step-00000001" / "generator.safetensors").write_bytes(b"short")
+        (folder / "step-00000001" / "generator.1-of-1.safetensors").write_bytes(b"short")
         (folder / "step-00000002").mkdir()
         (folder / "step-00000002" / "mine.txt").write_text("notes")
         (folder / "notes").mkdir()
@@ -41,13 +41,13 @@ def test_damaged_checkpoints_do_not_push_out_the_last_valid_one(folder: Path) ->
         for step in (1, 2, 3):
             save(writer, step)
     for step in (2, 3):
-        os.truncate(folder / f"step-{step:08d}" / "generator.safetensors", 100)
+        os.truncate(folder / f"step-{step:08d}" / "generator.1-of-1.safetensors", 100)
     save(CheckpointWriter(folder, keep=2), 4)
-    os.truncate(folder / "step-00000004" / "generator.safetensors", 100)
+    os.truncate(folder / "step-00000004" / "generator.1-of-1.safetensors", 100)
     assert newest_valid(folder) is None
     save(CheckpointWriter(folder, keep=2), 5)
     save(CheckpointWriter(folder, keep=2), 6)
-    os.truncate(folder / "step-00000006" / "generator.safetensors", 100)
+    os.truncate(folder / "step-00000006" / "generator.1-of-1.safetensors", 100)
     assert step_of(newest_valid(folder)) == 5
 
 
@@ -80,7 +80,7 @@ def test_what_a_killed_writer_left_is_settled(folder: Path) -> None:
     shutil.copytree(folder / "step-00000007", folder / "step-00000003.removed.tmp")
     (folder / "step-00000007").rename(folder / "step-00000007.tmp")
     (folder / "step-00000008.tmp").mkdir()
-    (folder / "step-00000008.tmp" / "generator.safetensors").write_bytes(b"half")
+    (folder / "step-00000008.tmp" / "generator.1-of-1.safetensors").write_bytes(b"half")
     (folder / "other.tmp").mkdir()
     CheckpointWriter(folder, keep=1)
     assert names(folder) == ["latest", "other.tmp", "step-00000007"]

@@ -198,5 +198,5 @@ def test_the_state_of_an_adaptive_augmentation_is_complete_or_absent() -> None:
 def test_a_state_of_an_adaptive_augmentation_that_cannot_be_is_refused(change: dict[str, Any], told: str) -> None:
     values = CONTROLLER | {f"controller/{name}": value for name, value in change.items()}
     saved = {name: torch.tensor(value) for name, value in values.items() if value is not None}
-    with pytest.raises(UserError, match=f"counters.safetensors: controller.*{told.removeprefix('controller')}"):
+    with pytest.raises(UserError, match=f"checkpoint: counters: controller.*{told.removeprefix('controller')}"):
         check_controller(Path("checkpoint"), saved)

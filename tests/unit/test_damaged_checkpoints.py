@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distgan.checkpoint.directory import newest_valid, verify
-from distgan.checkpoint.loading import load_files, load_state
+from distgan.checkpoint.loading import load_sets, load_state
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.errors import UserError
 from tests.checkpoints import contents, damage_flip, save
@@ -24,12 +24,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def damage_truncate(path: Path) -> None:
-    file = path / "generator.safetensors"
+    file = path / "generator.1-of-1.safetensors"
     os.truncate(file, file.stat().st_size - 1)
 
 
 def damage_missing(path: Path) -> None:
-    (path / "counters.safetensors").unlink()
+    (path / "counters.1-of-1.safetensors").unlink()
 
 
 def damage_no_manifest(path: Path) -> None:
@@ -48,12 +48,12 @@ def damage_symlink(path: Path) -> None:
     """A link that has the size and the content that the manifest speaks of."""
     target = path.parent / "elsewhere"
     target.write_text("x" * len(str(target)))
-    (path / "generator.safetensors").unlink()
-    (path / "generator.safetensors").symlink_to(target)
+    (path / "generator.1-of-1.safetensors").unlink()
+    (path / "generator.1-of-1.safetensors").symlink_to(target)
     content = target.read_bytes()
     manifest = json.loads((path / "manifest.json").read_text())
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["files"]["generator.safetensors"] = entry
+    manifest["files"]["generator.1-of-1.safetensors"] = entry
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -61,12 +61,12 @@ def damage_symlink(path: Path) -> None:
     ("damage", "named"),
     [
         (damage_truncate, " bytes, expected "),
-        (damage_flip, "generator.safetensors: damaged"),
-        (damage_missing, "counters.safetensors: cannot be read"),
+        (damage_flip, "generator.1-of-1.safetensors: damaged"),
+        (damage_missing, "counters.1-of-1.safetensors: cannot be read"),
         (damage_no_manifest, "manifest.json: cannot be read"),
         (damage_manifest, "manifest.json: damaged"),
         (damage_state, "state.json: damaged"),
-        (damage_symlink, "generator.safetensors: not a regular file"),
+        (damage_symlink, "generator.1-of-1.safetensors: not a regular file"),
     ],
 )
 def test_a_damaged_newest_falls_back_to_the_one_before(
@@ -111,11 +111,11 @@ def test_loading_names_what_is_missing_or_damaged(folder: Path) -> None:
     with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
     path = folder / "step-00000001"
-    with pytest.raises(UserError, match=r"has no other\.safetensors; it has .*generator"):
-        load_files(path, ["other"])
-    (path / "generator.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(UserError, match=r"generator\.safetensors"):
-        load_files(path, ["generator"])
+    with pytest.raises(UserError, match=r"has no other; it has .*generator"):
+        load_sets(path, ["other"])
+    (path / "generator.1-of-1.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(UserError, match=r"generator\.1-of-1\.safetensors"):
+        load_sets(path, ["generator"])
     for content in ("[1]", "{", "[" * 100_000, ""):
         (path / "state.json").write_text(content)
         with pytest.raises(UserError, match=r"state\.json"):
@@ -125,6 +125,7 @@ def test_loading_names_what_is_missing_or_damaged(folder: Path) -> None:
 def test_loaded_tensors_do_not_depend_on_the_file(folder: Path) -> None:
     with closing(CheckpointWriter(folder, keep=1)) as writer:
         save(writer, 1)
-    loaded = load_files(folder / "step-00000001", ["generator"])["generator"]
-    os.truncate(folder / "step-00000001" / "generator.safetensors", 0)  # a mapping of it would now be a bus error
+    loaded = load_sets(folder / "step-00000001", ["generator"])["generator"]
+    # A mapping of it would now be a bus error.
+    os.truncate(folder / "step-00000001" / "generator.1-of-1.safetensors", 0)
     assert torch.equal(loaded["weight"], contents(1)["generator"]["weight"])

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from distgan.distributed.parts import Held, Stored
+
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -80,17 +82,20 @@ class Engine(Protocol):
             change: changes a tensor in place. It must be elementwise, because it may get only a shard.
         """
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the network's state dict, complete on rank 0. Its tensors may be the live ones, not copies."""
+    def weights(self) -> dict[str, Held]:
+        """Return the network's state dict, with this rank's part of sharded tensors. All are live, not copies."""
 
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `weights` returned on rank 0; pass it on every rank. The caller has checked names and shapes."""
+    def load_weights(self, tensors: Mapping[str, Stored]) -> None:
+        """Load a state dict whose names and shapes the caller has checked."""
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Return `PARAMETER/QUANTITY` -> tensor, complete on rank 0. It is empty before the first step."""
+    def optimizer_state(self) -> dict[str, Held]:
+        """Return `PARAMETER/QUANTITY` -> tensor, with this rank's part of sharded tensors. Empty before the first step.
 
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `optimizer_state` returned on rank 0; pass it on every rank. An empty mapping clears the state.
+        All ranks return the same names. The tensors are live, not copies.
+        """
+
+    def load_optimizer_state(self, tensors: Mapping[str, Stored]) -> None:
+        """Load what `optimizer_state` returns, whole. An empty mapping clears the state.
 
         The caller has checked names and shapes.
         """
@@ -117,9 +122,9 @@ def apply_settings(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
         group.update(settings)
 
 
-def by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def by_parameter(tensors: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
     """Convert `PARAMETER/QUANTITY` -> tensor into parameter -> quantity -> tensor."""
-    nested: dict[str, dict[str, Tensor]] = {}
+    nested: dict[str, dict[str, Stored]] = {}
     for key, tensor in tensors.items():
         name, _, quantity = key.rpartition("/")
         nested.setdefault(name, {})[quantity] = tensor
@@ -135,13 +140,14 @@ def state_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def is_count(quantity: str, value: Tensor, parameter: Tensor) -> bool:
+def is_count(quantity: str, value: Tensor | Stored, parameter: Tensor) -> bool:
     """Return True if a tensor of the optimizer's state is one number for the whole parameter, such as `step`."""
     return quantity == "step" or (value.dim() == 0 and parameter.dim() > 0)
 
 
-def restore_state(optimizer: torch.optim.Optimizer, parameter: Tensor, quantity: str, value: Tensor) -> Tensor:
+def restore_state(optimizer: torch.optim.Optimizer, parameter: Tensor, quantity: str, stored: Stored) -> Tensor:
     """Return a saved tensor as the optimizer keeps it for a parameter."""
+    value = stored.whole()
     if value.shape == parameter.shape and not is_count(quantity, value, parameter):
         # Fused optimizer kernels ignore strides, so moments need the memory layout of their parameter.
         return torch.empty_like(parameter, requires_grad=False, dtype=value.dtype).copy_(value)

@@ -23,6 +23,7 @@ from distgan.distributed.engines.base import (
     restore_state,
     state_tensors,
 )
+from distgan.distributed.parts import Held, Stored, load_parts
 
 
 class DDPEngine:
@@ -90,20 +91,20 @@ class DDPEngine:
         for parameter in parameters:
             change(parameter)
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.network.state_dict()
+    def weights(self) -> dict[str, Held]:
+        return dict(self.network.state_dict())
 
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(tensors)
+    def load_weights(self, tensors: Mapping[str, Stored]) -> None:
+        load_parts(self.network.state_dict(), tensors)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> dict[str, Held]:
         return {
             f"{name}/{quantity}": value
             for name, parameter in self.network.named_parameters()
             for quantity, value in state_tensors(self.optimizer.state.get(parameter, {})).items()
         }
 
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_optimizer_state(self, tensors: Mapping[str, Stored]) -> None:
         self.optimizer.state.clear()
         parameters = dict(self.network.named_parameters())
         for name, quantities in by_parameter(tensors).items():

@@ -16,7 +16,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from distgan.distributed import collectives
 from distgan.distributed.engines.base import (
@@ -30,6 +30,7 @@ from distgan.distributed.engines.base import (
     restore_state,
     state_tensors,
 )
+from distgan.distributed.parts import Held, Part, Stored, load_parts, local_part
 from distgan.errors import UserError
 
 
@@ -120,39 +121,44 @@ class FSDPEngine:
         for parameter in parameters:
             change(_local(parameter))
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: _whole(tensor) for name, tensor in self.network.state_dict().items()}
+    def weights(self) -> dict[str, Held]:
+        return {name: local_part(tensor) for name, tensor in self.network.state_dict().items()}
 
-    @torch.no_grad()
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.network.state_dict().items():
-            _take(tensor, tensors[name])
+    def load_weights(self, tensors: Mapping[str, Stored]) -> None:
+        load_parts(self.network.state_dict(), tensors)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> dict[str, Held]:
         parameters = dict(self.network.named_parameters())
         return {
             f"{name}/{quantity}": value
             if is_count(quantity, value, parameters[name])
-            else _whole(_like(parameters[name], value))
+            else _share_of(parameters[name])._replace(values=value)
             for name, share in self._shares.items()
             for quantity, value in state_tensors(self.optimizer.state.get(share, {})).items()
         }
 
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def load_optimizer_state(self, tensors: Mapping[str, Stored]) -> None:
         self.optimizer.state.clear()
         parameters = dict(self.network.named_parameters())
         for name, quantities in by_parameter(tensors).items():
-            share = self._shares[name]
+            share, part = self._shares[name], _share_of(parameters[name])
             self.optimizer.state[share] = state = {}
             for quantity, value in quantities.items():
                 if is_count(quantity, value, parameters[name]):
                     state[quantity] = restore_state(self.optimizer, share, quantity, value)
                 else:
-                    state[quantity] = torch.empty_like(share, requires_grad=False)
-                    _take(_like(parameters[name], state[quantity]), value)
+                    own = value.elements(part.start, part.start + share.numel())
+                    state[quantity] = torch.empty_like(share, requires_grad=False).copy_(own.view(share.shape))
 
     def close(self) -> None:
         del self._runtime.sharded[self.network]
+
+
+def _share_of(parameter: Tensor) -> Part:
+    part = local_part(parameter)
+    assert isinstance(part, Part)
+    return part
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -160,34 +166,3 @@ def _local(tensor: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     with torch.no_grad():
         return tensor.to_local()
-
-
-def _like(parameter: Tensor, share: Tensor) -> DTensor:
-    """Return a DTensor that is sharded like `parameter`, with `share` as this rank's shard."""
-    assert isinstance(parameter, DTensor)
-    return DTensor.from_local(
-        share, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-    )
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Gather a DTensor into rank 0's host memory, because a GPU may not have room for all weights.
-
-    Other ranks get an empty tensor. A plain tensor is returned unchanged. Collective: call on every rank.
-    """
-    if not isinstance(tensor, DTensor):
-        return tensor
-    whole = tensor.full_tensor()
-    return whole.cpu() if collectives.rank() == 0 else whole.new_empty(0)
-
-
-def _take(tensor: Tensor, value: Tensor) -> None:
-    """Copy the full tensor `value` into `tensor`, which may be a DTensor."""
-    if isinstance(tensor, DTensor):
-        value = value.to(tensor.device)
-        # Every rank has the full value, so nothing needs to be sent.
-        _local(tensor).copy_(
-            _local(distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None))
-        )
-    else:
-        tensor.copy_(value)

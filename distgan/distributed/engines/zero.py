@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -31,6 +31,7 @@ from distgan.distributed.engines.base import (
     restore_state,
     state_tensors,
 )
+from distgan.distributed.parts import Held, Part, Stored, load_parts
 from distgan.errors import UserError
 
 _BUCKET_SIZE = 6_553_600
@@ -119,47 +120,44 @@ class ZeroEngine:
             change(parameter)
         self.module.optimizer.refresh_fp32_params()
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.network.state_dict()
+    def weights(self) -> dict[str, Held]:
+        return dict(self.network.state_dict())
 
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(tensors)
+    def load_weights(self, tensors: Mapping[str, Stored]) -> None:
+        load_parts(self.network.state_dict(), tensors)
         self.module.optimizer.refresh_fp32_params()
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def optimizer_state(self) -> dict[str, Held]:
+        return {
+            f"{name}/{quantity}": value
+            if is_count(quantity, value, self._share)
+            else Part(value[own.offset : own.offset + own.length], own.start, parameter.shape)
+            for quantity, value in state_tensors(self.optimizer.state.get(self._share, {})).items()
+            for name, parameter in self._trained.items()
+            for own in [_own_fragment(parameter)]
+        }
 
-        tensors = {}
-        for quantity, share in state_tensors(self.optimizer.state.get(self._share, {})).items():
-            for name, parameter in self._trained.items():
-                whole = (
-                    share
-                    if is_count(quantity, share, self._share)
-                    else safe_get_full_optimizer_state(parameter, quantity)
-                )
-                if collectives.rank() == 0:
-                    tensors[f"{name}/{quantity}"] = whole.cpu()  # because a GPU may not have room for all tensors
-        return tensors
-
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_optimizer_state
+    def load_optimizer_state(self, tensors: Mapping[str, Stored]) -> None:
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         moments, share, parameters = by_parameter(tensors), self._share, self._trained
         if not moments:
             self.optimizer.state.clear()
             return
         first = next(iter(moments))
-        self.optimizer.state[share] = {
+        self.optimizer.state[share] = state = {
             quantity: restore_state(self.optimizer, share, quantity, value)
             if is_count(quantity, value, parameters[first])
             else torch.zeros_like(share)
             for quantity, value in moments[first].items()
         }
-        lazy_init_hp_params_optimizer_state(list(parameters.values()), share, self.optimizer.state)
         for name, quantities in moments.items():
+            own = _own_fragment(parameters[name])
             for quantity, value in quantities.items():
                 if not is_count(quantity, value, parameters[name]):
-                    safe_set_full_optimizer_state(parameters[name], value, quantity)
+                    values = value.elements(own.start, own.start + own.length)
+                    state[quantity][own.offset : own.offset + own.length].copy_(values)
+        lazy_init_hp_params_optimizer_state(list(parameters.values()), share, self.optimizer.state)
 
     def close(self) -> None:
         self.module.destroy()  # its hooks on the parameters refer to it, and Python cannot collect them
@@ -170,6 +168,24 @@ class ZeroEngine:
         (share,) = self.optimizer.param_groups[0]["params"]
         assert isinstance(share, Tensor)
         return share
+
+
+class _Fragment(NamedTuple):
+    """Elements of a parameter whose optimizer state this rank has."""
+
+    start: int
+    """Row-major index of the first element in the parameter."""
+    offset: int
+    """Its index in this rank's shard."""
+    length: int
+
+
+def _own_fragment(parameter: nn.Parameter) -> _Fragment:
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed; None without elements here
+    if mapping is None:
+        return _Fragment(0, 0, 0)
+    inside, own = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+    return _Fragment(inside.start, own.start, own.numel)
 
 
 def _import_deepspeed() -> Any:
