@@ -166,6 +166,12 @@ def _average(options: argparse.Namespace) -> None:
     )
 
 
+def _merge(options: argparse.Namespace) -> None:
+    from distgan.checkpoint.merging import merge
+
+    write_line(merge(options.source, options.out, best=options.best))
+
+
 def _export(options: argparse.Namespace) -> None:
     shared = {"best": options.best, "overwrite": options.overwrite}
     if options.push is None:
@@ -255,6 +261,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": _evaluate,
     "probe": _probe,
     "average": _average,
+    "merge": _merge,
     "export": _export,
     "stop": _stop,
     "status": _status,

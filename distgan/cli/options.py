@@ -23,6 +23,7 @@ def add_commands(command: AddCommand) -> None:
         _evaluate,
         _probe,
         _average,
+        _merge,
         _export,
         _stop,
         _status,
@@ -205,6 +206,18 @@ def _average(command: AddCommand) -> None:
         "0.25)",
     )
     parser.add_argument("--out", metavar="PATH", help="folder to write (default: averages/std-STD-step-STEP in RUN)")
+
+
+def _merge(command: AddCommand) -> None:
+    parser = command(
+        "merge", "write a checkpoint as one plain safetensors file per set of tensors",
+        "The ranks of a run write a checkpoint in parts, NAME.r-of-W.safetensors. The result has one file,\n"
+        "NAME.1-of-1.safetensors, for other tools. It is a checkpoint too: evaluate, sample and\n"
+        "export take it, and train can resume from it.",
+    )  # fmt: skip
+    parser.add_argument("source", metavar="RUN", help="run folder, or a checkpoint in it")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to create")
+    _add_best(parser)
 
 
 def _export(command: AddCommand) -> None:

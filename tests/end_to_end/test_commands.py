@@ -31,7 +31,7 @@ from distgan.networks.representation import convolution_features
 from tests.commands import mistake, output
 from tests.labelled_shards import pictures, write_shards
 from tests.ranks import Job
-from tests.runs import recipe, rows, status, tensors
+from tests.runs import differing, recipe, rows, status, tensors
 from tests.shards import build_index
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +161,20 @@ def test_an_exported_generator_is_two_lines_away(run: Path, tmp_path: Path, caps
     learned = [name for name in average if "running" not in name]
     assert all(torch.equal(weights[name], average[name]) for name in learned)
     assert (weights["layers.0.running_var"] != 1).any(), "batch-norm statistics belong to the export"
+
+
+def test_a_merged_checkpoint_is_plain_and_is_one_too(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = tmp_path / "merged"
+    assert output(capsys, "merge", str(run), "--out", str(merged)).strip() == str(merged)
+    plain = {path.name.partition(".")[0]: safetensors.torch.load_file(path) for path in merged.glob("*.1-of-1.*")}
+    found = {f"{name}/{key}": value for name, of in plain.items() for key, value in of.items()}
+    assert differing(found, tensors(run, 4)) == []
+    for source in (run, merged):
+        output(capsys, "sample", str(source), "--num", "4", "--out", str(tmp_path / f"{source.name}.png"))
+    assert (tmp_path / "merged.png").read_bytes() == (tmp_path / "run.png").read_bytes()
+    assert "exists; remove it" in mistake(capsys, "merge", str(run), "--out", str(merged))
 
 
 def test_a_program_computes_what_the_run_does(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
