@@ -28,6 +28,7 @@ from distgan.monitoring.diagnosis import why_stop
 from distgan.monitoring.trackers import check_installed
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Attempt, Result, record_outcome
+from distgan.runs.shared import check_shared
 from distgan.runs.stop_request import StopRequest
 from distgan.schedule import (
     discriminator_updates,
@@ -105,6 +106,7 @@ def train(
                 check_installed(config.monitoring.trackers)
             validate_evaluation(config, index)
         check_ranks_agree(config, index, runtime)
+        check_shared(Path(config.run_dir), runtime)
         log_warnings(config, index, runtime)
         train_part = partial(_train_part, config, index, runtime, stop, attempt, callbacks or Callbacks())
         end = train_part(resume, accepted)

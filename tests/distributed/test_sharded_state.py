@@ -1,8 +1,10 @@
-"""The state of every engine in a checkpoint, exact under any other engine and number of ranks."""
+"""The state of every engine in a checkpoint, exact under any other engine and number of ranks; one folder for all."""
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from distgan.checkpoint.loading import load_sets
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.distributed.runtime import Runtime
 from distgan.players.player import Player
+from distgan.runs import shared
 from tests.distributed.test_engines import PENALISED
 from tests.distributed.test_players import build, small_config
 from tests.engines import LAUNCHED, needs, stored, under, whole
-from tests.ranks import RankPool
+from tests.ranks import Job, RankPool
+from tests.runs import recipe, status
 
 State = dict[str, dict[str, Tensor]]
 
@@ -82,3 +86,23 @@ def test_a_state_is_exact_under_any_engine_and_number_of_ranks(
     sizes = [sum(file.stat().st_size for file in path.glob(f"*.{number}-of-*")) for number in written]
     assert max(sizes) < 1.5 * sum(sizes) / world_size
     assert_same(ranks.run(then_size, under, LAUNCHED[then], load_state, path)[0], state)
+
+
+def in_a_folder_of_its_own(folder: Path) -> None:
+    own = folder / os.environ["RANK"]
+    own.mkdir()
+    os.chdir(own)
+    shared._PATIENCE_SECONDS = 0.5
+
+
+def test_ranks_that_do_not_see_one_folder_are_refused(tmp_path: Path, digits: Path) -> None:
+    config = recipe(tmp_path, digits, run_dir="run", training={"steps": 1})
+    job = Job(2, ["train", str(config)], log=tmp_path / "log", before=partial(in_a_folder_of_its_own, tmp_path))
+    assert job.wait() == [2, 2]
+    said = [line for line in (tmp_path / "log").read_text().splitlines() if "distgan: error:" in line]
+    (line,) = said
+    assert "run_dir = run: rank 1 on " in line
+    assert "does not see the files of rank 0" in line
+    assert "storage that all nodes mount" in line
+    assert status(tmp_path / "0" / "run")["outcome"] == "failed"
+    assert not list((tmp_path / "0" / "run").glob(".shared-*"))
