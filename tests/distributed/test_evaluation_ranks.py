@@ -134,7 +134,7 @@ def single_image(shards: str, cache: Path) -> str:
 
 def test_no_rank_waits_for_a_distance_that_cannot_be(ranks: RankPool, shards: str, tmp_path: Path) -> None:
     for message in ranks.run(2, single_image, shards, tmp_path):
-        assert "covariance: found 1 samples, expected at least 2" in message
+        assert "covariance: found 1 samples of one side, expected at least 2" in message
 
 
 def missing_weights(folder: Path) -> str:

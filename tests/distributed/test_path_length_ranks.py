@@ -44,7 +44,8 @@ def test_lengths_do_not_depend_on_the_ranks(
     (expected,) = ranks.run(1, measured, weights, str(tmp_path), architecture, metrics)
     assert all(value > 0 for value in expected.values())
     for found in ranks.run(2, measured, weights, str(tmp_path), architecture, metrics):
-        assert found == pytest.approx(expected, rel=1e-9, abs=0)
+        # Kernels round by the number of threads, which differs with that of ranks, and a step of 1e-4 magnifies it.
+        assert found == pytest.approx(expected, rel=0, abs=1e-4)
 
 
 def refused(weights: str, cache: str) -> str:

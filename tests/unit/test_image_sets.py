@@ -219,8 +219,8 @@ def test_a_score_of_one_set(tmp_path: Path) -> None:
 
 def test_one_image_has_no_covariance(sets: Path, tmp_path: Path) -> None:
     one = write_folder(tmp_path / "one", FAKES[:1])
-    assert "found 1 samples, expected at least 2" in refused(one, sets / "reals")
-    assert "found 1 samples, expected at least 2" in refused(sets / "fakes", one)
+    assert "found 1 samples of one side, expected at least 2" in refused(one, sets / "reals")
+    assert "found 1 samples of one side, expected at least 2" in refused(sets / "fakes", one)
 
 
 @pytest.mark.parametrize(
