@@ -28,7 +28,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distgan.errors import UserError
-from distgan.files import publish_folder, read_bounded, write_atomically
+from distgan.files import publish_folder, read_bounded, temporary_pattern, write_atomically
 
 logger = logging.getLogger("distgan")
 
@@ -36,6 +36,7 @@ JSON_LIMIT = 64 << 20
 USE_OLDER = "use an older checkpoint (train: --resume RUN/checkpoints/step-N)"
 """Fix in the error messages about a damaged checkpoint."""
 _COMPLETE = re.compile(r"step-(\d{8,18})")
+_HALF_WRITTEN = re.compile("|".join(map(temporary_pattern, ("latest", "best.json"))))
 _UNFINISHED = re.compile(r"(step-\d{8,18})(\.removed)?\.tmp")
 
 
@@ -203,6 +204,9 @@ def settle_unfinished(folder: Path) -> None:
         return
     # In reverse order: remove a replaced checkpoint (.removed.tmp) only after its successor is published.
     for path in sorted(folder.iterdir(), reverse=True):
+        if _HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
+            continue
         match = _UNFINISHED.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir():
             continue

@@ -82,6 +82,8 @@ def test_what_a_killed_writer_left_is_settled(folder: Path) -> None:
     (folder / "step-00000008.tmp").mkdir()
     (folder / "step-00000008.tmp" / "generator.1-of-1.safetensors").write_bytes(b"half")
     (folder / "other.tmp").mkdir()
+    for name in (".latest.12-ab.tmp", ".best.json.12-ab.tmp"):
+        (folder / name).write_text("half")
     CheckpointWriter(folder, keep=1)
     assert names(folder) == ["latest", "other.tmp", "step-00000007"]
     assert_holds(folder / "step-00000007", 7)
