@@ -201,7 +201,7 @@ def table(recipes: list[Recipe], budget: str) -> str:
         "a classifier trained on the same data. They compare only between rows on the same data, and with nothing",
         "published.",
         "",
-        "- Classes found: classes with at least a tenth of their share in the data among the samples.",
+        "- classes[classifier]: classes with at least a tenth of their share in the data among the samples.",
         "- Smallest class: share of the rarest class among the samples.",
         "- Samples/s: training speed, which depends on the machine and its load.",
         "",

@@ -24,7 +24,7 @@ MODES, DIVERGENCE = "stacked_mnist[stacked_digits]", "stacked_mnist_kl[stacked_d
 
 _PENALTIES = (
     "discriminator.normalization=none",
-    *(f"objective.{name}={{gamma: 1, every: 4}}" for name in ("r1", "r2")),
+    *(f"objective.{name}={{gamma: 0.1, every: 4}}" for name in ("r1", "r2")),
 )
 OBJECTIVES: dict[str, tuple[str, ...]] = {
     "DCGAN": (),
