@@ -10,7 +10,8 @@ demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, evalua
 	$(BIN)/python tools/demo.py
 
 test: $(INSTALLED)  ## run all tests that are not marked slow, about 18 minutes on two cores
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests --ignore tests/unit
 
 test-slow: $(INSTALLED)  ## run the tests that are marked slow, including those of test-cluster and test-image
 	$(BIN)/python -m pytest tests -m slow --timeout 3600
