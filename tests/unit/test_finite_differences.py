@@ -231,6 +231,7 @@ def test_spectral_norm_with_batch_statistics_is_refused() -> None:
         ({"gamma": 1.0, "sigma": 0.1}, {}, ["r1.sigma", "finite_difference"]),
         ({**BY_DIFFERENCES, "fraction": 0}, {}, ["r1.fraction"]),
         ({**BY_DIFFERENCES, "fraction": 0.3}, {}, ["r1.fraction", "0.3", "0.25"]),
+        ({**BY_DIFFERENCES, "sigma": 1e-9}, {}, ["r1.sigma", "greater than or equal to"]),
         ({**BY_DIFFERENCES, "draws": 0}, {}, ["r1.draws"]),
         ({**BY_DIFFERENCES, "fraction": 0.5}, {"normalization": "synchronized"}, ["r1.fraction", "normalization"]),
     ],
@@ -251,4 +252,4 @@ def test_a_fraction_is_a_whole_number_of_samples() -> None:
 def test_the_step_depends_on_the_kind_of_data() -> None:
     penalty = config_of(r1=BY_DIFFERENCES).objective.r1
     assert penalty is not None
-    assert [penalty.step(kind) for kind in ("images", "text", "points")] == [0.03, 0.03, 0.1]
+    assert [penalty.step(kind) for kind in ("images", "text", "points", "latents")] == [0.03, 0.03, 0.1, 0.1]

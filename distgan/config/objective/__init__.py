@@ -27,8 +27,9 @@ class ZeroCenteredPenaltyConfig(Section):
     """`exact`: the gradient by automatic differentiation, whose backward pass needs second derivatives.
     `finite_difference`: an estimate from differences of logits along random directions, which needs first derivatives
     only. It is for smooth discriminators: with kinks, as of LeakyReLU, its gradient is not that of `exact`."""
-    sigma: Positive | None = None
-    """Standard deviation of the step along each coordinate. null: 0.03 for images and text, 0.1 for points."""
+    sigma: Annotated[Real, Field(ge=1e-5)] | None = None
+    """Standard deviation of the step along each coordinate; smaller ones would measure rounding. null: 0.03 for images
+    and text, 0.1 for points and latents."""
     antithetic: bool = True
     """Take the difference of D(x + s n) and D(x - s n), over 2 s. Otherwise that of D(x + s n) and D(x), over s, which
     is cheaper and has a larger error."""
@@ -51,7 +52,7 @@ class ZeroCenteredPenaltyConfig(Section):
 
     def step(self, kind: str) -> float:
         """Return `sigma` for a kind of data, with its default filled in."""
-        return self.sigma if self.sigma is not None else {"points": 0.1}.get(kind, 0.03)
+        return self.sigma if self.sigma is not None else {"points": 0.1, "latents": 0.1}.get(kind, 0.03)
 
 
 class GradientPenaltyConfig(Section):
