@@ -127,41 +127,6 @@ class Config(Section, metaclass=_OneLineErrors):
         found = {metric.detector.key: metric.detector for metric in self.metrics if metric.detector}
         return list(found.values())
 
-    @property
-    def config_warnings(self) -> tuple[str, ...]:
-        """What the run will do as told, though its user may not want it; one line each."""
-        found = []
-        targets, objective = self.objective.label_smoothing, self.objective
-        if targets is not None and targets.fake not in (0.0, (0.0, 0.0)):
-            found.append(
-                f"objective.label_smoothing.fake = {targets.fake}: with targets above 0 for generated samples the "
-                "optimal discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so "
-                "that the generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
-            )
-        held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
-        discriminator = self.discriminator.facts
-        if objective.adversarial.facts.estimates_wasserstein and not held and not discriminator.bounds_slope:
-            found.append(
-                f"objective.adversarial = {objective.adversarial.family}: nothing bounds the critic's slope, so that "
-                "its loss has no minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
-                "discriminator.spectral_norm=true with discriminator.normalization=none"
-            )
-        for name in ("r1", "r2"):
-            if getattr(objective, name) is not None and discriminator.normalizes_batch:
-                found.append(
-                    f"objective.{name}: with batch norm in the discriminator each logit depends on the whole batch, so "
-                    "that the penalty is not on each sample's own gradient; set discriminator.normalization to layer "
-                    "or none"
-                )
-        for role in ("generator", "discriminator"):
-            size = getattr(self, role).facts.reference_samples or 0
-            if size // self.micro_batch >= 16:
-                found.append(
-                    f"{role}.reference_size = {size}: each pass through the network runs its reference batch too, "
-                    f"which is {size // self.micro_batch} times the micro-batch of {self.micro_batch}; lower it"
-                )
-        return tuple(found)
-
     @model_validator(mode="after")
     def _fill_in(self) -> Config:
         for role, micro_batch in (("generator", self.generator_micro_batch), ("discriminator", self.micro_batch)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
@@ -43,12 +44,12 @@ class Reals(NamedTuple):
     labels: Tensor
 
 
-class SampleSet(Index):
+class SampleSet(Index, ABC):
     """Samples that are not members of shards. It has of an index what evaluation asks for, and reads them itself."""
 
+    @abstractmethod
     def read(self, data: DataConfig, batches: Iterable[Tensor]) -> Iterator[Reals]:
         """Yield the readable samples of each batch of sample numbers (n,), in order."""
-        raise NotImplementedError
 
 
 def read_reals(data: DataConfig, index: Index, batches: Iterable[Tensor]) -> Iterator[Reals]:

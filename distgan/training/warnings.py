@@ -38,9 +38,42 @@ def log_warnings(config: Config, index: Index, runtime: Runtime) -> None:
 def run_warnings(config: Config, index: Index, device: torch.device) -> list[str]:
     """Return a line for each setting of a run that is valid but may be unintended. It reads a few images."""
     return [
-        *config.config_warnings, *growth_warnings(config), *unlisted(config.data.path, index),
+        *config_warnings(config), *growth_warnings(config), *unlisted(config.data.path, index),
         *_about_precision(config, device), *_about_labels(config, index), *_about_colors(config, index),
     ]  # fmt: skip
+
+
+def config_warnings(config: Config) -> Iterator[str]:
+    """Yield a line for each setting of a config that is valid but may be unintended, whatever the data are."""
+    targets, objective = config.objective.label_smoothing, config.objective
+    if targets is not None and targets.fake not in (0.0, (0.0, 0.0)):
+        yield (
+            f"objective.label_smoothing.fake = {targets.fake}: with targets above 0 for generated samples the "
+            "optimal discriminator, (alpha p + beta q) / (p + q), no longer vanishes where there is no data, so "
+            "that the generator is held to its present mistakes (Salimans et al. 2016, section 3.4); leave it at 0"
+        )
+    held = objective.weight_clipping or objective.gradient_penalty or objective.r1 or objective.r2
+    discriminator = config.discriminator.facts
+    if objective.adversarial.facts.estimates_wasserstein and not held and not discriminator.bounds_slope:
+        yield (
+            f"objective.adversarial = {objective.adversarial.family}: nothing bounds the critic's slope, so that "
+            "its loss has no minimum; set objective.gradient_penalty={} or objective.weight_clipping={}, or "
+            "discriminator.spectral_norm=true with discriminator.normalization=none"
+        )
+    for name in ("r1", "r2"):
+        if getattr(objective, name) is not None and discriminator.normalizes_batch:
+            yield (
+                f"objective.{name}: with batch norm in the discriminator each logit depends on the whole batch, so "
+                "that the penalty is not on each sample's own gradient; set discriminator.normalization to layer "
+                "or none"
+            )
+    for role in ("generator", "discriminator"):
+        size = getattr(config, role).facts.reference_samples or 0
+        if size // config.micro_batch >= 16:
+            yield (
+                f"{role}.reference_size = {size}: each pass through the network runs its reference batch too, "
+                f"which is {size // config.micro_batch} times the micro-batch of {config.micro_batch}; lower it"
+            )
 
 
 def _about_precision(config: Config, device: torch.device) -> Iterator[str]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distgan.config import dump_config, json_schema, load_config, parse_config
 from distgan.errors import UserError
 from distgan.files import cache_folder
+from distgan.training.warnings import config_warnings
 from tests.configs import MINIMAL, VALID, write
 
 
@@ -242,7 +243,7 @@ def test_virtual_batch_norm_gets_a_reference_batch_as_large_as_a_micro_batch_of_
     ],
 )
 def test_doubts(tmp_path: Path, override: str, doubts: list[str]) -> None:
-    found = load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [override]).config_warnings
+    found = list(config_warnings(load_config(write(tmp_path, yaml.safe_dump(MINIMAL)), [override])))
     assert len(found) == len(doubts)
     assert all(part in line for part, line in zip(doubts, found, strict=True))
 
