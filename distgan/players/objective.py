@@ -59,7 +59,7 @@ class DiscriminatorObjective(Objective):
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
             with self._autocast(reals, penalized=penalized):
                 held.enter_context(reference_moments(self.network))
-            sides = Side("real", reals, batch.real_labels, "r1", r1), Side("fake", fakes, labels, "r2", r2)
+            sides = Side("real", reals, batch.real_labels, r1), Side("fake", fakes, labels, r2)
             real, fake = self._judge_sides(sides, batch, images)
             reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
             loss = self._adversarial(real_logits, fake_logits, batch)

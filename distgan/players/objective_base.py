@@ -264,7 +264,8 @@ class Objective(nn.Module):
 
         def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
             augmented = self._perturb_levels(self._augment(samples, "extra terms", batch, images), "extra terms", batch)
-            return at_least_float32(self.discriminator.forward(augmented, labels))
+            with sdpa_kernel(SDPBackend.MATH):  # other kernels of attention have no second derivative
+                return at_least_float32(self.discriminator.forward(augmented, labels))
 
         uniform, normal = self._drawing("extra terms", batch, batch.latents)
         layer = self._feature_layer or ""
@@ -299,8 +300,9 @@ def _repeated(batch: MicroBatch, samples: Tensor) -> MicroBatch:
     repeats, rest = divmod(len(samples), len(batch.addresses))
     if rest:
         raise UserError(
-            f"objective.augmentation: found {len(samples)} samples of a micro-batch of {len(batch.addresses)}, "
-            "expected a multiple; call view.judge with whole batches",
+            f"objective.terms: view.judge: found {len(samples)} samples of a micro-batch of {len(batch.addresses)}, "
+            "expected a multiple, because objective.augmentation and noise of levels have draws for its samples; call "
+            "it with whole batches",
             everywhere=True,
         )
     return batch._replace(addresses=batch.addresses.repeat(repeats))

@@ -41,10 +41,8 @@ class Side(NamedTuple):
     """`real` or `fake`."""
     samples: Tensor
     labels: Tensor | None
-    key: str
-    """Key of their zero-centered penalty: `r1` or `r2`."""
     penalty: ZeroCenteredPenaltyConfig | None
-    """The penalty, if it is due."""
+    """Their zero-centered penalty, if it is due."""
 
     @property
     def is_exact(self) -> bool:

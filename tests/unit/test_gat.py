@@ -53,7 +53,8 @@ def config_of(**changes: Any) -> Config:
             "discriminator": {**network, "projection_size": 12},
             "objective": {"adversarial": "relativistic_paired", "r1": differences, "r2": differences, **changes},
             "training": {"steps": 1, "batch_size": BATCH},
-        }
+        },
+        trust=True,
     )
 
 
@@ -327,3 +328,25 @@ def test_a_run_is_loaded_and_exported(tmp_path: Path) -> None:
     images = generator(generator.latents(2), generator.labels(2))
     assert images.shape == (2, 1, SIDE, SIDE)
     assert torch.equal(load_generator(tmp_path / "exported")(generator.latents(2), generator.labels(2)), images)
+
+
+class InputGradient:
+    """A penalty of a user's, by automatic differentiation of what `view.judge` returns."""
+
+    def __call__(self, view: Any) -> Tensor:
+        points = view.fakes.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(view.judge(points, view.labels).sum(), points, create_graph=True)
+        penalty: Tensor = gradient.square().sum()
+        return penalty
+
+
+def test_a_users_term_differentiates_attention_twice() -> None:
+    term = {"term": f"{__name__}:InputGradient", "player": "discriminator"}
+    config = config_of(r1=None, r2=None, terms=[term])
+    generator, discriminator = networks(config)
+    latents, reals = torch.randn(BATCH, LATENT).double(), torch.randn(BATCH, CHANNELS, SIDE, SIDE).double()
+    batch = MicroBatch(torch.arange(BATCH), latents, LABELS, reals, LABELS)
+    loss, parts = DiscriminatorObjective(discriminator, generator, config, None)(batch, 0, 0)
+    loss.backward()
+    assert parts["loss/discriminator.InputGradient"] > 0
+    assert all(parameter.grad is not None for parameter in discriminator.blocks.parameters())  # type: ignore[operator]

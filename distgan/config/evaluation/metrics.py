@@ -214,9 +214,9 @@ class MetricConfig(NamedSection):
     """Metric: `fid`, `fid_infinity`, `mifid`, `inception_score`, `kid`, `precision_recall`, `density_coverage`,
     `sliced_wasserstein`, `ppl` or `classes` for images, `ngram_js` for text, `modes` for points, or the import path of
     a `torchmetrics.Metric` of your own. `fid50k_full`, `kid50k_full`, `is50k`, `pr50k3_full` and `ppl2_wend` are `fid`,
-    `kid`, `inception_score`, `precision_recall` and `ppl` after StyleGAN's protocols of these names;
-    docs/metrics.md has the differences. `stacked_mnist` is
-    `classes` with `stacked_digits` and 26,000 samples, of which one finds a class."""
+    `kid`, `inception_score`, `precision_recall` and `ppl` after StyleGAN's protocols of these names; docs/metrics.md
+    has the differences. `stacked_mnist` is `classes` with `stacked_digits` and 26,000 samples, of which one finds a
+    class."""
     name: Annotated[str, AfterValidator(_value_name)] | None = None
     """Name of its values, to tell two metrics of one class apart. null: that of the metric, or of the class."""
     detector: DetectorConfig | None = None

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distgan.networks.gat.generator import LEVELS
 from distgan.networks.gat.layers import (
+    LEVELS,
     Attention,
     GatedDense,
     Rotation,

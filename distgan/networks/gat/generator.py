@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distgan.distributed import collectives
 from distgan.networks.gat.layers import (
+    LEVELS,
     Attention,
     GatedDense,
     Rotation,
@@ -24,7 +25,6 @@ from distgan.networks.layers.equalized import pixel_norm
 from distgan.networks.layers.stage import Stage
 from distgan.networks.shape import SampleShape
 
-LEVELS = 4
 _AVERAGE_DECAY = 0.995
 _STYLE_GAIN = 0.1
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from distgan.errors import UserError
 from distgan.networks.shape import SampleShape
 
+LEVELS = 4
+"""Outputs of the generator, each after as many blocks."""
 _BASE = 10_000.0
 _EPS = 1e-6
 
@@ -29,8 +31,8 @@ def patches_per_side(role: str, shape: SampleShape, patch_size: int, width: int,
             f"{role}.heads = {heads}: found {role}.width = {width}, expected a multiple of 4 x {heads} = {4 * heads}; "
             "change one of them"
         )
-    if depth % 4:
-        raise UserError(f"{role}.depth = {depth}: expected a multiple of 4, one part for each output level")
+    if depth % LEVELS:
+        raise UserError(f"{role}.depth = {depth}: expected a multiple of {LEVELS}, one part for each output level")
     return shape.resolution // patch_size
 
 
