@@ -157,8 +157,11 @@ class Config(Section, metaclass=_OneLineErrors):
             self._check_precision(role, network)
         augmentation = self.objective.augmentation
         if augmentation is not None and kind not in augmentation.facts.kinds:
+            suited = [name for name, built_in in augmentation.built_in.items() if kind in built_in.options.kinds]
+            fix = f"choose {' or '.join(suited)}, or leave it out" if suited else "leave it out"
+            why = ", whose channels are no colors and do not reach from -1 to 1" if kind == "latents" else ""
             raise ValueError(
-                f"objective.augmentation: {augmentation.augmentation} does not augment {kind} (data.kind); leave it out"
+                f"objective.augmentation: {augmentation.augmentation} does not augment {kind} (data.kind){why}; {fix}"
             )
         if self.evaluation.every and not self.metrics:
             raise ValueError(

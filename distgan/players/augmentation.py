@@ -48,7 +48,12 @@ class InputAugmentation:
         return self._controller.probability
 
     def __call__(
-        self, samples: Tensor, images: int, uniform: Callable[..., Tensor], normal: Callable[..., Tensor]
+        self,
+        samples: Tensor,
+        images: int,
+        uniform: Callable[..., Tensor],
+        normal: Callable[..., Tensor],
+        reference: Tensor | None = None,
     ) -> Tensor:
         """Augment samples (n, *sizes) in full precision.
 
@@ -56,14 +61,17 @@ class InputAugmentation:
             images: images before this step.
             uniform: draws U[0, 1) of shape (n, *shape), as for `AugmentationDraws`.
             normal: draws N(0, 1).
+            reference: (n, *sizes), see `AugmentationDraws`.
 
         Raises:
             UserError: a user's augmentation failed, returned another shape or dtype, or no gradient where the samples
                 have one.
         """
         samples = at_least_float32(samples)
+        reference = None if reference is None else reference.to(samples.dtype)
         with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self._name} failed", everywhere=True):
-            augmented = self._transform(samples, AugmentationDraws(uniform, normal, self.probability(images)))
+            draws = AugmentationDraws(uniform, normal, self.probability(images), reference)
+            augmented = self._transform(samples, draws)
         if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (samples.shape, samples.dtype):
             is_tensor = isinstance(augmented, Tensor)
             found = f"{augmented.dtype} {tuple(augmented.shape)}" if is_tensor else type(augmented).__name__

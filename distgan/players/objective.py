@@ -152,7 +152,7 @@ class DiscriminatorObjective(Objective):
         for draw in range(penalty.draws):
             step = penalty.step(self.kind) * self._normal(f"finite differences of {side.kind}/{draw}", few, points)
             for end in (points + step, points - step) if penalty.antithetic else (points + step,):
-                moved = end if augmented else self._augment(end, side.kind, few, images)
+                moved = end if augmented else self._augment(end, side.kind, few, images, points)
                 ends.append(Pass(self._perturb_levels(moved, side.kind, few), labels, True, False))
         return ends
 

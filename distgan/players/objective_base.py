@@ -154,21 +154,27 @@ class Objective(nn.Module):
         self.layers[layer] = key
         return layer
 
-    def _augment(self, samples: Tensor, kind: str, batch: MicroBatch, images: int) -> Tensor:
+    def _augment(
+        self, samples: Tensor, kind: str, batch: MicroBatch, images: int, reference: Tensor | None = None
+    ) -> Tensor:
         """Augment inputs of the discriminator, if the config has an augmentation.
 
         Args:
             samples: (k n, *sizes) for any k; all k share the draws of the batch.
             kind: purpose of the draws, so that reals and fakes have their own.
             images: images before this step, which the probability may follow.
+            reference: samples of the same shape, of which statistics are taken; None for those given.
         """
         if self.augmentation is None:
             return samples
-        # All levels of a sample share its draws.
+        # All levels of a sample share its draws, and the statistics of the last one.
         levels = samples.shape[1] // self.channels if self.levels > 1 else 1
         rows = samples if levels == 1 else torch.cat(samples.chunk(levels, dim=1))
+        if levels > 1:
+            last = (samples if reference is None else reference)[:, -self.channels :]
+            reference = last.repeat(levels, 1, 1, 1)
         draws = self._drawing(f"augmentation of {kind}", _repeated(batch, rows), rows)
-        augmented = self.augmentation(rows, images, *draws)
+        augmented = self.augmentation(rows, images, *draws, reference)
         return augmented if levels == 1 else torch.cat(augmented.chunk(levels), dim=1)
 
     def _perturb_levels(self, samples: Tensor, kind: str | None, batch: MicroBatch) -> Tensor:

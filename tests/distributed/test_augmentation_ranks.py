@@ -45,7 +45,8 @@ def augmented(accumulation: int, name: str) -> dict[str, Any]:
     config = parse_config(
         {
             "run_dir": "unused",
-            "data": {"path": "unused", "resolution": 16},
+            "data": {"path": "unused", "resolution": 16, "kind": "latents" if "latent" in name else "images"},
+            **{key: {"architecture": "r3gan"} for key in ("generator", "discriminator")},
             "objective": {"augmentation": section},
             "training": {"steps": 1, "batch_size": BATCH, "gradient_accumulation_steps": accumulation},
         }
@@ -73,7 +74,7 @@ def augmented(accumulation: int, name: str) -> dict[str, Any]:
     return {"images": images, "probabilities": probabilities, "state": controller.state()}
 
 
-@pytest.mark.parametrize("name", ["ada", "diffaugment"])
+@pytest.mark.parametrize("name", ["ada", "diffaugment", "latent_diffaugment"])
 def test_ranks_and_micro_batches_do_not_matter(ranks: RankPool, name: str) -> None:
     [alone] = ranks.run(1, augmented, 1, name)
     assert len(set(alone["probabilities"])) > 2, "it moves"

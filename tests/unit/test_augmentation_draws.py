@@ -16,11 +16,13 @@ from distgan import randomness
 from distgan.losses.augmentation import AugmentationDraws
 from distgan.losses.augmentation.ada import Ada, Parameters
 from distgan.losses.augmentation.diffaugment import DiffAugment
+from distgan.losses.augmentation.latent_diffaugment import LatentDiffAugment
 from tools import augmentations
 from tools.bench.augmentation import released_operators
 
 COUNT, SIDE = 10_000, 32
 ALL = dict.fromkeys(("frequency_filter", "noise", "cutout"), 1.0)
+PIPES = [Ada(**ALL), DiffAugment(), LatentDiffAugment()]
 
 
 def draws_at(positions: Sequence[int] | Tensor, probability: float | Tensor, seed: int = 0) -> AugmentationDraws:
@@ -149,7 +151,7 @@ def test_nothing_changes_at_probability_0() -> None:
         assert torch.equal(DiffAugment()(images, draws_at(range(8), probability)), images)
 
 
-@pytest.mark.parametrize("pipe", [Ada(**ALL), DiffAugment()], ids=["ada", "diffaugment"])
+@pytest.mark.parametrize("pipe", PIPES, ids=lambda pipe: type(pipe).__name__)
 @pytest.mark.parametrize(("channels", "side"), [(3, 32), (1, 16), (3, 20), (1, 4)])
 def test_a_sample_alone_equals_the_sample_in_a_batch(
     pipe: Callable[[Tensor, AugmentationDraws], Tensor], channels: int, side: int
@@ -180,7 +182,7 @@ def test_the_pictures_of_the_page_are_of_these_transforms() -> None:
         assert np.abs(found - drawn).mean() < 1, "run tools/augmentations.py"
 
 
-@pytest.mark.parametrize("pipe", [Ada(**ALL), DiffAugment()], ids=["ada", "diffaugment"])
+@pytest.mark.parametrize("pipe", PIPES, ids=lambda pipe: type(pipe).__name__)
 def test_gradients_of_the_whole_pipe(pipe: Callable[[Tensor, AugmentationDraws], Tensor]) -> None:
     images = torch.randn(3, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     draws = draws_at([3, 4, 5], 0.9)

@@ -96,15 +96,39 @@ class DiffAugmentOptions(AugmentationOptions):
 
     @model_validator(mode="after")
     def _check(self) -> DiffAugmentOptions:
-        twice = {name for name in self.policy if self.policy.count(name) > 1}
-        if twice:
-            raise ValueError(f"policy: {min(twice)} is there twice; name each transform once")
+        _check_once(self.policy)
         return self
+
+
+class LatentDiffAugmentOptions(AugmentationOptions):
+    """DiffAugment of latents (Hyun et al. 2026, released code)."""
+
+    kinds = ("latents",)
+
+    policy: Annotated[tuple[Literal["color", "translation", "cutout", "flip"], ...], Field(min_length=1)] = (
+        "color", "translation", "cutout", "flip",
+    )  # fmt: skip
+    """Transforms in the order in which they are applied. `color` changes half of the samples, and `flip` 40 % of
+    them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LatentDiffAugmentOptions:
+        _check_once(self.policy)
+        return self
+
+
+def _check_once(policy: tuple[str, ...]) -> None:
+    twice = {name for name in policy if policy.count(name) > 1}
+    if twice:
+        raise ValueError(f"policy: {min(twice)} is there twice; name each transform once")
 
 
 AUGMENTATIONS = {
     "ada": BuiltIn("distgan.losses.augmentation.ada:Ada", AdaOptions),
     "diffaugment": BuiltIn("distgan.losses.augmentation.diffaugment:DiffAugment", DiffAugmentOptions),
+    "latent_diffaugment": BuiltIn(
+        "distgan.losses.augmentation.latent_diffaugment:LatentDiffAugment", LatentDiffAugmentOptions
+    ),
 }
 
 
@@ -129,10 +153,12 @@ class AugmentationConfig(NamedSection):
     facts_base: ClassVar = AugmentationOptions
 
     augmentation: str
-    """Augmentation: `ada`, `diffaugment`, or the import path of your own."""
+    """Augmentation: `ada` or `diffaugment` of images, `latent_diffaugment` of latents, or the import path of your
+    own."""
     probability: ScheduledProbability | None = None
-    """Probability of each transform (`ada`) or of all at once (`diffaugment`): a number, a schedule, or `adaptive`,
-    which controls it by the discriminator's overfitting. null: `adaptive` for `ada`, 1 for `diffaugment`."""
+    """Probability of each transform (`ada`) or of all at once (`diffaugment`, `latent_diffaugment`): a number, a
+    schedule, or `adaptive`, which controls it by the discriminator's overfitting. null: `adaptive` for `ada`, 1 for the
+    others."""
     controller: ControllerConfig = ControllerConfig()
     """Control of the `adaptive` probability."""
     penalties: Literal["clean", "augmented"] = "clean"

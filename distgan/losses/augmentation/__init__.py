@@ -17,6 +17,9 @@ class AugmentationDraws(NamedTuple):
     """`normal("purpose", *shape)` draws N(0, 1) of shape (n, *shape)."""
     probability: float | Tensor
     """`objective.augmentation.probability` at this update, in [0, 1]: a number or a 0-d tensor."""
+    reference: Tensor | None = None
+    """(n, *sizes): samples of which statistics are taken, where those given are levels or perturbed copies, which are
+    to be augmented alike. None: those given."""
 
 
 Augmentation = Callable[[Tensor, AugmentationDraws], Tensor]

@@ -18,7 +18,7 @@ class DiffAugment:
     """Transforms of images, applied to a sample with the probability, all or none, in the policy's order."""
 
     def __init__(self, policy: Sequence[str] = ("color", "translation", "cutout")) -> None:
-        known = {"color": _color, "translation": _translation, "cutout": _cutout}
+        known = {"color": _color, "translation": _translation, "cutout": cut_out}
         self._transforms = [(name, known[name]) for name in policy]
 
     def __call__(self, images: Tensor, draws: AugmentationDraws) -> Tensor:
@@ -43,17 +43,26 @@ def _color(images: Tensor, uniforms: Tensor) -> Tensor:
 def _translation(images: Tensor, uniforms: Tensor) -> Tensor:
     """Shift by whole pixels, with zeros where nothing was."""
     for dim, uniform in ((2, uniforms[:, 0]), (3, uniforms[:, 1])):
-        side = images.shape[dim]
-        limit = int(side * TRANSLATION + 0.5)
-        shift = (uniform * (2 * limit + 1)).floor().long() - limit
-        source = torch.arange(side, device=images.device) + shift[:, None]
-        inside = _along(dim, (source >= 0) & (source < side))
-        places = _along(dim, source.clamp(0, side - 1)).expand_as(images)
-        images = torch.where(inside, images.gather(dim, places), 0.0)
+        images = shifted(images, dim, whole_shifts(uniform, images.shape[dim]))
     return images
 
 
-def _cutout(images: Tensor, uniforms: Tensor) -> Tensor:
+def whole_shifts(uniform: Tensor, side: int) -> Tensor:
+    """Return shifts by up to an eighth of the side, int64 of the shape of the draws from U[0, 1)."""
+    limit = int(side * TRANSLATION + 0.5)
+    return (uniform * (2 * limit + 1)).floor().long() - limit
+
+
+def shifted(images: Tensor, dim: int, shifts: Tensor) -> Tensor:
+    """Return images x (n, C, H, W) with x[i + s] at place i of dimension 2 or 3, for shifts s (n,) in whole pixels."""
+    side = images.shape[dim]
+    source = torch.arange(side, device=images.device) + shifts[:, None]
+    inside = _along(dim, (source >= 0) & (source < side))
+    places = _along(dim, source.clamp(0, side - 1)).expand_as(images)
+    return torch.where(inside, images.gather(dim, places), 0.0)
+
+
+def cut_out(images: Tensor, uniforms: Tensor) -> Tensor:
     """Set a rectangle to 0 whose center is anywhere in the image, so that parts of it may lie outside."""
     hole = torch.ones((), dtype=torch.bool, device=images.device)
     for dim, uniform in ((2, uniforms[:, 0]), (3, uniforms[:, 1])):
