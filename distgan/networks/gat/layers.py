@@ -83,7 +83,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.inputs = dense(width, 3 * width)
-        self.query_norm, self.key_norm = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
+        self.query_norm, self.key_norm = RootMeanSquareNorm(width // heads), RootMeanSquareNorm(width // heads)
         self.output = dense(width, width)
 
     def forward(self, tokens: Tensor, rotation: Rotation) -> Tensor:
@@ -134,6 +134,14 @@ def dense(inputs: int, outputs: int, *, gain: float = 1.0) -> nn.Linear:
     return layer
 
 
-def root_mean_square_norm(width: int, *, scaled: bool) -> nn.RMSNorm:
+class RootMeanSquareNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm` whose scales have the precision of its input: torch has no fused kernel for mixed ones."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        scales = None if self.weight is None else self.weight.to(vectors.dtype)
+        return F.rms_norm(vectors, self.normalized_shape, scales, self.eps)
+
+
+def root_mean_square_norm(width: int, *, scaled: bool) -> RootMeanSquareNorm:
     """Return x / sqrt(mean x^2 + 1e-6), times learned scales if `scaled` (Zhang and Sennrich 2019)."""
-    return nn.RMSNorm(width, eps=_EPS, elementwise_affine=scaled)
+    return RootMeanSquareNorm(width, eps=_EPS, elementwise_affine=scaled)
