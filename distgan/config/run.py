@@ -260,6 +260,12 @@ class Config(Section, metaclass=_OneLineErrors):
             )
         if size == self.training.batch_size:
             return self
+        if self.training.generator_latents == "last":
+            raise ValueError(
+                f"training.generator_latents: last: the latents of a discriminator update are "
+                f"{self.training.batch_size}, but training.generator_batch_size is {size}; set "
+                "training.generator_latents=own, or leave generator_batch_size out"
+            )
         if self.objective.generator_needs_reals and self.training.generator_reals == "last":
             raise ValueError(
                 f"training.generator_reals: last: the generator's loss looks at the {self.training.batch_size} real "

@@ -100,6 +100,9 @@ class TrainingConfig(Section):
     """Real samples of a generator update whose loss looks at some, as relativistic losses and feature matching do.
     `own`: the next ones of the data, as in the released code of both. `last`: those of the step's last discriminator
     update again. Schedules and curves count the images of the discriminator alone."""
+    generator_latents: Literal["own", "last"] = "own"
+    """Latents and drawn labels of a generator update. `own`: others than those of the discriminator. `last`: those of
+    the step's last discriminator update again, as in the released code of GAT, which needs batches of one size."""
     early_stopping: EarlyStoppingConfig | None = None
     """Early end of the run when the Wasserstein estimate stays flat, for `wasserstein`; null trains all steps."""
     on_divergence: Annotated[DivergenceConfig, BeforeValidator(_action_alone)] | None = None

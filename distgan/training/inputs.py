@@ -22,6 +22,9 @@ from distgan.players.samples import MicroBatch
 from distgan.training.setup import latent_source, uses_channels_last
 from distgan.training.state import TrainingState
 
+Drawn = tuple[Tensor, Tensor, Tensor | None]
+"""Addresses, latents and labels of one rank's part of a micro-batch; see `LatentPrefetcher.take`."""
+
 
 class Feed:
     """Iterates over this rank's part of every micro-batch, starting at the state's stream position."""
@@ -37,6 +40,7 @@ class Feed:
         channels_last = uses_channels_last(state.config, runtime.device)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._last_batches: list[Batch] = []
+        self._last_latents: list[Drawn] = []
         self._open(state.progress.position, state.progress.images)
 
     def _open(self, start: int, images: int) -> None:
@@ -80,26 +84,35 @@ class Feed:
             self._stream.close()
             self._open(update.start, update.images)
         self._last_batches.clear()
+        self._last_latents.clear()
         keeps = self.config.objective.generator_needs_reals and not self.config.generator_draws_reals
+        keeps_latents = self.config.training.generator_latents == "last"
         for first in range(update.images, update.images + update.batch_size, update.micro_batch):
-            batch = self._next_batch()
+            batch, drawn = self._next_batch(), self._draw("discriminator", first)
             if keeps:
                 self._last_batches.append(batch)
-            yield self._micro_batch("discriminator", first, batch)
+            if keeps_latents:
+                self._last_latents.append(drawn)
+            yield self._micro_batch(drawn, batch)
 
     def generator_inputs(self, step: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches of a generator update.
 
         If the objective needs reals, they are the next of the stream, or those of the step's last discriminator update
         (`training.generator_reals`). The latter stay in host memory and are copied to the device again, so that the
-        device never holds a whole batch.
+        device never holds a whole batch. Latents are its own or those of that update too
+        (`training.generator_latents`).
         """
         first = schedule.generator_slot(self.config, step)
         for number in range(self.config.training.gradient_accumulation_steps):
             batch = self._last_batches[number] if self._last_batches else None
             if self.config.generator_draws_reals:
                 batch = self._next_batch()
-            yield self._micro_batch("generator", first + number * self.micro_batches["generator"], batch)
+            if self._last_latents:
+                drawn = self._last_latents[number]
+            else:
+                drawn = self._draw("generator", first + number * self.micro_batches["generator"])
+            yield self._micro_batch(drawn, batch)
 
     def share_failures(self) -> None:
         """Share the unreadable samples of all ranks; replacements apply from the next position.
@@ -119,10 +132,13 @@ class Feed:
         """Stop the data loader workers."""
         self._stream.close()
 
-    def _micro_batch(self, role: str, start: int, batch: Batch | None) -> MicroBatch:
-        """Return this rank's part of the micro-batch at latent address `start`, with the reals of `batch`."""
+    def _draw(self, role: str, start: int) -> Drawn:
+        """Return this rank's part of the latents and labels of the micro-batch at latent address `start`."""
         share = self.micro_batches[role] // self.runtime.world_size
-        drawn = self._draws[role].take(start + self.runtime.rank * share)
+        return self._draws[role].take(start + self.runtime.rank * share)
+
+    def _micro_batch(self, drawn: Drawn, batch: Batch | None) -> MicroBatch:
+        """Return latents and labels with the reals of `batch`."""
         return MicroBatch(*drawn, *(self._to_device(batch) if batch is not None else (None, None)))
 
     def _next_batch(self) -> Batch:

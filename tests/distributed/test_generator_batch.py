@@ -74,7 +74,10 @@ def test_reals_of_another_batch_are_refused() -> None:
     with pytest.raises(UserError, match=r"training\.generator_reals: last: .* 8 real .* is 16; .*generator_reals=own"):
         parse_config(sections)
     parse_config(sections, ["training.generator_batch_size=8"])
-    parse_config(sections, ["objective.adversarial=hinge"])  # which looks at none
+    hinge = "objective.adversarial=hinge"  # which looks at none
+    parse_config(sections, [hinge])
+    with pytest.raises(UserError, match=r"training\.generator_latents: last: .* are 8, .* is 16; .*latents=own"):
+        parse_config(sections, [hinge, "training.generator_latents=last"])
     both = ["generator.architecture=progressive", "discriminator.architecture=progressive"]
     none = ["generator.normalization=none", "discriminator.normalization=none", "training.generator_reals=own"]
     for size in (16, 8):  # 8 is training.batch_size

@@ -141,3 +141,22 @@ def test_the_reals_of_both_players_are_those_of_the_trace(tmp_path: Path, digits
             assert [batch.addresses.tolist() for batch in fed["discriminator"]] == [
                 list(range(16 * step + first, 16 * step + first + 8)) for first in (0, 8)
             ]
+
+
+def test_the_generator_gets_the_latents_of_the_last_discriminator_update_again(
+    tmp_path: Path, digits: Path, ranks: RankPool
+) -> None:
+    config = recipe(
+        tmp_path, digits, data={"labels": True},
+        training={"batch_size": 32, "gradient_accumulation_steps": 2, "generator_latents": "last"},
+    )  # fmt: skip
+    for world_size in (1, 2):
+        for batches in ranks.run(world_size, fed, str(config), 0):
+            drawn = [MicroBatch(*batch)[:3] for batch in batches]
+            updates = [drawn[first : first + 2] for first in range(0, len(drawn), 2)]
+            assert len(updates) == STEPS * 3
+            for step in range(STEPS):
+                other, last, generators = updates[3 * step : 3 * step + 3]
+                for one, another, third in zip(generators, last, other, strict=True):
+                    assert all(np.array_equal(*pair) for pair in zip(one, another, strict=True))
+                    assert not np.array_equal(one[1], third[1])

@@ -102,6 +102,11 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
         f"{data}-r3gan": ("Huang et al. 2024", both("architecture", "r3gan"))
         for data in ("cifar10", "ffhq64", "ffhq256", "imagenet32", "imagenet64")
     },
+    # Their numbers are those of the released script: see test_gat_recipes.py.
+    **{
+        f"imagenet256-gat-{size}": ("Hyun et al. 2026", both("architecture", "gat"))
+        for size in ("s2", "b2", "l2", "xl2")
+    },
     # Their numbers are those of the released presets: see test_stylegan2_recipes.py.
     "cifar10-stylegan2": ("Karras et al. 2020", both("architecture", "stylegan2")),
     "stylegan2-256": ("Karras et al. 2020", both("architecture", "stylegan2")),
