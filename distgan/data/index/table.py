@@ -212,7 +212,7 @@ def describe_gaps(labels: NDArray[np.integer]) -> tuple[str, ...]:
     shown = ", ".join(map(str, empty[:8])) + (", ..." if len(empty) > 8 else "")
     return (
         f"labels go up to {len(counts) - 1}, but no sample has label {shown}: a conditional run creates "
-        f"{len(counts)} classes and never trains these; number the labels from 0 without gaps",
+        f"{len(counts)} classes and never trains these; if they do not exist, number the labels from 0 without gaps",
     )
 
 
