@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,3 +39,16 @@ def randomized(network: nn.Module, seed: int = 0) -> nn.Module:
         scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
         parameter.data = scale * torch.randn(parameter.shape, generator=generator)
     return network.eval()
+
+
+ALIGNED = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12, "mlp_ratio": 1}
+"""DINOv2 ViT-B/14 with one narrow layer, in place of `BASE_ARCHITECTURE` in `losses.dinov2`."""
+
+
+def save_aligned(folder: Path) -> Any:
+    """Save seeded weights of this network as they are published, and return the network of the library."""
+    import transformers
+
+    network = transformers.Dinov2Model(transformers.Dinov2Config(**ALIGNED, image_size=518, patch_size=14))
+    randomized(network).save_pretrained(folder)
+    return network

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distgan.autoencoders.loading import Autoencoder, load_autoencoder
-from distgan.config import Config
+from distgan.config import Config, DataConfig
+from distgan.config.objective.alignment import IMAGE_SIDE
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.data.kinds.posterior import denormalize
@@ -103,6 +107,34 @@ def real_images(config: Config, index: Index) -> tuple[str | list[str], Index]:
     if images.kind != "images":
         raise UserError(f"evaluation.real_images = {path}: found {images.kind}, expected shards of images")
     return path, images
+
+
+def images_of_latents(config: Config, index: Index) -> tuple[DataConfig, Index]:
+    """Return how training reads the images of latents, and their index, which lists the same samples.
+
+    Args:
+        index: of the latents.
+
+    Raises:
+        UserError: the shards of latents hold no images, or images of other samples.
+    """
+    beside = locations.join(index.folder, IMAGES)
+    fix = "encode them with --images, or set objective.alignment=null"
+    if not filesystem.exists(beside):
+        raise UserError(
+            f"objective.alignment: looks at the images of latents, but the shards of data.path={config.data.path} hold "
+            f"none, by {locations.public_name(beside)}; {fix}"
+        )
+    images = load_index(beside, config.data.cache_dir)
+    parts = ([shard.url for shard in each.shards] for each in (images, index))
+    arrays = ((getattr(images, name), getattr(index, name)) for name in ("shard_starts", "key_ends", "keys"))
+    if index.sources or operator.ne(*parts) or not all(np.array_equal(*pair) for pair in arrays):
+        raise UserError(
+            f"{locations.public_name(beside)}: found images of other samples than the latents of data.path="
+            f"{config.data.path}, expected one source, with one image for each latent in the same order; {fix}"
+        )
+    own = {"kind": "images", "path": beside, "resolution": IMAGE_SIDE, "channels": 3, "decoder": None}
+    return config.data.model_copy(update=own), images
 
 
 def image_evaluation(config: Config, index: Index, decoder: LatentDecoder | None) -> tuple[Config, Index]:

@@ -173,7 +173,7 @@ def add_encode(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--flips", action="store_true", help="also encode the mirror images, for data.mirror")
     parser.add_argument(
-        "--images", action="store_true", help="also store the image files, for the metrics of runs on the latents"
+        "--images", action="store_true", help="also store the image files, for metrics and objective.alignment"
     )
     parser.add_argument("--half", action="store_true", help="store half precision (default: single precision)")
     parser.add_argument(

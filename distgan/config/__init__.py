@@ -24,6 +24,7 @@ from distgan.config.objective import (
     WeightClippingConfig,
     ZeroCenteredPenaltyConfig,
 )
+from distgan.config.objective.alignment import AlignmentConfig
 from distgan.config.objective.augmentation import AugmentationConfig, ControllerConfig
 from distgan.config.players import (
     DiscriminatorConfig,
@@ -46,6 +47,7 @@ from distgan.config.training import (
 
 __all__ = [
     "AdversarialConfig",
+    "AlignmentConfig",
     "AugmentationConfig",
     "AutoencoderConfig",
     "CheckpointConfig",

@@ -13,6 +13,7 @@ from distgan.config.evaluation import DEFAULT_METRIC, METRICS, DetectorConfig, E
 from distgan.config.fields import Section, Seed, folder
 from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
+from distgan.config.objective.alignment import with_projector
 from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
 from distgan.config.training import CheckpointConfig, MonitoringConfig, TrainingConfig
 from distgan.errors import UserError
@@ -82,6 +83,12 @@ class Config(Section, metaclass=_OneLineErrors):
         return self.training.generator_reals == "own" and self.objective.generator_needs_reals
 
     @property
+    def reads_images(self) -> bool:
+        """Whether training reads the images that latents are encoded from."""
+        alignment = self.objective.alignment
+        return self.data.kind == "latents" and alignment is not None and alignment.weights is not None
+
+    @property
     def statistics_batch(self) -> int:
         """Samples of a batch that one device passes whole, for the statistics that a fixed generator is to have.
 
@@ -135,6 +142,8 @@ class Config(Section, metaclass=_OneLineErrors):
                 values = {**network.model_dump(), "reference_size": min(micro_batch, MAX_STATISTICS_BATCH)}
                 sized = type(network).model_validate(values)
                 object.__setattr__(self, role, sized)  # sections are frozen for everybody else
+        aligned = with_projector(self.discriminator, self.objective.alignment, self.data.kind)
+        object.__setattr__(self, "discriminator", aligned)
         return self
 
     @model_validator(mode="after")

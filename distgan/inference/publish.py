@@ -26,7 +26,7 @@ from distgan.version import __version__
 _LOCAL = (
     "run_dir", "monitoring", "checkpoint", "data.path", "data.cache_dir", "data.cache_gigabytes", "data.num_workers",
     "data.prefetch", "evaluation.cache_dir", "evaluation.held_out", "evaluation.real_images",
-    "data.decoder", "evaluation.detector.weights",
+    "data.decoder", "evaluation.detector.weights", "objective.alignment.weights",
 )  # fmt: skip
 """Keys of a recipe that are about the machine and not about the model."""
 _HOST = re.compile(r"""(^|[\s=,;:'"(\[])(/\w|~[\w/]|\.\.?[/\\]|[A-Za-z]:[\\/]|\\\\)|://""")

@@ -30,15 +30,17 @@ class InputAugmentation:
             controller: holds the probability if that is adaptive; both players share it.
             length: images of the whole run, over which a scheduled probability changes.
         """
-        self._name = f"objective.augmentation: {config.augmentation}"
+        self.name = f"objective.augmentation: {config.augmentation}"
         self._transform = config.build()
         if not callable(self._transform):
-            raise UserError(f"{self._name} returned no callable; give it a __call__(samples, draws)")
-        check_stateless(self._name, self._transform)
+            raise UserError(f"{self.name} returned no callable; give it a __call__(samples, draws)")
+        check_stateless(self.name, self._transform)
         self._chosen = config.chosen_probability
         self._controller, self._length = controller, length
         self.before_penalties = config.penalties == "augmented"
         """True if gradient penalties are taken at augmented samples."""
+        self.is_followed = callable(getattr(self._transform, "follow", None))
+        """True if images can be moved as the latents that they belong to."""
 
     def probability(self, images: int) -> float | Tensor:
         """Return the probability after `images` images: a number, or a 0-d tensor if it is adaptive."""
@@ -69,20 +71,44 @@ class InputAugmentation:
         """
         samples = at_least_float32(samples)
         reference = None if reference is None else reference.to(samples.dtype)
-        with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self._name} failed", everywhere=True):
+        with torch.autocast(samples.device.type, enabled=False), blaming_code(f"{self.name} failed", everywhere=True):
             draws = AugmentationDraws(uniform, normal, self.probability(images), reference)
             augmented = self._transform(samples, draws)
         if not isinstance(augmented, Tensor) or (augmented.shape, augmented.dtype) != (samples.shape, samples.dtype):
             is_tensor = isinstance(augmented, Tensor)
             found = f"{augmented.dtype} {tuple(augmented.shape)}" if is_tensor else type(augmented).__name__
             raise UserError(
-                f"{self._name} returned {found}, expected {samples.dtype} {tuple(samples.shape)}, as it was given",
+                f"{self.name} returned {found}, expected {samples.dtype} {tuple(samples.shape)}, as it was given",
                 everywhere=True,
             )
         if samples.requires_grad and torch.is_grad_enabled() and not augmented.requires_grad:
             raise UserError(
-                f"{self._name} returned samples without a gradient; compute them from those it gets, and do not detach "
+                f"{self.name} returned samples without a gradient; compute them from those it gets, and do not detach "
                 "them",
                 everywhere=True,
             )
         return augmented
+
+    def follow(
+        self,
+        images: Tensor,
+        size: torch.Size,
+        before: int,
+        uniform: Callable[..., Tensor],
+        normal: Callable[..., Tensor],
+    ) -> Tensor:
+        """Move images (n, C, H, W) as `__call__` moves the samples (n, ..., *size) that they belong to.
+
+        Args:
+            before: images before this step.
+            uniform, normal: as for the samples.
+        """
+        draws = AugmentationDraws(uniform, normal, self.probability(before))
+        with torch.autocast(images.device.type, enabled=False), blaming_code(f"{self.name} failed", everywhere=True):
+            moved = self._transform.follow(images, draws, size)
+        if not isinstance(moved, Tensor) or moved.shape != images.shape:
+            raise UserError(
+                f"{self.name}: follow returned another shape than {tuple(images.shape)}, which it was given",
+                everywhere=True,
+            )
+        return moved

@@ -24,6 +24,7 @@ from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.players import scalars
+from distgan.players.alignment import LAYER, Alignment
 from distgan.players.objective_base import LossAndScalars, Objective
 from distgan.players.samples import Inputs, Judged, MicroBatch, Pass, Side
 from distgan.players.terms import Absent, check_loss
@@ -35,9 +36,27 @@ _LAYER_KEY = "objective.feature_matching.layer"
 
 
 class DiscriminatorObjective(Objective):
-    """Loss of the discriminator. A pass with a gradient penalty runs in float32 unless precision is by stage."""
+    """Loss of the discriminator. A pass with a gradient penalty runs in float32 unless precision is by stage.
+
+    Raises:
+        UserError: the weights of `objective.alignment` are missing, or the discriminator has no projector for it.
+    """
 
     role = "discriminator"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        opponent: nn.Module,
+        config: Config,
+        autocast_dtype: torch.dtype | None,
+        controller: AugmentationController | None = None,
+    ) -> None:
+        super().__init__(network, opponent, config, autocast_dtype, controller)
+        self.alignment: Alignment | None = None
+        if (section := config.objective.alignment) is not None and section.weights is not None:
+            self._watch(LAYER, "objective.alignment")
+            self.alignment = Alignment(section, self.augmentation)
 
     def forward(self, batch: MicroBatch, images: int, update: int) -> LossAndScalars:
         """Return the loss and the scalars.
@@ -81,6 +100,9 @@ class DiscriminatorObjective(Objective):
                 penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
+            if self.alignment is not None:
+                parts["loss/alignment"] = self._aligned(self.alignment, real, batch, images)
+                loss = loss + self.alignment.weight * parts["loss/alignment"]
             loss = self._add_terms(loss, parts, batch, images, generated, fake, real, update)
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
@@ -155,6 +177,17 @@ class DiscriminatorObjective(Objective):
                 moved = end if augmented else self._augment(end, side.kind, few, images, points)
                 ends.append(Pass(self._perturb_levels(moved, side.kind, few), labels, True, False))
         return ends
+
+    def _aligned(self, alignment: Alignment, real: Judged, batch: MicroBatch, images: int) -> Tensor:
+        """Return the alignment of the reals with their images, moved as the augmentation moved the reals."""
+        assert batch.reals is not None
+        inputs = alignment.inputs(batch)
+        if self.augmentation is not None:
+            draws = self._drawing("augmentation of real", batch, batch.reals)
+            inputs = self.augmentation.follow(inputs, batch.reals.shape[2:], images, *draws)
+        with self._autocast(inputs):
+            tokens = alignment.teacher(inputs)
+        return alignment.loss(real.features[LAYER], tokens, batch)
 
     def _zero_centered(self, side: Side, judged: Judged, images: int) -> Tensor:
         """Return R1 or R2 of a side whose penalty is due."""

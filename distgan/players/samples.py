@@ -11,6 +11,15 @@ from distgan.config import ZeroCenteredPenaltyConfig
 from distgan.networks.shape import SampleShape
 
 
+class RealImages(NamedTuple):
+    """Images that latents are encoded from."""
+
+    values: Tensor
+    """uint8 (n, 3, H, H)"""
+    known: Tensor
+    """(n,) bool: False where the image could not be read, and another one stands in for it."""
+
+
 class MicroBatch(NamedTuple):
     """One rank's part of a micro-batch. Samples are network inputs: floats of shape (n, *sizes)."""
 
@@ -24,14 +33,22 @@ class MicroBatch(NamedTuple):
     """(n, *sizes); None where the objective needs no reals."""
     real_labels: Tensor | None
     """(n,) int64: classes of the reals; None if unconditional."""
+    images: RealImages | None = None
+    """Images of the reals, if these are latents and the objective looks at images."""
 
 
-def blank_batch(share: int, latent_size: int, shape: SampleShape, device: torch.device) -> MicroBatch:
-    """Return zeros in the shape of one rank's part of a micro-batch."""
+def blank_batch(
+    share: int, latent_size: int, shape: SampleShape, device: torch.device, image_side: int | None = None
+) -> MicroBatch:
+    """Return zeros in the shape of one rank's part of a micro-batch, with images of the reals if they have a side."""
     numbers = torch.zeros(share, dtype=torch.int64, device=device)
     labels = numbers if shape.num_classes else None
     latents = torch.zeros(share, latent_size, device=device)
-    return MicroBatch(numbers, latents, labels, torch.zeros(share, *shape.sizes, device=device), labels)
+    images = None
+    if image_side is not None:
+        pixels = torch.zeros(share, 3, image_side, image_side, dtype=torch.uint8, device=device)
+        images = RealImages(pixels, torch.ones(share, dtype=torch.bool, device=device))
+    return MicroBatch(numbers, latents, labels, torch.zeros(share, *shape.sizes, device=device), labels, images)
 
 
 class Side(NamedTuple):

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from distgan import schedule
+from distgan.autoencoders.decoding import images_of_latents
 from distgan.data.reader import Batch
 from distgan.data.replacements import Failure, record_failures
-from distgan.data.stream import open_rank_stream
+from distgan.data.stream import Stream, open_rank_stream
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentPrefetcher
 from distgan.networks.progressive import fade_reals, shrink
-from distgan.players.samples import MicroBatch
+from distgan.players.samples import MicroBatch, RealImages
 from distgan.training.setup import latent_source, uses_channels_last
 from distgan.training.state import TrainingState
 
@@ -41,6 +42,11 @@ class Feed:
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._last_batches: list[Batch] = []
         self._last_latents: list[Drawn] = []
+        self._sources = [(self.config.data, state.index)]
+        """What is read: the reals, and the images that they are the latents of if the objective looks at these."""
+        if self.config.reads_images:
+            with runtime.raise_on_all_ranks():
+                self._sources.append(images_of_latents(self.config, state.index))
         self._open(state.progress.position, state.progress.images)
 
     def _open(self, start: int, images: int) -> None:
@@ -65,35 +71,39 @@ class Feed:
             for role, batch in self.micro_batches.items()
         }
         read = self.micro_batches.values() if config.generator_draws_reals else [self.micro_batches["discriminator"]]
-        self._stream = open_rank_stream(
-            self.config.data,
-            self.state.seed,
-            self.state.index,
-            start=start,
-            micro_batch=max(read),
-            sizes=partial(schedule.stream_micro_batches, config, self.progress.step, images),
-            rank=self.runtime.rank,
-            world_size=self.runtime.world_size,
-            substitutions=self.progress.substitutions,
-            pin_memory=self.runtime.device.type == "cuda",
-        )
+        # Both indexes list the same samples, so that streams of one seed are at the same sample.
+        self._streams: list[Stream] = [
+            open_rank_stream(
+                data,
+                self.state.seed,
+                index,
+                start=start,
+                micro_batch=max(read),
+                sizes=partial(schedule.stream_micro_batches, config, self.progress.step, images),
+                rank=self.runtime.rank,
+                world_size=self.runtime.world_size,
+                substitutions=self.progress.substitutions,
+                pin_memory=self.runtime.device.type == "cuda",
+            )
+            for data, index in self._sources
+        ]
 
     def discriminator_inputs(self, update: schedule.Update) -> Iterator[MicroBatch]:
         """Yield the micro-batches of a discriminator update: reals from the stream, latents and labels for fakes."""
         if update.micro_batch != self.micro_batches["discriminator"]:
-            self._stream.close()
+            self.close()
             self._open(update.start, update.images)
         self._last_batches.clear()
         self._last_latents.clear()
         keeps = self.config.objective.generator_needs_reals and not self.config.generator_draws_reals
         keeps_latents = self.config.training.generator_latents == "last"
         for first in range(update.images, update.images + update.batch_size, update.micro_batch):
-            batch, drawn = self._next_batch(), self._draw("discriminator", first)
+            (batch, *images), drawn = self._next_batches(), self._draw("discriminator", first)
             if keeps:
                 self._last_batches.append(batch)
             if keeps_latents:
                 self._last_latents.append(drawn)
-            yield self._micro_batch(drawn, batch)
+            yield self._micro_batch(drawn, batch)._replace(images=self._real_images(batch, *images))
 
     def generator_inputs(self, step: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches of a generator update.
@@ -107,7 +117,7 @@ class Feed:
         for number in range(self.config.training.gradient_accumulation_steps):
             batch = self._last_batches[number] if self._last_batches else None
             if self.config.generator_draws_reals:
-                batch = self._next_batch()
+                batch = self._next_batches()[0]
             if self._last_latents:
                 drawn = self._last_latents[number]
             else:
@@ -130,7 +140,8 @@ class Feed:
 
     def close(self) -> None:
         """Stop the data loader workers."""
-        self._stream.close()
+        for stream in self._streams:
+            stream.close()
 
     def _draw(self, role: str, start: int) -> Drawn:
         """Return this rank's part of the latents and labels of the micro-batch at latent address `start`."""
@@ -141,17 +152,25 @@ class Feed:
         """Return latents and labels with the reals of `batch`."""
         return MicroBatch(*drawn, *(self._to_device(batch) if batch is not None else (None, None)))
 
-    def _next_batch(self) -> Batch:
+    def _next_batches(self) -> list[Batch]:
+        """Return the next reals, and their images if they are read."""
         started = time.perf_counter()
-        batch = next(self._stream)
+        batches = [next(stream) for stream in self._streams]
         self.seconds_waited += time.perf_counter() - started
-        self.failures += batch.failures
+        self.failures += [failure for each in batches for failure in each.failures]
+        batch = batches[0]
         if any(batch.others):
             raise UserError(
                 f"data.stages: makes {1 + max(map(len, batch.others))} values of a sample, but networks get only the "
                 "first; end with the one to train on; distgan.data.Loader passes all on"
             )
-        return batch
+        return batches
+
+    def _real_images(self, batch: Batch, images: Batch | None = None) -> RealImages | None:
+        if images is None:
+            return None
+        device, known = self.runtime.device, images.indices == batch.indices
+        return RealImages(images.data.to(device, non_blocking=True), known.to(device, non_blocking=True))
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return reals as network inputs at the current growth level, and their labels (None if unconditional)."""

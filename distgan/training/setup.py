@@ -88,6 +88,10 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     with runtime.raise_on_all_ranks():
         generator_objective = GeneratorObjective(generator, discriminator, config, precision, controller)
         discriminator_objective = DiscriminatorObjective(discriminator, generator, config, precision, controller)
+    if (alignment := discriminator_objective.alignment) is not None:
+        runtime.check_equal(
+            "the network of objective.alignment", alignment.teacher.hash, "give every rank the same weights"
+        )
     players = {
         "generator": Player(generator_objective, config.generator.optimizer, runtime),
         "discriminator": Player(

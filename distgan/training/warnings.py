@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from distgan.config import Config
+from distgan.config.objective.alignment import alignment_warning
 from distgan.data.index.checks import unlisted
 from distgan.data.index.table import Index
 from distgan.data.order import make_order
@@ -67,6 +68,8 @@ def config_warnings(config: Config) -> Iterator[str]:
                 "that the penalty is not on each sample's own gradient; set discriminator.normalization to layer "
                 "or none"
             )
+    if (unaligned := alignment_warning(objective.alignment)) is not None:
+        yield unaligned
     for role in ("generator", "discriminator"):
         size = getattr(config, role).facts.reference_samples or 0
         if size // config.micro_batch >= 16:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 from distgan import schedule
 from distgan.config import load_config
@@ -76,6 +78,9 @@ def test_the_numbers_are_the_scripts(name: str) -> None:
     assert (augmentation.technique, augmentation.penalties) == ("latent_diffaugment", "clean")
     assert augmentation.chosen_probability == 1  # Rp_PT_loss.py: aug_prob
     assert augmentation.options.policy == ("color", "translation", "cutout", "flip")  # Rp_PT_loss.py: policy
+    alignment = objective.alignment
+    assert alignment is not None
+    assert (alignment.weights, alignment.weight) == (None, 1)  # train_256_B2.sh: --proj-coeff; a path is the user's
     training = config.training
     assert (training.batch_size, training.critic_steps, training.steps) == (512, 1, size.steps)  # train_256_B2.sh:8
     assert (training.generator_reals, training.generator_latents) == ("last", "last")  # train.py: model_kwargs
@@ -94,7 +99,7 @@ def test_the_numbers_are_the_scripts(name: str) -> None:
 
 @every_size
 def test_the_networks_are_of_the_size(name: str) -> None:
-    size, config = SIZES[name], load_config(CONFIGS / f"{name}.yaml")
+    size, config = SIZES[name], load_config(CONFIGS / f"{name}.yaml", ["objective.alignment.weights=dinov2"])
     shape = sample_shape(config.data, num_classes=1000)  # train.py: --num-classes
     with torch.device("meta"):
         generator = build_generator(config.generator, shape)
@@ -116,6 +121,9 @@ def test_the_networks_are_of_the_size(name: str) -> None:
     )
     assert generator.get_parameter("embedding.weight").shape == (1000, 64)  # generator.py: LabelEmbedder
     assert discriminator.get_parameter("embedding.weight").shape == (1000, 2048)  # discriminator.py: cmap_dim
+    layers = [layer for layer in discriminator.get_submodule("projector").children() if isinstance(layer, nn.Linear)]
+    widths = [size.width, 2048, 2048, 768]  # discriminator.py: build_mlp, projector_dim, z_dims
+    assert [(layer.in_features, layer.out_features) for layer in layers] == list(itertools.pairwise(widths))
 
 
 @every_size

@@ -30,6 +30,7 @@ from tests.shards import build_index, refusal
 transformers = pytest.importorskip("transformers")
 torchvision = pytest.importorskip("torchvision")
 from distgan.evaluation.detectors import clip, dinov2, vgg16  # noqa: E402
+from distgan.losses import dinov2 as losses_dinov2  # noqa: E402
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -152,8 +153,8 @@ def test_the_networks_have_their_published_size(monkeypatch: pytest.MonkeyPatch)
     """Parameters, without memory for them: DINOv2's positions are those of 224 in place of 518 pixels."""
     monkeypatch.undo()
     found = {}
-    for module in (dinov2, clip, vgg16):
-        monkeypatch.setattr(module, "load_weights", lambda *_: None)
+    for module, loading in ((dinov2, losses_dinov2), (clip, clip), (vgg16, vgg16)):
+        monkeypatch.setattr(loading, "load_weights", lambda *_: None)
         positions = {"embeddings.position_embeddings": torch.empty(1, 1370, 1024, device="meta")}
         network = module.build(positions if module is dinov2 else {})
         found[module.__name__.rpartition(".")[2]] = network.dimension, sum(p.numel() for p in network.parameters())

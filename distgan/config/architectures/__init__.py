@@ -199,6 +199,9 @@ class GATDiscriminatorOptions(GATOptions):
 
     projection_size: Size = 2048
     """Length of the vectors of sample and label whose product is the logit."""
+    alignment_size: Size | None = None
+    """Length of the vectors that a projector makes of tokens, filled in with 768 by `objective.alignment`. null: no
+    projector."""
 
 
 class CharactersOptions(NetworkOptions):

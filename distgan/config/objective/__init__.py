@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from distgan.config.fields import Batch, Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
 from distgan.config.named import BuiltIn, NamedSection
+from distgan.config.objective.alignment import AlignmentConfig
 from distgan.config.objective.augmentation import AugmentationConfig
 
 
@@ -279,6 +280,8 @@ class ObjectiveConfig(Section):
     """Adversarial loss: its name, or a section with its options."""
     terms: list[TermConfig] = Field(default_factory=list)
     """Extra terms of the losses."""
+    alignment: AlignmentConfig | None = None
+    """Alignment of the discriminator's tokens with those of DINOv2; null leaves it out."""
     label_smoothing: LabelSmoothingConfig | None = None
     """Smoothed or noisy labels, for `minimax` and `non_saturating`; null uses the labels 1 and 0."""
     r1: ZeroCenteredPenaltyConfig | None = None

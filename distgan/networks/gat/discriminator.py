@@ -23,6 +23,7 @@ from distgan.networks.layers.stage import Stage
 from distgan.networks.shape import SampleShape
 
 _LAYER_SCALE = 0.1
+_PROJECTOR_WIDTH = 2048
 
 
 class GATDiscriminator(nn.Module):
@@ -31,7 +32,9 @@ class GATDiscriminator(nn.Module):
     Samples (n, C, R, R) stand for all levels.
 
     A class token and the patches pass through blocks; the logit is the product of two vectors, of the class token and
-    of the label. It has no kinks, so that penalties may be finite differences.
+    of the label. It has no kinks, so that penalties may be finite differences. With an `alignment_size`, the layer
+    `projector` maps tokens to vectors (n, 1 + patches, alignment_size), the class token first, for
+    `objective.alignment`.
     """
 
     feature_layer = "head"
@@ -45,6 +48,7 @@ class GATDiscriminator(nn.Module):
         depth: int = 12,
         heads: int = 12,
         projection_size: int = 2048,
+        alignment_size: int | None = None,
     ) -> None:
         super().__init__()
         side = patches_per_side("discriminator", shape, patch_size, width, heads, depth)
@@ -63,6 +67,13 @@ class GATDiscriminator(nn.Module):
         self.label_mapping = Stage(
             1, SlowDense(projection_size, projection_size), nn.SiLU(), SlowDense(projection_size, projection_size)
         )
+        self.projector: nn.Sequential | None = None
+        if alignment_size is not None:
+            self.projector = nn.Sequential(
+                dense(width, _PROJECTOR_WIDTH), nn.SiLU(),
+                dense(_PROJECTOR_WIDTH, _PROJECTOR_WIDTH), nn.SiLU(),
+                dense(_PROJECTOR_WIDTH, alignment_size),
+            )  # fmt: skip
 
     def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
         if samples.shape[1] < self.embed.in_channels:
@@ -73,6 +84,8 @@ class GATDiscriminator(nn.Module):
         tokens = torch.cat((token, patches), dim=1)
         for block in self.blocks:
             tokens = block(tokens, self.rotation)
+        if self.projector is not None:
+            self.projector(tokens)
         classes = torch.zeros(len(samples), dtype=torch.int64, device=samples.device) if labels is None else labels
         logits: Tensor = (self.head(tokens[:, 0]) * self.label_mapping(self.embedding(classes))).sum(1)
         return logits
