@@ -37,12 +37,30 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+class MicroBatchMemoryError(UserError):
+    """Memory ran out in training with a number of micro-batches that the run found itself; the next start takes more.
+
+    Attributes:
+        micro_batches: that number.
+    """
+
+    def __init__(self, message: str, micro_batches: int) -> None:
+        super().__init__(message)
+        self.micro_batches = micro_batches
+
+
 class UnreadableSampleError(ValueError):
     """The bytes of a sample cannot be decoded. The message is one line."""
 
 
 class LostRankError(RuntimeError):
-    """Another rank ended or did not answer within the timeout, so this rank cannot continue."""
+    """Another rank ended or did not answer within the timeout, so this rank cannot continue.
+
+    Attributes:
+        told: True if the other rank ran out of memory and prints so. Then this rank prints nothing.
+    """
+
+    told = False
 
 
 class Interrupted(Exception):

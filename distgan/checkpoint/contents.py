@@ -72,6 +72,8 @@ class Description(_Record):
     decoder: Annotated[str, Field(max_length=200)] | None = None
     """Hash of the decoder of latents; None without one."""
     world_size: Annotated[int, Field(ge=1)]
+    accumulation: Annotated[int, Field(ge=1)] | None = None
+    """Number of micro-batches per update; None in checkpoints of earlier versions."""
     statistics: dict[str, dict[str, tuple[Finite, Finite]]]
     """Per player: totals and counts of the open logging interval, so that a resume logs the same row."""
     diagnosis: Diagnosis = Diagnosis()

@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("distgan: interrupted", file=sys.stderr, flush=True)
         leave(130)
     except LostRankError as error:
-        print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+        if not error.told:
+            print(f"distgan: error: {error}", file=sys.stderr, flush=True)
         leave(1)
     except BrokenPipeError:
         discard_output()

@@ -69,13 +69,13 @@ class Config(Section, metaclass=_OneLineErrors):
         (`normalization: batch`, `minibatch_discrimination.over: rank`). With
         progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
         """
-        return self.training.batch_size // self.training.gradient_accumulation_steps
+        return self.training.batch_size // self.training.accumulation
 
     @property
     def generator_micro_batch(self) -> int:
         """The same in a generator update."""
         size = self.training.generator_batch_size or self.training.batch_size
-        return size // self.training.gradient_accumulation_steps
+        return size // self.training.accumulation
 
     @property
     def generator_draws_reals(self) -> bool:
@@ -292,7 +292,7 @@ class Config(Section, metaclass=_OneLineErrors):
         size = options.minibatch_stddev.group_size
         sizes = {self.training.batch_size, *(self.growth.batch_sizes.values() if self.growth else ())}
         sizes.add(self.training.generator_batch_size or self.training.batch_size)
-        for batch in sorted(batch_size // self.training.gradient_accumulation_steps for batch_size in sizes):
+        for batch in sorted(batch_size // self.training.accumulation for batch_size in sizes):
             if batch > size and batch % size:
                 raise ValueError(
                     f"discriminator.minibatch_stddev.group_size: {size} does not divide the micro-batch of {batch} "
@@ -329,9 +329,9 @@ class Config(Section, metaclass=_OneLineErrors):
             if side > self.data.resolution:
                 raise ValueError(f"growth.{key}: {side} is above data.resolution = {self.data.resolution}")
         for side, batch in self.growth.batch_sizes.items():
-            if batch % self.training.gradient_accumulation_steps:
+            if batch % self.training.accumulation:
                 raise ValueError(
                     f"growth.batch_sizes: {batch} at {side} does not divide into training.gradient_accumulation_steps="
-                    f"{self.training.gradient_accumulation_steps} micro-batches; change one of them"
+                    f"{self.training.accumulation} micro-batches; change one of them"
                 )
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, TypeAdapter, WrapValidator, model_validator
 
 from distgan.config.fields import (
     Batch,
@@ -75,6 +75,15 @@ class MixedPrecisionConfig(Section):
 Precision = Literal["no", "tf32", "bf16"]
 
 
+def _micro_batches(value: Any, _: Any) -> Any:
+    """Return a number of micro-batches, or `auto`. In place of the check of a union, which reports a mistake twice."""
+    if value == "auto":
+        return value
+    if isinstance(value, str) and not value.strip()[:1].isdigit():
+        raise ValueError(f"expected a number of micro-batches or auto, found {value[:80]!r}")
+    return TypeAdapter(Batch).validate_python(value)
+
+
 class TrainingConfig(Section):
     """Length of the run, batch size, and arithmetic."""
 
@@ -88,8 +97,10 @@ class TrainingConfig(Section):
     generator_batch_size: Batch | None = None
     """Global batch size of generator updates, such as twice `batch_size` in the code of WGAN-GP and SNGAN; null: as
     `batch_size`. A multiple of the number of ranks times `gradient_accumulation_steps`, as `batch_size` is."""
-    gradient_accumulation_steps: Batch = 1
-    """Number of micro-batches per update. Batch statistics are computed over one micro-batch of all ranks."""
+    gradient_accumulation_steps: Annotated[Batch | Literal["auto"], WrapValidator(_micro_batches)] = 1
+    """Number of micro-batches per update. Batch statistics are computed over one micro-batch of all ranks. `auto`: the
+    smallest number for which updates fit into the memory of every rank, found at the start and kept on resume; refused
+    where the objective depends on it."""
     critic_steps: Annotated[Count, Field(le=2**24)] = 1
     """Number of discriminator updates per step, before the generator's update."""
     extra_critic_steps: ExtraCriticStepsConfig | None = None
@@ -132,6 +143,20 @@ class TrainingConfig(Section):
     startup_timeout_minutes: Annotated[Real, Field(gt=0, le=1e6)] = 30.0
     """The same limit in minutes until the first step is done, while nodes read data and compile or tune kernels."""
 
+    _found: int = PrivateAttr(default=1)
+
+    @property
+    def accumulation(self) -> int:
+        """Number of micro-batches per update. For `auto`, 1 until `with_accumulation` has set what a run found."""
+        steps = self.gradient_accumulation_steps
+        return self._found if steps == "auto" else steps
+
+    def with_accumulation(self, found: int) -> TrainingConfig:
+        """Return this section with the number of micro-batches that a run has found for `auto`."""
+        section = self.model_copy()
+        section._found = found
+        return section
+
     @property
     def autocasts(self) -> bool:
         """Whether networks run in bfloat16."""
@@ -157,10 +182,10 @@ class TrainingConfig(Section):
     def _check(self) -> TrainingConfig:
         for key in ("batch_size", "generator_batch_size"):
             size = getattr(self, key)
-            if size is not None and size % self.gradient_accumulation_steps:
+            if size is not None and size % self.accumulation:
                 raise ValueError(
                     f"{key}: {size} does not divide into "
-                    f"training.gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches; "
+                    f"training.gradient_accumulation_steps={self.accumulation} micro-batches; "
                     "change one of them"
                 )
         if self.steps is None and self.kimg is None:

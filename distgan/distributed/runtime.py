@@ -176,8 +176,13 @@ class Runtime(Control):
 
 def ranks_share_a_gpu() -> bool:
     """Return True if this node has GPUs, but fewer than processes. NCCL refuses to share a GPU; gloo does not."""
+    return torch.cuda.is_available() and ranks_per_gpu() > 1
+
+
+def ranks_per_gpu() -> int:
+    """Return the number of ranks on each GPU of this node, rounded up; 1 without GPUs."""
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return 0 < devices < (natural("LOCAL_WORLD_SIZE") or 1)
+    return -(-(natural("LOCAL_WORLD_SIZE") or 1) // devices) if devices else 1
 
 
 def leave_process_group() -> None:

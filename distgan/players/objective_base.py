@@ -52,7 +52,7 @@ class Objective(nn.Module):
         self.seed, self.kind = config.seed, config.data.kind
         self.length = schedule.run_images(config)
         """Images of the whole run."""
-        self.accumulation = config.training.gradient_accumulation_steps
+        self.accumulation = config.training.accumulation
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
         self.by_stage = config.training.float32_below is not None

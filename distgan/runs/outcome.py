@@ -14,11 +14,12 @@ from distgan.checkpoint.directory import directory_name
 from distgan.config import Config
 from distgan.distributed.peers import PeerProbe
 from distgan.distributed.runtime import Runtime
-from distgan.errors import LostRankError, UserError
+from distgan.errors import LostRankError, MicroBatchMemoryError, UserError
 from distgan.files import try_lock, writing
 from distgan.runs.status import (
     RUN_LOCK,
     earlier_outcome,
+    exhausted_micro_batches,
     failed_by_itself,
     read_status,
     this_launch,
@@ -42,6 +43,8 @@ class Attempt:
         self.folder, self.runtime = folder, runtime
         self.earlier: str | None = None
         """Outcome of the last attempt that trained, until this one does."""
+        self.exhausted: int | None = None
+        """Number of micro-batches with which the last attempt ran out of memory; None if it did not."""
 
     def begin(self) -> None:
         """Note that the checks are over and the training begins."""
@@ -103,11 +106,13 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
                     _refuse_to_repeat(folder)
                 _warn_of_hanging_restarts()
                 attempt.earlier = earlier_outcome(folder)
+                attempt.exhausted = exhausted_micro_batches(folder, runtime.world_size)
                 write_status(folder, "running", world_size=runtime.world_size)
-        attempt.earlier = runtime.broadcast_object(attempt.earlier)
+        attempt.earlier, attempt.exhausted = runtime.broadcast_object((attempt.earlier, attempt.exhausted))
 
-        def fail(rank: int | None, why: str, *, lost_rank: bool = False) -> bool:
-            return write_failure(folder, rank, why, lost_rank=lost_rank, earlier=attempt.earlier)
+        def fail(rank: int | None, why: str, *, lost_rank: bool = False, out_of_memory: int | None = None) -> bool:
+            earlier = attempt.earlier
+            return write_failure(folder, rank, why, lost_rank=lost_rank, out_of_memory=out_of_memory, earlier=earlier)
 
         try:
             yield attempt
@@ -115,7 +120,8 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
             fail(runtime.rank, "interrupted a second time before the run had stopped")
             raise
         except UserError as error:
-            written = fail(None if error.everywhere else runtime.rank, str(error))
+            exhausted = error.micro_batches if isinstance(error, MicroBatchMemoryError) else None
+            written = fail(None if error.everywhere else runtime.rank, str(error), out_of_memory=exhausted)
             error.told = not (written or error.everywhere) and failed_by_itself(folder)
             raise
         except BaseException as error:
@@ -124,7 +130,9 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
                 # The rank that failed knows the cause, so let it write first. Other ranks may still query this one.
                 time.sleep(_LAST_WORDS_SECONDS)
                 fail(runtime.rank, why, lost_rank=True)
-                raise LostRankError(f"rank {runtime.rank} {why}") from error
+                lost = LostRankError(f"rank {runtime.rank} {why}")
+                lost.told = exhausted_micro_batches(folder, runtime.world_size) is not None
+                raise lost from error
             fail(runtime.rank, f"{type(error).__name__}: {error}")
             raise
 
@@ -134,7 +142,7 @@ def _refuse_to_repeat(folder: Path) -> None:
     status = read_status(folder)
     if status is None or status.launch != this_launch():
         return
-    if status.outcome == "failed" and not status.lost_rank:
+    if status.outcome == "failed" and not status.lost_rank and status.out_of_memory is None:
         raise UserError(
             f"{folder}: not restarted, because the last attempt did not fail from a lost rank: {status.reason}"
         )

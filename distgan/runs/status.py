@@ -42,6 +42,8 @@ class Status(BaseModel):
     """Reason of a failure, preemption, divergence or early finish, or the last rollback, in one line."""
     lost_rank: bool = False
     """True if the run failed only because a rank was lost; a restart can help."""
+    out_of_memory: int | None = None
+    """Number of micro-batches per update with which memory ran out, if the next start takes more; else None."""
     step: int | None = None
     world_size: int | None = None
     restarts: int = 0
@@ -64,6 +66,7 @@ def write_status(
     reason: str | None = None,
     world_size: int | None = None,
     lost_rank: bool = False,
+    out_of_memory: int | None = None,
     earlier: str | None = None,
 ) -> bool:
     """Write the status of the run. `running` begins an attempt; the first other outcome of an attempt is final.
@@ -93,6 +96,7 @@ def write_status(
                 outcome=outcome,
                 reason=reason,
                 lost_rank=lost_rank,
+                out_of_memory=out_of_memory,
                 step=step,
                 world_size=world_size,
                 restarts=restarts,
@@ -125,16 +129,30 @@ def write_rollback(run_dir: str | Path, reason: str) -> None:
 
 
 def write_failure(
-    run_dir: str | Path, rank: int | None, why: str, *, lost_rank: bool = False, earlier: str | None = None
+    run_dir: str | Path,
+    rank: int | None,
+    why: str,
+    *,
+    lost_rank: bool = False,
+    out_of_memory: int | None = None,
+    earlier: str | None = None,
 ) -> bool:
     """Write that a rank failed, unless this attempt already has an outcome. Return True if it was written.
 
     Args:
         rank: the rank that failed; None if all ranks fail alike.
+        out_of_memory: see `Status.out_of_memory`.
         earlier: see `Status.earlier`.
     """
     line = " ".join((why if rank is None else f"rank {rank}: {why}").split())
-    return write_status(run_dir, "failed", reason=line[:_REASON_LIMIT], lost_rank=lost_rank, earlier=earlier)
+    return write_status(
+        run_dir,
+        "failed",
+        reason=line[:_REASON_LIMIT],
+        lost_rank=lost_rank,
+        out_of_memory=out_of_memory,
+        earlier=earlier,
+    )
 
 
 def earlier_outcome(run_dir: str | Path) -> str | None:
@@ -150,6 +168,12 @@ def earlier_outcome(run_dir: str | Path) -> str | None:
     outcome = "killed" if status.outcome == "running" else status.outcome
     step = "" if status.step is None else f" at step {status.step}"
     return f"{outcome}{step}" + (f" ({status.reason})" if status.reason else "")
+
+
+def exhausted_micro_batches(run_dir: str | Path, world_size: int) -> int | None:
+    """Return `Status.out_of_memory` of the last attempt, if it had as many ranks; else None."""
+    status = _previous_status(run_dir)
+    return status.out_of_memory if status is not None and status.world_size == world_size else None
 
 
 def failed_by_itself(run_dir: str | Path) -> bool:
@@ -203,9 +227,10 @@ class RunStatus(NamedTuple):
     """Outcome of a run's last attempt."""
 
     outcome: str
-    """Outcome from status.json, with four more values.
+    """Outcome from status.json, with five more values.
 
-    `none`: the run never started. `lost`: it failed only because a rank was lost. `killed`: it was running on this
+    `none`: the run never started. `lost`: it failed only because a rank was lost. `out-of-memory`: it
+    failed because memory ran out, and the next start takes smaller micro-batches. `killed`: it was running on this
     host, and no process trains it any more. `unstarted`: the last attempt does not belong to the given launch. """
     checkpoint: int
     """Step of the newest checkpoint; -1 if there is none."""
@@ -235,6 +260,8 @@ def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
     if status.earlier is not None:
         reason += f"; before this attempt the run was {status.earlier}"
     outcome = "lost" if status.lost_rank else "killed" if killed else status.outcome
+    if status.out_of_memory is not None:
+        return RunStatus("out-of-memory", checkpoint, reason)
     return RunStatus(outcome, checkpoint, reason)
 
 

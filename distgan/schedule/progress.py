@@ -192,12 +192,12 @@ def generator_batch_size(config: Config, images: int) -> int:
 
 def micro_batch(config: Config, images: int) -> int:
     """Return the number of samples per forward pass of all ranks together, in a step after `images` images."""
-    return batch_size(config, images) // config.training.gradient_accumulation_steps
+    return batch_size(config, images) // config.training.accumulation
 
 
 def generator_micro_batch(config: Config, images: int) -> int:
     """Return the same for the generator update of the step."""
-    return generator_batch_size(config, images) // config.training.gradient_accumulation_steps
+    return generator_batch_size(config, images) // config.training.accumulation
 
 
 def stream_micro_batches(config: Config, step: int, images: int) -> Iterator[int]:
@@ -205,7 +205,7 @@ def stream_micro_batches(config: Config, step: int, images: int) -> Iterator[int
 
     They are those of both players if the generator draws its own. Valid until the batch size changes.
     """
-    accumulation = config.training.gradient_accumulation_steps
+    accumulation = config.training.accumulation
     for later in itertools.count(step):
         yield from itertools.repeat(micro_batch(config, images), critic_steps(config, later) * accumulation)
         if config.generator_draws_reals:

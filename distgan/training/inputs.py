@@ -52,7 +52,7 @@ class Feed:
     def _open(self, start: int, images: int) -> None:
         """Open the stream at position `start` for the micro-batches of the next step, after `images` images."""
         config = self.config
-        accumulation, world_size = config.training.gradient_accumulation_steps, self.runtime.world_size
+        accumulation, world_size = config.training.accumulation, self.runtime.world_size
         self.micro_batches = {
             "discriminator": schedule.micro_batch(config, images),
             "generator": schedule.generator_micro_batch(config, images),
@@ -114,7 +114,7 @@ class Feed:
         (`training.generator_latents`).
         """
         first = schedule.generator_slot(self.config, step)
-        for number in range(self.config.training.gradient_accumulation_steps):
+        for number in range(self.config.training.accumulation):
             batch = self._last_batches[number] if self._last_batches else None
             if self.config.generator_draws_reals:
                 batch = self._next_batches()[0]

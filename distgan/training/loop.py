@@ -47,10 +47,12 @@ from distgan.training.divergence import (
 )
 from distgan.training.evaluations import Evaluations
 from distgan.training.inputs import Feed
+from distgan.training.micro_batches.memory import batch_memory
+from distgan.training.micro_batches.trials import settle_accumulation
 from distgan.training.monitor import Monitor
 from distgan.training.result import Callbacks, RunResult
 from distgan.training.resume import open_writer, resume_run, save
-from distgan.training.setup import assemble, batch_memory, check_ranks_agree, validate_evaluation, validate_run
+from distgan.training.setup import assemble, check_ranks_agree, validate_evaluation, validate_run
 from distgan.training.state import Progress, TrainingState
 from distgan.training.warnings import log_warnings
 
@@ -108,6 +110,7 @@ def train(
         check_ranks_agree(config, index, runtime)
         check_shared(Path(config.run_dir), runtime)
         log_warnings(config, index, runtime)
+        config = settle_accumulation(config, index, runtime, resume, attempt.exhausted)
         train_part = partial(_train_part, config, index, runtime, stop, attempt, callbacks or Callbacks())
         end = train_part(resume, accepted)
         while end.decision is not None and end.decision.checkpoint is not None:

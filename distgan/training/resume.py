@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from distgan.checkpoint import directory
 from distgan.checkpoint.averages import remove_later_snapshots
+from distgan.checkpoint.contents import Description, load_description
 from distgan.checkpoint.directory import steps
 from distgan.checkpoint.loading import find_checkpoint
 from distgan.checkpoint.writer import CheckpointWriter
@@ -82,6 +84,17 @@ def resume_run(
             remove_later_snapshots(folder, state.progress.images)
         with writing(folder / "config.yaml"):
             write_atomically(folder / "config.yaml", dump_config(config).encode())
+
+
+def peek(config: Config, runtime: Runtime, resume: str) -> Description | None:
+    """Return the description of the checkpoint that `resume_run` will load; None for none. Collective."""
+    with runtime.raise_on_all_ranks(), closing(open_writer(config, runtime)):  # publishes one of a killed process
+        path = _checkpoint_to_resume(Path(config.run_dir), resume) if runtime.is_main else None
+        if isinstance(path, UserError):
+            raise path
+        found = load_description(path) if path is not None else None
+    described: Description | None = runtime.broadcast_object(found)
+    return described
 
 
 def _where_to_resume(folder: Path, resume: str) -> tuple[Path | UserError | None, list[int]]:

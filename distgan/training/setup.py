@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from inspect import signature
 
@@ -38,6 +37,7 @@ from distgan.players.finite_differences import check_finite_differences, check_f
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.player import Player
 from distgan.training.ema import EMAGenerator, Profiles
+from distgan.training.micro_batches.memory import batch_memory, check_accumulation
 from distgan.training.state import Progress, TrainingState, class_counts, run_shape
 from distgan.version import code_digest
 
@@ -142,24 +142,6 @@ def _first_shape(config: Config, index: Index) -> SampleShape:
     return replace(run_shape(config, index), resolution=schedule.resolution(config, 0))
 
 
-def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
-    """Context manager that turns an out-of-memory error into a UserError that names the batch-size keys."""
-    training, grown = config.training, config.growth.batch_sizes if config.growth is not None else {}
-    keys = [
-        f"training.batch_size = {training.batch_size}",
-        f"training.gradient_accumulation_steps = {training.gradient_accumulation_steps}",
-    ]
-    keys += [f"growth.batch_sizes = {grown}"] if grown else []
-    if training.generator_batch_size is not None:
-        keys.insert(1, f"training.generator_batch_size = {training.generator_batch_size}")
-    largest = max(schedule.largest_batch(config), schedule.largest_generator_batch(config))
-    share = largest // training.gradient_accumulation_steps // world_size
-    return within_memory(
-        f"{', '.join(keys)}: up to {share} samples per process and micro-batch",
-        "lower the batch size, raise training.gradient_accumulation_steps, or set training.mixed_precision=bf16",
-    )
-
-
 def latent_source(config: Config, index: Index, device: torch.device, *, seed: int | None = None) -> LatentSource:
     """Return the source of this run's latents and labels. Without a seed, it is that of the config."""
     counts = class_counts(index) if config.data.labels else None
@@ -181,7 +163,8 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 def validate_run(config: Config, index: Index, world_size: int) -> None:
     """Raise UserError if config, data and number of processes cannot train together."""
     sample_format(config.data, index)
-    accumulation = config.training.gradient_accumulation_steps
+    check_accumulation(config, world_size)
+    accumulation = config.training.accumulation
     batches = {"training.batch_size": config.training.batch_size}
     if config.training.generator_batch_size is not None:
         batches["training.generator_batch_size"] = config.training.generator_batch_size

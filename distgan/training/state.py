@@ -198,6 +198,7 @@ class TrainingState:
             "latent_space": self.index.latents.space.model_dump(mode="json") if self.index.latents else None,
             "decoder": self.decoder.hash if self.decoder else None,
             "world_size": runtime.world_size,
+            "accumulation": self.config.training.accumulation,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "divergence": self.progress.divergence.model_dump(mode="json"),

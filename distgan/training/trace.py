@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from distgan import schedule
-from distgan.checkpoint.contents import load_description
+from distgan.checkpoint.contents import Description, load_description
 from distgan.checkpoint.directory import directory_name, newest_step
 from distgan.config import Config
 from distgan.data import order as orders
 from distgan.data.index.loading import load_index
 from distgan.errors import UserError
 from distgan.randomness import branch_seed
+from distgan.training.micro_batches.memory import with_accumulation
 from distgan.training.setup import validate_run
 
 MAX_STEPS = 2**40
@@ -27,7 +28,9 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
     `update` counts the updates of the record's player. The generator has records only if it draws its own reals.
 
     The trace ignores replacements: a sample that training found unreadable appears under its original index. If the run
-    folder has a checkpoint, its rollbacks count, because they change the order of the data.
+    folder has a checkpoint, its rollbacks count, because they change the order of the data, and so does the number of
+    micro-batches that it found on as many ranks (`training.gradient_accumulation_steps: auto`), which decides what rank
+    gets a sample.
 
     Raises:
         UserError: the steps or the world size are out of range, or the batch does not divide among the ranks.
@@ -38,7 +41,10 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
         raise UserError(f"--world-size {world_size}: expected a number of ranks from 1")
     index = load_index(config.data.path, config.data.cache_dir)
     validate_run(config, index, world_size)
-    rollbacks = _rollbacks(config)
+    saved = _saved(config)
+    rollbacks = saved.rollbacks if saved is not None and saved.config.get("seed") == config.seed else []
+    if saved is not None and saved.accumulation is not None and saved.world_size == world_size:
+        config = with_accumulation(config, saved.accumulation)
     seeds = [branch_seed(config.seed, count) for count in range(len(rollbacks) + 1)]
     sequences = [orders.make_order(config.data, seed, index) for seed in seeds]
     for step in range(first, last):
@@ -50,7 +56,7 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
             end = updates[-1].start + updates[-1].batch_size
             drawn.append(("generator", step, end, schedule.generator_micro_batch(config, used.images)))
         for player, number, first_position, micro_batch in drawn:
-            batch = micro_batch * config.training.gradient_accumulation_steps
+            batch = micro_batch * config.training.accumulation
             for start in range(first_position, first_position + batch, micro_batch):
                 shares = orders.assign(order, np.arange(start, start + micro_batch), world_size)
                 for rank, positions in enumerate(shares):
@@ -58,11 +64,8 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
                         yield {"step": step, "player": player, "update": number, "rank": rank, **record}
 
 
-def _rollbacks(config: Config) -> list[int]:
-    """Return the steps that the run of this config went back to after a divergence, by its newest checkpoint."""
+def _saved(config: Config) -> Description | None:
+    """Return the description of the newest checkpoint in the run folder of this config, if there is one."""
     folder = Path(config.run_dir) / "checkpoints"
     newest = newest_step(folder)
-    if newest is None:
-        return []
-    description = load_description(folder / directory_name(newest))
-    return description.rollbacks if description.config.get("seed") == config.seed else []
+    return None if newest is None else load_description(folder / directory_name(newest))

@@ -280,6 +280,7 @@ def pod(tmp_path: Path) -> dict[str, str]:
         ("running 40", "exit 1", 138),
         ("killed 40", "exit 1", 138),
         ("unstarted 40", "exit 1", 138),
+        ("out-of-memory 40 rank 1: out of memory", "exit 1", 138),
         ("failed 40 rank 0: ValueError", "exit 1", 42),
         ("", "exit 2", 42),
     ],

@@ -266,6 +266,7 @@ def test_a_job_warns_itself_in_time_for_its_limit(
         ("killed 40", True), ("running 40", True), ("lost 40 rank 1 lost contact", True), ("killed 20", False),
         ("failed 40 data.path: no such folder", False), ("preempted 40 SIGTERM", True),
         ("preempted 40 stop request", False), ("diverged 40 step 60: fid diverged", False), ("killed 10", True),
+        ("out-of-memory 20 rank 1: out of memory", True),
     ],
 )  # fmt: skip
 def test_a_job_requeues_what_can_go_on(tmp_path: Path, after: str, requeued: bool) -> None:

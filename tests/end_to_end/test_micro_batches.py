@@ -1,0 +1,148 @@
+"""`training.gradient_accumulation_steps: auto`, with a network that finds no memory for more than some samples."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distgan import extensions
+from distgan.checkpoint.contents import load_description
+from distgan.cli import main
+from distgan.config import load_config
+from distgan.errors import UserError
+from distgan.training.loop import train
+from distgan.training.trace import trace
+from tests.engines import LAUNCHED, needs, under
+from tests.ranks import Job, RankPool
+from tests.runs import differing, losses, recipe, status, tensors
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+AUTO: dict[str, Any] = {"steps": 2, "batch_size": 24, "critic_steps": 1, "gradient_accumulation_steps": "auto"}
+KEY = "training.gradient_accumulation_steps"
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PLUGINS))
+    monkeypatch.setattr(extensions, "_packages", set())
+    monkeypatch.setattr(extensions, "_paths", set())
+
+
+def config_of(folder: Path, shards: Path, *, training: dict[str, Any] = AUTO, **options: Any) -> str:
+    discriminator = {"architecture": "lab.memory:Discriminator", **options}
+    networks = {"generator": {"normalization": "layer"}, "discriminator": discriminator}
+    path = recipe(folder, shards, training=training, monitoring={"every": 1}, **networks)
+    return str(path)
+
+
+def run(config: str, overrides: list[str], engine: str = "ddp") -> str:
+    """Train as one of the ranks. Return the outcome."""
+    sys.path.insert(0, str(PLUGINS))
+    extensions.allow("lab")
+    try:
+        return under(LAUNCHED[engine], lambda: train(load_config(config, overrides)).outcome)
+    finally:
+        sys.path.remove(str(PLUGINS))
+
+
+def recorded(folder: Path, step: int) -> int | None:
+    return load_description(folder / "checkpoints" / f"step-{step:08d}").accumulation
+
+
+@pytest.mark.parametrize("engine", ["ddp", needs("zero2"), needs("fsdp")])
+def test_a_run_finds_its_largest_micro_batch(tmp_path: Path, digits: Path, ranks: RankPool, engine: str) -> None:
+    """24 samples on 2 ranks with memory for 5: of 12, 6, 4, 3, 2 and 1 samples a pass, 4 are the most that fit.
+
+    Nothing is left of the trials: the run is bitwise the one with that number in its config, and so is its resume.
+    """
+    config = config_of(tmp_path, digits, limit=5)
+    ample = "discriminator.limit=100"  # the resume does not look for another number
+    for number, parts in (("auto", [["training.steps=2"], ["training.steps=4", ample]]), ("3", [["training.steps=4"]])):
+        for changes in parts:
+            overrides = [f"{KEY}={number}", f"run_dir={tmp_path / number}", *changes]
+            assert ranks.run(2, run, config, overrides, engine) == ["finished"] * 2
+    assert recorded(tmp_path / "auto", 2) == recorded(tmp_path / "auto", 4) == 3
+    found, expected = (tensors(tmp_path / number, 4) for number in ("auto", "3"))
+    assert differing(found, expected) == []
+    assert losses(tmp_path / "auto") == losses(tmp_path / "3")
+
+
+def test_one_rank_has_less_memory_than_another(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
+    config = config_of(tmp_path, digits, limit=7, rank=1)
+    extensions.allow("lab")
+    auto, fixed = (load_config(config, overrides) for overrides in ([], [f"{KEY}=2"]))
+    before = list(trace(auto, 0, 2, 2))
+    ranks.run(2, run, config, [])
+    assert recorded(tmp_path / "run", 2) == 2
+    # The trace follows. Samples are on other ranks, but in the same order.
+    after = list(trace(auto, 0, 2, 2))
+    assert after == list(trace(fixed, 0, 2, 2)) != before
+    samples = [sorted(json.dumps({**record, "rank": 0}) for record in records) for records in (before, after)]
+    assert samples[0] == samples[1]
+    # On another number of ranks, the number is found anew: one rank, which has no limit.
+    ranks.run(1, run, config, ["training.steps=4"])
+    assert recorded(tmp_path / "run", 4) == 1
+
+
+def test_a_restart_after_a_lack_of_memory_halves_the_micro_batches(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 1 finds no memory in step 3, some passes after the trials; the launcher then starts all ranks again."""
+    config, log = config_of(tmp_path, digits, limit=6, rank=1, passes=40), tmp_path / "log"
+    command = ["train", config, "--allow", "lab", "training.steps=30"]
+    assert sorted(Job(2, command, log=log).wait()) == [1, 2]
+    lines = [line for line in log.read_text().splitlines() if "error" in line or "lost contact" in line]
+    assert len(lines) == 1
+    assert "out of memory: training.gradient_accumulation_steps = auto, with 1 micro-batch of 12 samples" in lines[0]
+    ended = status(tmp_path / "run")
+    assert (ended["outcome"], ended["out_of_memory"], ended["lost_rank"]) == ("failed", 1, False)
+    assert ended["reason"].startswith("rank 1: out of memory: ")
+    main(["status", config])
+    outcome, step, reason = capsys.readouterr().out.split(maxsplit=2)
+    assert (outcome, reason) == ("out-of-memory", ended["reason"] + "\n")
+    assert int(step) >= 2
+
+    again = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    assert Job(2, command, log=log, environment=again).wait() == [0, 0], log.read_text()
+    assert recorded(tmp_path / "run", 30) == 2
+    assert "2 micro-batches of 6 samples per process (memory ran out with 1)" in log.read_text()
+    assert status(tmp_path / "run")["out_of_memory"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"discriminator": {"dropout": 0.1}}, ["dropout", "set a number"]),
+        (
+            {"discriminator": {"architecture": "dcgan", "normalization": "none", "spectral_norm": True}},
+            ["spectral norm"],
+        ),
+        ({"generator": {"normalization": "synchronized"}}, ["generator.normalization", "statistics"]),
+        ({"generator": {"normalization": "virtual"}}, ["generator.normalization", "statistics"]),
+        ({"objective": {"feature_matching": {"weight": 1.0}}}, ["objective.feature_matching", "statistics"]),
+        ({"discriminator": {"limit": 0, "passes": 8}, "objective": {"r1": None}}, ["even for 24 micro-batches of 1"]),
+    ],
+)
+def test_refused_where_the_objective_depends_on_the_cut(
+    tmp_path: Path, digits: Path, change: dict[str, Any], parts: list[str]
+) -> None:
+    networks = {
+        "generator": {"normalization": "layer"},
+        "discriminator": {"architecture": "lab.memory:Discriminator", "limit": 2**20},
+    }
+    if "architecture" in change.get("discriminator", {}):
+        del networks["discriminator"]
+    merged = {name: {**networks.get(name, {}), **change.get(name, {})} for name in {**networks, **change}}
+    extensions.allow("lab")
+    with pytest.raises(UserError) as caught:
+        train(load_config(recipe(tmp_path, digits, training=AUTO, **merged)))
+    text = str(caught.value)
+    assert text.startswith("training.gradient_accumulation_steps = auto: ")
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+    assert status(tmp_path / "run")["outcome"] == "failed"
