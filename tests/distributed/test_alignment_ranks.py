@@ -30,8 +30,9 @@ from distgan.randomness import uniform
 from distgan.training import loop
 from distgan.training.inputs import Feed
 from distgan.training.setup import assemble
+from tests.engines import LAUNCHED, under
 from tests.ranks import RankPool
-from tests.runs import losses, recipe, tensors
+from tests.runs import differing, losses, recipe, tensors
 from tests.shards import damage, refusal
 
 BATCH, STEPS = 16, 3
@@ -136,17 +137,17 @@ def test_an_image_that_cannot_be_read_is_not_aligned_with(tmp_path: Path, latent
     assert known.nonzero().flatten().tolist() == [place for place in range(STEPS * BATCH) if place != 3]
 
 
-def train(config: str, changes: list[str]) -> None:
+def train(config: str, *changes: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distgan.players.alignment.load_teacher", lambda _weights: Pixels())
-        loop.train(load_config(config, changes))
+        loop.train(load_config(config, list(changes)))
 
 
 def test_ranks_do_not_matter(tmp_path: Path, latents: Path, ranks: RankPool) -> None:
     config = str(written(tmp_path, latents))
     runs = {world_size: tmp_path / str(world_size) for world_size in (1, 2)}
     for world_size, run in runs.items():
-        ranks.run(world_size, train, config, [f"run_dir={run}"])
+        ranks.run(world_size, train, config, f"run_dir={run}")
     one, two = (tensors(run, 2) for run in runs.values())
     assert any("projector" in name for name in one)
     for name, value in one.items():
@@ -155,6 +156,16 @@ def test_ranks_do_not_matter(tmp_path: Path, latents: Path, ranks: RankPool) -> 
         values: list[Any] = [losses(run)[step]["loss/alignment"] for run in runs.values()]
         assert values[0] == pytest.approx(values[1], rel=1e-4)
         assert 0 < values[0] < 4, "two terms of 1 - cos"
+
+
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_run_resumes_bitwise(tmp_path: Path, latents: Path, ranks: RankPool, engine: str) -> None:
+    config = str(written(tmp_path, latents))
+    for folder, lengths in (("whole", (2,)), ("halves", (1, 2))):
+        for steps in lengths:
+            changes = f"run_dir={tmp_path / folder}", f"training.steps={steps}", "training.generator_latents=last"
+            ranks.run(2, under, LAUNCHED[engine], train, config, *changes)
+    assert differing(*(tensors(tmp_path / folder, 2) for folder in ("whole", "halves"))) == []
 
 
 def test_latents_without_images_are_refused(tmp_path: Path, latents: Path) -> None:

@@ -26,6 +26,7 @@ from distgan.losses import dinov2
 
 SIDE, CHANNELS, BATCH = 8, 4, 3
 NETWORK = {"architecture": "gat", "width": 16, "depth": 4, "heads": 2}
+PUBLISHED = dinov2.BASE_ARCHITECTURE
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -188,6 +189,14 @@ def test_without_weights_it_is_left_out_and_said() -> None:
     assert line.startswith("objective.alignment.weights = null: ")
     assert "hf download facebook/dinov2-base" in line
     assert "loss/alignment" not in objective_of(config)(batch_of(), 0, 0)[1]
+
+
+def test_the_teacher_is_the_published_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViT-B/14 has 86,580,480 parameters with the positions of 518 pixels."""
+    monkeypatch.setattr(dinov2, "load_weights", lambda *_: None)
+    positions = {"embeddings.position_embeddings": torch.empty(1, 1370, 768, device="meta")}
+    network = dinov2.dinov2_network(positions, PUBLISHED, dinov2.BASE)
+    assert sum(part.numel() for part in network.parameters()) == 86_580_480 - (1370 - 257) * 768
 
 
 @pytest.mark.parametrize(
