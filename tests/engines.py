@@ -37,7 +37,8 @@ def whole(tensors: Mapping[str, Held]) -> dict[str, Tensor]:
     found = {}
     for name, held in tensors.items():
         if isinstance(held, Part):
-            parts = sorted(((of[name].start, of[name].values) for of in gathered), key=itemgetter(0))
+            first = [of[name] for of in gathered if of[name].replica == 0]
+            parts = sorted(((part.start, part.values) for part in first), key=itemgetter(0))
             found[name] = Stored(held.values.dtype, held.shape, parts).whole()
         else:
             found[name] = held.clone()

@@ -1,7 +1,7 @@
 """Settings that `accelerate launch` passes to processes in the environment, from its flags or its config file.
 
-Precision and compilation fill keys that the config leaves open. What distgan does not do is refused: training would
-otherwise ignore it without a word. The engines check the settings of DeepSpeed and FSDP.
+Precision, compilation and activation checkpointing fill keys that the config leaves open. What distgan does not do is
+refused: training would otherwise ignore it without a word. The engines check the settings of DeepSpeed and FSDP.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from distgan.errors import UserError
 _FILLS = {
     "ACCELERATE_MIXED_PRECISION": ("bf16", "mixed_precision", "bf16", "--mixed_precision bf16"),
     "ACCELERATE_DYNAMO_BACKEND": ("INDUCTOR", "compile", True, "--dynamo_backend inductor"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("TRUE", "activation_checkpointing", True, "--fsdp_activation_checkpointing true"),
 }
 """Variable -> value that sets something, key of `training` with the value it gets, and the flag."""
 
 _OVERFLOW = "gradient penalties and batch-norm statistics overflow in it; use --mixed_precision bf16"
 _NEVER = {
     "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", "use --multi_gpu, --use_deepspeed or --use_fsdp"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": (
-        "--use_parallelism_config",
-        "distgan has no tensor, context, sequence or replicated parallelism; use --use_fsdp without it, which shards "
-        "over all ranks",
-    ),
     "XLA_USE_BF16": ("--tpu", "distgan does not train on TPUs; use --multi_gpu"),
     "XLA_DOWNCAST_BF16": ("--tpu --downcast_bf16", "distgan does not train on TPUs; use --multi_gpu"),
 }
@@ -46,6 +42,8 @@ def check_launcher_settings() -> None:
     for variable, (flag, why) in _NEVER.items():
         if _is_true(variable):
             _refuse(flag, why)
+    if _is_true("ACCELERATE_USE_PARALLELISM_CONFIG") and not _is_true("ACCELERATE_USE_FSDP"):
+        _refuse("--use_parallelism_config", "only FSDP2 has replicas of shards; add --use_fsdp, or remove it")
     if backend == "NO":
         return
     if backend != "INDUCTOR":

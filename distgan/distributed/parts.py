@@ -1,13 +1,15 @@
 """Parts of tensors: what one rank holds of a sharded tensor, and tensors that are stored in several parts.
 
-A part is a contiguous range of the tensor's elements in row-major order.
+A part is a contiguous range of the tensor's elements in row-major order. In training, a sharded tensor is a DTensor
+whose rows are divided among ranks, or among the ranks of each of several replicas.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ _SMALL = 1 << 12
 
 
 class Part(NamedTuple):
-    """What one rank holds of a sharded tensor. Ranks together hold each element once."""
+    """What one rank holds of a sharded tensor. Ranks of one replica together hold each element once."""
 
     values: Tensor
     """The elements, live and not a copy; flat, or rows of the tensor; empty if this rank has none."""
@@ -25,6 +27,8 @@ class Part(NamedTuple):
     """Row-major index of the first element."""
     shape: torch.Size
     """Shape of the whole tensor."""
+    replica: int = 0
+    """Number of the replica, of which the first one is written to checkpoints."""
 
 
 Held = Tensor | Part
@@ -33,19 +37,83 @@ Held = Tensor | Part
 
 def local_part(tensor: Tensor) -> Held:
     """Return this rank's part of a DTensor. A plain tensor is returned unchanged."""
-    if type(tensor) in (Tensor, nn.Parameter):
+    if not is_sharded(tensor):
         return tensor
-    from torch.distributed.tensor import DTensor, Shard  # importing it takes most of a second
-
-    if not isinstance(tensor, DTensor):
-        return tensor
-    assert tensor.placements == (Shard(0),), "FSDP2 shards rows over one dimension of ranks"
-    with torch.no_grad():
-        values = tensor.to_local()
+    dtensor: Any = tensor
+    mesh, last = dtensor.device_mesh, dtensor.device_mesh.ndim - 1
+    assert dtensor.placements[last].is_shard(0), "FSDP2 shards rows"
+    assert all(placement.is_replicate() for placement in dtensor.placements[:last])
     # As torch.chunk: all ranks but the last ones have equally many rows.
-    rows = -(-len(tensor) // tensor.device_mesh.size())
-    first = min(rows * tensor.device_mesh.get_local_rank(), len(tensor))
-    return Part(values, first * math.prod(tensor.shape[1:]), tensor.shape)
+    rows = -(-len(tensor) // mesh.size(last))
+    first = min(rows * mesh.get_local_rank(last), len(tensor))
+    replica = mesh.get_local_rank(0) if last else 0
+    return Part(local(tensor), first * math.prod(tensor.shape[1:]), tensor.shape, replica)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return True for a DTensor."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor  # importing it takes most of a second
+
+    return isinstance(tensor, DTensor)
+
+
+@torch.no_grad()
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a DTensor, which shares its memory. A plain tensor is returned unchanged."""
+    shard: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return shard
+
+
+def shard_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor that all ranks have, as a DTensor divided as `like`."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    divided: Any = like
+    # Without a source rank nothing is sent.
+    return distribute_tensor(tensor.detach(), divided.device_mesh, divided.placements, src_data_rank=None)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a DTensor from all ranks. A plain tensor is returned unchanged. Collective: call on every rank."""
+    found: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return found
+
+
+def shard_network_as(network: nn.Module, like: nn.Module) -> None:
+    """Keep this rank's shards of a copy of a sharded network. Pass the copy inputs inside `gathered` only."""
+    divided = dict(like.named_parameters(remove_duplicate=False))
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in list(network.named_parameters(remove_duplicate=False)):
+        if is_sharded(divided[name]):
+            shard = nn.Parameter(shard_as(parameter, divided[name]), requires_grad=False)
+            _replace(network, name, made.setdefault(id(parameter), shard))
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """Give a network whose parameters are shards whole ones inside, without gradients. Collective.
+
+    Do not change them.
+    """
+    shards = {
+        name: parameter for name, parameter in network.named_parameters(remove_duplicate=False) if is_sharded(parameter)
+    }
+    for name, shard in shards.items():
+        _replace(network, name, nn.Parameter(whole(shard), requires_grad=False))
+    try:
+        yield
+    finally:
+        for name, shard in shards.items():
+            _replace(network, name, shard)
+
+
+def _replace(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    module, _, key = name.rpartition(".")
+    network.get_submodule(module)._parameters[key] = parameter
 
 
 def own_part(held: Held, rank: int, world_size: int) -> Part:
@@ -54,6 +122,8 @@ def own_part(held: Held, rank: int, world_size: int) -> Part:
     Ranks divide the rows of a large replicated tensor, so that each copies and writes a share of it.
     """
     if isinstance(held, Part):
+        if held.replica:
+            return held._replace(values=held.values.flatten()[:0])
         is_whole = held.values.numel() == held.shape.numel()
         return held._replace(values=held.values.view(held.shape)) if is_whole else held
     if held.nbytes <= _SMALL or held.dim() == 0:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -17,16 +17,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, patch_environment
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from distgan.distributed.control import Control
 from distgan.distributed.engines.base import Engine, MakeOptimizer
 from distgan.distributed.engines.choice import chosen_engine
 from distgan.distributed.engines.ddp import DDPEngine
+from distgan.distributed.engines.fsdp import FSDPEngine, ShardedNetwork
 from distgan.distributed.launch import check_world_size, natural
 from distgan.distributed.launcher_settings import check_launcher_settings
+from distgan.distributed.parts import gathered
 from distgan.errors import UserError
 
 logger = logging.getLogger("distgan")
@@ -70,22 +71,26 @@ class Runtime(Control):
         check_launcher_settings()
         self._make_engine = chosen_engine()
         self.gradients_in_bf16 = gradients_in_bf16
-        self.sharded: dict[nn.Module, FSDPModule] = {}
-        """Networks with sharded weights -> FSDP module that gathers them."""
+        self.sharded: dict[nn.Module, ShardedNetwork] = {}
+        """Networks with sharded weights -> what gathers them."""
+        self.mesh: Any = None
+        """Device mesh that weights are sharded over; None before the first engine that shards them."""
         timeout = timedelta(minutes=timeout_minutes)
         inherited = dist.is_initialized()
         sharing = ranks_share_a_gpu()
-        self.accelerator = Accelerator(
-            # Without cpu=True, Accelerate makes each of several CPU ranks an independent one-process job.
-            cpu=not torch.accelerator.is_available(),
-            # The config decides precision and compilation, after with_launcher_settings.
-            mixed_precision="no",
-            dynamo_backend="no",
-            kwargs_handlers=[
-                InitProcessGroupKwargs(backend="gloo" if sharing else "nccl", timeout=timeout),
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            ],
-        )
+        # The engine reads accelerate's parallelism config itself.
+        with patch_environment(accelerate_use_parallelism_config="false"):
+            self.accelerator = Accelerator(
+                # Without cpu=True, Accelerate makes each of several CPU ranks an independent one-process job.
+                cpu=not torch.accelerator.is_available(),
+                # The config decides precision and compilation, after with_launcher_settings.
+                mixed_precision="no",
+                dynamo_backend="no",
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(backend="gloo" if sharing else "nccl", timeout=timeout),
+                    DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                ],
+            )
         if self.accelerator.distributed_type not in _KNOWN:
             raise UserError(
                 f"accelerate config: found {self.accelerator.distributed_type.value}, expected DDP, DeepSpeed or FSDP; "
@@ -119,23 +124,61 @@ class Runtime(Control):
             torch.backends.cuda.matmul.allow_tf32 = tf32
             torch.backends.cudnn.allow_tf32 = tf32
 
-    def engine(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
-        """Return the engine, chosen at launch, that trains a player's network. One process always uses DDPEngine."""
+    @property
+    def shards_weights(self) -> bool:
+        """True if the engine shards weights."""
+        return self.world_size > 1 and self._make_engine is FSDPEngine
+
+    def engine(
+        self,
+        objective: nn.Module,
+        network: nn.Module,
+        make_optimizer: MakeOptimizer,
+        blocks: Sequence[nn.Module] = (),
+    ) -> Engine:
+        """Return the engine, chosen at launch, that trains a player's network. One process always uses DDPEngine.
+
+        Args:
+            blocks: parts of the network that may be sharded one by one. Without them the objective may use weights
+                outside of the network's forward pass.
+        """
         make_engine = self._make_engine if self.world_size > 1 else DDPEngine
-        return make_engine(objective, network, make_optimizer, self)
+        return make_engine(objective, network, make_optimizer, self, blocks)
 
     @contextmanager
     def full_params(self, network: nn.Module) -> Iterator[None]:
-        """Context manager that gathers all weights of a network on every rank. Do not change them in the block."""
+        """Context manager that gathers all weights of a network on every rank. Do not change them in the block.
+
+        Collective: call on every rank.
+        """
         sharded = self.sharded.get(network)
         if sharded is None:
-            yield
+            with gathered(network):
+                yield
             return
         sharded.unshard()
         try:
             yield
         finally:
             sharded.reshard()
+
+    @contextmanager
+    def passing(self, network: nn.Module, opponent: nn.Module, *, twice: bool) -> Iterator[None]:
+        """Context manager for the forward and backward passes of an update of `network`.
+
+        Inside, both networks can be called. A network that is not sharded by block has all its weights there.
+
+        Args:
+            twice: second derivatives of the networks are taken.
+        """
+        sharded, other = (self.sharded.get(each) for each in (network, opponent))
+        with ExitStack() as held:
+            if other is None or not other.by_block:
+                held.enter_context(self.full_params(opponent))
+            for each in (sharded, other):
+                if each is not None:
+                    held.enter_context(each.passing(twice=twice))
+            yield
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks as a new tensor of the same dtype and device. Collective: call on every rank."""

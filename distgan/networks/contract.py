@@ -7,12 +7,14 @@ parameter stops only DDP, and buffers that are not saved make a resume wrong.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from distgan.distributed.blocks import declared_blocks
 from distgan.errors import UserError, blaming_code
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.moving import declare_moving
@@ -55,10 +57,12 @@ def _probe(network: nn.Module, name: str, values: Tensor, labels: Tensor | None,
     """Check one network, whose output for n values has the shape (n, *sizes). Return it for `values`."""
     _check_weights(network, name)
     _check_declared(network, name)
+    _check_blocks(network, name)
     with blaming_code(f"{name}: copying it failed"):
         trial = copy.deepcopy(network).train()
     before = {key: buffer.clone() for key, buffer in trial.named_buffers()}
-    output = _pass(trial, name, values, labels, sizes)
+    with _calling_blocks(trial, name):
+        output = _pass(trial, name, values, labels, sizes)
     with blaming_code(f"{name}: its backward pass failed"):
         output.sum().backward()
     if values.requires_grad and values.grad is None:
@@ -122,6 +126,40 @@ def _check_declared(network: nn.Module, name: str) -> None:
                 f"{name}: {key or type(module).__name__}.moving_buffers = {declared!r}: expected a tuple of names of "
                 f"its buffers that are saved ({', '.join(sorted(saved)) or 'it has none'})"
             )
+
+
+def _check_blocks(network: nn.Module, name: str) -> None:
+    """Raise UserError unless the blocks that a network declares are different modules of it, none inside another."""
+    blocks = declared_blocks(network)
+    inside = [id(module) for block in blocks for module in block.modules()]
+    own = {id(module) for module in network.modules()} - {id(network)}
+    if any(id(block) not in own or inside.count(id(block)) != 1 for block in blocks):
+        raise UserError(
+            f"{name}: its attribute blocks must hold different modules of the network, none inside another one; it "
+            "declares what may be sharded one by one"
+        )
+
+
+@contextmanager
+def _calling_blocks(network: nn.Module, name: str) -> Iterator[None]:
+    """Raise UserError if a pass inside leaves out a declared block of a network that does not grow."""
+    blocks = [] if isinstance(network, GrowingNetwork) else declared_blocks(network)
+    left = {id(block): number for number, block in enumerate(blocks)}
+
+    def called(block: nn.Module, *_: object) -> None:
+        left.pop(id(block), None)
+
+    handles = [block.register_forward_hook(called) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if left:
+        raise UserError(
+            f"{name}: forward does not call blocks[{min(left.values())}]; call each block as a "
+            "module, or rename the attribute blocks, which declares what may be sharded one by one"
+        )
 
 
 def _check_gradients(trial: nn.Module, name: str) -> None:

@@ -63,6 +63,11 @@ class R3GANGenerator(nn.Module):
             self.stages.append(Stage(4 << level, *layers, *blocks))
         self.to_image = _convolution(widths[-1], shape.channels, 1)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The stages, which can be sharded, compiled and recomputed one by one."""
+        return list(self.stages)
+
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         images: Tensor = self.to_image(self.stages(with_labels(latents, labels, self.embedding)))
         return images
@@ -101,6 +106,11 @@ class R3GANDiscriminator(nn.Module):
         self.features = Stage(4, _convolution(widths[-1], widths[-1], 4, groups=widths[-1]), nn.Flatten())
         self.embedding = _embedding(shape.num_classes, widths[-1], widths[-1]) if shape.num_classes else None
         self.logit = Stage(4, _linear(widths[-1], widths[-1] if shape.num_classes else 1))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The stages, which can be sharded, compiled and recomputed one by one."""
+        return list(self.stages)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         logits: Tensor = self.logit(self.features(self.stages(images)))

@@ -8,7 +8,7 @@ is referenced, not registered, so that a wrapper sees the parameters of one netw
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -57,6 +57,12 @@ class DiscriminatorObjective(Objective):
         if (section := config.objective.alignment) is not None and section.weights is not None:
             self._watch(LAYER, "objective.alignment")
             self.alignment = Alignment(section, self.augmentation)
+
+    def differentiates_twice(self, images: int, update: int) -> bool:
+        config = self.config
+        zero_centered = (_due(penalty, update) for penalty in (config.r1, config.r2))
+        exact = any(penalty is not None and penalty.method == "exact" for penalty in zero_centered)
+        return exact or _due(config.gradient_penalty, update) is not None or bool(self._terms_due(update))
 
     def forward(self, batch: MicroBatch, images: int, update: int) -> LossAndScalars:
         """Return the loss and the scalars.
@@ -234,6 +240,12 @@ class GeneratorObjective(Objective):
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
         self._needs_reals = config.objective.generator_needs_reals
 
+    def differentiates_twice(self, images: int, update: int = 0) -> bool:
+        return bool(self._terms_due(update))
+
+    def frozen_opponent(self) -> AbstractContextManager[None]:
+        return _frozen(self.opponent)
+
     def forward(self, batch: MicroBatch, images: int, update: int = 0) -> LossAndScalars:
         """Return the loss and the scalars. `batch` needs reals if `ObjectiveConfig.generator_needs_reals`.
 
@@ -243,7 +255,7 @@ class GeneratorObjective(Objective):
         """
         config, discriminator, labels = self.config, self.opponent, self._fake_labels(batch)
         parts: dict[str, Tensor] = {}
-        with _frozen(discriminator), ExitStack() as held:
+        with self.frozen_opponent(), ExitStack() as held:
             with self._autocast(batch.latents):
                 with reference_moments(self.network):
                     fakes = self.network(batch.latents, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -12,15 +12,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distgan import randomness, schedule
 from distgan.config import Config
+from distgan.distributed.blocks import eager, is_compiled
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.level_noise import add_level_noise
 from distgan.losses.regularizers import HistoricalAverage
 from distgan.networks.hooks import captured, find_layer
+from distgan.networks.layers.virtual_batch_norm import uses_reference
+from distgan.networks.progressive import GrowingNetwork
 from distgan.players.augmentation import InputAugmentation
 from distgan.players.samples import Inputs, Judged, MicroBatch
-from distgan.players.terms import Absent, TermView, add_terms, build_loss, build_terms
+from distgan.players.terms import Absent, Term, TermView, add_terms, build_loss, build_terms
 
 LossAndScalars = tuple[Tensor, dict[str, Tensor]]
 Draw = Callable[..., Tensor]
@@ -55,6 +58,9 @@ class Objective(nn.Module):
         self.accumulation = config.training.accumulation
         """Micro-batches per update."""
         self.autocast_dtype = autocast_dtype
+        self.compiles = config.training.compile
+        self._watches_compiled = False
+        """True if the loss looks at a layer inside compiled code."""
         self.by_stage = config.training.float32_below is not None
         """True if penalized passes autocast too, because the networks choose the precision by stage."""
         self.adversarial = build_loss(config.objective.adversarial)
@@ -135,6 +141,25 @@ class Objective(nn.Module):
         return uniform, normal
 
     @property
+    def whole_weights(self) -> str | None:
+        """What of this player needs all weights of its network at once; None if nothing does."""
+        if self.terms:
+            return "objective.terms"
+        if self.history is not None:
+            return "objective.historical_averaging"
+        if isinstance(self.network, GrowingNetwork):
+            return "growth"
+        return "virtual batch norm" if uses_reference(self.network) else None
+
+    def differentiates_twice(self, *arguments: Any) -> bool:
+        """Return True if an update takes second derivatives; `arguments` are those of `forward` after the batch."""
+        return False
+
+    def frozen_opponent(self) -> AbstractContextManager[None]:
+        """Return a context for the forward and backward pass of an update."""
+        return nullcontext()
+
+    @property
     def discriminator(self) -> nn.Module:
         """The discriminator's network."""
         return self.network if self.role == "discriminator" else self.opponent
@@ -150,7 +175,8 @@ class Objective(nn.Module):
                     "attribute feature_layer with the layer's name",
                     everywhere=True,
                 )
-            find_layer(self.discriminator, layer)
+            found = find_layer(self.discriminator, layer)
+        self._watches_compiled |= is_compiled(self.discriminator, found, self.compiles)
         self.layers[layer] = key
         return layer
 
@@ -240,11 +266,14 @@ class Objective(nn.Module):
                 outputs[layer] = held.enter_context(captured(self.discriminator, layer))
             if differentiable:  # other kernels of attention have no second derivative
                 held.enter_context(sdpa_kernel(SDPBackend.MATH))
-            # A compiled network has no second derivative, and hooks do not see its layers.
-            eager = differentiable or bool(self.layers)
-            logits = (self.discriminator.forward if eager else self.discriminator)(augmented, labels)
+            # Compiled code has no second derivative, and hooks do not see its layers.
+            held.enter_context(eager(bool(self.compiles) and (differentiable or self._watches_compiled)))
+            logits = self.discriminator(augmented, labels)
         features = {layer: at_least_float32(found[-1]) for layer, found in outputs.items()}
         return at_least_float32(logits), features
+
+    def _terms_due(self, update: int) -> list[Term]:
+        return [term for term in self.terms if update % term.every == 0]
 
     def _add_terms(
         self,
@@ -264,14 +293,15 @@ class Objective(nn.Module):
             samples: the fakes without noise.
             update: number of earlier updates of this player, which selects lazy terms.
         """
-        due = [term for term in self.terms if update % term.every == 0]
+        due = self._terms_due(update)
         if not due:
             return loss
 
         def judge(samples: Tensor, labels: Tensor | None = None) -> Tensor:
             augmented = self._perturb_levels(self._augment(samples, "extra terms", batch, images), "extra terms", batch)
-            with sdpa_kernel(SDPBackend.MATH):  # other kernels of attention have no second derivative
-                return at_least_float32(self.discriminator.forward(augmented, labels))
+            # Other kernels of attention, and compiled code, have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH), eager(bool(self.compiles)):
+                return at_least_float32(self.discriminator(augmented, labels))
 
         uniform, normal = self._drawing("extra terms", batch, batch.latents)
         layer = self._feature_layer or ""

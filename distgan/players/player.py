@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from distgan.config import OptimizerConfig, WeightClippingConfig
 from distgan.distributed import collectives
+from distgan.distributed.blocks import declared_blocks
 from distgan.distributed.runtime import Runtime
 from distgan.networks.layers.normalization import normalization_parameters
 from distgan.networks.moving import foreign_moving_buffers, moving_buffers
@@ -37,7 +39,9 @@ class Player:
         self.runtime = runtime
         self.accumulation = objective.accumulation
         _choose_parameters(self.network)
-        self.engine = runtime.engine(objective, self.network, functools.partial(build_optimizer, config))
+        make_optimizer = functools.partial(build_optimizer, config)
+        blocks = [] if objective.whole_weights else declared_blocks(self.network)
+        self.engine = runtime.engine(objective, self.network, make_optimizer, blocks)
         self.quantities: tuple[str, ...] | None = config.facts.quantities
         self.max_norm = config.max_gradient_norm
         self.clipping = clipping
@@ -77,7 +81,7 @@ class Player:
         if moving and before_change is not None:
             before_change()
         parts: list[dict[str, Tensor]] = []
-        with self.runtime.full_params(self.opponent):
+        with self.passing(arguments):
             for batch in micro_batches:  # not enumerate, which keeps a batch until it has drawn the next
                 with self.engine.micro_batch(last=len(parts) + 1 == self.accumulation):
                     loss, values = self.engine.module(batch, *arguments)
@@ -109,6 +113,18 @@ class Player:
             self.statistics.add({**values, f"gradient_norm/{self.role}": norm}, applied)
         return applied
 
+    @contextmanager
+    def passing(self, arguments: tuple[Any, ...]) -> Iterator[None]:
+        """Context manager for the forward and backward passes of an update.
+
+        Args:
+            arguments: those of `update`.
+        """
+        twice = self.objective.differentiates_twice(*arguments)
+        # Frozen through the backward pass, in which checkpointed blocks are run again.
+        with self.runtime.passing(self.network, self.opponent, twice=twice), self.objective.frozen_opponent():
+            yield
+
     def _clip(self, limit: float, applied: Tensor) -> None:
         """Clamp the weights to [-limit, limit] after an update (Arjovsky et al. 2017, algorithm 1).
 
@@ -134,7 +150,7 @@ class Player:
         They change nothing else. Collective: call on every rank.
         """
         moving = [tensor.clone() for tensor in self._moving]
-        with self.runtime.full_params(self.opponent):
+        with self.passing(arguments[1:]):
             self.engine.warm_up_buckets(arguments)
         for tensor, before in zip(self._moving, moving, strict=True):
             tensor.copy_(before)

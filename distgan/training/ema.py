@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distgan.distributed.parts import Stored
+from distgan.distributed.parts import Stored, local, shard_as, shard_network_as
 from distgan.errors import UserError
 from distgan.networks.moving import moving_buffers
 from distgan.schedule import power_decay
@@ -20,55 +20,68 @@ class EMAGenerator:
 
     Buffers are not averaged. Batch-norm statistics are recomputed from addressed latents before each use. Other buffers
     that training changes, such as spectral-norm vectors, are copied from the live generator. Create this object before
-    an engine takes the generator's weights.
+    an engine takes the generator's weights, and call `shard` afterward. Use `network` inside `Runtime.full_params`.
     """
 
     def __init__(self, generator: nn.Module) -> None:
         self.network = copy.deepcopy(generator).eval().requires_grad_(False)
-        self._averages: list[Tensor] = list(self.network.parameters())
         self._generator = generator
         self.decay = 0.0
         """Decay of the last update."""
+
+    def shard(self) -> None:
+        """Keep this rank's shards only, if the engine has sharded the generator."""
+        shard_network_as(self.network, self._generator)
 
     @torch.no_grad()
     def update(self, decay: float, applied: Tensor) -> None:
         """average += (1 - decay) * applied * (live - average), where `applied` is 1, or 0 for a skipped update.
 
-        Call it inside `Runtime.full_params(generator)`, because sharded weights must be gathered first.
+        Operations are elementwise, so that shards are bitwise those of the whole average.
         """
         self.decay = decay
         averages, buffers = moving_buffers(self.network), moving_buffers(self._generator)
         if averages:
             torch._foreach_copy_(averages, buffers)
-        live: list[Tensor] = list(self._generator.parameters())
+        live, averages = ([local(each) for each in of.parameters()] for of in (self._generator, self.network))
         if decay == 0.0:
-            torch._foreach_copy_(self._averages, live)
+            torch._foreach_copy_(averages, live)
             return
-        _move(self._averages, live, (1.0 - decay) * applied)
+        _move(averages, live, (1.0 - decay) * applied)
 
 
 class Profiles:
     """Power-function averages of a generator's weights (Karras et al. 2024, section 3), one for each width in `stds`.
 
     From their snapshots, `inference.post_hoc` makes an average of any width. Create this object before an engine takes
-    the generator's weights.
+    the generator's weights, and call `shard` afterward.
     """
 
     def __init__(self, generator: nn.Module, stds: tuple[float, ...]) -> None:
         self._generator = generator
-        self._averages = {
+        self._averages: dict[float, dict[str, Tensor]] = {
             std: {name: weight.detach().clone() for name, weight in generator.named_parameters()} for std in stds
         }
 
     def __bool__(self) -> bool:
         return bool(self._averages)
 
+    def shard(self) -> None:
+        """Keep this rank's shards only, if the engine has sharded the generator."""
+        divided = dict(self._generator.named_parameters())
+        for averages in self._averages.values():
+            averages.update({name: shard_as(tensor, divided[name]) for name, tensor in averages.items()})
+
     @torch.no_grad()
     def update(self, images: int, images_per_step: int, applied: Tensor) -> None:
         """average += (1 - decay) * applied * (live - average); see `power_decay` and `EMAGenerator.update`."""
-        live: list[Tensor] = list(self._generator.parameters())
+        live = [local(parameter) for parameter in self._generator.parameters()]
         for std, averages in self._averages.items():
-            _move([*averages.values()], live, (1.0 - power_decay(std, images, images_per_step)) * applied)
+            _move(
+                [local(average) for average in averages.values()],
+                live,
+                (1.0 - power_decay(std, images, images_per_step)) * applied,
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Return `STD/PARAMETER` -> average, without copying. Copy into these tensors to load a state."""

@@ -59,7 +59,10 @@ class Evaluations:
                 with self.runtime.raise_on_all_ranks():
                     measured = image_evaluation(config, self.state.index, self.state.decoder)
                 self._evaluator = Evaluator(*measured, self.runtime, lambda: self.stop.requested)
-            with generation.generating(*self.state.sampler, self.latents, "evaluation") as generate:
+            with (
+                self.runtime.full_params(self.state.average.network),
+                generation.generating(*self.state.sampler, self.latents, "evaluation") as generate,
+            ):
                 metrics = self._evaluator(generate)
         except Interrupted:
             if self.runtime.is_main:

@@ -20,6 +20,7 @@ from distgan.config import Config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
+from distgan.distributed.parts import whole
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.extensions import refresh_digests
@@ -269,13 +270,14 @@ def train_step(
     applied = state.generator.update(batches, (images, step), settings, before_change=before_change)
     if config.generator_draws_reals:
         progress.position += generator_batch_size(config, images)
-    with runtime.full_params(state.generator.network):
-        # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
-        usual = config.training.critic_steps * updates[-1].batch_size
-        state.average.update(ema_decay(config.ema, images, usual, state.length), applied)
-        state.profiles.update(images, progress.images - images, applied)
-    if runtime.is_main and snapshot_due(config.ema, images, progress.images):
-        write_snapshot(Path(config.run_dir), progress.images, state.profiles.state())
+    # The EMA decay counts a long critic phase (initial_critic_steps) as one normal step.
+    usual = config.training.critic_steps * updates[-1].batch_size
+    state.average.update(ema_decay(config.ema, images, usual, state.length), applied)
+    state.profiles.update(images, progress.images - images, applied)
+    if snapshot_due(config.ema, images, progress.images):
+        profiles = {name: whole(tensor) for name, tensor in state.profiles.state().items()}
+        if runtime.is_main:
+            write_snapshot(Path(config.run_dir), progress.images, profiles)
     progress.step += 1
     state.grow()
 

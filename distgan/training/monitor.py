@@ -127,7 +127,8 @@ class Monitor:
             report = StepReport(evaluation.is_best, evaluation.interrupted, evaluation.metrics)
         last = self.state.is_complete or self._stops_early()
         if pictured or last:
-            with nullcontext() if fitted else self._fitted_for_now():
+            fit = nullcontext() if fitted else self._fitted_for_now()
+            with fit, self.runtime.full_params(self.state.average.network):
                 if self.runtime.is_main:
                     self._draw_samples()
         self._write(row)
@@ -219,8 +220,9 @@ class Monitor:
         batches = generation.statistics_batches(
             self.latents, self.config, rank=self.runtime.rank, world_size=self.runtime.world_size
         )
-        with ieee_float32():
-            recompute_statistics(self.state.average.network, batches, across_ranks=True)
+        network = self.state.average.network
+        with ieee_float32(), self.runtime.full_params(network):
+            recompute_statistics(network, batches, across_ranks=True)
 
     def _write(self, row: dict[str, float]) -> None:
         if row:

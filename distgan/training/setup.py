@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from inspect import signature
 
@@ -20,6 +20,7 @@ from distgan.data.kinds.decoding import sample_format
 from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
+from distgan.distributed.blocks import checkpoint_activations, declared_blocks
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.evaluation.names import value_name
@@ -31,6 +32,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.contract import PROBE_SIZE, check_networks
 from distgan.networks.layers.stage import set_float32_below
 from distgan.networks.layers.virtual_batch_norm import set_reference, uses_reference
+from distgan.networks.moving import moving_buffers
 from distgan.networks.progressive import set_growth
 from distgan.networks.shape import SampleShape
 from distgan.players.finite_differences import check_finite_differences, check_fractions
@@ -76,11 +78,11 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
         runtime.check_equal("the decoder", decoder.hash, "give every rank the same weights")
     average, profiles = EMAGenerator(generator), Profiles(generator, config.ema.profiles)
     for network in (generator, discriminator, average.network):
-        if uses_channels_last(config, runtime.device):
+        # FSDP2 shards contiguous weights only.
+        if uses_channels_last(config, runtime.device) and not runtime.shards_weights:
             network.to(memory_format=torch.channels_last)
-    if config.training.compile:
-        generator.compile()
-        discriminator.compile()
+    for role, network in (("generator", generator), ("discriminator", discriminator)):
+        prepare_passes(role, network, config)
     precision = torch.bfloat16 if config.training.autocasts else None
     augmentation, controller = config.objective.augmentation, None
     if augmentation is not None and augmentation.chosen_probability == "adaptive":
@@ -101,6 +103,10 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
             clipping=config.objective.weight_clipping,
         ),
     }
+    average.shard()
+    profiles.shard()
+    if runtime.shards_weights:
+        _check_shards(players.values(), runtime)
     engine = players["generator"].engine
     if config.growth and not config.growth.reset_optimizers and not engine.regroups_moments:
         raise UserError(
@@ -123,6 +129,61 @@ def assemble(config: Config, index: Index, runtime: Runtime) -> TrainingState:
     with batch_memory(config, runtime.world_size):
         state.warm_up_buckets()
     return state
+
+
+def prepare_passes(role: str, network: nn.Module, config: Config) -> None:
+    """Compile a network or its blocks, and have the blocks' activations recomputed, as the config says.
+
+    Raises:
+        UserError: it has no blocks, or recomputing them would not give the same activations.
+    """
+    training, blocks = config.training, declared_blocks(network)
+    key, fix = "training.activation_checkpointing = true", "set it to false"
+    if not training.activation_checkpointing:
+        key, fix = "training.compile = blocks", "set it to true or false"
+    if not blocks and (training.activation_checkpointing or training.compile == "blocks"):
+        raise UserError(
+            f"{key}: {role}.architecture = {getattr(config, role).architecture} declares no blocks; {fix}, choose "
+            "another network, or give yours an attribute blocks",
+            everywhere=True,
+        )
+    if training.activation_checkpointing:
+        moving = {id(buffer) for buffer in moving_buffers(network)}
+        for block in blocks:
+            moves = any(id(buffer) in moving for buffer in block.buffers())
+            if moves or uses_reference(block):
+                what = (
+                    "virtual batch norm, whose reference moments are not there"
+                    if not moves
+                    else ("buffers that move in each pass, as spectral norm's vectors, and they would move again")
+                )
+                raise UserError(
+                    f"{key}: the blocks of the {role} have {what} in the recomputation; {fix}, or turn that off",
+                    everywhere=True,
+                )
+            checkpoint_activations(block)
+    for compiled in blocks if training.compile == "blocks" else [network] if training.compile else []:
+        compiled.compile()
+
+
+def _check_shards(players: Iterable[Player], runtime: Runtime) -> None:
+    """Say which networks are not sharded by block although they could be.
+
+    Raises:
+        UserError: a player of blocks has a historical average.
+    """
+    for player in players:
+        cause = player.objective.whole_weights
+        if cause is None or not declared_blocks(player.network):
+            continue
+        if player.history is not None:
+            raise UserError(
+                f"objective.historical_averaging.{player.role}: keeps a second copy of all weights on each rank, and "
+                f"{player.engine.name} shards them by block; set it to 0, or launch with --multi_gpu",
+                everywhere=True,
+            )
+        if runtime.is_main:
+            log.info("%s: sharded as a whole, because %s needs all weights at once", player.role, cause)
 
 
 def _check_contract(

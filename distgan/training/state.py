@@ -176,7 +176,7 @@ class TrainingState:
             "generator": self.generator.engine.weights(),
             "discriminator": self.discriminator.engine.weights(),
             "generator_ema": {name: local_part(tensor) for name, tensor in average.items()},
-            "profiles": dict(self.profiles.state()),
+            "profiles": {name: local_part(tensor) for name, tensor in self.profiles.state().items()},
             "generator_optimizer": self.generator.engine.optimizer_state(),
             "discriminator_optimizer": self.discriminator.engine.optimizer_state(),
             "history": {f"{role}/{name}": tensor for role, of in histories.items() for name, tensor in of.items()},

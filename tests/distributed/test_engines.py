@@ -109,7 +109,7 @@ def weights_after_a_forward_pass() -> bool:
     return isinstance(player.network.weight, DTensor)
 
 
-@pytest.mark.parametrize(("setting", "sharded"), [("true", True), ("false", False), (None, False)])
+@pytest.mark.parametrize(("setting", "sharded"), [("true", True), ("false", False), (None, True)])
 def test_fsdp_reshard_after_forward_is_honored(ranks: RankPool, setting: str | None, sharded: bool) -> None:
     launched = LAUNCHED["fsdp"] | ({} if setting is None else {"FSDP_RESHARD_AFTER_FORWARD": setting})
     assert ranks.run(2, under, launched, weights_after_a_forward_pass) == [sharded] * 2

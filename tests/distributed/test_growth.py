@@ -13,6 +13,7 @@ import torch
 from distgan import schedule
 from distgan.checkpoint.compatibility import check_optimizer
 from distgan.config import Config, parse_config
+from distgan.distributed.parts import local_part
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference.latents import LatentSource
@@ -63,6 +64,7 @@ def build(config: Config) -> TrainingState:
         Player(GeneratorObjective(generator, discriminator, config, None), config.generator.optimizer, runtime),
         Player(DiscriminatorObjective(discriminator, generator, config, None), config.discriminator.optimizer, runtime),
     )
+    average.shard()
     index: Any = SimpleNamespace(num_classes=0, vocabulary=None, latents=None)
     state = TrainingState(config, index, *players, average, Profiles(generator, ()), Progress(), now)
     state.warm_up_buckets()
@@ -83,8 +85,7 @@ def train_step(state: TrainingState, source: LatentSource) -> None:
     settings = {"lr": schedule.rate_at_resolution(config, progress.images) or 1e-3}
     state.discriminator.update([batch], (progress.images, update.index), settings)
     applied = state.generator.update([batch], (progress.images,), settings)
-    with runtime.full_params(state.generator.network):
-        state.average.update(0.5, applied)
+    state.average.update(0.5, applied)
     progress.step += 1
     progress.position += update.batch_size
     progress.images += update.batch_size
@@ -108,7 +109,7 @@ def grow_up(*, dtype: torch.dtype = torch.float64, **growth: Any) -> dict[str, A
             for name, tensors in (
                 ("g", whole(state.generator.engine.weights())),
                 ("d", whole(state.discriminator.engine.weights())),
-                ("ema", state.average.network.state_dict()),
+                ("ema", whole({key: local_part(value) for key, value in state.average.network.state_dict().items()})),
             )
             for key, value in tensors.items()
         }

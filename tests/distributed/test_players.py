@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distgan.config import Config, parse_config
+from distgan.distributed.parts import local_part
 from distgan.distributed.runtime import Runtime
 from distgan.inference.latents import LatentSource
 from distgan.networks import build_discriminator, build_generator
@@ -20,6 +21,7 @@ from distgan.players.player import Player
 from distgan.players.samples import MicroBatch
 from distgan.schedule import optimizer_settings
 from distgan.training.ema import EMAGenerator
+from distgan.training.setup import prepare_passes
 from tests.engines import whole
 from tests.ranks import RankPool
 
@@ -51,6 +53,8 @@ def build(config: Config, runtime: Runtime, dtype: torch.dtype) -> tuple[Player,
             samples = torch.rand(network.get_buffer("reference").shape, generator=fixed, dtype=dtype)
             set_reference(network, samples, torch.arange(len(samples)) % CLASSES if config.data.labels else None)
     average = EMAGenerator(generator)
+    for role, network in (("generator", generator), ("discriminator", discriminator)):
+        prepare_passes(role, network, config)
     autocast = torch.bfloat16 if config.training.mixed_precision == "bf16" else None
     players = (
         Player(GeneratorObjective(generator, discriminator, config, autocast), config.generator.optimizer, runtime),
@@ -61,6 +65,7 @@ def build(config: Config, runtime: Runtime, dtype: torch.dtype) -> tuple[Player,
             clipping=config.objective.weight_clipping,
         ),
     )
+    average.shard()
     return *players, average, LatentSource(config.generator, 0, class_counts=[1] * CLASSES)
 
 
@@ -68,7 +73,7 @@ def whole_state(generator: Player, discriminator: Player, average: EMAGenerator)
     """Copies of all that updates change, but for the optimizers' moments."""
     named = {
         "g": whole(generator.engine.weights()), "d": whole(discriminator.engine.weights()),
-        "ema": average.network.state_dict(),
+        "ema": whole({name: local_part(value) for name, value in average.network.state_dict().items()}),
         **{player.role: player.history.state() for player in (generator, discriminator) if player.history is not None},
     }  # fmt: skip
     return {f"{name}/{key}": value.clone() for name, tensors in named.items() for key, value in tensors.items()}
@@ -104,8 +109,7 @@ def train_steps(
         ]
         discriminator.update(batches["discriminator"], (images, step), settings[0])
         applied = generator.update(batches["generator"], (images, step), settings[1])
-        with runtime.full_params(generator.network):
-            average.update(0.9, applied.to(dtype))
+        average.update(0.9, applied.to(dtype))
         snapshots.append(whole_state(generator, discriminator, average))
         losses.append(discriminator.statistics.reduce(runtime) | generator.statistics.reduce(runtime))
     return {

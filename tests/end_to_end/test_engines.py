@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,11 +42,20 @@ def test_a_run_moves_between_engines_and_world_sizes(
         assert losses(tmp_path / "run")[step] == pytest.approx(values, rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", [needs("zero1"), needs("fsdp")])
-def test_interrupted_and_resumed_is_bitwise_the_run_that_was_not(tmp_path: Path, digits: Path, engine: str) -> None:
+BLOCKS = {"architecture": "r3gan", "width": 8, "max_width": 16}
+
+
+@pytest.mark.parametrize(
+    ("engine", "network"), [pytest.param("zero1", {}, marks=needs("zero1").marks), ("fsdp", {}), ("fsdp", BLOCKS)]
+)
+def test_interrupted_and_resumed_is_bitwise_the_run_that_was_not(
+    tmp_path: Path, digits: Path, engine: str, network: dict[str, Any]
+) -> None:
     """Inside the curve of a scheduled beta2, by which Adam corrects its moments."""
     rising = {"betas": [0, {"start": 0.9, "end": 0.99, "over": 0.2, "shape": "cosine"}]}
-    config = str(recipe(tmp_path, digits, discriminator={"optimizer": rising}, generator={"optimizer": rising}))
+    players = {role: {**network, "optimizer": rising} for role in ("generator", "discriminator")}
+    checkpointed = {"steps": 12, "batch_size": 16, "deterministic": True, "activation_checkpointing": bool(network)}
+    config = str(recipe(tmp_path, digits, **players, training=checkpointed))
     for folder, parts in (("whole", [6]), ("parts", [4, 6])):
         for steps in parts:
             changes = [f"training.steps={steps}", f"run_dir={tmp_path / folder}"]

@@ -23,7 +23,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "launch" / "accelerate").glob("*.
 
 def test_there_is_a_config_for_each_way_to_train() -> None:
     assert CONFIGS == [
-        "cpu", "deepspeed-zero1", "deepspeed-zero2", "fsdp", "multi-gpu", "multi-node", "single-gpu",
+        "cpu", "deepspeed-zero1", "deepspeed-zero2", "fsdp", "hsdp", "multi-gpu", "multi-node", "single-gpu",
     ]  # fmt: skip
 
 
@@ -37,13 +37,23 @@ RANKS = {
     },
     "fsdp": {
         "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP",
-        "FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_OFFLOAD_PARAMS": "false",
+        "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_OFFLOAD_PARAMS": "false",
+    },
+    "hsdp": {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+        "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "8",
     },
     "multi-gpu": {},
     "multi-node": {},
 }  # fmt: skip
 """What accelerate tells each rank of its engine and devices, with each config that starts several."""
-ENGINES = ("ACCELERATE_USE_", "ACCELERATE_DEEPSPEED_CONFIG_FILE", "FSDP_", "CUDA_VISIBLE_DEVICES")
+ENGINES = (
+    "ACCELERATE_USE_",
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+    "FSDP_",
+    "PARALLELISM_CONFIG_",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 Launched = Callable[..., tuple[argparse.Namespace, dict[str, str]]]
 
@@ -85,12 +95,16 @@ def test_accelerate_accepts_the_config_and_refuses_a_key_that_it_does_not_know(n
 def test_a_config_starts_the_ranks_of_its_name(launched: Launched, name: str) -> None:
     # Not machine 0, where accelerate looks whether the port is in use.
     arguments, environment = launched(name, "--machine_rank", "1")
-    assert (arguments.num_machines, arguments.num_processes) == {"cpu": (1, 2), "multi-node": (2, 16)}.get(name, (1, 8))
+    assert (arguments.num_machines, arguments.num_processes) == {
+        "cpu": (1, 2),
+        "multi-node": (2, 16),
+        "hsdp": (2, 16),
+    }.get(name, (1, 8))
     assert arguments.nproc_per_node == ("2" if name == "cpu" else "8")
     told = {key: value for key, value in environment.items() if key.startswith(ENGINES)}
     assert told.items() >= RANKS[name].items()
     # FSDP has more settings; the others have no trace of an engine that is not theirs.
-    assert name == "fsdp" or told == RANKS[name]
+    assert name in ("fsdp", "hsdp") or told == RANKS[name]
     # The recipe decides on both.
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
     assert environment.get("ACCELERATE_DYNAMO_BACKEND", "NO") == "NO"
@@ -131,7 +145,8 @@ def test_deepspeed_clips_nothing_and_takes_any_optimizer(stage: int) -> None:
     assert not {"fp16", "optimizer", "scheduler"} & settings.keys()
 
 
-def test_fsdp_wraps_each_player_whole() -> None:
-    config = load_config_from_file(str(ROOT / "launch" / "accelerate" / "fsdp.yaml"))
+@pytest.mark.parametrize("name", ["fsdp", "hsdp"])
+def test_fsdp_leaves_the_wrapping_to_distgan(name: str) -> None:
+    config = load_config_from_file(str(ROOT / "launch" / "accelerate" / f"{name}.yaml"))
     assert config.fsdp_config["fsdp_version"] == 2
     assert config.fsdp_config["fsdp_auto_wrap_policy"] == "NO_WRAP"

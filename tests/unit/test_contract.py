@@ -151,6 +151,26 @@ class Lazy(Net):
         self.late = nn.LazyLinear(3)
 
 
+class Skipping(Critic):
+    """Calls a block's method and not the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Any:
+        first, second = self.blocks
+        values = F.linear(first(images.flatten(1)), second.weight, second.bias)  # type: ignore[arg-type]
+        return super().forward(values, labels)
+
+
+class Nested(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Linear(16, 16)
+        self.blocks = nn.ModuleList([nn.Sequential(inner), inner])
+
+
 def leave(images: Tensor) -> Tensor:
     raise SystemExit(0)
 
@@ -177,6 +197,8 @@ def leave(images: Tensor) -> Tensor:
         (Net, ColumnOfTwo, ["discriminator D", "(2, 1)", "(2,)", "squeeze(1)"]),
         (Net, Detached, ["discriminator D", "no gradient in its input"]),
         (Net, InPlace, ["discriminator D", "forward pass on (4, 1, 4, 4)", "in-place"]),
+        (Net, Skipping, ["discriminator D", "does not call blocks[1]"]),
+        (Net, Nested, ["discriminator D", "none inside another"]),
         (Net, Column, ["discriminator D", "(4, 1)", "(4,)", "squeeze(1)"]),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from distgan.distributed.engines.choice import chosen_engine
 from distgan.distributed.engines.ddp import DDPEngine
 from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
 from distgan.distributed.engines.fsdp import FSDPEngine
+from distgan.distributed.engines.fsdp_config import replicas
 from distgan.distributed.engines.zero import ZeroEngine
 from distgan.errors import UserError
 
@@ -33,6 +34,16 @@ def write(folder: Path, **settings: Any) -> Path:
 
 def test_nothing_chosen_is_ddp() -> None:
     assert chosen_engine() is DDPEngine
+
+
+def test_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replicas(8) == 1
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "2")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "4")
+    assert replicas(8) == 2
+    with pytest.raises(UserError, match=r"dp_replicate_size: 2 times .*dp_shard_size: 4 is 8, but there are 6"):
+        replicas(6)
 
 
 def test_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +124,16 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"FSDP_VERSION": "1"}, "use fsdp_version: 2"),
         ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "100"}, "use NO_WRAP"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing"),
+        (
+            {"FSDP_ACTIVATION_CHECKPOINTING": "true", "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true"},
+            "fsdp_activation_checkpointing_offload",
+        ),
+        ({"FSDP_FORWARD_PREFETCH": "true"}, "fsdp_forward_prefetch"),
+        ({"FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"}, "fsdp_sharding_strategy: HYBRID_SHARD.*dp_replicate_size"),
+        (
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "2"},
+            "parallelism_config_cp_size: 2: distgan has no context parallelism",
+        ),
         ({"FSDP_IGNORED_MODULES": "logit"}, "fsdp_ignored_modules"),
         ({"FSDP_AUTO_WRAP_POLICY": "STRANGE"}, "FSDP config .*STRANGE"),
     ],

@@ -67,6 +67,21 @@ def test_the_launcher_fills_what_the_config_leaves_open(launched: Any) -> None:
     assert with_launcher_settings(by_stage) is by_stage
 
 
+def test_fsdp_fills_activation_checkpointing(launched: Any) -> None:
+    launched(*FSDP)
+    assert not with_launcher_settings(config()).training.activation_checkpointing
+    launched(*FSDP, "--fsdp_activation_checkpointing", "true")
+    assert with_launcher_settings(config()).training.activation_checkpointing
+    with pytest.raises(UserError, match=r"--fsdp_activation_checkpointing true .*activation_checkpointing = false"):
+        with_launcher_settings(config(activation_checkpointing=False))
+
+
+def test_replicas_are_of_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    with pytest.raises(UserError, match=r"--use_parallelism_config .*add --use_fsdp"):
+        check_launcher_settings()
+
+
 @pytest.mark.parametrize(
     ("flags", "training", "parts"),
     [
@@ -108,10 +123,6 @@ def test_a_contradiction_is_refused(
             ["--dynamo_use_regional_compilation"],
         ),
         (["--use_megatron_lm", "--num_processes", "2"], ["--use_megatron_lm", "--use_fsdp"]),
-        (
-            [*FSDP, "--use_parallelism_config", "--parallelism_config_tp_size", "2"],
-            ["--use_parallelism_config", "--use_fsdp"],
-        ),
     ],
 )
 def test_what_distgan_does_not_do_is_refused(launched: Any, flags: list[str], parts: list[str]) -> None:

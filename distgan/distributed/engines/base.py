@@ -23,7 +23,9 @@ class EngineRuntime(Protocol):
     gradients_in_bf16: bool
     """True if gradients are reduced over ranks in bfloat16."""
     sharded: dict[nn.Module, Any]
-    """Networks with sharded weights -> module that gathers them."""
+    """Networks with sharded weights -> what gathers them."""
+    mesh: Any
+    """Device mesh that weights are sharded over; None before the first engine."""
 
     def register_group(self, group: Any) -> None:
         """Apply the run's timeout to a process group that the engine created."""

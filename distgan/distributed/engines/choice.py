@@ -10,7 +10,8 @@ from accelerate.utils import parse_flag_from_env
 from distgan.distributed.engines.base import Engine
 from distgan.distributed.engines.ddp import DDPEngine
 from distgan.distributed.engines.deepspeed_config import read_deepspeed_config
-from distgan.distributed.engines.fsdp import FSDPEngine, check_fsdp_config
+from distgan.distributed.engines.fsdp import FSDPEngine
+from distgan.distributed.engines.fsdp_config import check_fsdp_config
 from distgan.distributed.engines.zero import ZeroEngine
 
 MakeEngine = Callable[..., Engine]

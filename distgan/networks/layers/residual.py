@@ -67,6 +67,11 @@ class ProjectionDiscriminator(nn.Module):
         self.logit = glorot(nn.Linear(width, 1, bias=bias))
         self.embedding = glorot(nn.Embedding(num_classes, width)) if num_classes else None
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks, which can be sharded, compiled and recomputed one by one."""
+        return [layer for layer in self.features.children() if isinstance(layer, (FirstBlock, DiscriminatorBlock))]
+
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         features = self.features(images)
         logits: Tensor = self.logit(features).squeeze(1)

@@ -74,6 +74,11 @@ class StyleGAN2Generator(nn.Module):
         self.average_style: Tensor
         self.path_length: Tensor
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The styled layers, which can be sharded, compiled and recomputed one by one."""
+        return list(self.layers)
+
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.synthesize(self.styles(latents, labels), latents)
 

@@ -163,7 +163,7 @@ def _runs_out(state: TrainingState, config: Config, number: int, work: Callable[
 
 def _accumulate(player: Player, batches: list[object], arguments: tuple[object, ...], _: object) -> None:
     """Run the passes of micro-batches that are not the last of an update: their gradients stay on their rank."""
-    with player.runtime.full_params(player.opponent):
+    with player.passing(arguments):
         for batch in batches:
             with player.engine.micro_batch(last=False):
                 loss, _values = player.engine.module(batch, *arguments)
