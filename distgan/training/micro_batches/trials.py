@@ -149,7 +149,7 @@ def _runs_out(state: TrainingState, config: Config, number: int, work: Callable[
     try:
         for (player, optimizer, batch), images in itertools.product(players, (0, state.length)):
             share = batch // number // runtime.world_size
-            blank = blank_batch(share, config.generator.latent_size, state.shape, runtime.device)
+            blank = blank_batch(share, config, state.shape, runtime.device)
             settings = schedule.optimizer_settings(optimizer, 0, images, state.length, None)
             work(player, [blank], (images, 0), settings)
         if runtime.device.type == "cuda":
