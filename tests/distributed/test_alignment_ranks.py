@@ -163,9 +163,10 @@ def test_ranks_do_not_matter(tmp_path: Path, latents: Path, ranks: RankPool) -> 
 @pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_run_resumes_bitwise(tmp_path: Path, latents: Path, ranks: RankPool, engine: str) -> None:
     config = str(written(tmp_path, latents))
+    released = "training.generator_latents=last", "training.activation_checkpointing=true"
     for folder, lengths in (("whole", (2,)), ("halves", (1, 2))):
         for steps in lengths:
-            changes = f"run_dir={tmp_path / folder}", f"training.steps={steps}", "training.generator_latents=last"
+            changes = f"run_dir={tmp_path / folder}", f"training.steps={steps}", *released
             ranks.run(2, under, LAUNCHED[engine], train, config, *changes)
     assert differing(*(tensors(tmp_path / folder, 2) for folder in ("whole", "halves"))) == []
 

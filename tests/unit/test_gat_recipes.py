@@ -85,6 +85,7 @@ def test_the_numbers_are_the_scripts(name: str) -> None:
     assert (training.batch_size, training.critic_steps, training.steps) == (512, 1, size.steps)  # train_256_B2.sh:8
     assert (training.generator_reals, training.generator_latents) == ("last", "last")  # train.py: model_kwargs
     assert training.autocasts  # train_256_B2.sh: --mixed-precision
+    assert training.activation_checkpointing  # generator.py and discriminator.py: ckpt_wrapper
     assert training.gradient_accumulation_steps == 1
     for step in (1, 1000):  # train.py: update_ema
         images = 512 * step
