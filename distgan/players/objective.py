@@ -23,6 +23,7 @@ from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.losses.regularizers import feature_matching
 from distgan.networks.layers.virtual_batch_norm import reference_moments
+from distgan.networks.moving import moving_buffers
 from distgan.players import scalars
 from distgan.players.alignment import LAYER, Alignment
 from distgan.players.objective_base import LossAndScalars, Objective
@@ -54,6 +55,7 @@ class DiscriminatorObjective(Objective):
     ) -> None:
         super().__init__(network, opponent, config, autocast_dtype, controller)
         self.alignment: Alignment | None = None
+        self._moves = bool(moving_buffers(network))
         if (section := config.objective.alignment) is not None and section.weights is not None:
             self._watch(LAYER, "objective.alignment")
             self.alignment = Alignment(section, self.augmentation)
@@ -124,9 +126,10 @@ class DiscriminatorObjective(Objective):
     def _judge_sides(self, sides: Sequence[Side], batch: MicroBatch, images: int) -> list[Judged]:
         """Run the discriminator on the sides, and on the ends of finite differences where some are due.
 
-        With ends, all samples go through it in one pass, so that a layer that changes in each pass, as spectral norm,
-        is the same at both ends. A discriminator with batch statistics has a pass for each part, because these
-        statistics are over samples of one kind.
+        All samples go through it in one pass, whose sharded weights are gathered once. With ends that is needed, so
+        that a layer that changes in each pass, as spectral norm, is the same at both ends; without them such a
+        discriminator has a pass for each side, as do exact penalties, whose derivatives would be of both sides. A
+        discriminator with batch statistics always has a pass for each part, because these are over samples of one kind.
         """
         inputs = [
             self._inputs(side.samples, side.labels, side.kind, batch, images, differentiable=side.is_exact)
@@ -137,7 +140,8 @@ class DiscriminatorObjective(Objective):
             Pass(given.augmented, given.labels, side.penalty is not None, side.is_exact)
             for side, given in zip(sides, inputs, strict=True)
         ] + list(chain(*ends))
-        if any(ends) and not self.compares_batch:
+        apart = self._moves or bool(self.layers) or any(side.is_exact for side in sides)
+        if not self.compares_batch and (any(ends) or not apart):
             logits, features = self._pass_together(passes)
         else:
             logits, features = zip(*(self._discriminate(*part) for part in passes), strict=True)

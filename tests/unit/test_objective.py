@@ -185,6 +185,43 @@ def test_feature_matching_replaces_the_adversarial_term_or_joins_it() -> None:
     assert joined == pytest.approx(softplus(-logit(FAKES)).mean() + 2 * distance)
 
 
+@pytest.mark.parametrize(
+    ("objective", "update", "passes"),
+    [
+        ({}, 0, 1),
+        ({"r1": {"gamma": 1.0, "every": 2}}, 1, 1),
+        ({"r1": {"gamma": 1.0, "every": 2}}, 2, 2),
+        ({"r1": {"gamma": 1.0, "method": "finite_difference"}}, 0, 1),
+    ],
+)
+def test_reals_and_fakes_share_a_pass_unless_a_penalty_is_exact(
+    objective: dict[str, Any], update: int, passes: int
+) -> None:
+    """Of a discriminator that a pass does not change; moving vectors of spectral norm see both as before."""
+    for network, expected in ((Bowl(), passes), (Moving(), 1 if "finite_difference" in str(objective) else 2)):
+        seen: list[int] = []
+        network.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(len(inputs[0])))
+        config = config_of(r1=None) if not objective else config_of(**objective)
+        DiscriminatorObjective(network, Linear(), config, None)(batch(), 0, update)
+        assert len(seen) == expected
+        assert sum(seen) >= 2 * COUNT
+
+
+class Moving(Bowl):
+    """As the discriminator, and counts its passes."""
+
+    moving_buffers = ("passes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.passes: Tensor
+
+    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.passes += 1
+        return super().forward(samples, labels)
+
+
 def test_instance_noise_is_on_all_that_the_discriminator_sees() -> None:
     """Of reals and fakes that are all 0, D sees the noise alone: E D = E |x|^2 / 2 = sigma^2 for two numbers."""
     count = 20_000
@@ -224,10 +261,11 @@ def test_a_reference_batch_passes_in_bf16_unless_a_penalty_is_due(monkeypatch: p
     floats = MicroBatch(
         *(value.float() if value is not None and value.is_floating_point() else value for value in batch())
     )
-    for update, reference, real in ((0, torch.float32, torch.float32), (1, torch.bfloat16, torch.bfloat16)):
+    apart = [(4, torch.float32), (COUNT, torch.float32), (COUNT, torch.bfloat16)]
+    for update, expected in ((0, apart), (1, [(4, torch.bfloat16), (2 * COUNT, torch.bfloat16)])):
         seen.clear()
         objective(floats, 0, update)[0].backward()
-        assert seen == [(4, reference), (COUNT, real), (COUNT, torch.bfloat16)]
+        assert seen == expected
 
 
 def test_divergences_that_losses_estimate() -> None:
@@ -289,7 +327,7 @@ def test_samples_that_are_compared_are_of_one_class(objective: dict[str, Any]) -
     DiscriminatorObjective(discriminator, generator, config, None)(fed, 0, 0)
     assert generator.called_with == [real.tolist()]
     passes = 3 if "gradient_penalty" in objective else 2
-    assert discriminator.called_with == [real.tolist()] * passes
+    assert [label for labels in discriminator.called_with for label in labels] == real.tolist() * passes
     generator.called_with.clear()
     discriminator.called_with.clear()
     compared = config.objective.generator_needs_reals
