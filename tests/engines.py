@@ -20,8 +20,12 @@ LAUNCHED: dict[str, dict[str, str]] = {
     "zero1": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
     "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
-}
-"""What the launcher puts into the environment."""
+    "hsdp": {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+        "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+    },
+}  # fmt: skip
+"""What the launcher puts into the environment. HSDP is of four ranks."""
 
 
 def deepspeed_is_there() -> bool:
