@@ -63,11 +63,14 @@ def filesystem(url: str) -> Any:
         raise explain(url, error, handled) from error
 
 
-def _ask(url: str, request: Callable[[Any], _Result]) -> _Result:
+def ask(url: str, request: Callable[[Any], _Result], *, repeat: bool = False) -> _Result:
     """Run a request on the filesystem of a URL and return its result.
 
     Retries transient HTTP errors (see `StoreError`) 3 times, after 0.5, 1 and 2 seconds. The clients of object stores
     retry by themselves. Raises StoreError, DiskError, and UserError as in `filesystem`.
+
+    Args:
+        repeat: retry transient errors of all stores.
     """
     handled = sys.exception()
     for attempt in itertools.count():
@@ -77,7 +80,7 @@ def _ask(url: str, request: Callable[[Any], _Result]) -> _Result:
             raise
         except Exception as error:  # each filesystem raises its own kinds
             problem = explain(url, error, handled)
-            if not (problem.transient and is_http(url) and attempt < _RETRIES):
+            if not (problem.transient and (repeat or is_http(url)) and attempt < _RETRIES):
                 raise problem from error
         time.sleep(_FIRST_BACKOFF_SECONDS * 2**attempt)
     raise AssertionError
@@ -88,7 +91,7 @@ class RemoteFile:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._file = _ask(url, lambda store: store.open(url, "rb", cache_type="none", block_size=1 << 20))
+        self._file = ask(url, lambda store: store.open(url, "rb", cache_type="none", block_size=1 << 20))
         if not isinstance(self._file.size, int) or not self._file.seekable():
             raise StoreError("the server does not support byte ranges; copy the shards to another server, or to a disk")
         self.size: int = self._file.size
@@ -100,7 +103,7 @@ class RemoteFile:
             self._file.seek(start)
             return bytes(self._file.read(stop - start))
 
-        return _ask(self._url, request)
+        return ask(self._url, request)
 
     def close(self) -> None:
         self._file.close()
@@ -111,7 +114,7 @@ def kind_of(url: str) -> Literal["file", "directory"] | None:
     if not is_remote(url):
         return "file" if os.path.isfile(url) else "directory" if os.path.isdir(url) else None
     try:
-        return "directory" if _ask(url, lambda store: store.info(url))["type"] == "directory" else "file"
+        return "directory" if ask(url, lambda store: store.info(url))["type"] == "directory" else "file"
     except StoreError as error:
         if error.status == 404:
             return None
@@ -142,7 +145,7 @@ def matching(folder: str, pattern: str) -> list[str]:
         return sorted(name[first:] for name in found)
 
     expression = re.compile(_expression(pattern), re.DOTALL)
-    return [join(folder, name) for name in _ask(folder, names) if expression.fullmatch(name)]
+    return [join(folder, name) for name in ask(folder, names) if expression.fullmatch(name)]
 
 
 def _expression(pattern: str) -> str:
@@ -162,7 +165,7 @@ def _part(pattern: str) -> str:
 def write(path: str, data: bytes) -> None:
     """Write a whole file and create its folder. Local files appear by a rename. Raises OSError."""
     if is_remote(path):
-        _ask(path, lambda store: store.pipe_file(path, data))
+        ask(path, lambda store: store.pipe_file(path, data))
         return
     with disk_errors(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -185,14 +188,14 @@ def download(url: str, path: str, most: int) -> None:
     """
     handled = sys.exception()
     try:
-        _get(filesystem(url), url, path, most)
+        get(filesystem(url), url, path, most)
     except (UserError, DiskError):
         raise
     except Exception as error:  # each filesystem raises its own kinds
         raise explain(url, error, handled) from error
 
 
-def _get(store: Any, url: str, path: str, most: int) -> None:
+def get(store: Any, url: str, path: str, most: int) -> None:
     try:
         store.get_file(url, path, callback=_Bound(most))
     except OSError as error:
@@ -247,14 +250,14 @@ def fetch(url: str, folder: Path, most: int) -> str:
 
 def _revision(url: str) -> str | None:
     """Return a name for the file's current revision, or None if the store reports no ETag."""
-    said = _ask(url, lambda store: store.info(url))
+    said = ask(url, lambda store: store.info(url))
     tag = said.get("ETag") or said.get("etag")
     return hashlib.sha256(f"{url}\n{tag}\n{said.get('size')}".encode()).hexdigest() if tag else None
 
 
 def _download_into(folder: Path, url: str, most: int, name: str | None, suffix: str) -> str:
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp") as file:
-        _ask(url, lambda store: _get(store, url, file.name, most))
+        ask(url, lambda store: get(store, url, file.name, most))
         if name is None:
             with open(file.name, "rb") as downloaded:
                 name = hashlib.file_digest(downloaded, "sha256").hexdigest()

@@ -1,0 +1,134 @@
+"""The objects below one URL of an object store, by their relative names."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distgan.data.storage.filesystem import ask, filesystem, get
+from distgan.data.storage.store_errors import StoreError
+
+_Result = TypeVar("_Result")
+
+
+class ObjectFolder:
+    """Objects below a normalized URL. Each object appears whole or not at all, as object stores guarantee.
+
+    Transient errors are retried (see `ask`). All methods raise StoreError, and UserError for a missing package.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def location(self, name: str) -> str:
+        """Return the URL of an object."""
+        return f"{self.url}/{name}" if name else self.url
+
+    @property
+    def creates_exclusively(self) -> bool:
+        """Return True if the client of this store has conditional writes, which `create` then uses."""
+        store = filesystem(self.url)
+        write = getattr(store, "_pipe_file", None) or store.pipe_file
+        return "mode" in inspect.signature(write).parameters
+
+    def names(self, folder: str = "") -> dict[str, int]:
+        """Return name below `folder` -> size in bytes for all objects there, in folders of it too."""
+        where = self.location(folder)
+
+        def find(store: Any) -> dict[str, int]:
+            try:
+                found = store.find(where, detail=True)
+            except FileNotFoundError:
+                return {}
+            first = len(store._strip_protocol(where).rstrip("/")) + 1
+            return {name[first:]: int(info["size"]) for name, info in found.items() if name[first:]}
+
+        return self._ask(where, find)
+
+    def size(self, name: str) -> int | None:
+        """Return the size of an object in bytes; None if it does not exist."""
+        where = self.location(name)
+
+        def look(store: Any) -> int | None:
+            try:
+                return int(store.info(where)["size"])
+            except FileNotFoundError:
+                return None
+
+        return self._ask(where, look)
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        """Return the content of an object; None if it does not exist. Raises StoreError above `limit` bytes."""
+        where = self.location(name)
+
+        def cat(store: Any) -> bytes | None:
+            try:
+                return bytes(store.cat_file(where, start=0, end=limit + 1))
+            except FileNotFoundError:
+                return None
+
+        content = self._ask(where, cat)
+        if content is not None and len(content) > limit:
+            raise StoreError(f"larger than {limit} bytes, the limit for this object")
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object, or replace it."""
+        where = self.location(name)
+        self._ask(where, lambda store: store.pipe_file(where, content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a new object. Return False if it exists, which is certain with `creates_exclusively` only."""
+        where = self.location(name)
+        if not self.creates_exclusively:
+            if self.size(name) is not None:
+                return False
+            self.write(name, content)
+            return True
+
+        def put(store: Any) -> bool:
+            try:
+                store.pipe_file(where, content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+        try:
+            return self._ask(where, put)
+        except StoreError as error:
+            if error.status in (409, 412):  # another writer was first, or is writing
+                return False
+            raise
+
+    def copy(self, source: str, name: str) -> None:
+        """Copy an object within the store."""
+        places = self.location(source), self.location(name)
+        self._ask(places[1], lambda store: store.cp_file(*places))
+
+    def upload(self, path: Path, name: str) -> None:
+        """Write a local file as an object, or replace it. It appears when all of it has arrived."""
+        where = self.location(name)
+        self._ask(where, lambda store: store.put_file(str(path), where))
+
+    def download(self, name: str, path: Path, most: int) -> None:
+        """Copy an object of at most `most` bytes to a local file. Raises DiskError too."""
+        where = self.location(name)
+        self._ask(where, lambda store: get(store, where, str(path), most))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects, in this order. Those that do not exist are passed over."""
+
+        def remove(store: Any, where: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                store.rm_file(where)
+
+        for where in map(self.location, names):
+            self._ask(where, partial(remove, where=where))
+
+    @staticmethod
+    def _ask(where: str, request: Callable[[Any], _Result]) -> _Result:
+        return ask(where, request, repeat=True)
