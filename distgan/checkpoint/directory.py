@@ -143,17 +143,26 @@ def newest_step(folder: Path) -> int | None:
 
 def _newest_first(folder: Path) -> list[int]:
     """Return the steps of all checkpoints, the newest first, and last those after `latest`, which are discarded."""
-    found = sorted(steps(folder), reverse=True)
-    latest = _latest_step(folder)
+    return newest_first(steps(folder), _latest_step(folder))
+
+
+def newest_first(steps: Iterable[int], latest: int | None) -> list[int]:
+    """Return steps with the newest first, and last those after `latest`, which are discarded."""
+    found = sorted(steps, reverse=True)
     return found if latest is None else sorted(found, key=lambda step: step > latest)
 
 
 def _latest_step(folder: Path) -> int | None:
     """Return the step in the file `latest`; None if there is none. Its checkpoint may not have its name yet."""
     try:
-        match = _COMPLETE.fullmatch(read_bounded(folder / "latest", 100).decode(errors="replace").strip())
+        return named_step(read_bounded(folder / "latest", 100))
     except UserError:
         return None
+
+
+def named_step(content: bytes) -> int | None:
+    """Return the step of the checkpoint that the content of the file `latest` names; None if it names none."""
+    match = _COMPLETE.fullmatch(content.decode(errors="replace").strip())
     return int(match[1]) if match else None
 
 
@@ -240,9 +249,14 @@ _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 def read_record(file: Path, kind: type[_AnyRecord], *, limit: int = JSON_LIMIT) -> _AnyRecord:
     """Return the content of a JSON file of at most `limit` bytes. Raises UserError if it is missing or damaged."""
+    return parse_record(read_bounded(file, limit), kind, file)
+
+
+def parse_record(content: bytes, kind: type[_AnyRecord], name: object) -> _AnyRecord:
+    """Return the content of a JSON file as a record. Raises UserError, which begins with `name`, if it is damaged."""
     try:
-        return kind.model_validate_json(read_bounded(file, limit))
+        return kind.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part)[:80] for part in first["loc"])
-        raise UserError(f"{file}: damaged: {place}: {first['msg']}; {USE_OLDER}") from None
+        raise UserError(f"{name}: damaged: {place}: {first['msg']}; {USE_OLDER}") from None

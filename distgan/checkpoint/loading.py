@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from distgan.checkpoint import directory
 from distgan.checkpoint.directory import JSON_LIMIT, USE_OLDER, directory_name
+from distgan.checkpoint.downloads import download, is_url
 from distgan.checkpoint.layout import read_sets
 from distgan.distributed.parts import Stored
 from distgan.errors import UserError, printable
@@ -23,12 +25,17 @@ from distgan.files import read_bounded, reason
 AnyTensor = TypeVar("AnyTensor", Tensor, Stored)
 
 
-def find_checkpoint(path: Path, *, best: bool = False) -> Path:
+def find_checkpoint(source: str | os.PathLike[str], *, best: bool = False) -> Path:
     """Return the verified checkpoint of a path: the path itself, or the newest (or best) of a run folder.
+
+    Of a URL of a run or checkpoint in an object store, it is the local copy.
 
     Raises:
         UserError: there is no checkpoint, or the given one is damaged.
     """
+    if is_url(source):
+        return download(os.fspath(source), best=best)
+    path = Path(source)
     if (path / "manifest.json").exists():
         if best:
             raise UserError(

@@ -33,7 +33,7 @@ def merge(source: str | os.PathLike[str], destination: str | os.PathLike[str], *
     Raises:
         UserError: there is no valid checkpoint, or the folder exists or cannot be written.
     """
-    found, target = find_checkpoint(Path(source), best=best), Path(destination)
+    found, target = find_checkpoint(source, best=best), Path(destination)
     sets = layout.read_sets(found, layout.read_layout(found).sets)
     with writing(target, "the checkpoint"):
         write_merged(target, sets, read_bounded(found / "state.json", JSON_LIMIT), read_manifest(found).step)

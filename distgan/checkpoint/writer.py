@@ -11,7 +11,8 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from distgan.checkpoint.directory import (
     write_file,
 )
 from distgan.checkpoint.snapshot import Snapshot
+from distgan.checkpoint.uploads import Place, Uploads
 from distgan.distributed.control import Control, WorkError
 from distgan.distributed.parts import Held, Part, own_part
 from distgan.files import disk_errors, reason, sync_folder
@@ -58,26 +60,35 @@ class CheckpointWriter:
         keep: number of newest checkpoints to keep, besides the best one.
         ranks: communication of the thread that calls `save`. Without it, this process writes alone.
         background: communication of the writing threads, on a process group of its own.
+        uploads: uploads each checkpoint from the same thread. The folders of ranks on other nodes may then be others.
     """
 
     def __init__(
-        self, folder: Path, *, keep: int, ranks: Control | None = None, background: Control | None = None
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        ranks: Control | None = None,
+        background: Control | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         assert keep >= 1
         self._ranks, self._background = ranks or Control(None), background or Control(None)
+        self.uploads = uploads
+        self._leads = (uploads.place if uploads else Place(self._background.rank, self._background.world_size)).leads
         self.folder = folder
         self.keep = keep
         self.failures = 0
-        """Number of checkpoints that could not be written."""
+        """Number of checkpoints that could not be written or uploaded."""
         self.last_good: Path | None = None
         """Newest checkpoint that this writer has published; None before the first."""
         self._snapshots: dict[str, Snapshot] = {}
         self._thread: threading.Thread | None = None
         self._on_disk = False
-        self._copied = threading.Event()
+        self._copied, self._settled = threading.Event(), threading.Event()
         self._copied.set()
         try:
-            if self._background.is_main:
+            if self._leads:
                 settle_unfinished(folder)
         except OSError as error:
             logger.warning("%s: cannot remove the leftovers of an interrupted run: %s", folder, reason(error))
@@ -91,8 +102,8 @@ class CheckpointWriter:
             sets: name of the set -> tensor name -> tensor, or this rank's part of it. The names are equal on all ranks.
                 Do not change the tensors before `copied` returns.
             state: JSON values; numbers must be finite.
-            blocking: wait until the checkpoint is on disk. If False, wait at most two seconds for a checkpoint that is
-                still being written, then skip this one with a warning.
+            blocking: wait until the checkpoint is on disk; it may not be uploaded yet. If False, wait at most two
+                seconds for a checkpoint that is still being written or uploaded, then skip this one with a warning.
 
         Returns:
             True if the writing has started or, with `blocking`, if the checkpoint is on disk. Equal on all ranks.
@@ -103,10 +114,11 @@ class CheckpointWriter:
         if not blocking and self._is_busy():
             if self._ranks.is_main:
                 logger.warning(
-                    "checkpoint of step %d skipped: the %s is still being written; raise checkpoint.every, or put "
-                    "run_dir on a faster disk",
+                    "checkpoint of step %d skipped: the %s is still being %s; raise checkpoint.every, or put run_dir "
+                    "on a faster %s",
                     step,
                     self._thread.name if self._thread is not None else "previous checkpoint",
+                    *(("uploaded", "store") if self.uploads and self._settled.is_set() else ("written", "disk")),
                 )
             return False
         self.wait()
@@ -118,11 +130,12 @@ class CheckpointWriter:
         }
         self._on_disk = False
         self._copied.clear()
+        self._settled.clear()
         name = f"checkpoint of step {step}"
         self._thread = threading.Thread(target=self._write, args=(step, own, document), name=name, daemon=True)
         self._thread.start()
         if blocking:
-            self.wait()
+            self._settled.wait()
         return self._on_disk or not blocking
 
     def copied(self) -> None:
@@ -153,6 +166,36 @@ class CheckpointWriter:
 
     close = wait
 
+    def upload_rest(self, pauses: Sequence[float]) -> bool:
+        """Upload what earlier attempts have not, after each of some pauses in seconds. Collective: call on every rank.
+
+        Returns:
+            True if nothing is left to upload, or there are no uploads. Equal on all ranks.
+        """
+        self.wait()
+        if self.uploads is None:
+            return True
+        for pause in pauses:
+            if not self.uploads.done:
+                time.sleep(pause)
+                self._upload()
+        return self.uploads.done
+
+    @property
+    def not_uploaded(self) -> tuple[list[int], str]:
+        """Return the steps that could not be uploaded, and why, as rank 0 knows it."""
+        return (self.uploads.waiting, self.uploads.why) if self.uploads is not None else ([], "")
+
+    def _upload(self) -> None:
+        if self.uploads is None:
+            return
+        try:
+            self.uploads.run(self._background)
+            self.failures += not self.uploads.done
+        except Exception as error:  # no error may end a training run
+            if self._ranks.is_main:
+                logger.error("%s: upload ended: a rank was lost: %s", self.folder, reason(error)[:200])
+
     def _is_busy(self) -> bool:
         """Return True if a rank still writes the previous checkpoint after some patience. Equal on all ranks."""
         if self._thread is not None:
@@ -173,6 +216,15 @@ class CheckpointWriter:
         return ranges
 
     def _write(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes) -> None:
+        try:
+            self._write_locally(step, sets, state)
+        finally:
+            self._copied.set()  # also if no thread could be started for the copy
+            self._settled.set()
+        if self._on_disk:
+            self._upload()
+
+    def _write_locally(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes) -> None:
         path = self.folder / directory_name(step)
         temporary = self.folder / f"{path.name}.tmp"
         ranks = self._background
@@ -181,23 +233,23 @@ class CheckpointWriter:
             files = ranks.run_on_all(lambda: self._write_files(temporary, ranges))
             reports = ranks.gather_on_main(_Report(ranges, files))
             ranks.run_on_all(lambda: self._publish(step, path, temporary, sets, reports, state))
+            if self.uploads is not None:
+                ranks.run_on_all(lambda: self._adopt(temporary, path))
         except Exception as error:  # no error may end a training run
             if self._on_disk:  # and then another rank was lost
                 return
             why = reason(error) if isinstance(error, WorkError) else f"a rank was lost: {reason(error)[:200]}"
-            if ranks.is_main:
+            if self._leads:
                 shutil.rmtree(temporary, ignore_errors=True)
             tensors = [part for parts in sets.values() for part in parts.values()]
             self._report_failure(step, why, sum(part.shape.numel() * part.values.itemsize for part in tensors))
             return
         else:
             self.last_good, self._on_disk = path, True
-        finally:
-            self._copied.set()  # also if no thread could be started for the copy
 
     def _begin(self, temporary: Path, sets: Mapping[str, Mapping[str, Part]]) -> layout.Ranges:
         ranges = self._copy(sets)
-        if self._background.is_main:
+        if self._leads:
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -242,6 +294,13 @@ class CheckpointWriter:
             prune(self.folder, step, self.keep)
         except OSError as error:
             logger.error("cannot remove old checkpoints from %s: %s", self.folder, reason(error))
+
+    def _adopt(self, temporary: Path, path: Path) -> None:
+        """Give the files in another folder than rank 0's their final name too."""
+        if self._leads and not self._background.is_main:
+            with disk_errors(self.folder):
+                shutil.rmtree(path, ignore_errors=True)
+                temporary.rename(path)
 
     def _report_failure(self, step: int, why: str, size: int) -> None:
         self.failures += 1

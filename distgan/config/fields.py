@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -17,6 +20,8 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+
+from distgan.files import cache_folder
 
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*|(?=\.[0-9]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", re.ASCII)
 _MAX_DIGITS = 400
@@ -57,6 +62,37 @@ def folder(value: str) -> str:
     if expanded.startswith("~"):
         raise ValueError(f"{value[:80]!r}: there is no such home folder; write the path out")
     return expanded
+
+
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "webhdfs", "oci", "oss")
+"""Protocols of object stores that a run can write to."""
+
+
+def run_location(value: str) -> str:
+    """A folder's path as of `folder`, or the URL of a folder in an object store without a slash at its end.
+
+    Raises ValueError for a URL of another kind, or without a folder below its bucket.
+    """
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return folder(value)
+    name = rest.strip("/")
+    parts = name.split("/")
+    if scheme.lower() not in STORES:
+        raise ValueError(f"{value[:200]!r}: expected a folder, or a URL that begins with one of {', '.join(STORES)}")
+    if len(parts) < 2 or not value.isprintable() or set(parts) & {"", ".", ".."} or set(name) & set("*?#[]{}"):
+        raise ValueError(f"{value[:200]!r}: expected a URL of a folder in a bucket, such as s3://bucket/runs/first")
+    return f"{scheme.lower()}://{name}"
+
+
+def local_copy(url: str, cache: str | None) -> Path:
+    """Return this host's folder of a run in an object store, in a cache folder or the default one.
+
+    Raises UserError if there is no cache folder.
+    """
+    # With the name of the host, because a cache in a home folder may be that of several nodes.
+    name = hashlib.sha256(f"{socket.gethostname()}\n{url}".encode()).hexdigest()[:16]
+    return cache_folder(cache) / "runs" / name / url.rpartition("/")[2]
 
 
 _COLORS = {"white": "#ffffff", "black": "#000000", "gray": "#808080"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ValidationError, model_validator
@@ -10,7 +11,7 @@ from distgan.config.architectures import GroupingOptions
 from distgan.config.data import DataConfig
 from distgan.config.error_messages import explain
 from distgan.config.evaluation import DEFAULT_METRIC, METRICS, DetectorConfig, EvaluationConfig, MetricConfig
-from distgan.config.fields import Section, Seed, folder
+from distgan.config.fields import Section, Seed, local_copy, run_location
 from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
 from distgan.config.objective.alignment import with_projector
@@ -35,8 +36,9 @@ class _OneLineErrors(type(Section)):  # type: ignore[misc]
 class Config(Section, metaclass=_OneLineErrors):
     """A whole run."""
 
-    run_dir: Annotated[str, AfterValidator(folder)]
-    """Folder that the run writes to."""
+    run_dir: Annotated[str, AfterValidator(run_location)]
+    """Folder that the run writes to, or its URL in an object store, such as `s3://bucket/runs/first`. With a URL, each
+    node has a copy in the folder `runs` of `data.cache_dir`."""
     seed: Seed = 0
     """Random seed. All randomness is a function of it and of what it is drawn for."""
     data: DataConfig
@@ -60,6 +62,16 @@ class Config(Section, metaclass=_OneLineErrors):
 
     growth: GrowthConfig | None = None
     """Progressive growing of both networks; null trains all layers at full resolution from the start."""
+
+    @property
+    def run_url(self) -> str | None:
+        """URL of the run in an object store; None for a folder."""
+        return self.run_dir if "://" in self.run_dir else None
+
+    @property
+    def run_folder(self) -> Path:
+        """Local folder of the run: `run_dir` or, for a URL, this host's copy in the cache (see `local_copy`)."""
+        return Path(self.run_dir) if self.run_url is None else local_copy(self.run_url, self.data.cache_dir)
 
     @property
     def micro_batch(self) -> int:

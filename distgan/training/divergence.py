@@ -7,6 +7,7 @@ from typing import NamedTuple, NoReturn
 
 from distgan.checkpoint.directory import directory_name, read_best, verify
 from distgan.checkpoint.writer import CheckpointWriter
+from distgan.data.storage.store_errors import StoreError
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.divergence import why_diverged
@@ -62,7 +63,7 @@ def decide(state: TrainingState, writer: CheckpointWriter, runtime: Runtime, why
     guard, progress = state.config.training.on_divergence, state.progress
     assert guard is not None
     done = len(progress.rollbacks)
-    reason, folder = f"step {progress.step}: {why}", Path(state.config.run_dir)
+    reason, folder = f"step {progress.step}: {why}", state.config.run_folder
     best = runtime.run_on_main(lambda _: _best_checkpoint(folder / "checkpoints", writer))
     if best.path is None:
         return Decision(
@@ -92,7 +93,10 @@ def _best_checkpoint(folder: Path, writer: CheckpointWriter) -> _Best:
         if best is None:
             return _Best(None, missing="there is no best checkpoint yet")
         path = folder / directory_name(best.step)
-        verify(path)
-    except UserError as error:
+        if writer.uploads is None:
+            verify(path)
+        elif best.step not in writer.uploads.remote.complete():
+            return _Best(None, missing="the best checkpoint has not been uploaded")
+    except (UserError, StoreError) as error:
         return _Best(None, missing=f"the best checkpoint cannot be loaded: {error}")
     return _Best(path, best.step)

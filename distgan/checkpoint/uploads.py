@@ -1,0 +1,217 @@
+"""Upload the checkpoints that all ranks have written to their local folders, from the thread that wrote them.
+
+Ranks of different nodes have different folders: each holds the files of its own ranks, and that of rank 0 also layout,
+state and manifest. The ranks go through the same stages, as they do when they write a checkpoint: all upload their
+files; when all have arrived, rank 0 writes the manifest and then `latest`.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from distgan.checkpoint.directory import (
+    JSON_LIMIT,
+    Manifest,
+    directory_name,
+    read_best,
+    read_manifest,
+    steps,
+)
+from distgan.checkpoint.remote import MANIFEST, RemoteCheckpoints, file_name, missing_files, next_name
+from distgan.data.storage.store_errors import StoreError
+from distgan.distributed.control import Control, WorkError
+from distgan.errors import UserError
+from distgan.files import read_bounded, reason
+
+logger = logging.getLogger("distgan")
+
+
+class Place(NamedTuple):
+    """This rank among those that see the same local folder."""
+
+    number: int
+    of: int
+
+    @property
+    def leads(self) -> bool:
+        """Return True for the one of these ranks that creates, renames and removes folders."""
+        return self.number == 0
+
+
+class _Upload(NamedTuple):
+    """A checkpoint to upload."""
+
+    step: int
+    manifest: Manifest
+    folder: str
+    """Name of its folder in the store."""
+    same: dict[str, str]
+    """Files that an earlier checkpoint of this step has alike -> its folder."""
+
+
+class Uploads:
+    """Uploads what is new in the local folders of checkpoints. Create it on every rank.
+
+    Args:
+        folder: local folder of checkpoints.
+        may_write: raises StoreError if another job has taken the run over.
+        follow: uploads the curves up to now, before a checkpoint counts as the latest.
+    """
+
+    def __init__(
+        self,
+        remote: RemoteCheckpoints,
+        folder: Path,
+        place: Place,
+        *,
+        keep: int,
+        may_write: Callable[[], None],
+        follow: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.remote, self.place = remote, place
+        self.done = False
+        """True if the last call of `run` left nothing to upload. Equal on all ranks."""
+        self.waiting: list[int] = []
+        """Steps of local checkpoints that the store does not have, on rank 0."""
+        self.why = ""
+        """Reason of the last failure."""
+        self._folder, self._keep, self._may_write, self._follow = folder, keep, may_write, follow
+        self._sent: dict[str, str] = {}
+        """Object -> SHA-256 of what this rank has uploaded and no checkpoint of the store has."""
+
+    def settle(self, ranks: Control) -> None:
+        """Remove local checkpoints that no longer have all files, as on another number of nodes. Collective."""
+        manifests = {}
+        for step in steps(self._folder) if ranks.is_main else []:
+            with suppress(UserError):
+                manifests[step] = read_manifest(self._folder / directory_name(step))
+        manifests = ranks.broadcast_object(manifests)
+        here = {
+            (step, name)
+            for step, manifest in manifests.items()
+            for name, entry in manifest.files.items()
+            if _has_size(self._folder / directory_name(step) / name, entry.bytes)
+        }
+        found = set().union(*ranks.gather_objects(here))
+        self._remove_local(
+            [s for s, manifest in manifests.items() if all((s, name) in found for name in manifest.files)]
+        )
+
+    def run(self, ranks: Control) -> None:
+        """Upload all checkpoints that the store does not have, the newest first. Collective: call on every rank.
+
+        Then remove old checkpoints from the store and uploaded ones from the local folders. An error of the store is
+        logged on rank 0, and the next call tries again.
+        """
+        self.done = False
+        try:
+            self._upload(ranks)
+            self.done = True
+        except WorkError as error:
+            self.why = reason(error)
+            if ranks.is_main and not self.waiting:
+                logger.warning("%s: cannot remove old checkpoints: %s", self.remote.objects.url, self.why)
+            elif ranks.is_main:
+                logger.warning(
+                    "%s: checkpoint of step %s not uploaded: %s; it is in %s, and the next checkpoint tries again",
+                    self.remote.objects.url,
+                    ", ".join(map(str, self.waiting)),
+                    self.why,
+                    self._folder,
+                )
+
+    def _upload(self, ranks: Control) -> None:
+        self._remove_local(ranks.broadcast_object(steps(self._folder)))
+        planned = ranks.run_on_all(lambda: self._plan() if ranks.is_main else [])
+        uploads: list[_Upload] = ranks.broadcast_object(planned)
+        newest = max((upload.step for upload in uploads), default=None)
+        for upload in uploads:
+            ranks.run_on_all(lambda upload=upload: self._send(upload, ranks.is_main))  # type: ignore[misc]
+            try:
+                ranks.run_on_all(lambda upload=upload: self._check(upload, ranks.is_main))  # type: ignore[misc]
+            except WorkError:
+                self._sent.clear()
+                raise
+            ranks.run_on_all(lambda upload=upload: self._complete(upload, ranks.is_main, newest))  # type: ignore[misc]
+        ranks.run_on_all(lambda: self._prune() if ranks.is_main and uploads else None)
+        self._sent.clear()
+        self.waiting = []
+        self._remove_local(ranks.broadcast_object(sorted(steps(self._folder))[-1:]))
+
+    def _remove_local(self, kept: list[int]) -> None:
+        """Remove the local checkpoints of other steps than rank 0 has kept."""
+        for step in set(steps(self._folder)) - set(kept) if self.place.leads else ():
+            shutil.rmtree(self._folder / directory_name(step), ignore_errors=True)
+
+    def _plan(self) -> list[_Upload]:
+        """Return what to upload, the newest first. Call it on rank 0 only."""
+        local = {}
+        for step in sorted(steps(self._folder), reverse=True):
+            try:
+                local[step] = read_manifest(self._folder / directory_name(step))
+            except UserError as error:
+                logger.warning("not uploaded: %s", error)
+        self.waiting = list(local)
+        self._may_write()
+        listing, complete, latest = self.remote.listing(), self.remote.complete(), self.remote.latest()
+        plan = []
+        for step, manifest in local.items():
+            own = read_bounded(self._folder / directory_name(step) / MANIFEST, JSON_LIMIT)
+            there = complete.get(step)
+            if there is not None and there.manifest == own:
+                if step == max(local) and there.name != latest:
+                    plan.append(_Upload(step, manifest, there.name, dict.fromkeys(manifest.files, there.name)))
+                continue
+            old = self.remote.parse(*there).files if there is not None else {}
+            same = {name: there.name for name, entry in manifest.files.items() if there and old.get(name) == entry}
+            plan.append(_Upload(step, manifest, next_name(step, listing), same))
+        self.waiting = [upload.step for upload in plan]
+        return plan
+
+    def _send(self, upload: _Upload, is_main: bool) -> None:
+        """Upload this rank's share of the files in its folder. Rank 0 copies what the store has already."""
+        path = self._folder / directory_name(upload.step)
+        here = sorted(name for name in upload.manifest.files if name not in upload.same and (path / name).is_file())
+        for name in here[self.place.number :: self.place.of]:
+            key, digest = (f"{upload.folder}/{name}", upload.manifest.files[name].sha256)
+            if self._sent.get(key) != digest:
+                self.remote.put(path, upload.folder, name)
+                self._sent[key] = digest
+        for name, folder in upload.same.items() if is_main else ():
+            if folder != upload.folder:
+                self.remote.objects.copy(file_name(folder, name), file_name(upload.folder, name))
+
+    def _check(self, upload: _Upload, is_main: bool) -> None:
+        lacking = missing_files(upload.manifest, self.remote.listing().get(upload.folder, {})) if is_main else []
+        if lacking:
+            raise StoreError(f"{len(lacking)} of its files are not in the store, such as {lacking[0]}")
+
+    def _complete(self, upload: _Upload, is_main: bool, newest: int | None) -> None:
+        if not is_main:
+            return
+        self._may_write()
+        self.remote.put(self._folder / directory_name(upload.step), upload.folder, MANIFEST)
+        if upload.step == newest:
+            self._follow()
+            self._may_write()
+            self.remote.set_latest(upload.folder)
+        self.waiting.remove(upload.step)
+
+    def _prune(self) -> None:
+        """Remove old checkpoints from the store. Call it on rank 0 only."""
+        try:
+            marks = [read_best(self._folder), self.remote.best()]
+        except UserError as error:
+            logger.error("all old checkpoints kept, because the best one is unknown: %s", error)
+            return
+        self._may_write()
+        self.remote.prune(max(steps(self._folder)), self._keep, [mark.step for mark in marks if mark is not None])
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
