@@ -194,14 +194,25 @@ def _stop(options: argparse.Namespace) -> None:
     from distgan.runs.stop_request import request_stop
 
     folder = _run_folder(options)
-    request_stop(folder)
+    if isinstance(folder, Path):
+        request_stop(folder)
+    else:
+        from distgan.runs.remote_status import request_remote_stop
+
+        request_remote_stop(folder)
     write_line(f"{folder}: asked to stop; status.json there will say `preempted` when it has")
 
 
 def _status(options: argparse.Namespace) -> None:
     from distgan.runs.status import standing
 
-    write_line(standing(_run_folder(options), options.launch))
+    folder = _run_folder(options)
+    if isinstance(folder, Path):
+        write_line(standing(folder, options.launch))
+        return
+    from distgan.runs.remote_status import remote_standing
+
+    write_line(remote_standing(folder, options.launch))
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -235,7 +246,7 @@ def _load_config(options: argparse.Namespace) -> Any:
     return config
 
 
-def _run_folder(options: argparse.Namespace) -> Path:
+def _run_folder(options: argparse.Namespace) -> Path | str:
     from distgan.runs.folder import run_folder_of
 
     folder = run_folder_of(options.run, options.overrides)

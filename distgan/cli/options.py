@@ -86,7 +86,7 @@ def _sample(command: AddCommand) -> None:
     parser.add_argument(
         "source",
         metavar="RUN_OR_EXPORT",
-        help="run folder, checkpoint, or exported generator; hf://USER/NAME is one on the Hugging Face Hub",
+        help="run folder or its URL, checkpoint, or exported generator; hf://USER/NAME is one on the Hugging Face Hub",
     )
     parser.add_argument(
         "--num",
@@ -143,7 +143,10 @@ def _evaluate(command: AddCommand) -> None:
         "of pixels arr_0. It prints the numbers of images in place of the step.",
     )  # fmt: skip
     parser.add_argument(
-        "source", metavar="RUN_OR_CHECKPOINT", nargs="?", help="run folder, or a checkpoint in it (none with --images)"
+        "source",
+        metavar="RUN_OR_CHECKPOINT",
+        nargs="?",
+        help="run folder or its URL, or a checkpoint in it (none with --images)",
     )
     parser.add_argument(
         "--images",
@@ -302,7 +305,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         metavar="RUN_OR_CONFIG",
-        help="run folder, or the recipe that the run was started with",
+        help="run folder or its URL, or the recipe that the run was started with",
     )
     _add_overrides(parser, "changes to the recipe that the run was started with")
 

@@ -63,10 +63,13 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
     )
     note(*network.sums(runtime))
     note(network.clocks(runtime))
-    folder: Path = runtime.broadcast_object(storage.nearest_folder(Path(config.run_dir if config else ".")))
+    folder: Path = runtime.broadcast_object(storage.nearest_folder(config.run_folder if config else Path(".")))
     probe = f".distgan-doctor-{runtime.broadcast_object(secrets.token_hex(4))}"
     try:
-        note(*storage.shared_folder(runtime, folder, probe))
+        if config is not None and config.run_url is not None:
+            note(*(storage.object_store(config.run_url, probe) if runtime.is_main else ()))
+        else:
+            note(*storage.shared_folder(runtime, folder, probe))
         if config is None:
             note(storage.room(folder))
         else:
@@ -76,7 +79,7 @@ def examine(config: Config | None, say: Callable[[str], None]) -> bool:
             if not _failed(findings):
                 announce("training", f"{dry_run.STEPS} steps in a folder that is removed; minutes if they are slow")
                 # Not `note`, which is collective: after a failure on rank 0, other ranks may have exited.
-                tell(*dry_run.training(config, runtime, folder / probe / "run", rate))
+                tell(*dry_run.training(config, runtime, f"{config.run_url or folder}/{probe}/run", rate))
     finally:
         if runtime.is_main:
             shutil.rmtree(folder / probe, ignore_errors=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from distgan.config import Config, DetectorConfig, parse_config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
+from distgan.data.storage.objects import ObjectFolder
 from distgan.data.stream import open_rank_stream
 from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.runtime import Runtime
@@ -142,22 +145,38 @@ def trackers(config: Config) -> list[Finding]:
     return []
 
 
-def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -> list[Finding]:
-    """Train some steps in a temporary folder. Collective: call on every rank.
+def training(config: Config, runtime: Runtime, place: str, read_rate: float) -> list[Finding]:
+    """Train some steps. Collective: call on every rank.
+
+    Args:
+        place: temporary run folder, or its URL, whose objects and local copies are removed.
 
     Returns:
         Rank 0's findings, or the failure of this rank.
     """
-    from distgan.training.loop import train
-
     short = parse_config(config.model_dump(mode="json"), [
-        f"run_dir={folder}", f"training.steps={STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
+        f"run_dir={place}", f"training.steps={STEPS}", "training.initial_critic_steps=0", "evaluation.every=0",
         f"monitoring.every={STEPS // 2}", "monitoring.samples_every=1000000", "monitoring.tensorboard=false",
         "monitoring.trackers=[]", "checkpoint.every=1000000",
     ])  # fmt: skip
+    folder = short.run_folder
+    try:
+        return _train(short, runtime, folder, read_rate, keep=config.checkpoint.keep)
+    finally:
+        if short.run_url is not None:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            if runtime.is_main:
+                with suppress(OSError, UserError):
+                    objects = ObjectFolder(short.run_url)
+                    objects.remove(objects.names())
+
+
+def _train(config: Config, runtime: Runtime, folder: Path, read_rate: float, *, keep: int) -> list[Finding]:
+    from distgan.training.loop import train
+
     logging.disable(logging.WARNING)  # `warnings` reports them
     try:
-        train(short)
+        train(config)
     except (UserError, LostRankError) as error:
         return [Finding("FAILED", "training", str(error))]
     except Exception as error:  # the report must include any failure
@@ -171,7 +190,7 @@ def training(config: Config, runtime: Runtime, folder: Path, read_rate: float) -
     waiting = row["speed/data_wait_seconds"] / row["speed/step_seconds"]
     said = f"{rate:,.0f} samples/s; each rank waits for data {waiting:.0%} of the time"
     size = sum(file.stat().st_size for file in folder.glob("checkpoints/step-*/*"))
-    findings = [room(folder.parent.parent, checkpoint=size, keep=config.checkpoint.keep)]
+    findings = [room(folder.parent.parent, checkpoint=size, keep=keep)]
     if read_rate < _AMPLE * rate:
         fix = "raise data.num_workers, or move the shards to faster storage"
         text = f"{said}; reading alone reaches {read_rate:,.0f} samples/s; {fix}"

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 from distgan.config import Config
+from distgan.data.storage.locations import public_name
+from distgan.data.storage.objects import ObjectFolder
 from distgan.distributed.runtime import Runtime
 from distgan.doctor.finding import Finding
+from distgan.errors import UserError
 from distgan.files import cache_folder, explained, reason, try_lock
 
 _PATIENCE_SECONDS = 10.0
@@ -67,6 +70,26 @@ def shared_folder(runtime: Runtime, folder: Path, probe: str) -> list[Finding]:
         text = f"{folder}: other ranks see new files only after {late:.1f} s; "
         return [*findings, Finding("warning", "run folder", text + "shorten NFS attribute caching, or train as it is")]
     return [*findings, Finding("ok", "run folder", f"{folder} is the same on all ranks")]
+
+
+def object_store(url: str, probe: str) -> list[Finding]:
+    """Check that this process can write, list and remove objects below the URL of a run.
+
+    Args:
+        probe: name of an object to create in it.
+    """
+    objects = ObjectFolder(url)
+    try:
+        created = objects.create(f"{probe}/probe", probe.encode())
+        twice = objects.create(f"{probe}/probe", b"again")
+        seen = objects.names(probe)
+        objects.remove([f"{probe}/probe"])
+    except (OSError, UserError) as error:
+        return [Finding("FAILED", "run folder", f"run_dir = {public_name(url)}: cannot use it: {reason(error)}")]
+    if not created or twice or not objects.creates_exclusively:
+        text = f"{public_name(url)}: this store has no conditional writes; never start two jobs within some seconds"
+        return [Finding("warning", "run folder", text)]
+    return [Finding("ok", "run folder", f"{public_name(url)} takes, lists ({len(seen)}) and removes objects")]
 
 
 def room(folder: Path, *, checkpoint: int = 0, keep: int = 0) -> Finding:

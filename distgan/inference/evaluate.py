@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from distgan.autoencoders.decoding import image_evaluation
 from distgan.checkpoint.compatibility import find_difference
 from distgan.checkpoint.contents import load_description
+from distgan.checkpoint.downloads import checkpoint_url, is_url
 from distgan.checkpoint.loading import find_checkpoint
 from distgan.config import Config, flatten, parse_config
 from distgan.data.index.loading import load_index
@@ -57,10 +57,12 @@ def evaluate(
     with runtime.raise_on_all_ranks():
         if not os.fspath(path):
             raise UserError("RUN_OR_CHECKPOINT is empty; pass a run folder, or a checkpoint in it")
-        newest = find_checkpoint(Path(path), best=best) if runtime.is_main else None
+        newest = find_checkpoint(path, best=best) if runtime.is_main else None
     # If the run is still training, other ranks may find a newer checkpoint.
     found = runtime.broadcast_object(newest)
     with runtime.raise_on_all_ranks():
+        if is_url(path) and not runtime.is_main:  # each node has a copy of its own
+            found = find_checkpoint(checkpoint_url(os.fspath(path), found.name))
         state = load_description(found)
         trained = parse_config(state.config, source=f"{found}/state.json")
         config = parse_config(state.config, overrides, source=f"{found}/state.json")

@@ -28,6 +28,7 @@ from distgan.autoencoders.exporting import (
     load_run_decoder,
 )
 from distgan.checkpoint.contents import Vocabulary, load_description
+from distgan.checkpoint.downloads import is_url
 from distgan.checkpoint.loading import find_checkpoint, find_misfit, find_non_finite, load_sets
 from distgan.config import AutoencoderConfig, Config, EMAConfig, GeneratorConfig, parse_config
 from distgan.config.error_messages import explain
@@ -155,6 +156,9 @@ def load_generator(
     """
     if not os.fspath(path):
         raise UserError("SOURCE is empty; pass a run, a checkpoint or an export")
+    if is_url(path) and not hub.is_address(os.fspath(path)):
+        with extensions.allowing(*trust_code):
+            return _load_checkpoint(find_checkpoint(path, best=best), device, truncation, decoder)
     folder = hub.download(os.fspath(path)) if hub.is_address(os.fspath(path)) else Path(path)
     if folder.suffix == ".pt2" and folder.is_file():
         raise UserError(f"{folder}: a program of torch.export, which torch.export.load loads; pass a run or an export")

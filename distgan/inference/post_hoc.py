@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distgan.checkpoint.averages import FOLDER, snapshots
 from distgan.checkpoint.contents import load_description
+from distgan.checkpoint.downloads import is_url
 from distgan.checkpoint.layout import read_sets
 from distgan.checkpoint.loading import find_checkpoint, load_sets, load_state
 from distgan.checkpoint.merging import write_merged
@@ -106,6 +107,8 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
     """
     if not 0.01 <= std <= 0.25:
         raise UserError(f"--std {std:g}: expected a width from 0.01 to 0.25, such as 0.1")
+    if is_url(run):
+        raise UserError(f"{run}: average needs a run folder, found a URL; copy the run to a local folder and pass that")
     folder = Path(run)
     found = find_checkpoint(folder)
     if found == folder:

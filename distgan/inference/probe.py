@@ -87,7 +87,7 @@ def probe(
         raise UserError(f"--num {number}: expected at least {2 * _HELD_OUT} samples")
     if not is_installed("sklearn"):
         raise missing_package("probe", "scikit-learn", "measure the run with `distgan evaluate`")
-    found = find_checkpoint(Path(path), best=best)
+    found = find_checkpoint(path, best=best)
     state = load_description(found)
     config = parse_config(state.config, source=f"{found}/state.json")
     if config.data.kind != "images":

@@ -63,7 +63,7 @@ def publish(
     if address.revision:
         raise UserError(f"--push {repository}: pushes to the main branch; leave out @{address.revision}")
     # Found once, because a run that is still training may write a newer one.
-    checkpoint = None if _is_export(source) else find_checkpoint(Path(source), best=best)
+    checkpoint = None if _is_export(source) else find_checkpoint(source, best=best)
     export(checkpoint or source, destination, best=best and checkpoint is None, overwrite=overwrite)
     folder = Path(destination)
     try:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from distgan.checkpoint import directory
 from distgan.checkpoint.directory import Best, directory_name, steps, write_best
+from distgan.checkpoint.downloads import is_url
 from distgan.config import is_run_folder, parse_config
+from distgan.config.fields import run_location
 from distgan.config.yaml_text import read_recipe
 from distgan.errors import UserError
 
@@ -21,8 +23,8 @@ HISTORY = ("checkpoints", "averages", "metrics.jsonl", "tensorboard", "trackers"
 """Files of one training history; they are moved aside when a run starts at step 0."""
 
 
-def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
-    """Return the run folder from its path, or from the config and overrides of the run.
+def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path | str:
+    """Return the run folder from its path, or from the config and overrides of the run. Return a URL as it is.
 
     Raises:
         UserError: the path is empty or not a run folder, the config is wrong, or a folder comes with overrides.
@@ -32,11 +34,17 @@ def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
     overrides = list(overrides)
     if Path(run_or_recipe).is_file():
         # Code that the recipe names is not needed here, so it is not imported.
-        return Path(parse_config(read_recipe(run_or_recipe), overrides, source=run_or_recipe).run_dir)
+        config = parse_config(read_recipe(run_or_recipe), overrides, source=run_or_recipe)
+        return config.run_url or config.run_folder
     if overrides:
         raise UserError(
             f"{run_or_recipe}: overrides need a config, found a run folder; remove {overrides[0]}, or pass the config"
         )
+    if is_url(run_or_recipe):
+        try:
+            return run_location(run_or_recipe)
+        except ValueError as error:
+            raise UserError(f"RUN_OR_CONFIG: {error}") from None
     folder = Path(run_or_recipe)
     if not is_run_folder(folder) and not (folder / "config.yaml").exists():
         raise UserError(
@@ -47,6 +55,8 @@ def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path:
 
 def moved_run(recipe: str | os.PathLike[str], run_dir: str | os.PathLike[str]) -> str | None:
     """Return a warning if a run's own config.yaml names another run_dir than the folder it is in, as after a move."""
+    if is_url(os.fspath(run_dir)):  # its local folder has a copy of the config
+        return None
     folder, name = os.path.split(os.fspath(recipe))
     here = folder or "."
     if name != "config.yaml" or not is_run_folder(Path(here)) or os.path.realpath(here) == os.path.realpath(run_dir):

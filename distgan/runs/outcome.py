@@ -10,12 +10,13 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from distgan.checkpoint.directory import directory_name
+from distgan.checkpoint.directory import directory_name, newest_step
 from distgan.config import Config
 from distgan.distributed.peers import PeerProbe
 from distgan.distributed.runtime import Runtime
 from distgan.errors import LostRankError, MicroBatchMemoryError, UserError
 from distgan.files import try_lock, writing
+from distgan.runs.remote import RemoteRun
 from distgan.runs.status import (
     RUN_LOCK,
     earlier_outcome,
@@ -39,8 +40,10 @@ _LOCK_SECONDS = 1.0
 class Attempt:
     """One attempt at a run, as `record_outcome` yields it."""
 
-    def __init__(self, folder: Path, runtime: Runtime) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, remote: RemoteRun | None) -> None:
         self.folder, self.runtime = folder, runtime
+        self.remote = remote
+        """The run in its object store; None for a run folder."""
         self.earlier: str | None = None
         """Outcome of the last attempt that trained, until this one does."""
         self.exhausted: int | None = None
@@ -65,10 +68,14 @@ class Attempt:
         Returns:
             The reason of the first rank that has one, the same on every rank.
         """
+        if self.remote is not None:
+            self.remote.check_kept()
         reasons = [known for known in self.runtime.gather_objects(why) if known]
         first: str | None = reasons[0] if reasons else None
         if self.runtime.is_main:
             write_status(self.folder, result, world_size=self.runtime.world_size, step=step, reason=first)
+            if self.remote is not None:
+                self.remote.push_status()
             if result == "preempted":
                 logger.info(
                     "%s: saved %s and stopped; start the same command again to continue", first, directory_name(step)
@@ -93,26 +100,43 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
             did not come from a lost rank.
         LostRankError: a collective failed because another rank is gone or silent.
     """
-    folder = Path(config.run_dir)
-    attempt = Attempt(folder, runtime)
+    folder = config.run_folder
+    remote = RemoteRun(config, runtime) if config.run_url is not None else None
+    attempt = Attempt(folder, runtime, remote)
     restarted = any(runtime.gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
     with ExitStack() as held:
         peers = held.enter_context(closing(PeerProbe(runtime)))
         with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {config.run_dir}"):
             folder.mkdir(parents=True, exist_ok=True)
             if runtime.is_main:
-                held.enter_context(_alone_in(folder))
+                locked = held.enter_context(_alone_in(folder))
+                if remote is not None:
+                    held.enter_context(remote.taken(locked=locked))
+        if remote is not None:
+            remote.open()
+        with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {config.run_dir}"):
+            if runtime.is_main:
                 if restarted:
                     _refuse_to_repeat(folder)
                 _warn_of_hanging_restarts()
-                attempt.earlier = earlier_outcome(folder)
+                newest = newest_step(folder / "checkpoints") if remote is None else remote.newest_step()
+                attempt.earlier = earlier_outcome(folder, newest)
                 attempt.exhausted = exhausted_micro_batches(folder, runtime.world_size)
                 write_status(folder, "running", world_size=runtime.world_size)
+                if remote is not None:
+                    remote.push_status()
         attempt.earlier, attempt.exhausted = runtime.broadcast_object((attempt.earlier, attempt.exhausted))
 
         def fail(rank: int | None, why: str, *, lost_rank: bool = False, out_of_memory: int | None = None) -> bool:
+            if remote is not None:
+                remote.pull_status()
             earlier = attempt.earlier
-            return write_failure(folder, rank, why, lost_rank=lost_rank, out_of_memory=out_of_memory, earlier=earlier)
+            written = write_failure(
+                folder, rank, why, lost_rank=lost_rank, out_of_memory=out_of_memory, earlier=earlier
+            )
+            if remote is not None and written:
+                remote.push_status()
+            return written
 
         try:
             yield attempt
@@ -159,9 +183,14 @@ def _warn_of_hanging_restarts() -> None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock the run folder, if its file system has locks. Raises UserError if another job holds the lock."""
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Lock the run folder. Yield False if its file system has no locks.
+
+    Raises:
+        UserError: another job holds the lock.
+    """
     with open(folder / RUN_LOCK, "w") as lock:
+        held = False
         try:
             until = time.monotonic() + _LOCK_SECONDS
             while not (held := try_lock(lock.fileno())) and time.monotonic() < until:
@@ -174,4 +203,4 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 )
         except OSError:
             logger.warning("%s: its file system has no locks; make sure that no other job trains there", folder)
-        yield
+        yield held

@@ -27,7 +27,7 @@ logger = logging.getLogger("distgan")
 RUN_LOCK = ".run.lock"
 """File in a run folder that the process of rank 0 locks while it trains."""
 _REASON_LIMIT = 2000
-_STATUS_LIMIT = 64 << 10
+STATUS_LIMIT = 64 << 10
 
 Outcome = Literal["running", "finished", "preempted", "diverged", "failed"]
 
@@ -155,13 +155,16 @@ def write_failure(
     )
 
 
-def earlier_outcome(run_dir: str | Path) -> str | None:
+def earlier_outcome(run_dir: str | Path, newest: int | None) -> str | None:
     """Return what `Status.earlier` says if the next attempt fails before it trains; None without a checkpoint.
 
     Call it while no other attempt runs.
+
+    Args:
+        newest: step of the newest checkpoint, or None.
     """
     status = _previous_status(run_dir)
-    if status is None or newest_step(Path(run_dir) / "checkpoints") is None:
+    if status is None or newest is None:
         return None
     if status.earlier is not None:
         return status.earlier
@@ -188,7 +191,7 @@ def read_status(run_dir: str | Path) -> Status | None:
     if not file.exists():
         return None
     try:
-        return Status.model_validate_json(read_bounded(file, _STATUS_LIMIT))
+        return Status.model_validate_json(read_bounded(file, STATUS_LIMIT))
     except ValidationError as error:
         raise UserError(f"{file}: damaged: {error.errors(include_url=False)[0]['msg']}; remove it") from None
 
@@ -251,7 +254,15 @@ def standing(run_dir: str | Path, launch: str | None = None) -> RunStatus:
     if killed and (again := read_status(run_dir)) != status:
         status, killed = again, False  # it ended by itself just now
     step = newest_step(Path(run_dir) / "checkpoints")
-    checkpoint = -1 if step is None else step
+    return describe(status, -1 if step is None else step, launch, killed=killed)
+
+
+def describe(status: Status | None, checkpoint: int, launch: str | None, *, killed: bool) -> RunStatus:
+    """Return the status of a run from its status.json and the step of its newest checkpoint, or -1.
+
+    Args:
+        killed: the status is `running`, but no process trains the run.
+    """
     if launch is not None and (status is None or status.launch != launch):
         return RunStatus("unstarted", checkpoint, "")
     if status is None:

@@ -23,6 +23,8 @@ from distgan.runs.status import now, read_status, was_killed
 
 logger = logging.getLogger("distgan")
 
+REQUEST = "stop.request"
+"""Name of the file of a stop request."""
 SAME_PRESS_SECONDS = 2.0
 """A Ctrl-C reaches a rank from the terminal and again from its launcher. Within this time both count as one."""
 POLL_SECONDS = 1.0
@@ -127,4 +129,4 @@ def request_stop(run_dir: str | Path) -> None:
 
 
 def _request_file(run_dir: str | Path) -> Path:
-    return Path(run_dir) / "stop.request"
+    return Path(run_dir) / REQUEST

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -52,7 +51,7 @@ from distgan.training.micro_batches.memory import batch_memory
 from distgan.training.micro_batches.trials import settle_accumulation
 from distgan.training.monitor import Monitor
 from distgan.training.result import Callbacks, RunResult
-from distgan.training.resume import open_writer, resume_run, save
+from distgan.training.resume import open_writer, resume_run, save, upload_rest
 from distgan.training.setup import assemble, check_ranks_agree, validate_evaluation, validate_run
 from distgan.training.state import Progress, TrainingState
 from distgan.training.warnings import log_warnings
@@ -100,7 +99,7 @@ def train(
         tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
-    with StopRequest(config.run_dir, main=runtime.is_main) as stop, record_outcome(config, runtime) as attempt:
+    with StopRequest(config.run_folder, main=runtime.is_main) as stop, record_outcome(config, runtime) as attempt:
         with runtime.raise_on_all_ranks():
             config = _launched(config, runtime)
             index = load_index(config.data.path, config.data.cache_dir)
@@ -109,9 +108,10 @@ def train(
                 check_installed(config.monitoring.trackers)
             validate_evaluation(config, index)
         check_ranks_agree(config, index, runtime)
-        check_shared(Path(config.run_dir), runtime)
+        if attempt.remote is None:
+            check_shared(config.run_folder, runtime)
         log_warnings(config, index, runtime)
-        config = settle_accumulation(config, index, runtime, resume, attempt.exhausted)
+        config = settle_accumulation(config, index, runtime, resume, attempt.exhausted, attempt.remote)
         train_part = partial(_train_part, config, index, runtime, stop, attempt, callbacks or Callbacks())
         end = train_part(resume, accepted)
         while end.decision is not None and end.decision.checkpoint is not None:
@@ -125,7 +125,7 @@ def train(
             end = train_part(str(end.decision.checkpoint), accepted, rollback=end.decision)
         why = {"preempted": stop.reason, "finished": end_reason(config, end.progress)}.get(end.result)
         reason = attempt.finish(end.result, end.progress.step, end.decision.reason if end.decision else why)
-        return RunResult(end.result, end.progress.step, reason, end.progress.best, Path(config.run_dir))
+        return RunResult(end.result, end.progress.step, reason, end.progress.best, config.run_folder, config.run_url)
 
 
 class _End(NamedTuple):
@@ -157,8 +157,8 @@ def _train_part(
         held.enter_context(batch_memory(config, runtime.world_size))
         with runtime.raise_on_all_ranks():
             # First, because it publishes a complete checkpoint that a killed process had not yet renamed.
-            writer = held.enter_context(closing(open_writer(config, runtime)))
-            resume_run(config, state, runtime, resume, accepted, rolls_back=rollback is not None)
+            writer = held.enter_context(closing(open_writer(config, runtime, attempt.remote)))
+            resume_run(config, state, runtime, resume, accepted, attempt.remote, rolls_back=rollback is not None)
             feed = held.enter_context(closing(Feed(state, runtime)))
             evaluations = Evaluations(state, feed.latents, runtime, stop)
             monitor = held.enter_context(closing(Monitor(state, feed, evaluations, writer, runtime)))
@@ -170,6 +170,8 @@ def _train_part(
         result, decision = run(state, feed, monitor, writer, runtime, stop, callbacks)
         if decision is not None and decision.checkpoint is None:
             monitor.note(decision.reason)
+        if attempt.remote is not None and (decision is None or decision.checkpoint is None):
+            upload_rest(writer, attempt.remote, runtime)
     if decision is not None and decision.checkpoint is not None:
         for player in state.players:
             player.engine.close()
@@ -277,7 +279,7 @@ def train_step(
     if snapshot_due(config.ema, images, progress.images):
         profiles = {name: whole(tensor) for name, tensor in state.profiles.state().items()}
         if runtime.is_main:
-            write_snapshot(Path(config.run_dir), progress.images, profiles)
+            write_snapshot(config.run_folder, progress.images, profiles)
     progress.step += 1
     state.grow()
 

@@ -7,7 +7,6 @@ import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -62,7 +61,7 @@ class Monitor:
         self.state, self.feed, self.evaluations, self.writer, self.runtime = state, feed, evaluations, writer, runtime
         self.config = state.config
         self.latents: LatentSource = feed.latents
-        self.run_dir = Path(state.config.run_dir)
+        self.run_dir = state.config.run_folder
         self._schedules = dict(schedule.scheduled(state.config))
         step, settings = state.progress.step, flatten(self.config)
         self.tracker = open_tracker(

@@ -57,6 +57,9 @@ class RunResult:
     best: dict[str, Any] | None
     """Step, metric and value of the best evaluation; None without evaluations."""
     run_dir: Path
+    """Run folder; for a run in an object store, its copy on this node."""
+    url: str | None = None
+    """URL of a run in an object store."""
 
     @property
     def curves(self) -> list[dict[str, float]]:
@@ -68,4 +71,4 @@ class RunResult:
         """Load the EMA generator of the last checkpoint, or of the best one. Raises UserError if there is none."""
         from distgan.inference.export import load_generator
 
-        return load_generator(self.run_dir, best=best, device=device)
+        return load_generator(self.url or self.run_dir, best=best, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,10 +21,14 @@ from distgan.errors import UserError, counted
 from distgan.files import write_atomically, writing
 from distgan.monitoring.divergence import Divergence
 from distgan.runs.folder import is_own, mark_own_best, set_aside, set_aside_averages, set_aside_later
+from distgan.runs.remote import RemoteRun
 from distgan.training.inputs import Feed
 from distgan.training.state import TrainingState
 
 logger = logging.getLogger("distgan")
+
+_PAUSES = (0.0, 1.0, 5.0)
+"""Seconds before each attempt to upload what is left."""
 
 
 def resume_run(
@@ -32,24 +37,29 @@ def resume_run(
     runtime: Runtime,
     resume: str,
     accept: frozenset[str],
+    remote: RemoteRun | None = None,
     *,
     rolls_back: bool = False,
 ) -> None:
     """Load the checkpoint to resume from into `state` and write the resolved config. Collective: call on every rank.
 
     Args:
+        remote: the run in its object store, if it is in one.
         rolls_back: the run has diverged since that checkpoint of its own, and continues on other draws.
 
     Raises:
         UserError: the checkpoint is missing, damaged or incompatible, or the run folder is not writable.
     """
-    folder = Path(config.run_dir)
-    with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {folder}"):
-        if runtime.is_main and resume == "never":
-            set_aside(folder)
-    path, kept = runtime.broadcast_object(_where_to_resume(folder, resume) if runtime.is_main else None)
-    if isinstance(path, UserError):
-        raise path
+    folder = config.run_folder
+    if remote is not None:
+        path, kept = _where_to_resume_remote(remote, resume, runtime)
+    else:
+        with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {folder}"):
+            if runtime.is_main and resume == "never":
+                set_aside(folder)
+        path, kept = runtime.broadcast_object(_where_to_resume(folder, resume) if runtime.is_main else None)
+        if isinstance(path, UserError):
+            raise path
     if path is not None:
         then = state.load(path, accept)
         if state.progress.best is not None and state.progress.best["step"] not in kept:
@@ -61,6 +71,8 @@ def resume_run(
             if runtime.is_main and resume != "auto":
                 if is_own(folder, path):
                     set_aside_later(folder, then.step, curves=rolls_back)
+                    if remote is not None:
+                        remote.go_back(then.step)
                 else:
                     set_aside(folder)
         if rolls_back:
@@ -82,14 +94,20 @@ def resume_run(
             if path is None:  # those of an attempt that saved no checkpoint are of other weights
                 set_aside_averages(folder)
             remove_later_snapshots(folder, state.progress.images)
+            if remote is not None:
+                remote.mirror.forget_later_averages(state.progress.images)
         with writing(folder / "config.yaml"):
             write_atomically(folder / "config.yaml", dump_config(config).encode())
 
 
-def peek(config: Config, runtime: Runtime, resume: str) -> Description | None:
+def peek(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None = None) -> Description | None:
     """Return the description of the checkpoint that `resume_run` will load; None for none. Collective."""
-    with runtime.raise_on_all_ranks(), closing(open_writer(config, runtime)):  # publishes one of a killed process
-        path = _checkpoint_to_resume(Path(config.run_dir), resume) if runtime.is_main else None
+    # The writer publishes one of a killed process.
+    with runtime.raise_on_all_ranks(), closing(open_writer(config, runtime, remote)):
+        if remote is not None:
+            path: Path | UserError | None = _where_to_resume_remote(remote, resume, runtime)[0]
+        else:
+            path = _checkpoint_to_resume(config.run_folder, resume) if runtime.is_main else None
         if isinstance(path, UserError):
             raise path
         found = load_description(path) if path is not None else None
@@ -107,10 +125,51 @@ def _where_to_resume(folder: Path, resume: str) -> tuple[Path | UserError | None
     return path, steps(folder / "checkpoints") if own else []
 
 
-def open_writer(config: Config, runtime: Runtime) -> CheckpointWriter:
+def _where_to_resume_remote(remote: RemoteRun, resume: str, runtime: Runtime) -> tuple[Path | None, list[int]]:
+    """Do the same for a run in an object store, and copy its checkpoint to each node. Collective."""
+    if resume == "auto":
+        return remote.fetch()
+    if (step := remote.own_step(resume)) is not None:
+        return remote.fetch(step)
+    with runtime.raise_on_all_ranks():
+        newest = remote.newest_step() if runtime.is_main else None
+        if newest is not None:
+            raise UserError(
+                f"--resume {resume}: {remote.name} has checkpoints up to step {newest}, which cannot be moved aside in "
+                f"a store; set another run_dir, or resume from {remote.name}/checkpoints/step-N"
+            )
+        path = None if resume == "never" else find_checkpoint(resume)
+    return path, []
+
+
+def open_writer(config: Config, runtime: Runtime, remote: RemoteRun | None = None) -> CheckpointWriter:
     """Return this rank's checkpoint writer. Collective: call on every rank."""
-    folder, keep = Path(config.run_dir) / "checkpoints", config.checkpoint.keep
-    return CheckpointWriter(folder, keep=keep, ranks=runtime, background=runtime.background)
+    folder, keep = config.run_folder / "checkpoints", config.checkpoint.keep
+    uploads = remote.uploads() if remote is not None else None
+    writer = CheckpointWriter(folder, keep=keep, ranks=runtime, background=runtime.background, uploads=uploads)
+    if uploads is not None:
+        uploads.settle(runtime.background)
+        if not writer.upload_rest(_PAUSES):
+            raise UserError(f"{uploads.remote.objects.url}: cannot upload the last checkpoint: {uploads.why}",
+                            everywhere=True)  # fmt: skip
+    return writer
+
+
+def upload_rest(writer: CheckpointWriter, remote: RemoteRun, runtime: Runtime) -> None:
+    """Upload at the end of a run what is left. Collective: call on every rank.
+
+    Raises:
+        UserError: the store does not take it, or another job has taken the run over.
+    """
+    if writer.upload_rest(_PAUSES):
+        return
+    remote.check_kept()
+    waiting, why, host = runtime.broadcast_object((*writer.not_uploaded, socket.gethostname()))
+    raise UserError(
+        f"run_dir = {remote.name}: the checkpoint of step {', '.join(map(str, waiting))} is not uploaded: {why}; it is "
+        f"in {writer.folder} on {host}; start the same command there again to upload it",
+        everywhere=True,
+    )
 
 
 def save(
@@ -163,7 +222,7 @@ def _checkpoint_to_resume(folder: Path, resume: str) -> Path | UserError | None:
         if resume == "never":
             return None
         if resume != "auto":
-            return find_checkpoint(Path(resume))
+            return find_checkpoint(resume)
         newest = directory.newest_valid(folder / "checkpoints")
         if newest is None and steps(folder / "checkpoints"):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from distgan import schedule
 from distgan.checkpoint.contents import Description, load_description
 from distgan.checkpoint.directory import directory_name, newest_step
+from distgan.checkpoint.downloads import fetch_state
 from distgan.config import Config
 from distgan.data import order as orders
 from distgan.data.index.loading import load_index
@@ -65,7 +67,10 @@ def trace(config: Config, first: int, last: int, world_size: int = 1) -> Iterato
 
 
 def _saved(config: Config) -> Description | None:
-    """Return the description of the newest checkpoint in the run folder of this config, if there is one."""
-    folder = Path(config.run_dir) / "checkpoints"
-    newest = newest_step(folder)
-    return None if newest is None else load_description(folder / directory_name(newest))
+    """Return the description of the newest checkpoint of the run of this config, if there is one."""
+    if config.run_url is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            return load_description(Path(folder)) if fetch_state(config.run_url, Path(folder)) else None
+    checkpoints = config.run_folder / "checkpoints"
+    newest = newest_step(checkpoints)
+    return None if newest is None else load_description(checkpoints / directory_name(newest))

@@ -86,7 +86,7 @@ def test_the_skypilot_task_starts_a_launcher_on_each_node(tmp_path: Path, standi
     # The job ends for good with any code but those on which it recovers.
     assert (code in task()["resources"]["job_recovery"]["recover_on_exit_codes"]) == (code == 138)
     command, *lines = (tmp_path / "said").read_text().splitlines()
-    assert command == "-m distgan train /runs/x.yaml"
+    assert command == "-m distgan train configs/x.yaml run_dir=s3://bucket/runs/x"
     given = dict(line.split("=", 1) for line in lines if line.startswith("PET_"))
     assert given == {
         "PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_MAX_RESTARTS": "3", "PET_RDZV_BACKEND": "c10d",

@@ -25,6 +25,7 @@ from distgan.networks.layers.spectral_norm import power_iteration_vectors
 from distgan.networks.moving import foreign_moving_buffers
 from distgan.players.player import Player
 from distgan.players.samples import blank_batch
+from distgan.runs.remote import RemoteRun
 from distgan.training.micro_batches.memory import (
     AUTO,
     SMALLER,
@@ -43,13 +44,21 @@ HEADROOM = 0.08
 """Fraction of the free memory that trials leave: for fragments, evaluations' leftovers, and libraries' buffers."""
 
 
-def settle_accumulation(config: Config, index: Index, runtime: Runtime, resume: str, exhausted: int | None) -> Config:
+def settle_accumulation(
+    config: Config,
+    index: Index,
+    runtime: Runtime,
+    resume: str,
+    exhausted: int | None,
+    remote: RemoteRun | None = None,
+) -> Config:
     """Return the config with its number of micro-batches, if that is `auto`. Collective: call on every rank.
 
     A resume on as many ranks takes the number of the checkpoint, so that it is bitwise.
 
     Args:
         resume: see `train`.
+        remote: the run in its object store, if it is in one.
         exhausted: number with which the last attempt ran out of memory; None if it did not.
 
     Raises:
@@ -57,7 +66,7 @@ def settle_accumulation(config: Config, index: Index, runtime: Runtime, resume: 
     """
     if config.training.gradient_accumulation_steps != "auto":
         return config
-    numbers, saved = accumulations(config, runtime.world_size), _saved(config, runtime, resume)
+    numbers, saved = accumulations(config, runtime.world_size), _saved(config, runtime, resume, remote)
     if exhausted is not None:
         found, how = next_accumulation(numbers, exhausted), f"memory ran out with {exhausted}"
     elif saved in numbers:
@@ -72,9 +81,9 @@ def settle_accumulation(config: Config, index: Index, runtime: Runtime, resume: 
     return settled
 
 
-def _saved(config: Config, runtime: Runtime, resume: str) -> int | None:
+def _saved(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None) -> int | None:
     """Return the number of the checkpoint to resume from, if it is of the same batches on as many ranks."""
-    then = peek(config, runtime, resume)
+    then = peek(config, runtime, resume, remote)
     if then is None or then.world_size != runtime.world_size:
         return None
     before, now = then.config.get("training", {}), config.training.model_dump(mode="json")

@@ -1,0 +1,178 @@
+"""One job holds a run in an object store: by a number that only one can create, renewed until the job ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from distgan.data.storage.objects import ObjectFolder
+from distgan.data.storage.store_errors import StoreError
+from distgan.errors import UserError
+from distgan.runs import lease
+from distgan.runs.lease import Lease, newest_lease, take_lease
+from distgan.runs.remote_status import remote_standing, request_remote_stop
+from distgan.runs.status import write_status
+
+
+@pytest.fixture
+def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectFolder]:
+    """The objects of a run in memory, with leases of a fifth of a second."""
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.2)
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    yield ObjectFolder("memory://bucket/run")
+    memory.store.clear()
+
+
+def take(objects: ObjectFolder, gone: str | None = None) -> Lease:
+    return take_lease(objects, gone=gone)[0]
+
+
+def test_a_run_that_is_held_is_refused_in_one_line(objects: ObjectFolder) -> None:
+    first, over = take(objects), threading.Event()
+
+    def renew() -> None:
+        while not over.wait(0.05):
+            first.renew()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(UserError) as caught:
+            take(objects)
+    finally:
+        over.set()
+        thread.join()
+    said = str(caught.value)
+    assert said.startswith("run_dir = memory://bucket/run: another job is training there (process ")
+    assert "\n" not in said
+    first.check()
+
+
+def test_the_lease_of_a_killed_job_is_taken_over(objects: ObjectFolder) -> None:
+    first = take(objects)
+    second, previous = take_lease(objects, gone=None)
+    assert (first.number, second.number, previous) == (1, 2, first.token)
+    assert objects.names("lease").keys() == {"00000002.json"}
+    with pytest.raises(StoreError, match="another job has taken the run over"):
+        first.renew()
+    assert first.lost is not None
+    second.renew()
+
+
+def test_nobody_waits_for_a_job_that_has_ended(objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(lease, "_watch", wait)
+    first = take(objects)
+    first.renew(released=True)
+    second = take(objects)
+    # This machine has locked the folder that the second one worked in, so it is gone.
+    assert take(objects, gone=second.token).number == 3
+    with pytest.raises(AssertionError):
+        take(objects, gone=second.token)
+
+
+def test_one_of_several_takes_over(objects: ObjectFolder) -> None:
+    take(objects)
+    results: list[Any] = []
+
+    def contend() -> None:
+        try:
+            results.append(take(objects))
+        except UserError as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = [result for result in results if isinstance(result, Lease)]
+    assert len(taken) == 1
+    assert len(results) == 8
+    assert all("another job is training there" in result for result in results if isinstance(result, str))
+
+
+def test_a_number_that_is_free_again_is_not_taken(objects: ObjectFolder) -> None:
+    """A slow job saw lease 1 expire. Meanwhile others took 2 and 3, and removed 2."""
+    for _ in range(3):
+        take(objects).renew(released=True)
+    slow = Lease(objects, 2, "slow")
+    assert not slow._create()
+    assert objects.names("lease").keys() == {"00000003.json"}
+
+
+def test_without_conditional_writes_the_last_writer_holds_the_run(
+    objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ObjectFolder, "creates_exclusively", False)
+    one, other = Lease(objects, 1, "one"), Lease(objects, 1, "other")
+    monkeypatch.setattr(objects, "size", lambda name: None)  # both have looked before the other wrote
+    results: dict[str, bool] = {}
+    threads = [
+        threading.Thread(target=lambda of=of: results.update({of.token: of._create()}))  # type: ignore[misc]
+        for of in (one, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results.values()) == [False, True]
+    # One that wrote later still is noticed by the first at its next look.
+    holder = one if results["one"] else other
+    objects.write("lease/00000001.json", Lease(objects, 1, "late")._content())
+    with pytest.raises(StoreError, match="another job"):
+        holder.check()
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"token": 1}', b"\xff" * 100])
+def test_a_damaged_lease_is_watched_like_any_other(objects: ObjectFolder, content: bytes) -> None:
+    objects.write("lease/00000004.json", content)
+    objects.write("lease/9.json", b"of others")
+    assert take(objects).number == 5
+    assert objects.names("lease").keys() == {"00000005.json", "9.json"}
+
+
+def test_a_lease_that_is_too_large_is_not_read(objects: ObjectFolder) -> None:
+    objects.write("lease/00000004.json", b"{" * 10_000)
+    with pytest.raises(StoreError, match="larger than 4096 bytes"):
+        newest_lease(objects)
+
+
+def test_status_and_stop_of_a_run_in_a_store(objects: ObjectFolder, tmp_path: Path) -> None:
+    """As a machine sees them that has nothing of the run."""
+    url = objects.url
+
+    def write(outcome: Any, **values: Any) -> None:
+        write_status(tmp_path, outcome, **values)
+        objects.write("status.json", (tmp_path / "status.json").read_bytes())
+
+    assert str(remote_standing(url)) == "none -1"
+    with pytest.raises(UserError, match=r"no status\.json in it"):
+        request_remote_stop(url)
+    holder = take(objects)
+    write("running", world_size=2)
+    assert str(remote_standing(url)) == "running -1"
+    assert str(remote_standing(url, "other")) == "unstarted -1"
+    request_remote_stop(url)
+    assert objects.size("stop.request")
+    holder.renew(released=True)
+    assert str(remote_standing(url)) == "killed -1"
+    with pytest.raises(UserError, match=r"nothing to stop: its job on .* no longer renews its lease"):
+        request_remote_stop(url)
+    write("failed", reason="rank 0: out of memory")
+    assert str(remote_standing(url)) == "failed -1 rank 0: out of memory"
+    with pytest.raises(UserError, match="nothing to stop: the run is failed since"):
+        request_remote_stop(url)
+    objects.write("status.json", b"[]")
+    with pytest.raises(UserError, match=r"memory://bucket/run/status\.json: damaged"):
+        remote_standing(url)

@@ -1,0 +1,178 @@
+"""A node's copy of a run in an object store: what it keeps, fetches and sets aside when jobs take turns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import pytest
+
+from distgan.checkpoint.writer import CheckpointWriter
+from distgan.data.storage.objects import ObjectFolder
+from distgan.distributed.control import Control
+from distgan.doctor.storage import object_store
+from distgan.errors import UserError
+from distgan.runs import lease
+from distgan.runs.remote import RemoteRun
+from distgan.runs.status import read_status, write_failure, write_status
+from tests.checkpoints import names, save
+
+URL = "memory://bucket/run"
+
+
+@pytest.fixture(autouse=True)
+def _store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(lease, "_watch", lambda objects, last: last)
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    yield
+    memory.store.clear()
+
+
+def run_in(folder: Path) -> RemoteRun:
+    config: Any = SimpleNamespace(run_url=URL, run_folder=folder, checkpoint=SimpleNamespace(keep=3))
+    runtime: Any = Control(None)
+    return RemoteRun(config, runtime)
+
+
+def start(folder: Path, held: ExitStack, *, locked: bool = True) -> RemoteRun:
+    """A job of one rank that has taken the run and opened its folder."""
+    run = run_in(folder)
+    held.enter_context(run.taken(locked=locked))
+    run.open()
+    return run
+
+
+def write_row(folder: Path, step: int) -> None:
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": step}) + "\n")
+
+
+def test_a_machine_keeps_its_files_until_another_one_trains(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    killed = []  # jobs that never leave their context, while they are referenced
+    with ExitStack() as held:
+        run = start(a, held)
+        write_row(a, 1)
+        writer = CheckpointWriter(a / "checkpoints", keep=3, uploads=run.uploads())
+        save(writer, 1)
+        assert writer.upload_rest([])
+        # What follows is not uploaded: the machine is killed.
+        save(CheckpointWriter(a / "checkpoints", keep=3), 2)
+        killed.append(held.pop_all())
+    write_row(a, 2)
+    with ExitStack() as held:
+        run = start(a, held)
+        assert names(a / "checkpoints") == ["latest", "step-00000001", "step-00000002"], "its own last job"
+        assert (a / "metrics.jsonl").read_text().count("\n") == 2
+        killed.append(held.pop_all())
+    with ExitStack() as held:
+        run = start(b, held, locked=False)
+        assert (b / "metrics.jsonl").read_text() == '{"step": 1}\n', "as of the checkpoint in the store"
+        path, there = run.fetch()
+        assert (path, there) == (b / "checkpoints" / "step-00000001", [1])
+    with ExitStack() as held:
+        start(a, held)
+        assert names(a / "previous-1" / "checkpoints") == ["latest", "step-00000001", "step-00000002"]
+        assert not (a / "checkpoints").exists()
+        assert (a / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_a_stop_request_in_the_store_reaches_the_local_folder(tmp_path: Path) -> None:
+    ObjectFolder(URL).write("stop.request", b"before the job began")
+    with ExitStack() as held:
+        run = start(tmp_path / "a", held)
+        run._renew()
+        assert not (tmp_path / "a" / "stop.request").exists()
+        run.objects.write("stop.request", b"now")
+        run._renew()
+        assert (tmp_path / "a" / "stop.request").exists()
+        assert run.objects.size("stop.request") is None
+
+
+def test_a_job_whose_run_is_taken_stops_and_writes_nothing_more(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        first = start(tmp_path / "a", held)
+        write_status(tmp_path / "a", "running")
+        first.push_status()
+        second = start(tmp_path / "b", held)
+        before = first.objects.names()
+        first.check_kept()
+        first._renew()
+        assert (tmp_path / "a" / "stop.request").exists()
+        with pytest.raises(UserError, match=r"another job \(process \d+ on .*\) has taken the run over") as caught:
+            first.check_kept()
+        assert caught.value.everywhere
+        write_status(tmp_path / "a", "preempted")
+        write_row(tmp_path / "a", 1)
+        first.push_status()
+        first._follow()
+        assert first.objects.names() == before
+        second.check_kept()
+
+
+def test_the_first_failure_counts_on_whichever_node_it_is(tmp_path: Path) -> None:
+    """Rank 1 fails on another node; then rank 0 notices that it has lost rank 1."""
+    with ExitStack() as held:
+        main = start(tmp_path / "a", held)
+        write_status(tmp_path / "a", "running", world_size=2)
+        main.push_status()
+        other = run_in(tmp_path / "b")
+        other.with_main, other.lease = False, main.lease
+        for run, folder, failure in ((other, "b", "no memory"), (main, "a", "lost contact with another rank")):
+            run.pull_status()
+            if write_failure(tmp_path / folder, 1, failure, lost_rank=run is main):
+                run.push_status()
+    for place in (tmp_path / "a", tmp_path / "b"):
+        status = read_status(place)
+        assert status is not None
+        assert (status.outcome, status.reason, status.world_size) == ("failed", "rank 1: no memory", 2)
+    stored = ObjectFolder(URL).read("status.json", 10_000)
+    assert stored == (tmp_path / "a" / "status.json").read_bytes()
+
+
+def test_only_files_of_a_run_are_fetched(tmp_path: Path) -> None:
+    objects = ObjectFolder(URL)
+    kept = [
+        "tensorboard/events.out.tfevents.1.host.2.0",
+        "trackers/wandb.json",
+        "metrics.jsonl",
+        "checkpoints/best.json",
+    ]
+    for name in (*kept, "tensorboard/x.py", "tensorboard/a/events.out.tfevents.1", "trackers/.x.json", "config.yaml"):
+        objects.write(name, b"{}")
+    with ExitStack() as held:
+        start(tmp_path / "a", held)
+        files = {path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert files == {*kept, ".lease"}
+
+
+def test_going_back_discards_later_checkpoints_and_their_best(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        run = start(tmp_path / "a", held)
+        writer = CheckpointWriter(tmp_path / "a" / "checkpoints", keep=3, uploads=run.uploads())
+        for step in (1, 2, 3):
+            save(writer, step)
+            writer.wait()
+        writer.mark_best(3, 1.0, "fid")
+        run._follow()
+        assert run.checkpoints.best() is not None
+        assert run.own_step(f"{URL}/checkpoints/step-00000001") == 1
+        assert run.own_step(str(tmp_path / "a" / "checkpoints" / "step-00000001")) == 1
+        assert run.own_step("s3://other/checkpoints/step-00000001") is None
+        run.go_back(1)
+        assert list(run.checkpoints.complete()) == [1, 3, 2]
+        assert run.checkpoints.best() is None
+
+
+def test_the_doctor_tries_the_store() -> None:
+    (finding,) = object_store(URL, ".probe")
+    assert finding.verdict == "ok"
+    assert ObjectFolder(URL).names() == {}
+    (finding,) = object_store("s3a-none://bucket/run", ".probe")
+    assert finding.verdict == "FAILED"
