@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from distgan import schedule
-from distgan.autoencoders.decoding import load_decoder, real_images
+from distgan.autoencoders.decoding import images_of_latents, load_decoder, real_images
 from distgan.config import Config, dump_config
 from distgan.data.index.proportion import in_proportion
 from distgan.data.index.table import Index
@@ -224,6 +224,8 @@ def uses_channels_last(config: Config, device: torch.device) -> bool:
 def validate_run(config: Config, index: Index, world_size: int) -> None:
     """Raise UserError if config, data and number of processes cannot train together."""
     sample_format(config.data, index)
+    if config.reads_images:
+        images_of_latents(config, index)
     check_accumulation(config, world_size)
     accumulation = config.training.accumulation
     batches = {"training.batch_size": config.training.batch_size}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distgan import schedule
-from distgan.autoencoders.decoding import IMAGES, images_of_latents
+from distgan.autoencoders.decoding import IMAGES
 from distgan.autoencoders.encoding import encode
 from distgan.config import DataConfig, load_config
 from distgan.config.autoencoder import parse_autoencoder
@@ -22,18 +22,17 @@ from distgan.data.index.build import index_shards
 from distgan.data.index.loading import load_index
 from distgan.data.index.saving import save_index
 from distgan.data.order import make_order
-from distgan.data.packing.pack import pack
 from distgan.data.reader import read_samples
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.randomness import uniform
 from distgan.training import loop
 from distgan.training.inputs import Feed
-from distgan.training.setup import assemble
+from distgan.training.setup import assemble, validate_run
 from tests.engines import LAUNCHED, under
 from tests.ranks import RankPool
 from tests.runs import differing, losses, recipe, tensors
-from tests.shards import damage, refusal
+from tests.shards import damage
 
 BATCH, STEPS = 16, 3
 NETWORK = {
@@ -172,15 +171,13 @@ def test_a_run_resumes_bitwise(tmp_path: Path, latents: Path, ranks: RankPool, e
 
 
 def test_latents_without_images_are_refused(tmp_path: Path, latents: Path) -> None:
-    config = load_config(written(tmp_path, latents))
-    others = tmp_path / "others"
-    pack("builtin:digits", others, resolution=16, workers=1)
-    message = refusal(lambda: images_of_latents(config, load_index(str(others))))
-    assert "objective.alignment: looks at the images of latents" in message
-    assert "encode them with --images" in message
-    changed = tmp_path / "latents"
-    shutil.copytree(latents, changed)
-    fewer = index_shards(str(changed / "*-000000.tar"), kind="images").index
-    save_index(fewer, changed / IMAGES)
+    folder = tmp_path / "latents"
+    shutil.copytree(latents, folder)
+    config, index = load_config(written(tmp_path, folder)), load_index(str(folder))
+    validate_run(config, index, 2)
+    save_index(index_shards(str(folder / "*-000000.tar"), kind="images").index, folder / IMAGES)
     with pytest.raises(UserError, match=r"images\.safetensors: found images of other samples"):
-        images_of_latents(config, load_index(str(changed)))
+        validate_run(config, index, 2)
+    (folder / IMAGES).unlink()
+    with pytest.raises(UserError, match=r"objective\.alignment: looks at the images of latents.*encode.*--images"):
+        validate_run(config, index, 2)
