@@ -3,12 +3,17 @@
 The tool counts the communication of a step on two real processes. It measures the computation of a step on this machine
 at two batch sizes, unless `--compute` gives it. The model of `tools/scaling.py` predicts the rest.
 
+With `--engines`, it compares DDP, ZeRO, FSDP2 by block and HSDP instead. Weights, passes and computation then come from
+the recipe's networks and objective (`tools/recipe_costs.py`), without data, processes or a GPU. `--tflops` is what a
+GPU achieves in them.
+
 Assumptions: the batch per GPU is the same for any number of GPUs. Updates of both players take equally long. Traffic
 that grows with the global batch, such as minibatch statistics, is counted at the recipe's batch size.
 
     python tools/scale.py configs/digits-dcgan.yaml
     python tools/scale.py configs/cifar10-sngan.yaml --compute 16:0.09 64:0.21 --ethernet 50:1.1
     python tools/scale.py configs/digits-dcgan.yaml generator.width=64 --check 50 200    # as root: simulates two hosts
+    python tools/scale.py configs/imagenet256-gat-xl2.yaml --engines ddp zero2 fsdp hsdp --classes 1000 --images 8
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from distgan.config import Config, load_config
-from tools import communication, speed
+from tools import communication, recipe_costs, speed
 from tools.communication import Kind, Traffic
 from tools.scaling import Cluster, Link, Update, efficiency, step_seconds
 
@@ -115,6 +120,39 @@ def predict(options: argparse.Namespace, traffic: dict[Kind, Traffic], config: C
     )
 
 
+def compare(options: argparse.Namespace, config: Config) -> None:
+    """Print one table per type of network between nodes, with a column per engine."""
+    by_role = recipe_costs.costs(config, options.classes)
+    flops = options.tflops * 1e12
+    alone = options.images * recipe_costs.step_flops(config, by_role) / flops
+    for role, cost in by_role.items():
+        sizes = cost.network
+        print(
+            f"{role}: {sizes.bytes / 4e6:,.4g} million parameters, in {len(sizes.blocks)} blocks; "
+            f"{cost.flops / 1e9:,.4g} GFLOP per sample and forward pass."
+        )
+    sent = recipe_costs.sent_bytes(config, by_role)
+    for role, bytes_ in sent.items():
+        print(
+            f"{role}: FSDP2 gathers {bytes_['weights'] / 1e9:.3g} GB and reduces {bytes_['gradients'] / 1e9:.3g} GB "
+            "per step."
+        )
+    print(
+        f"Computation per step: {alone * 1e3:.3g} ms, with {options.images} images per GPU, at {options.tflops:g} "
+        "TFLOP/s."
+    )
+    for name, between in (("InfiniBand", options.infiniband), ("Ethernet", options.ethernet)):
+        cluster = Cluster(options.per_node, options.inside, between)
+        columns = " | ".join(f"{engine}, ms" for engine in options.engines)
+        print(f"\n| GPUs, {name} | {columns} |\n| --- |{' --- |' * len(options.engines)}")
+        for gpus in GPUS[3:]:
+            steps = [
+                recipe_costs.engine_step(config, by_role, engine, gpus, cluster, options.images, flops)
+                for engine in options.engines
+            ]
+            print(f"| {gpus} | {' | '.join(f'{step * 1e3:.3g} ({alone / step:.0%})' for step in steps)} |")
+
+
 def _first_efficient(sizes: dict[int, list[Update]], gpus: int, cluster: Cluster) -> str:
     return next((str(size) for size, made in sizes.items() if efficiency(made, gpus, cluster) >= EFFICIENT), "-")
 
@@ -124,6 +162,8 @@ def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], config: Con
 
     The computation time is that of as many independent processes at the same time, because ranks share the cores.
     """
+    engine = options.engines[0] if options.engines else "ddp"
+    by_role = recipe_costs.costs(config, options.classes) if options.engines else None
     print("| ranks | link, Mbit/s | measured, s | predicted, s | error |\n| --- | --- | --- | --- | --- |")
     own = {}
     for ranks in (1, 2, 4):
@@ -137,9 +177,16 @@ def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], config: Con
             for ranks in (2, 4):
                 latencies[ranks] = latencies.get(ranks) or speed.latency(two, ranks)
                 between = Link(latencies[ranks], megabits / 8 * 1e6)
-                made = updates(traffic, config.training.critic_steps, own[ranks])
-                predicted = step_seconds(made, ranks, Cluster(1, between, between, trees=False))
-                measured = speed.together(two, options.recipe, options.settings, ranks)
+                cluster = Cluster(1, between, between, trees=False)
+                if by_role is None:
+                    predicted = step_seconds(updates(traffic, config.training.critic_steps, own[ranks]), ranks, cluster)
+                else:
+                    images = config.training.batch_size // ranks
+                    flops = images * recipe_costs.step_flops(config, by_role) / own[ranks]
+                    predicted = recipe_costs.engine_step(
+                        config, by_role, engine, ranks, cluster, images, flops, overlaps=False
+                    )
+                measured = speed.together(two, options.recipe, options.settings, ranks, engine)
                 error = predicted / measured - 1
                 print(f"| {ranks} | {megabits:g} | {measured:.3f} | {predicted:.3f} | {error:+.0%} |", flush=True)
     print(f"\nSeconds by number of ranks: step without communication {own}, message {latencies}.")
@@ -169,6 +216,19 @@ def main() -> None:
         metavar="IMAGES:SECONDS",
         help="step times of one GPU at two or more batch sizes (default: measured here at 8 and 32 images)",
     )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=("ddp", "zero1", "zero2", "fsdp", "hsdp"),
+        help="compare these engines, from the recipe's networks alone; with --check, measure one of them",
+    )
+    parser.add_argument(
+        "--classes", type=int, default=1000, help="with --engines: classes of the data (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tflops", type=float, default=300.0,
+        help="with --engines: 10^12 operations per second that a GPU achieves (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--per-node", type=int, default=8, metavar="GPUS", help="GPUs per node (default: %(default)s)")
     for name, usual in LINKS.items():
         parser.add_argument(
@@ -186,6 +246,9 @@ def main() -> None:
     if options.check and (reason := speed.why_no_hosts()):
         raise SystemExit(f"--check: {reason}")
     config = load_config(options.recipe, options.settings)
+    if options.engines and not options.check:
+        compare(options, config)
+        return
     traffic, _ = communication.count(options.recipe, options.settings)
     if options.check:
         check(options, traffic, config)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.commands import ROOT, later_wins
+from tools.commands import ENGINES, ROOT, later_wins
 from tools.hosts import SUBNET, Hosts, hosts, missing
 
 INTERVAL, INTERVALS = 8, 4
@@ -80,12 +80,15 @@ def shaped(megabits: float) -> Iterator[Hosts]:
         yield two
 
 
-def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int) -> float:
-    """Return the seconds per step of ranks on two hosts."""
+def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int, engine: str = "ddp") -> float:
+    """Return the seconds per step of ranks on two hosts under one of `ENGINES`."""
+    accelerate = "multi-node.yaml" if engine == "ddp" else ENGINES[engine]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         arguments = "train", recipe, *later_wins(*settings, *run_settings(f"{folder}/run"))
-        nodes = two.launch(log, *arguments, PROCESSES_PER_NODE=str(ranks // 2))
+        nodes = two.launch(
+            log, *arguments, PROCESSES_PER_NODE=str(ranks // 2), ACCELERATE_CONFIG=f"launch/accelerate/{accelerate}"
+        )
         _wait(nodes, log)
         return step_seconds(Path(folder, "run"))
 

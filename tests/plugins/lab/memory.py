@@ -29,9 +29,8 @@ class Discriminator(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(shape.channels, width, 4, stride=4), nn.LeakyReLU(0.2), nn.Dropout(dropout), nn.Flatten()
-        )
+        layers = nn.Conv2d(shape.channels, width, 4, stride=4), nn.LeakyReLU(0.2), nn.Dropout(dropout), nn.Flatten()
+        self.blocks = nn.ModuleList([nn.Sequential(*layers)])
         self.logit = nn.Linear(width * (shape.resolution // 4) ** 2, 1)
         self.limit = limit if rank in (None, int(os.environ.get("RANK", "0"))) else 2**20
         self.passes = passes
@@ -40,5 +39,5 @@ class Discriminator(nn.Module):
         self.passes -= 1
         if self.passes < 0 and len(images) > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        logits: Tensor = self.logit(self.layers(images))
+        logits: Tensor = self.logit(self.blocks[0](images))
         return logits.squeeze(1)

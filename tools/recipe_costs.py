@@ -1,0 +1,192 @@
+"""Weights and computation of a recipe's updates, from its networks on the meta device: without data or a GPU."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from distgan.config import Config
+from distgan.config.objective import ZeroCenteredPenaltyConfig
+from distgan.distributed.blocks import declared_blocks
+from distgan.networks.shape import sample_shape
+from tools.scaling import Cluster, Update, update_seconds
+from tools.sharding import Network, Phase, segments, sharded_seconds, zero_seconds
+
+BUCKET, FIRST_BUCKET = 25 << 20, 1 << 20
+"""Bytes of DDP's gradient buckets."""
+EXACT = 3
+"""Forward passes that an exact penalty adds to the backward pass: an update with R1 takes twice as long as without."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A network's weights, and the computation of its forward pass."""
+
+    network: Network
+    flops: float
+    """Floating-point operations per sample."""
+
+
+def costs(config: Config, classes: int) -> dict[str, Costs]:
+    """Return the costs of the generator and the discriminator of a recipe.
+
+    Args:
+        classes: number of classes in the data, if the recipe is conditional.
+    """
+    channels = config.data.channels if config.data.kind == "latents" else 0
+    shape = sample_shape(config.data, num_classes=classes, shift=(0.0,) * channels, scale=(1.0,) * channels)
+    with torch.device("meta"):
+        generator = config.generator.build(shape, config.generator.latent_size)
+        discriminator = config.discriminator.build(shape)
+        labels = torch.zeros(1, dtype=torch.int64) if shape.num_classes else None
+        # In training mode, a generator of several levels makes all of them, as its discriminator takes them.
+        with torch.no_grad():
+            flops, samples = _flops(generator, torch.zeros(1, config.generator.latent_size), labels)
+            judged, _ = _flops(discriminator, samples, labels)
+    return {
+        "generator": Costs(weights(generator), flops),
+        "discriminator": Costs(weights(discriminator), judged),
+    }
+
+
+def _flops(network: nn.Module, *arguments: object) -> tuple[float, torch.Tensor]:
+    with FlopCounterMode(display=False) as counter:
+        made = network(*arguments)
+    return float(counter.get_total_flops()), made
+
+
+def weights(network: nn.Module) -> Network:
+    """Return the bytes of a network's weights by block."""
+    sizes = [sum(weight.nbytes for weight in block.parameters()) for block in declared_blocks(network)]
+    return Network(sum(weight.nbytes for weight in network.parameters()) - sum(sizes), tuple(sizes))
+
+
+def phases(config: Config, by_role: dict[str, Costs], role: str, images: int, flops: float) -> list[Phase]:
+    """Return the passes of an update of a player, in order.
+
+    Args:
+        images: batch size per GPU.
+        flops: floating-point operations per second that a GPU achieves.
+    """
+    generator, discriminator = by_role["generator"], by_role["discriminator"]
+
+    def phase(of: Costs, forwards: float, **backward: bool) -> Phase:
+        return Phase(of.network, forwards * of.flops * images / flops, **backward)
+
+    again = 1 if config.training.activation_checkpointing else 0  # a forward pass inside of the backward pass
+    if role == "generator":
+        judged = [1.0, 1.0] if config.objective.generator_needs_reals else [1.0]
+        return [
+            phase(generator, 1),
+            *(phase(discriminator, forwards) for forwards in judged),
+            phase(discriminator, 1 + again, backward=True),  # for its inputs alone, because its weights are frozen
+            phase(generator, 2 + again, backward=True, reduces=True, from_data=True),
+        ]
+    passes = discriminator_passes(config)
+    return [
+        phase(generator, 1),
+        *(phase(discriminator, forwards) for forwards, _ in passes),
+        *(
+            phase(discriminator, backward + again * forwards, backward=True, reduces=number == 0, from_data=True)
+            for number, (forwards, backward) in reversed([*enumerate(passes)])
+        ),
+    ]
+
+
+def discriminator_passes(config: Config) -> list[tuple[float, float]]:
+    """Return the passes of the discriminator in its update: cost of forward and backward, in passes of one batch."""
+    objective = config.objective
+    penalties = [objective.r1, objective.r2]
+    ends = sum(_ends(penalty) for penalty in penalties)
+    if ends:  # reals, fakes and the ends of differences go through it together
+        return [(2 + ends, 2 * (2 + ends))]
+    made = [(1.0, 2 + (EXACT / penalty.every if penalty is not None else 0)) for penalty in penalties]
+    return made + ([(1.0, 2.0 + EXACT)] if objective.gradient_penalty is not None else [])
+
+
+def _ends(penalty: ZeroCenteredPenaltyConfig | None) -> float:
+    if penalty is None or penalty.method != "finite_difference":
+        return 0.0
+    return (2 if penalty.antithetic else 1) * penalty.fraction / penalty.every
+
+
+def keeps_weights(config: Config) -> bool:
+    """Return True if updates of the discriminator take second derivatives, for which weights stay gathered."""
+    objective = config.objective
+    exact = any(penalty is not None and penalty.method == "exact" for penalty in (objective.r1, objective.r2))
+    return exact or objective.gradient_penalty is not None
+
+
+def replicated(seconds: float, weight_bytes: float, gradient_bytes: float) -> Update:
+    """Return an update under DDP.
+
+    Args:
+        gradient_bytes: bytes of gradients per byte of weights.
+    """
+    buckets = 1 + math.ceil(max(0.0, weight_bytes - FIRST_BUCKET) / BUCKET)
+    return Update(seconds, weight_bytes * gradient_bytes, buckets, 0, 0.0)
+
+
+def engine_step(
+    config: Config,
+    by_role: dict[str, Costs],
+    engine: str,
+    ranks: int,
+    cluster: Cluster,
+    images: int,
+    flops: float,
+    *,
+    overlaps: bool = True,
+) -> float:
+    """Return the seconds of a step under an engine: `ddp`, `zero1`, `zero2`, `fsdp` or `hsdp`.
+
+    Args:
+        images, flops: see `phases`.
+        overlaps: see `sharded_seconds`.
+    """
+    ratio = 0.5 if config.training.gradient_precision == "bf16" else 1.0
+    total = 0.0
+    for role, count in (("discriminator", config.training.critic_steps), ("generator", 1)):
+        passes = phases(config, by_role, role, images, flops)
+        if engine in ("fsdp", "hsdp"):
+            reshards = not (role == "discriminator" and keeps_weights(config))
+            made = segments(passes, reshards=reshards, gradient_bytes=ratio)
+            replicas = max(1, ranks // cluster.per_node) if engine == "hsdp" else 1
+            total += count * sharded_seconds(made, ranks, cluster, replicas=replicas, overlaps=overlaps)
+            continue
+        size = by_role[role].network.bytes
+        update = replicated(sum(phase.seconds for phase in passes), size, ratio)
+        total += count * (
+            update_seconds(update, ranks, cluster) if engine == "ddp" else zero_seconds(update, size, ranks, cluster)
+        )
+    return total
+
+
+def step_flops(config: Config, by_role: dict[str, Costs]) -> float:
+    """Return the floating-point operations of a step per image of the batch."""
+    counts = {"discriminator": config.training.critic_steps, "generator": 1}
+    return sum(
+        count * phase.seconds for role, count in counts.items() for phase in phases(config, by_role, role, 1, 1.0)
+    )
+
+
+def sent_bytes(config: Config, by_role: dict[str, Costs]) -> dict[str, dict[str, float]]:
+    """Return the bytes of a step under FSDP2 by player and purpose: of the full tensors, as they are counted."""
+    ratio = 0.5 if config.training.gradient_precision == "bf16" else 1.0
+    found = {}
+    for role, count in (("discriminator", config.training.critic_steps), ("generator", 1)):
+        reshards = not (role == "discriminator" and keeps_weights(config))
+        made = segments(phases(config, by_role, role, 1, 1.0), reshards=reshards, gradient_bytes=ratio)
+        found[role] = {
+            "weights": count * sum(one.gathered for one in made),
+            "gradients": count * sum(one.reduced for one in made),
+        }
+    return found
