@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
-    if getattr(options, "images", None):
+    if isinstance(getattr(options, "images", None), list):  # of encode it is a flag
         _divide_images(options)
     given: dict[str, str] = {}
     for override in getattr(options, "overrides", ()):

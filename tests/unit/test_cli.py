@@ -160,6 +160,13 @@ def test_a_command_alone_names_what_it_needs_and_no_more(command: str, capsys: p
     assert capsys.readouterr().err.endswith(f": error: the following arguments are required: {', '.join(needed)}\n")
 
 
+def test_images_is_a_flag_of_encode() -> None:
+    """And a list of sets of evaluate."""
+    command = ["encode", "shards", "latents", "--encoder", "vae", "--resolution", "16"]
+    assert parse([*command, "--images"]).images is True
+    assert parse(command).images is False
+
+
 def test_braces_that_a_shell_expanded_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["data.path=0.tar", "data.path=1.tar"], ["data.path=0.tar", "--resume", "never", "data.path=1.tar"]):
         with pytest.raises(SystemExit) as caught:
