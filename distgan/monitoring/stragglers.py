@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -58,11 +59,10 @@ class StragglerMonitor:
             if last_gradient:
                 self._waits.append((last_gradient.pop(), self._now()))
 
-        for player in self._players:
-            parameters = [parameter for parameter in player.parameters() if parameter.requires_grad]
-            if parameters:
-                hook = torch.autograd.graph.register_multi_grad_hook(parameters, ready)
-                self._watching.callback(hook.remove)
+        # The last of these hooks counts. One hook of all parameters would fail in `autograd.grad` of a parameter.
+        for parameter in chain.from_iterable(player.parameters() for player in self._players):
+            if parameter.requires_grad:
+                self._watching.callback(parameter.register_post_accumulate_grad_hook(ready).remove)
         self._watching.callback(register_optimizer_step_pre_hook(stepping).remove)
         self._watching.callback(collectives.watch(self._waiting))
         self._began = self._now()
