@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.autoencoders.diffusers_folder import AutoencoderKL, build_autoencoder_kl
+from distgan.autoencoders.trained import TrainedAutoencoder, build_trained
 from distgan.config import AutoencoderConfig
 from distgan.errors import UserError, blaming
 
@@ -94,7 +95,8 @@ def restore_autoencoder(
         UserError: its code is not allowed, or the weights do not fit; the message begins with `name`.
     """
     if section.is_built_in:
-        module: nn.Module = build_autoencoder_kl(architecture or {}, name)
+        build = build_trained if section.technique == "distgan" else build_autoencoder_kl
+        module: nn.Module = build(architecture or {}, name)
     else:
         with blaming(name):
             module = load_autoencoder(section).module
@@ -111,7 +113,7 @@ def _described(value: object) -> str:
 
 def _hash(name: str, module: nn.Module) -> str:
     # The weights do not tell all options apart, such as the groups of a normalization.
-    architecture = getattr(module, "architecture", None) if isinstance(module, AutoencoderKL) else None
+    architecture = module.architecture if isinstance(module, (AutoencoderKL, TrainedAutoencoder)) else None
     digest = hashlib.sha256(f"{name}\0{json.dumps(architecture, sort_keys=True)}".encode())
     for key, tensor in sorted(chain(module.named_parameters(), module.named_buffers())):
         digest.update(f"\0{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())

@@ -157,8 +157,9 @@ def add_encode(command: Callable[..., argparse.ArgumentParser]) -> None:
         "encode", "write the latents of image shards, to train on in place of images",
         "Alone, or on N ranks, which share the shards:\n"
         "  torchrun --nproc-per-node N -m distgan encode SHARDS DEST --encoder VAE --resolution 256\n"
-        "VAE is a folder of diffusers' AutoencoderKL (config.json and safetensors; needs distgan[latents]), or\n"
-        "the import path of a module of yours, with options as key=value. docs/latents.md says what it must do.\n"
+        "VAE is a run or an export of an autoencoder, a folder of diffusers' AutoencoderKL (config.json and\n"
+        "safetensors; needs distgan[latents]), or the import path of a module of yours, with options as key=value.\n"
+        "docs/latents.md says what it must do.\n"
         "An encode that was killed goes on with the shards that are missing, if you give the same command again.",
     )  # fmt: skip
     parser.add_argument("shards", metavar="SHARDS", help="image shards: a folder, a glob, a brace expansion or a URL")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ValidationError, model_validator
@@ -19,24 +20,38 @@ class _DiffusersOptions(Section):
     """Folder with config.json and diffusion_pytorch_model.safetensors, as `AutoencoderKL.save_pretrained` writes it."""
 
 
+class _TrainedOptions(Section):
+    path: str
+    """Run, checkpoint or export of an autoencoder (`generator.architecture: autoencoder`)."""
+
+
 class AutoencoderConfig(NamedSection):
-    """A fixed autoencoder of images. A path alone stands for `{autoencoder: diffusers, path: PATH}`."""
+    """A fixed autoencoder of images. A path alone stands for `{autoencoder: diffusers, path: PATH}`, or, if there is a
+    run, checkpoint or export of distgan, for `{autoencoder: distgan, path: PATH}`."""
 
     naming_key: ClassVar = "autoencoder"
     built_in: ClassVar = {
-        "diffusers": BuiltIn("distgan.autoencoders.diffusers_folder:load_autoencoder_kl", _DiffusersOptions)
+        "diffusers": BuiltIn("distgan.autoencoders.diffusers_folder:load_autoencoder_kl", _DiffusersOptions),
+        "distgan": BuiltIn("distgan.inference.autoencoder:load_trained", _TrainedOptions),
     }
 
     autoencoder: str
-    """`diffusers`: an `AutoencoderKL` of the package diffusers. Or the import path of a module of your own, with
-    `encode` and `decode`."""
+    """`diffusers`: an `AutoencoderKL` of the package diffusers. `distgan`: one that distgan trained, of the newest
+    checkpoint of a run. Or the import path of a module of your own, with `encode` and `decode`."""
 
     @model_validator(mode="before")
     @classmethod
     def _accept_a_folder(cls, values: Any) -> Any:
         if isinstance(values, str) and values not in cls.built_in and not is_import_path(values):
-            return {"autoencoder": "diffusers", "path": values}
+            return _folder(values)
         return values
+
+
+def _folder(path: str) -> dict[str, Any]:
+    """Return the section of a folder."""
+    place = Path(path)
+    made_here = any((place / name).exists() for name in ("checkpoints", "state.json", "model.safetensors"))
+    return {"autoencoder": "distgan" if made_here else "diffusers", "path": path}
 
 
 def parse_autoencoder(encoder: str, options: Iterable[str]) -> AutoencoderConfig:
@@ -45,7 +60,7 @@ def parse_autoencoder(encoder: str, options: Iterable[str]) -> AutoencoderConfig
     Raises:
         UserError: it is not known, or has no such option.
     """
-    section = {"autoencoder": encoder} if is_import_path(encoder) else {"autoencoder": "diffusers", "path": encoder}
+    section = {"autoencoder": encoder} if is_import_path(encoder) else _folder(encoder)
     given = {key: plain_value(value) for key, _, value in (option.partition("=") for option in options)}
     try:
         return AutoencoderConfig.model_validate({**section, **given})

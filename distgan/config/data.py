@@ -107,7 +107,8 @@ class DataConfig(Section):
     """Color that transparent images are composited on: `white`, `black`, `gray`, or `#rrggbb`."""
     decoder: AutoencoderConfig | None = None
     """Autoencoder whose decoder makes images of generated latents, for sample grids, metrics, samples and exports: a
-    folder of diffusers' AutoencoderKL, or an import path. null: latents are not decoded. See [latents](latents.md)."""
+    run or an export of an autoencoder, a folder of diffusers' AutoencoderKL, or an import path. null: latents are not
+    decoded. See [latents](latents.md)."""
     stages: StagesConfig | None = None
     """WebDataset stages that make a sample of its members. null: images, lines and points are read as they are."""
     labels: bool = False

@@ -104,7 +104,8 @@ class NetworkConfig(NamedSection):
 
     architecture: str = "dcgan"
     """Network: `dcgan`, `resnet`, `biggan`, `progressive`, `r3gan`, `stylegan2` or `gat` for images, `characters` for
-    text, `mlp` for points, or the import path of your own, such as `my_package.nets:MyNetwork`."""
+    text, `mlp` for points, or the import path of your own, such as `my_package.nets:MyNetwork`. A generator may be an
+    `autoencoder` of images, and a discriminator a `patchgan`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer of this network."""
 

@@ -16,6 +16,7 @@ from distgan.config.named import named_sections
 from distgan.config.objective import ObjectiveConfig
 from distgan.config.objective.alignment import with_projector
 from distgan.config.players import DiscriminatorConfig, EMAConfig, GeneratorConfig, GrowthConfig, NetworkConfig
+from distgan.config.reconstruction import check_reconstruction
 from distgan.config.training import CheckpointConfig, MonitoringConfig, TrainingConfig
 from distgan.errors import UserError
 from distgan.extensions import package_of
@@ -78,8 +79,7 @@ class Config(Section, metaclass=_OneLineErrors):
         """Samples that one forward pass of all ranks together sees in a discriminator update.
 
         Statistics over the batch are over these, except where the recipe has each rank keep to its own share
-        (`normalization: batch`, `minibatch_discrimination.over: rank`). With
-        progressive growing, levels may have another by `growth.batch_sizes`: see `schedule.micro_batch`.
+        (`normalization: batch`, `minibatch_discrimination.over: rank`). With `growth`: `schedule.micro_batch`.
         """
         return self.training.batch_size // self.training.accumulation
 
@@ -227,6 +227,7 @@ class Config(Section, metaclass=_OneLineErrors):
     @model_validator(mode="after")
     def _check_objective(self) -> Config:
         """The objective means something for these networks."""
+        check_reconstruction(self)
         if self.objective.gradient_penalty and self.discriminator.facts.normalizes_batch:
             raise ValueError(
                 "discriminator.normalization: batch norm makes a critic's output depend on the whole batch, so that "

@@ -19,6 +19,7 @@ from distgan.evaluation.comparison.published_statistics import with_real_statist
 from distgan.extensions import refresh_digests
 from distgan.inference import generation
 from distgan.inference.export import load_generator
+from distgan.inference.latents import Source
 from distgan.monitoring.console import setup_logging
 
 _MADE_FOR = {f"data.{name}" for name in ("kind", "resolution", "channels", "labels", "length", "dimensions")}
@@ -90,7 +91,11 @@ def evaluate(
         generator = load_generator(found, device=runtime.device, truncation=truncation, decoder=config.data.decoder)
         if config.data.decoder is None:
             generator.decoder = None
-        source = generator.source(config.seed, truncation)
+        source: Source = (
+            generation.ImageSource(config, index, runtime.device)
+            if config.objective.reconstruction is not None
+            else generator.source(config.seed, truncation)
+        )
         config, index = image_evaluation(config, index, generator.decoder)
 
     from distgan.evaluation import suite  # late, because it takes seconds and errors should come before

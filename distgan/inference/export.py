@@ -336,6 +336,8 @@ def _load_checkpoint(
         generator.description["decoder"] = describe_decoder(generator.decoder)
     generator.to(device)
     generator.truncation = truncation
+    if generator.reconstructs and truncation is None:
+        return generator  # without batch norm
     source = generator.source(config.seed, truncation)
     with within_memory(f"{path}/state.json: training.batch_size = {config.training.batch_size}"):
         recompute_statistics(generator.network, statistics_batches(source, config))

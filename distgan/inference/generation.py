@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from distgan import interpolation, randomness
 from distgan.config import Config
+from distgan.data.index.table import Index
 from distgan.data.kinds import posterior
-from distgan.inference.latents import LatentSource
+from distgan.data.order import make_order
+from distgan.data.reader import read_samples
+from distgan.inference.latents import Source
 from distgan.monitoring import pictures
 from distgan.monitoring.scatter import scatter
 from distgan.networks.layers.virtual_batch_norm import reference_moments
@@ -60,11 +64,14 @@ def from_network(shape: SampleShape, samples: Tensor) -> Tensor:
     return samples.float()
 
 
-def picture_of(shape: SampleShape, samples: Tensor) -> Tensor:
+def picture_of(shape: SampleShape, samples: Tensor, *, pairs: bool = False) -> Tensor:
     """Return a picture of images, points or latents in the format of `from_network`: uint8, (channels, height, width).
 
     Of latents it shows the first three channels as red, green and blue, or the first in gray if there are fewer: 128 is
     the mean, and 0 and 255 are three standard deviations away.
+
+    Args:
+        pairs: keep samples 2 i and 2 i + 1 in one row.
     """
     if shape.kind == "points":
         return scatter(samples)
@@ -72,7 +79,7 @@ def picture_of(shape: SampleShape, samples: Tensor) -> Tensor:
         channels = 3 if shape.channels >= 3 else 1
         deviations = posterior.normalize(samples, shape.shift, shape.scale)[:, :channels]
         samples = (deviations * (127.5 / 3.0) + 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pictures.grid(samples)
+    return pictures.grid(samples, columns=2 * math.ceil(math.sqrt(len(samples)) / 2) if pairs else None)
 
 
 def to_bytes(images: Tensor, *, dequantized: bool = False) -> Tensor:
@@ -98,7 +105,7 @@ def dequantize(images: Tensor, noise: Tensor) -> Tensor:
 
 
 def statistics_batches(
-    source: LatentSource, config: Config, *, rank: int = 0, world_size: int = 1
+    source: Source, config: Config, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield this rank's part of the addressed batches for recomputing batch-norm statistics.
 
@@ -109,6 +116,28 @@ def statistics_batches(
         yield source.draw("batch statistics", torch.arange(batch * batch_size, (batch + 1) * batch_size))
 
 
+class ImageSource:
+    """Images as a pure function of (seed, position), in place of latents: a `Source`.
+
+    They are in the shuffled order of training, each once before any comes again, and not mirrored. All purposes have
+    the same images.
+    """
+
+    def __init__(self, config: Config, index: Index, device: torch.device | str) -> None:
+        self._data, self._index = config.data, index
+        self._order = make_order(config.data, config.seed, index)
+        self.device = torch.device(device)
+
+    def draw(self, purpose: str, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return images (n, C, R, R) in [-1, 1] for int64 positions (n,), and None: means of latents are decoded.
+
+        Raises:
+            UserError: almost no sample can be read.
+        """
+        batch = read_samples(self._data, self._index, self._order.samples(positions.cpu().numpy()))
+        return from_bytes(batch.data.to(self.device)), None
+
+
 @dataclass(frozen=True)
 class SampleGenerator:
     """Maps positions to samples, in the format of `from_network`: an `evaluation.contract.EvaluatedGenerator`."""
@@ -116,7 +145,7 @@ class SampleGenerator:
     network: nn.Module
     """In evaluation mode."""
     shape: SampleShape
-    source: LatentSource
+    source: Source
     purpose: str
     """That of the samples' latents and labels."""
 
@@ -127,9 +156,15 @@ class SampleGenerator:
         """Return latents and labels; see `LatentSource.draw`."""
         return self.source.draw(purpose, positions)
 
+    def beside_inputs(self, positions: Tensor) -> Tensor:
+        """Return each image of an autoencoder's data, followed by its reconstruction: (2 n, C, R, R), uint8."""
+        images, _ = self.draw(self.purpose, positions)
+        pairs = torch.stack([from_network(self.shape, of) for of in (images, self.network(images))], dim=1)
+        return pairs.flatten(0, 1)
+
 
 @contextmanager
-def generating(network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str) -> Iterator[SampleGenerator]:
+def generating(network: nn.Module, shape: SampleShape, source: Source, purpose: str) -> Iterator[SampleGenerator]:
     """Yield the generator of a purpose's samples, by a network in evaluation mode.
 
     Do not change the network inside: virtual batch norm's reference batch passes through it once for all calls.
@@ -140,7 +175,7 @@ def generating(network: nn.Module, shape: SampleShape, source: LatentSource, pur
 
 @torch.no_grad()
 def generate_paths(
-    network: nn.Module, shape: SampleShape, source: LatentSource, purpose: str, paths: int, steps: int
+    network: nn.Module, shape: SampleShape, source: Source, purpose: str, paths: int, steps: int
 ) -> Tensor:
     """Generate samples (paths * steps, ...) along arcs between neighboring latents, path by path."""
     latents, labels = interpolation.latent_paths(*source.draw(purpose, torch.arange(2 * paths)), steps)

@@ -91,7 +91,8 @@ class Generator(nn.Module):
 
         Images are (n, C, R, R) in [-1, 1]. Text is (n, vocabulary, length), character probabilities at each position
         (see `decode`). Points are (n, dimensions). Latents are (n, C, R, R), shifted and scaled (see `to_latents`); a
-        decoder makes images of them.
+        decoder makes images of them. An autoencoder takes images (n, C, R, R) in [-1, 1] in place of latents, and
+        returns their reconstructions.
 
         Raises:
             UserError: labels are missing.
@@ -179,8 +180,26 @@ class Generator(nn.Module):
         """Whether the network truncates by itself, toward its average, and latents are never truncated."""
         return hasattr(self.network, _STYLE_TRUNCATION)
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it is an autoencoder, which maps images to reconstructions."""
+        return bool(getattr(self.network, "reconstructs", False))
+
+    def check_draws(self) -> None:
+        """Raise UserError if it is an autoencoder, which draws no samples."""
+        if self.reconstructs:
+            raise UserError(
+                f"generator.architecture = {self.config.architecture}: an autoencoder reconstructs images and draws "
+                "none; encode images with `distgan encode --encoder`, and train a generator on their latents"
+            )
+
     def source(self, seed: int, truncation: float | None) -> LatentSource:
-        """Return the source of latents and labels of a seed, on the generator's device."""
+        """Return the source of latents and labels of a seed, on the generator's device.
+
+        Raises:
+            UserError: it is an autoencoder, or the truncation does not fit.
+        """
+        self.check_draws()
         if self._truncates_styles:
             if truncation != self.truncation:
                 raise UserError(

@@ -6,6 +6,7 @@ A draw launches about a hundred small operations and costs nearly the same for 1
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,13 @@ from distgan.errors import UserError
 
 ROWS = 1024
 """Target rows per draw, rounded down to whole updates; a draw holds at least one update."""
+
+
+class Source(Protocol):
+    """What a network in evaluation mode maps to samples, by position."""
+
+    def draw(self, purpose: str, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return latents, or images to reconstruct, and labels or None, for int64 positions (n,)."""
 
 
 class LatentSource:

@@ -190,6 +190,7 @@ def _load(
     """Load the generator on the GPU, or on the CPU without one; return it and the numbers of the requested classes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = load_generator(source, best=best, device=device, truncation=truncation)
+    generator.check_draws()
     classes = None if labels is None else torch.tensor([_class_number(generator, label) for label in labels])
     return generator, classes
 

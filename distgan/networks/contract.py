@@ -32,6 +32,8 @@ def check_networks(
     latents: Tensor,
     labels: Tensor | None,
     names: tuple[str, str],
+    *,
+    noise: Tensor | None = None,
 ) -> None:
     """Run copies of both networks on a probe batch, and declare the buffers that move (see `moving`).
 
@@ -42,6 +44,7 @@ def check_networks(
         shape: kind and sizes of the samples at the current level of growth.
         latents: (n, latent_size); labels: (n,) int64, or None.
         names: how errors name the generator and the discriminator.
+        noise: (n, latent_size), of a generator that reconstructs; its latents here are images (n, C, R, R).
 
     Raises:
         UserError: a network breaks the contract; the message names it and the fix.
@@ -49,12 +52,16 @@ def check_networks(
     device = latents.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         levels = getattr(generator, "levels", 1)
-        fakes = _probe(generator, names[0], latents, labels, (levels * shape.sizes[0], *shape.sizes[1:]))
-        _probe(discriminator, names[1], fakes.detach().requires_grad_(), labels, ())
+        given = labels if noise is None else noise
+        fakes = _probe(generator, names[0], latents, given, (levels * shape.sizes[0], *shape.sizes[1:]))
+        sizes = None if getattr(discriminator, "judges_patches", False) else ()
+        _probe(discriminator, names[1], fakes.detach().requires_grad_(), labels, sizes)
 
 
-def _probe(network: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
-    """Check one network, whose output for n values has the shape (n, *sizes). Return it for `values`."""
+def _probe(
+    network: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...] | None
+) -> Tensor:
+    """Check one network, whose output for n values has the shape (n, *sizes), or (n, ...). Return it for `values`."""
     _check_weights(network, name)
     _check_declared(network, name)
     _check_blocks(network, name)
@@ -78,13 +85,14 @@ def _probe(network: nn.Module, name: str, values: Tensor, labels: Tensor | None,
     return output
 
 
-def _pass(trial: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
+def _pass(trial: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...] | None) -> Tensor:
     given = f"{tuple(values.shape)}" + (", labels" if labels is not None else "")
     with blaming_code(f"{name}: its forward pass on {given} failed"), reference_moments(trial):
         output = trial(values, labels)
-    expected = (len(values), *sizes)
     if not isinstance(output, Tensor):
+        expected = (len(values), *(sizes or ()))
         raise UserError(f"{name}: forward returned {type(output).__name__}, expected a tensor of shape {expected}")
+    expected = (len(values), *(output.shape[1:] if sizes is None else sizes))
     if output.shape != expected or not output.is_floating_point():
         squeeze = "; return logits.squeeze(1)" if tuple(output.shape) == (*expected, 1) else ""
         raise UserError(

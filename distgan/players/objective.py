@@ -27,6 +27,7 @@ from distgan.networks.moving import moving_buffers
 from distgan.players import scalars
 from distgan.players.alignment import LAYER, Alignment
 from distgan.players.objective_base import LossAndScalars, Objective
+from distgan.players.reconstruction import Reconstruction, generate, has_started
 from distgan.players.samples import Inputs, Judged, MicroBatch, Pass, Side
 from distgan.players.terms import Absent, check_loss
 
@@ -77,7 +78,7 @@ class DiscriminatorObjective(Objective):
         assert batch.reals is not None
         labels = self._fake_labels(batch)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
-            fakes = self.opponent(batch.latents, labels)
+            fakes, _ = generate(self.config, self.opponent, batch, labels)
         reals, generated = self._with_noise(batch.reals, "real", batch, images), fakes.to(batch.reals.dtype)
         fakes = self._with_noise(generated, "fake", batch, images)
         r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
@@ -115,6 +116,8 @@ class DiscriminatorObjective(Objective):
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
+        if not has_started(self.config, images):
+            loss = 0.0 * loss
         return self._with_history(loss, parts)
 
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
@@ -242,10 +245,15 @@ class GeneratorObjective(Objective):
         super().__init__(network, opponent, config, autocast_dtype, controller)
         matching = config.objective.feature_matching
         self._matched = self._watch(matching.layer, _LAYER_KEY) if matching is not None else ""
-        self._needs_reals = config.objective.generator_needs_reals
+        self._compares_reals = config.objective.generator_compares_reals
+        self.reconstruction: Reconstruction | None = None
+        if config.objective.reconstruction is not None:
+            self.reconstruction = Reconstruction(network, config.objective.reconstruction)
 
     def differentiates_twice(self, images: int, update: int = 0) -> bool:
-        return bool(self._terms_due(update))
+        # An adaptive weight takes gradients before the backward pass does.
+        adaptive = self.config.reconstruction is not None and self.config.reconstruction.adaptive
+        return adaptive or bool(self._terms_due(update))
 
     def frozen_opponent(self) -> AbstractContextManager[None]:
         return _frozen(self.opponent)
@@ -262,11 +270,11 @@ class GeneratorObjective(Objective):
         with self.frozen_opponent(), ExitStack() as held:
             with self._autocast(batch.latents):
                 with reference_moments(self.network):
-                    fakes = self.network(batch.latents, labels)
+                    fakes, moments = generate(self.config, self.network, batch, labels)
                 held.enter_context(reference_moments(discriminator))
                 noisy, real = self._with_noise(fakes, "fake", batch, images), None
                 fake = self._judge(noisy, labels, "fake", batch, images)
-                if self._needs_reals:
+                if self._compares_reals:
                     assert batch.reals is not None
                     with torch.no_grad():
                         reals = self._with_noise(batch.reals, "real", batch, images)
@@ -281,6 +289,10 @@ class GeneratorObjective(Objective):
                 real_features, fake_features = real.features[self._matched], fake.features[self._matched]
                 parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
                 loss = loss + matching.weight * parts["loss/feature_matching"]
+            if self.reconstruction is not None:
+                assert moments is not None
+                started = has_started(self.config, images)
+                loss = self.reconstruction.add(loss, parts, batch.reals, fakes, moments, started=started)
             loss = self._add_terms(loss, parts, batch, images, fakes, fake, real, update)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts})

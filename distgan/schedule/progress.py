@@ -238,6 +238,8 @@ def statistics_sizes(config: Config, images: int, world_size: int, player: str) 
     for number, term in enumerate(objective.terms):
         if term.facts.compares_batch and term.player == player:
             used[f"objective.terms.{number}"] = "global"
+    if objective.reconstruction is not None and objective.reconstruction.adaptive and player == "generator":
+        used["objective.reconstruction.adaptive"] = "global"
     penalty = objective.gradient_penalty
     if penalty is not None and penalty.points == "uniform" and player == "discriminator":
         used["objective.gradient_penalty"] = "global"

@@ -12,7 +12,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import Interrupted, UserError
 from distgan.evaluation.names import criterion
 from distgan.inference import generation
-from distgan.inference.latents import LatentSource
+from distgan.inference.latents import Source
 from distgan.monitoring import divergence
 from distgan.runs.stop_request import StopRequest
 from distgan.training.state import TrainingState
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 class Evaluations:
     """Evaluates the EMA generator every `evaluation.every` steps. Collective: call on every rank."""
 
-    def __init__(self, state: TrainingState, latents: LatentSource, runtime: Runtime, stop: StopRequest) -> None:
+    def __init__(self, state: TrainingState, latents: Source, runtime: Runtime, stop: StopRequest) -> None:
         self.state, self.latents, self.runtime, self.stop = state, latents, runtime, stop
         self.criterion = criterion(state.config)
         """First metric, with the direction in which it improves."""

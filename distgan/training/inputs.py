@@ -20,7 +20,7 @@ from distgan.inference.generation import to_network
 from distgan.inference.latents import LatentPrefetcher
 from distgan.networks.progressive import fade_reals, shrink
 from distgan.players.samples import MicroBatch, RealImages
-from distgan.training.setup import latent_source, uses_channels_last
+from distgan.training.setup import evaluation_source, latent_source, uses_channels_last
 from distgan.training.state import TrainingState
 
 Drawn = tuple[Tensor, Tensor, Tensor | None]
@@ -32,8 +32,8 @@ class Feed:
 
     def __init__(self, state: TrainingState, runtime: Runtime) -> None:
         self.state, self.config, self.progress, self.runtime = state, state.config, state.progress, runtime
-        self.latents = latent_source(state.config, state.index, runtime.device)
-        """Latents of evaluations and sample grids."""
+        self.latents = evaluation_source(state.config, state.index, runtime.device)
+        """Latents of evaluations and sample grids, or images that an autoencoder reconstructs there."""
         self._training_latents = latent_source(state.config, state.index, runtime.device, seed=state.seed)
         self.failures: list[Failure] = []
         """Samples that this rank could not read and has not yet reported to the other ranks."""

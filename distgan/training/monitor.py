@@ -20,7 +20,7 @@ from distgan.evaluation.names import value_name
 from distgan.evaluation.precision import ieee_float32
 from distgan.files import reason, write_lines
 from distgan.inference import generation
-from distgan.inference.latents import LatentSource
+from distgan.inference.latents import Source
 from distgan.monitoring import diagnosis, pictures
 from distgan.monitoring.console import Console
 from distgan.monitoring.stragglers import StragglerMonitor
@@ -60,7 +60,7 @@ class Monitor:
     ) -> None:
         self.state, self.feed, self.evaluations, self.writer, self.runtime = state, feed, evaluations, writer, runtime
         self.config = state.config
-        self.latents: LatentSource = feed.latents
+        self.latents: Source = feed.latents
         self.run_dir = state.config.run_folder
         self._schedules = dict(schedule.scheduled(state.config))
         step, settings = state.progress.step, flatten(self.config)
@@ -229,11 +229,15 @@ class Monitor:
             self.console.update(self.state.progress.step, row)
 
     def _draw_samples(self) -> None:
-        """Write samples of fixed latents to disk and TensorBoard: an image grid, text lines, or a scatter plot."""
+        """Write samples of fixed latents to disk and TensorBoard: an image grid, text lines, or a scatter plot.
+
+        Of an autoencoder it is a grid of real images, each followed by its reconstruction.
+        """
         step, vocabulary, (network, shape) = self.state.progress.step, self.state.index.vocabulary, self.state.sampler
         numbers = torch.arange(self.config.monitoring.num_samples)
+        reconstructs = self.config.objective.reconstruction is not None
         with generation.generating(network, shape, self.latents, "sample grid") as generate:
-            samples = generate(numbers).cpu()
+            samples = (generate.beside_inputs if reconstructs else generate)(numbers).cpu()
         file = self.run_dir / "samples" / f"step-{step:08d}"
         try:
             if vocabulary is not None:
@@ -241,11 +245,11 @@ class Monitor:
                 self.tracker.text("samples", "\n".join(lines), step)
                 write_lines(file.with_suffix(".txt"), lines)
             else:
-                picture = generation.picture_of(shape, samples)
+                picture = generation.picture_of(shape, samples, pairs=reconstructs)
                 self.tracker.image(step, "samples", picture)
                 pictures.save_png(file.with_suffix(".png"), picture)
         except OSError as error:
             logger.error("step %d: %s: cannot write the samples: %s; training goes on", step, file, reason(error))
-        if shape.kind == "images":
+        if shape.kind == "images" and not reconstructs:
             paths = generation.generate_paths(network, shape, self.latents, "interpolation", *INTERPOLATION)
             self.tracker.image(step, "interpolation", pictures.grid(paths, columns=INTERPOLATION[1]))

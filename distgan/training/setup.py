@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distgan import schedule
+from distgan import randomness, schedule
 from distgan.autoencoders.decoding import images_of_latents, load_decoder, real_images
 from distgan.config import Config, dump_config
 from distgan.data.index.proportion import in_proportion
@@ -25,8 +25,8 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.evaluation.names import value_name
 from distgan.extensions import code_digests
-from distgan.inference.generation import to_network
-from distgan.inference.latents import LatentSource
+from distgan.inference.generation import ImageSource, to_network
+from distgan.inference.latents import LatentSource, Source
 from distgan.losses.augmentation.controller import AugmentationController
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.contract import PROBE_SIZE, check_networks
@@ -192,10 +192,14 @@ def _check_contract(
     """Check the networks if one of them is the user's."""
     if config.generator.is_built_in and config.discriminator.is_built_in:
         return
-    latents, labels = latent_source(config, index, runtime.device).draw("contract", torch.arange(PROBE_SIZE))
-    shape = _first_shape(config, index)
+    places = torch.arange(PROBE_SIZE)
+    latents, labels = latent_source(config, index, runtime.device).draw("contract", places)
+    shape, noise = _first_shape(config, index), None
+    if config.objective.reconstruction is not None:
+        images = randomness.uniform(config.seed, "contract/images", places.to(runtime.device), shape.sizes)
+        latents, noise = 2.0 * images - 1.0, latents
     names = (f"generator {config.generator.architecture}", f"discriminator {config.discriminator.architecture}")
-    check_networks(generator, discriminator, shape, latents, labels, names)
+    check_networks(generator, discriminator, shape, latents, labels, names, noise=noise)
 
 
 def _first_shape(config: Config, index: Index) -> SampleShape:
@@ -208,6 +212,13 @@ def latent_source(config: Config, index: Index, device: torch.device, *, seed: i
     counts = class_counts(index) if config.data.labels else None
     seed = config.seed if seed is None else seed
     return LatentSource(config.generator, seed, class_counts=counts, device=device)
+
+
+def evaluation_source(config: Config, index: Index, device: torch.device) -> Source:
+    """Return the source of what the EMA generator maps to samples: latents, or images that it reconstructs."""
+    if config.objective.reconstruction is not None:
+        return ImageSource(config, index, device)
+    return latent_source(config, index, device)
 
 
 def uses_channels_last(config: Config, device: torch.device) -> bool:

@@ -80,6 +80,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "discriminator": {"architecture": "biggan", "width": 2, "attention": [16]},
         "objective": {"terms": [{"term": "orthogonal_regularization", "weight": 1e-4}]},
     },
+    "autoencoder and PatchGAN, of which the adversarial term starts in the middle": {
+        "generator": {
+            "architecture": "autoencoder",
+            "depth": 1,
+            "downsampling": 4,
+            "latent_size": 32,
+            "latent_distribution": "normal",
+        },
+        "discriminator": {"architecture": "patchgan", "layers": 1},
+        "objective": {"adversarial": "hinge", "r1": None, "reconstruction": {"adversarial_start_kimg": 0.15}},
+    },
     "StyleGAN2 with mixed styles, lazy path length and a mapped average": {
         "data": {"labels": True},
         "generator": {"architecture": "stylegan2", "latent_distribution": "normal", "mapping_layers": 2},

@@ -204,6 +204,35 @@ class GATDiscriminatorOptions(GATOptions):
     projector."""
 
 
+class AutoencoderOptions(NetworkOptions):
+    """Convolutional autoencoder with a posterior (Rombach et al. 2022), for images. It needs
+    `objective.reconstruction`, and `latent_size` is the number of elements of a latent: channels times side squared."""
+
+    kinds = ("images",)
+    reconstructs = True
+
+    width: Size = 64
+    """Channels of the layer next to the images; they double toward the latents up to `max_width`."""
+    max_width: Size = 512
+    """Largest number of channels of a layer."""
+    depth: Depth = 2
+    """Number of residual blocks per stage."""
+    downsampling: Size = 8
+    """Side of an image over the side of its latent: a power of two."""
+
+
+class PatchGANOptions(NormalizedOptions):
+    """Logits of patches (Isola et al. 2017), for images and latents, without labels."""
+
+    kinds = ("images", "latents")
+    judges_patches = True
+
+    width: Size = 64
+    """Channels of the first convolution; they double up to 8 times as many."""
+    layers: Annotated[Size, Field(le=16)] = 3
+    """Number of convolutions that halve the size. With 3, a patch has 70 pixels per side; with 2, 34; with 1, 16."""
+
+
 class CharactersOptions(NetworkOptions):
     """Residual convolutions over characters (Gulrajani et al. 2017), for text."""
 
@@ -246,6 +275,7 @@ GENERATORS = {
     "r3gan": BuiltIn("distgan.networks.r3gan:R3GANGenerator", R3GANOptions),
     "stylegan2": BuiltIn("distgan.networks.stylegan2.generator:StyleGAN2Generator", StyleGAN2GeneratorOptions),
     "gat": BuiltIn("distgan.networks.gat.generator:GATGenerator", GATOptions),
+    "autoencoder": BuiltIn("distgan.networks.autoencoder.network:Autoencoder", AutoencoderOptions),
     "characters": BuiltIn("distgan.networks.characters:CharacterGenerator", CharactersOptions),
     "mlp": BuiltIn("distgan.networks.mlp:MLPGenerator", MLPOptions),
 }
@@ -259,6 +289,7 @@ DISCRIMINATORS = {
         "distgan.networks.stylegan2.discriminator:StyleGAN2Discriminator", StyleGAN2DiscriminatorOptions
     ),
     "gat": BuiltIn("distgan.networks.gat.discriminator:GATDiscriminator", GATDiscriminatorOptions),
+    "patchgan": BuiltIn("distgan.networks.autoencoder.patchgan:PatchGANDiscriminator", PatchGANOptions),
     "characters": BuiltIn("distgan.networks.characters:CharacterDiscriminator", CharactersOptions),
     "mlp": BuiltIn("distgan.networks.mlp:MLPDiscriminator", MLPDiscriminatorOptions),
 }

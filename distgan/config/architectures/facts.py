@@ -45,6 +45,10 @@ class NetworkOptions(Section):
     """It grows with the images seen; see `networks.progressive.GrowingNetwork`."""
     compares_batch: ClassVar[bool] = False
     """A sample's output depends on the other samples of the micro-batch of all ranks."""
+    reconstructs: ClassVar[bool] = False
+    """It maps real samples to reconstructions in place of latents to samples; see `networks.autoencoder.network`."""
+    judges_patches: ClassVar[bool] = False
+    """Its logits are of patches of a sample, (n, h, w) in place of (n,)."""
     levels: ClassVar[int] = 1
     """Outputs of a generator in training mode, side by side as channels, which its discriminator judges together."""
 

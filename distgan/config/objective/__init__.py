@@ -10,6 +10,7 @@ from distgan.config.fields import Batch, Count, Fraction, NotNegative, Positive,
 from distgan.config.named import BuiltIn, NamedSection
 from distgan.config.objective.alignment import AlignmentConfig
 from distgan.config.objective.augmentation import AugmentationConfig
+from distgan.config.objective.reconstruction import ReconstructionConfig
 
 
 class ZeroCenteredPenaltyConfig(Section):
@@ -302,12 +303,19 @@ class ObjectiveConfig(Section):
     """Augmentation of the discriminator's inputs: its name, or a section with its options; null leaves it out."""
     feature_matching: FeatureMatchingConfig | None = None
     """Feature matching in the generator's loss; null leaves it out."""
+    reconstruction: ReconstructionConfig | None = None
+    """Loss of an autoencoder in the generator's place; null for other generators."""
     historical_averaging: HistoricalAveragingConfig = HistoricalAveragingConfig()
     """Distance of the weights from their average over time, as a term of a player's loss."""
 
     @property
     def generator_needs_reals(self) -> bool:
-        """Whether the generator's loss looks at real samples."""
+        """Whether the generator's update uses real samples: its loss looks at some, or it reconstructs them."""
+        return self.reconstruction is not None or self.generator_compares_reals
+
+    @property
+    def generator_compares_reals(self) -> bool:
+        """Whether the generator's loss looks at what the discriminator makes of real samples."""
         terms = (term.facts.needs_reals for term in self.terms if term.player == "generator")
         return self.feature_matching is not None or self.adversarial.facts.needs_reals or any(terms)
 

@@ -88,7 +88,7 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
             collective: call on every rank, with the network on the device of the collectives. False averages over
             this process's batches without communication.
     """
-    layers: list[Any] = [module for module in network.modules() if _tracks_statistics(module)]
+    layers: list[Any] = [module for module in network.modules() if tracks_statistics(module)]
     if not layers:
         return
     channels = [layer.running_mean.numel() for layer in layers]
@@ -111,7 +111,7 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Any, ...]],
         layer.running_var.copy_((square - mean.square()).clamp(min=0))  # rounding may make it negative
 
 
-def _tracks_statistics(module: nn.Module) -> bool:
+def tracks_statistics(module: nn.Module) -> bool:
     """Return True for batch norm of ours or torch's that has statistics for evaluation."""
     torchs = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     return torchs or isinstance(module, BatchNorm)

@@ -1,0 +1,1 @@
+"""An autoencoder in a generator's place, and a discriminator of patches."""
