@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-cluster test-image lint bench gpu theory results clean
+.PHONY: demo latents test test-slow test-cluster test-image lint bench gpu theory results clean
 
 demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, evaluate it and draw samples
 	$(BIN)/python tools/demo.py
+
+latents: $(INSTALLED)  ## train an autoencoder of digits and a GAT on its latents, decode, evaluate and draw both
+	$(BIN)/python tools/latents.py
 
 test: $(INSTALLED)  ## run all tests that are not marked slow, about 18 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tools import latents  # noqa: E402
 from tools.commands import distgan, later_wins, launched, processes  # noqa: E402
 from tools.experiments import limited_data, stacked_mnist  # noqa: E402
 
@@ -34,7 +35,8 @@ PACKING: dict[str, list[str]] = {
 """Data folder -> arguments of `distgan pack`. Recipes on other data are skipped if the data are missing."""
 PAGES = {"limited-data.md": "a tenth of CIFAR-10", "stacked-mnist.md": "StackedMNIST"}
 """Pages of the experiments, and their titles."""
-METRICS = {"images": "[fid,inception_score,classes]", "text": "[ngram_js]"}
+METRICS = {"images": "[fid,inception_score,classes]", "latents": "[fid,inception_score,classes]",
+           "text": "[ngram_js]"}  # fmt: skip
 COLUMNS = {
     "FID[classifier]": "fid[classifier]",
     "IS[classifier]": "inception_score[classifier]",
@@ -66,6 +68,11 @@ class Recipe:
         return str(self.values["data"].get("kind", "images"))
 
     @property
+    def reconstructs(self) -> bool:
+        """Whether it trains an autoencoder, which makes data of other recipes and draws nothing."""
+        return "reconstruction" in self.values.get("objective", {})
+
+    @property
     def run(self) -> Path:
         return RUNS / self.name
 
@@ -81,6 +88,7 @@ def main() -> None:
     budget += f" of {options.processes} process{'es' * (options.processes > 1)}"
     names = options.recipes or SIZED_FOR_A_CPU
     recipes = [Recipe(path) for name in names for path in sorted((ROOT / "configs").glob(f"{name}.yaml"))]
+    recipes = [recipe for recipe in recipes if not recipe.reconstructs]
     done = []
     for recipe in recipes:
         if not is_packed(recipe):
@@ -121,8 +129,10 @@ def parse() -> argparse.Namespace:
 
 
 def is_packed(recipe: Recipe) -> bool:
-    """Pack the data of a recipe if PACKING lists them. Return True if the data exist."""
+    """Make the data of a recipe if they are known: latents, or what PACKING lists. Return True if the data exist."""
     path = str(recipe.values["data"]["path"])
+    if path == latents.LATENTS:
+        latents.make_data()
     if path in PACKING and not (ROOT / path / "index.safetensors").exists():
         distgan("pack", PACKING[path][0], path, *PACKING[path][1:])
     return (ROOT / path).exists()
