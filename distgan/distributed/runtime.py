@@ -173,7 +173,7 @@ class Runtime(Control):
         """
         sharded, other = (self.sharded.get(each) for each in (network, opponent))
         with ExitStack() as held:
-            if other is None or not other.by_block:
+            if other is not None and not other.by_block:
                 held.enter_context(self.full_params(opponent))
             for each in (sharded, other):
                 if each is not None:
