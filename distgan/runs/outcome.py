@@ -108,11 +108,12 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
         peers = held.enter_context(closing(PeerProbe(runtime)))
         with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {config.run_dir}"):
             folder.mkdir(parents=True, exist_ok=True)
-            if runtime.is_main:
-                locked = held.enter_context(_alone_in(folder))
-                if remote is not None:
-                    held.enter_context(remote.taken(locked=locked))
+            leads = runtime.is_main if remote is None else remote.place.leads
+            locked = leads and held.enter_context(_alone_in(folder))
         if remote is not None:
+            with runtime.raise_on_all_ranks():
+                if runtime.is_main:
+                    held.enter_context(remote.taken(locked=locked))
             remote.open()
         with runtime.raise_on_all_ranks(), writing(folder, name=f"run_dir = {config.run_dir}"):
             if runtime.is_main:

@@ -54,13 +54,15 @@ class RemoteRun:
         """Context manager that holds the run, and uploads its curves. Call it on rank 0 only.
 
         Args:
-            locked: this job has locked the local folder, so no other job of this folder runs.
+            locked: this job has locked the local folder, so rank 0 of an earlier job of this folder has ended.
 
         Raises:
             UserError: another job holds the run, or the store cannot be used.
         """
         with self.requests("take the run"):
-            gone = self._mark()[0] if locked else None
+            token, role = self._mark()
+            # Only rank 0 renews the lease: a folder of other ranks says nothing about their job.
+            gone = token if locked and role == "main" else None
             self.lease, self._previous = take_lease(self.objects, gone=gone)
             self.objects.remove([REQUEST])
         over = threading.Event()

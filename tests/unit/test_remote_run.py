@@ -83,6 +83,30 @@ def test_a_machine_keeps_its_files_until_another_one_trains(tmp_path: Path) -> N
         assert (a / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
+def test_only_the_folder_of_rank_0_tells_that_its_job_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job runs with rank 0 in folder a and another rank in folder b, and another one starts with rank 0 in b."""
+
+    def watch(objects: ObjectFolder, last: lease.Found) -> lease.Found:
+        raise UserError("watched")
+
+    monkeypatch.setattr(lease, "_watch", watch)
+    with ExitStack() as held:
+        first = start(tmp_path / "a", held)
+        assert first.lease is not None
+        (tmp_path / "b" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "b" / ".lease").write_text(f"{first.lease.token} other\n")
+        with pytest.raises(UserError, match="watched"):
+            start(tmp_path / "b", held)
+        assert (tmp_path / "b" / "checkpoints").exists()
+        first.lease.check()
+        # The lock of its own folder is free only if the job has ended; without locks nothing is known.
+        with pytest.raises(UserError, match="watched"):
+            start(tmp_path / "a", held, locked=False)
+        start(tmp_path / "a", held)
+
+
 def test_a_stop_request_in_the_store_reaches_the_local_folder(tmp_path: Path) -> None:
     ObjectFolder(URL).write("stop.request", b"before the job began")
     with ExitStack() as held:
