@@ -135,9 +135,7 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
             written = write_failure(
                 folder, rank, why, lost_rank=lost_rank, out_of_memory=out_of_memory, earlier=earlier
             )
-            if remote is not None and written:
-                remote.push_status()
-            return written
+            return written and (remote is None or remote.push_failure())
 
         try:
             yield attempt

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from distgan.checkpoint.directory import directory_name, steps
 from distgan.checkpoint.remote import RemoteCheckpoints, step_of
 from distgan.checkpoint.uploads import Place, Uploads
@@ -29,6 +31,8 @@ logger = logging.getLogger("distgan")
 
 FOLLOW_SECONDS = 60.0
 """Seconds between two uploads of curves and samples."""
+_FAILURES = "failures"
+"""Folder in the store: the first failure of a job, under the number of its lease."""
 _MARK = ".lease"
 """File in a local folder: token of the lease under which it was used, and whether it was rank 0's."""
 
@@ -64,21 +68,16 @@ class RemoteRun:
             # Only rank 0 renews the lease: a folder of other ranks says nothing about their job.
             gone = token if locked and role == "main" else None
             self.lease, self._previous = take_lease(self.objects, gone=gone)
-            self.objects.remove([REQUEST])
-        over = threading.Event()
-        threads = [
-            threading.Thread(target=self._repeat, args=(over, *work), daemon=True)
-            for work in ((RENEW_SECONDS, self._renew), (FOLLOW_SECONDS, self._follow))
-        ]
-        for thread in threads:
-            thread.start()
+            self.objects.remove([REQUEST, *(f"{_FAILURES}/{name}" for name in self.objects.names(_FAILURES))])
         try:
-            yield
+            # The lease is renewed until the last upload is over, however long that takes.
+            with _repeated(RENEW_SECONDS, self._renew):
+                try:
+                    with _repeated(FOLLOW_SECONDS, self._follow):
+                        yield
+                finally:
+                    self._follow()
         finally:
-            over.set()
-            for thread in threads:
-                thread.join()
-            self._follow()
             try:
                 self.lease.renew(released=True)
             except OSError as error:
@@ -103,8 +102,11 @@ class RemoteRun:
         with runtime.raise_on_all_ranks(), writing(self.folder), self.requests("read the run"):
             if not known and self.place.leads:
                 self._clear()
-            if not known and runtime.is_main:
-                self.mirror.fetch()
+            if runtime.is_main:
+                if known:
+                    self._pull()  # another node may have written the outcome
+                else:
+                    self.mirror.fetch()
             if self.place.leads:
                 write_atomically(self.folder / _MARK, f"{token} {role}\n".encode())
 
@@ -179,8 +181,28 @@ class RemoteRun:
             self.checkpoints.set_latest(self.checkpoints.complete()[step].name)
 
     def push_status(self) -> None:
-        """Upload status.json, from any rank of rank 0's node. Log an error."""
+        """Upload status.json, from any rank. Log an error."""
         self._try("status.json", lambda: self._checked(lambda: self.mirror.put("status.json")))
+
+    def push_failure(self) -> bool:
+        """Upload status.json of a failed run, from any rank, unless a rank of another node has done so before.
+
+        In that case, replace the local status.json by the other one and return False. Log an error.
+        """
+        first = True
+
+        def push() -> None:
+            nonlocal first
+            own = (self.folder / "status.json").read_bytes()
+            found = self._created_failure(own)
+            first = found == own
+            if first:
+                self.mirror.put("status.json")
+            else:
+                write_atomically(self.folder / "status.json", found)
+
+        self._try("status.json", lambda: self._checked(push))
+        return first
 
     def pull_status(self) -> None:
         """Copy status.json to the local folder if another node has written a newer one. Log an error."""
@@ -209,11 +231,25 @@ class RemoteRun:
             self.lease.check()
         work()
 
+    def _created_failure(self, content: bytes) -> bytes:
+        """Return the first failure of this job: the content, if no rank has written one before."""
+        assert self.lease is not None
+        name = f"{_FAILURES}/{self.lease.number:08d}.json"
+        self.objects.create(name, content)
+        # Read it in any case, because a repeated request finds the object of its first try.
+        found = self.objects.read(name, STATUS_LIMIT)
+        return content if found is None else found
+
     def _pull(self) -> None:
         content = self.objects.read("status.json", STATUS_LIMIT)
         if content is None:
             return
-        found, own = Status.model_validate_json(content), read_status(self.folder)
+        try:
+            found = Status.model_validate_json(content)
+        except ValidationError:
+            logger.warning("%s/status.json: damaged; it is written anew", self.name)
+            return
+        own = read_status(self.folder)
         if self.with_main and own is not None and (found.outcome == "running" or found.restarts != own.restarts):
             return
         write_atomically(self.folder / "status.json", content)
@@ -262,10 +298,23 @@ class RemoteRun:
     def _follow(self) -> None:
         self._try("", lambda: self._checked(self.mirror.update))
 
-    @staticmethod
-    def _repeat(over: threading.Event, seconds: float, work: Callable[[], None]) -> None:
+
+@contextmanager
+def _repeated(seconds: float, work: Callable[[], None]) -> Iterator[None]:
+    """Context manager that calls `work` from a thread, `seconds` after it has last returned. Wait for it at the end."""
+    over = threading.Event()
+
+    def repeat() -> None:
         while not over.wait(seconds):
             work()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _find_place(folder: Path, runtime: Runtime) -> tuple[Place, bool]:

@@ -25,7 +25,7 @@ from distgan.files import explained, read_bounded, try_lock, write_atomically
 logger = logging.getLogger("distgan")
 
 RUN_LOCK = ".run.lock"
-"""File in a run folder that the process of rank 0 locks while it trains. Of a run in a store, each node locks its own."""
+"""File that the process of rank 0 locks in its run folder while it trains; for a run in a store, also other nodes'."""
 _REASON_LIMIT = 2000
 STATUS_LIMIT = 64 << 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,9 +18,9 @@ from distgan.data.storage.objects import ObjectFolder
 from distgan.distributed.control import Control
 from distgan.doctor.storage import object_store
 from distgan.errors import UserError
-from distgan.runs import lease
+from distgan.runs import lease, remote
 from distgan.runs.remote import RemoteRun
-from distgan.runs.status import read_status, write_failure, write_status
+from distgan.runs.status import exhausted_micro_batches, read_status, write_failure, write_status
 from tests.checkpoints import names, save
 
 URL = "memory://bucket/run"
@@ -148,16 +149,54 @@ def test_the_first_failure_counts_on_whichever_node_it_is(tmp_path: Path) -> Non
         main.push_status()
         other = run_in(tmp_path / "b")
         other.with_main, other.lease = False, main.lease
-        for run, folder, failure in ((other, "b", "no memory"), (main, "a", "lost contact with another rank")):
+        # Each looks before the other has written.
+        for run in (other, main):
             run.pull_status()
-            if write_failure(tmp_path / folder, 1, failure, lost_rank=run is main):
-                run.push_status()
+        for run, failure in ((other, "no memory"), (main, "lost contact with another rank")):
+            assert write_failure(run.folder, 1, failure, lost_rank=run is main)
+            assert run.push_failure() == (run is other)
+        assert other.push_failure(), "its own, as a repeated request finds it"
     for place in (tmp_path / "a", tmp_path / "b"):
         status = read_status(place)
         assert status is not None
         assert (status.outcome, status.reason, status.world_size) == ("failed", "rank 1: no memory", 2)
     stored = ObjectFolder(URL).read("status.json", 10_000)
     assert stored == (tmp_path / "a" / "status.json").read_bytes()
+    with ExitStack() as held:
+        start(tmp_path / "a", held)
+        assert ObjectFolder(URL).names("failures") == {}
+
+
+def test_a_restart_knows_the_failure_that_another_node_wrote(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        main = start(tmp_path / "a", held)
+        write_status(tmp_path / "a", "running", world_size=2)
+        main.push_status()
+        other = run_in(tmp_path / "b")
+        other.with_main, other.lease = False, main.lease
+        other.pull_status()
+        # Rank 0 is killed when another rank's memory runs out.
+        write_failure(tmp_path / "b", 1, "no memory", out_of_memory=2)
+        other.push_failure()
+        with ExitStack() as again:
+            start(tmp_path / "a", again)
+            assert exhausted_micro_batches(tmp_path / "a", 2) == 2
+
+
+def test_the_lease_is_renewed_during_the_last_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RENEW_SECONDS", 0.01)
+    renewed, uploads = threading.Event(), []
+
+    def follow() -> None:
+        renewed.clear()
+        uploads.append(renewed.wait(10))
+
+    with ExitStack() as held:
+        run = run_in(tmp_path / "a")
+        monkeypatch.setattr(run, "_renew", renewed.set)
+        monkeypatch.setattr(run, "_follow", follow)
+        held.enter_context(run.taken(locked=True))
+    assert uploads == [True]
 
 
 def test_only_files_of_a_run_are_fetched(tmp_path: Path) -> None:
