@@ -147,12 +147,13 @@ class RemoteCheckpoints:
 
     def prune(self, newest: int, keep: int, best: Iterable[int]) -> None:
         """Remove checkpoints and leftovers of killed uploads, except the best and the newest `keep` up to `newest`."""
-        listing = self.listing()
-        last = {_order(name)[0]: name for name, files in listing.items() if MANIFEST in files}
-        steps = {*sorted(step for step in last if step <= newest)[-keep:], newest, *best}
-        for folder in listing.keys() - {last[step] for step in steps & last.keys()}:
-            names = sorted(listing[folder], key=lambda name: name != MANIFEST)  # the manifest first
-            self.objects.remove(file_name(folder, name) for name in names)
+        listing, complete = self.listing(), self.complete()
+        steps = {*sorted(step for step in complete if step <= newest)[-keep:], newest, *best}
+        old = listing.keys() - {complete[step].name for step in steps & complete.keys()}
+        names = [(folder, name) for folder in sorted(old) for name in sorted(listing[folder])]
+        # The manifests first. A damaged checkpoint goes too.
+        for first in (True, False):
+            self.objects.remove(file_name(*each) for each in names if (each[1] == MANIFEST) == first)
 
     def parse(self, name: str, content: bytes) -> Manifest:
         """Return the manifest in a folder from its content. Raises UserError if it is damaged."""

@@ -64,8 +64,8 @@ def folder(value: str) -> str:
     return expanded
 
 
-STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "webhdfs", "oci", "oss")
-"""Protocols of object stores that a run can write to."""
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss")
+"""Protocols of object stores that a run can write to: those in which an object appears whole."""
 
 
 def run_location(value: str) -> str:

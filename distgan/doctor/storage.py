@@ -80,13 +80,13 @@ def object_store(url: str, probe: str) -> list[Finding]:
     """
     objects = ObjectFolder(url)
     try:
-        created = objects.create(f"{probe}/probe", probe.encode())
-        twice = objects.create(f"{probe}/probe", b"again")
+        exclusive = objects.try_exclusive(f"{probe}/probe")
+        objects.write(f"{probe}/probe", probe.encode())
         seen = objects.names(probe)
         objects.remove([f"{probe}/probe"])
     except (OSError, UserError) as error:
         return [Finding("FAILED", "run folder", f"run_dir = {public_name(url)}: cannot use it: {reason(error)}")]
-    if not created or twice or not objects.creates_exclusively:
+    if not exclusive:
         text = f"{public_name(url)}: this store has no conditional writes; never start two jobs within some seconds"
         return [Finding("warning", "run folder", text)]
     return [Finding("ok", "run folder", f"{public_name(url)} takes, lists ({len(seen)}) and removes objects")]

@@ -110,8 +110,7 @@ class Lease:
     def _is_taken(self) -> bool:
         if max(_numbers(self.objects), default=self.number) > self.number:
             return True
-        if self.objects.creates_exclusively:
-            return False
+        # A store that ignores the condition of a conditional write lets another job replace this lease.
         content = self.objects.read(_name(self.number), _LIMIT)
         return content is not None and self.token.encode() not in content
 
@@ -126,7 +125,7 @@ class Lease:
         """Return True if this job has created the lease, and no other has a higher one."""
         content = self._content()
         self.objects.create(_name(self.number), content)
-        if not self.objects.creates_exclusively:
+        if not self.objects.try_exclusive(f"lease/probe-{self.token}"):
             time.sleep(_SETTLE_SECONDS)
         # Read back, also because a repeated request finds the object of the first one.
         if self.objects.read(_name(self.number), _LIMIT) != content:

@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from distgan.data.storage.objects import ObjectFolder
 from distgan.data.storage.store_errors import StoreError
@@ -130,6 +131,36 @@ def test_without_conditional_writes_the_last_writer_holds_the_run(
     # One that wrote later still is noticed by the first at its next look.
     holder = one if results["one"] else other
     objects.write("lease/00000001.json", Lease(objects, 1, "late")._content())
+    with pytest.raises(StoreError, match="another job"):
+        holder.check()
+
+
+def test_a_store_that_ignores_the_condition_of_a_write(objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client accepts mode="create", and the store replaces what is there."""
+    original = MemoryFileSystem.pipe_file
+
+    def replace(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
+        original(self, path, value, mode="overwrite")
+
+    assert objects.try_exclusive("probe")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", replace)
+    assert objects.creates_exclusively
+    assert not objects.try_exclusive("probe")
+    assert objects.names() == {}
+    one, other = Lease(objects, 1, "one"), Lease(objects, 1, "other")
+    results: dict[str, bool] = {}
+    threads = [
+        threading.Thread(target=lambda of=of: results.update({of.token: of._create()}))  # type: ignore[misc]
+        for of in (one, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results.values()) == [False, True]
+    holder = one if results["one"] else other
+    holder.check()
+    objects.create("lease/00000001.json", Lease(objects, 1, "late")._content())
     with pytest.raises(StoreError, match="another job"):
         holder.check()
 

@@ -277,6 +277,11 @@ def test_a_damaged_checkpoint_is_passed_over(
     remote.objects.write("checkpoints/step-00000002/counters.1-of-1.safetensors", b"longer" * 100)
     assert list(remote.complete()) == [3, 1], "sizes differ"
     assert step_of(newest(remote, tmp_path / "b")) == 1
+    # One of the same step that was written again and is damaged does not take the place of the one before.
+    remote.objects.copy("checkpoints/step-00000001/manifest.json", "checkpoints/step-00000001-2/manifest.json")
+    remote.prune(3, 3, [])
+    assert list(remote.complete()) == [3, 1]
+    assert set(remote.listing()) == {"step-00000001", "step-00000003"}
     assert "step-00000003/generator.1-of-1.safetensors: damaged" in caplog.text
     assert names(tmp_path / "b") == ["latest", "step-00000001"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +29,10 @@ class ObjectFolder:
 
     @property
     def creates_exclusively(self) -> bool:
-        """Return True if the client of this store has conditional writes, which `create` then uses."""
+        """Return True if the client of this store has conditional writes, which `create` then uses.
+
+        The store itself may ignore the condition: see `try_exclusive`.
+        """
         store = filesystem(self.url)
         write = getattr(store, "_pipe_file", None) or store.pipe_file
         return "mode" in inspect.signature(write).parameters
@@ -82,7 +84,7 @@ class ObjectFolder:
         self._ask(where, lambda store: store.pipe_file(where, content))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a new object. Return False if it exists, which is certain with `creates_exclusively` only."""
+        """Write a new object. Return False if it exists, which is certain after `try_exclusive` only."""
         where = self.location(name)
         if not self.creates_exclusively:
             if self.size(name) is not None:
@@ -104,6 +106,16 @@ class ObjectFolder:
                 return False
             raise
 
+    def try_exclusive(self, name: str) -> bool:
+        """Return True if this store refuses to create an object that exists. Create and remove `name` to see."""
+        if not self.creates_exclusively:
+            return False
+        try:
+            self.create(name, b"first")
+            return not self.create(name, b"second")
+        finally:
+            self.remove([name])
+
     def copy(self, source: str, name: str) -> None:
         """Copy an object within the store."""
         places = self.location(source), self.location(name)
@@ -120,14 +132,21 @@ class ObjectFolder:
         self._ask(where, lambda store: get(store, where, str(path), most))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects, in this order. Those that do not exist are passed over."""
+        """Remove objects, in any order. Those that do not exist are passed over."""
+        places = [self.location(name) for name in names]
 
-        def remove(store: Any, where: str) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                store.rm_file(where)
+        def remove(store: Any) -> None:
+            if len(places) > 1:
+                # One request for many. Some stores have none, and some clients refuse a list with a missing object.
+                with contextlib.suppress(Exception):
+                    store.rm(places)
+                    return
+            for place in places:
+                with contextlib.suppress(FileNotFoundError):
+                    store.rm_file(place)
 
-        for where in map(self.location, names):
-            self._ask(where, partial(remove, where=where))
+        if places:
+            self._ask(places[0], remove)
 
     @staticmethod
     def _ask(where: str, request: Callable[[Any], _Result]) -> _Result:
