@@ -32,6 +32,7 @@ from distgan.data.kinds import npy_file
 from distgan.data.kinds.latents import LATENT, MOMENTS, StoredLatents
 from distgan.data.packing.tar_writer import ShardSize, ShardWriter
 from distgan.data.reader import Reader
+from distgan.data.storage.locations import local_path
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, counted, within_memory
 from distgan.evaluation.precision import ieee_float32
@@ -93,9 +94,9 @@ def encode(
             f"--resolution {resolution} --batch-size {batch_size}: expected 4 to {2**16} pixels, 1 to {2**17} images",
             everywhere=True,
         )
+    folder = local_path(dest, "DEST")
     runtime = Runtime()
     runtime.set_timeout(_MINUTES)
-    folder = Path(dest)
     with ExitStack() as stack:
         with runtime.raise_on_all_ranks():
             index = load_index(shards)

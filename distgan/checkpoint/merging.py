@@ -13,6 +13,7 @@ from distgan.checkpoint import layout
 from distgan.checkpoint.directory import JSON_LIMIT, Manifest, read_manifest, write_file
 from distgan.checkpoint.loading import find_checkpoint
 from distgan.checkpoint.snapshot import header, ordered
+from distgan.data.storage.locations import local_path
 from distgan.distributed.parts import Part, Stored
 from distgan.errors import UserError
 from distgan.files import publish_folder, read_bounded, sync_folder, writing
@@ -33,7 +34,8 @@ def merge(source: str | os.PathLike[str], destination: str | os.PathLike[str], *
     Raises:
         UserError: there is no valid checkpoint, or the folder exists or cannot be written.
     """
-    found, target = find_checkpoint(source, best=best), Path(destination)
+    target = local_path(destination, "--out")
+    found = find_checkpoint(source, best=best)
     sets = layout.read_sets(found, layout.read_layout(found).sets)
     with writing(target, "the checkpoint"):
         write_merged(target, sets, read_bounded(found / "state.json", JSON_LIMIT), read_manifest(found).step)

@@ -34,6 +34,7 @@ from distgan.config import AutoencoderConfig, Config, EMAConfig, GeneratorConfig
 from distgan.config.error_messages import explain
 from distgan.config.run import MAX_STATISTICS_BATCH
 from distgan.data.kinds.latents import LatentSpace
+from distgan.data.storage.locations import local_path
 from distgan.errors import UserError, blaming, within_memory
 from distgan.files import publish_folder, read_bounded, sync_folder, write_atomically, writing
 from distgan.inference import hub
@@ -188,7 +189,7 @@ def export(
     """
     if not os.fspath(destination):
         raise UserError("DESTINATION is empty; pass a folder")
-    target = Path(os.path.realpath(destination))
+    target = Path(os.path.realpath(local_path(destination, "DEST")))
     if os.path.lexists(target):
         _check_free(destination, target, overwrite)
     generator = load_generator(source, best=best)

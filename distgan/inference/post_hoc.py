@@ -24,6 +24,7 @@ from distgan.checkpoint.layout import read_sets
 from distgan.checkpoint.loading import find_checkpoint, load_sets, load_state
 from distgan.checkpoint.merging import write_merged
 from distgan.config import parse_config
+from distgan.data.storage.locations import local_path
 from distgan.distributed.parts import Stored
 from distgan.errors import UserError, counted
 from distgan.files import reason, writing
@@ -107,6 +108,7 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
     """
     if not 0.01 <= std <= 0.25:
         raise UserError(f"--std {std:g}: expected a width from 0.01 to 0.25, such as 0.1")
+    target = None if destination is None else local_path(destination, "--out")
     if is_url(run):
         raise UserError(f"{run}: average needs a run folder, found a URL; copy the run to a local folder and pass that")
     folder = Path(run)
@@ -117,7 +119,7 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
     config = parse_config(description.config, source=f"{found}/state.json")
     if not config.ema.profiles:
         raise UserError(f"{folder}: the run keeps no power-function averages; train with ema.profiles=[0.05,0.1]")
-    target = Path(destination) if destination is not None else folder / FOLDER / f"std-{std:g}-{found.name}"
+    target = target or folder / FOLDER / f"std-{std:g}-{found.name}"
     if os.path.lexists(target):
         raise UserError(f"{target}: exists; remove it, or name another folder with --out")
     sources = _sources(folder, found, description.images, config.ema.profiles)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distgan import interpolation
 from distgan.data.kinds.text import decode_lines
+from distgan.data.storage.locations import local_path
 from distgan.errors import UserError, printable, within_memory
 from distgan.files import write_atomically, write_lines, writing
 from distgan.inference.export import load_generator
@@ -181,7 +182,7 @@ def _checked_target(out: str | os.PathLike[str], number: int, batch_size: int, s
         )
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed}: expected a number from 0 to 2**63 - 1")
-    return Path(out)
+    return local_path(out, "--out")
 
 
 def _load(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distgan.data.storage.locations import local_path
 from distgan.errors import UserError, blaming_code
 from distgan.files import write_atomically, writing
 from distgan.inference.export import load_generator
@@ -51,7 +52,7 @@ def export_program(
     Raises:
         UserError: there is no generator to export, torch.export cannot trace it, or `destination` cannot be written.
     """
-    target = Path(destination)
+    target = local_path(destination, "DEST")
     if target.suffix != ".pt2":
         raise UserError(f"DEST {destination}: --format torch-export writes one file; pass a name that ends in .pt2")
     if os.path.lexists(target) and not (overwrite and target.is_file()):

@@ -71,6 +71,24 @@ def test_empty_paths(
 
 
 @pytest.mark.parametrize(
+    "command",
+    ["sample x --out", "sample x --interpolate 3 --out", "merge x --out", "average x --std 0.1 --out", "export x",
+     "export x --format torch-export", "export x --push a/b", "encode x --encoder e --resolution 8"],
+)  # fmt: skip
+def test_a_url_is_no_folder_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--push" in command:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "config.json").touch()
+    said = mistake(capsys, *command.split(), "s3://user:word@bucket/y")
+    name = "--out" if command.endswith("--out") else "DEST"
+    assert f"error: {name}: expected a local path, found a URL 's3://bucket/y'" in said
+    assert not (tmp_path / "s3:").exists()
+
+
+@pytest.mark.parametrize(
     ("environment", "part"),
     [
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc'"),

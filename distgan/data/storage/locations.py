@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from distgan.errors import UserError
@@ -118,6 +119,22 @@ def public_name(url: str) -> str:
     # In `abfs://container@account`, the part before the `@` is not a secret.
     shown = bare if at and not (keeps_keys and ":" not in user) else host
     return f"{scheme[0]}{shown}{slash}{path}"
+
+
+def local_path(path: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a file or folder to write. Raises UserError for a URL, which would be a folder `s3:`.
+
+    Args:
+        name: option of the path, for the message.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise UserError(
+            f"{name}: expected a local path, found a URL {public_name(text)[:200]!r}; write to a local path and copy "
+            "the result to the store",
+            everywhere=True,
+        )
+    return Path(path)
 
 
 def folder_of(url: str) -> str:
