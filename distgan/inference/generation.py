@@ -156,9 +156,8 @@ class SampleGenerator:
         """Return latents and labels; see `LatentSource.draw`."""
         return self.source.draw(purpose, positions)
 
-    def beside_inputs(self, positions: Tensor) -> Tensor:
-        """Return each image of an autoencoder's data, followed by its reconstruction: (2 n, C, R, R), uint8."""
-        images, _ = self.draw(self.purpose, positions)
+    def beside_reconstructions(self, images: Tensor) -> Tensor:
+        """Return each image (n, C, R, R) in [-1, 1], followed by its reconstruction: (2 n, C, R, R), uint8."""
         pairs = torch.stack([from_network(self.shape, of) for of in (images, self.network(images))], dim=1)
         return pairs.flatten(0, 1)
 

@@ -48,7 +48,12 @@ class StepReport(NamedTuple):
 
 
 class Monitor:
-    """Measures the run and draws its samples; rank 0 writes the files. Collective: call on every rank."""
+    """Measures the run and draws its samples; rank 0 writes the files. Collective: call on every rank.
+
+    Raises:
+        UserError: rank 0 cannot read the images of an autoencoder's sample grids; build it under
+            `raise_on_all_ranks`.
+    """
 
     def __init__(
         self,
@@ -62,6 +67,12 @@ class Monitor:
         self.config = state.config
         self.latents: Source = feed.latents
         self.run_dir = state.config.run_folder
+        self._inputs: torch.Tensor | None = None
+        """Images of an autoencoder's sample grids, (n, C, R, R), on rank 0."""
+        if self.config.objective.reconstruction is not None and runtime.is_main:
+            # Read here, where all ranks learn of an error: later it would be that of one rank, and the others wait.
+            places = torch.arange(self.config.monitoring.num_samples)
+            self._inputs = self.latents.draw("sample grid", places)[0].cpu()
         self._schedules = dict(schedule.scheduled(state.config))
         step, settings = state.progress.step, flatten(self.config)
         self.tracker = open_tracker(
@@ -234,10 +245,12 @@ class Monitor:
         Of an autoencoder it is a grid of real images, each followed by its reconstruction.
         """
         step, vocabulary, (network, shape) = self.state.progress.step, self.state.index.vocabulary, self.state.sampler
-        numbers = torch.arange(self.config.monitoring.num_samples)
-        reconstructs = self.config.objective.reconstruction is not None
+        reconstructs = self._inputs is not None
         with generation.generating(network, shape, self.latents, "sample grid") as generate:
-            samples = (generate.beside_inputs if reconstructs else generate)(numbers).cpu()
+            if self._inputs is not None:
+                samples = generate.beside_reconstructions(self._inputs.to(self.runtime.device)).cpu()
+            else:
+                samples = generate(torch.arange(self.config.monitoring.num_samples)).cpu()
         file = self.run_dir / "samples" / f"step-{step:08d}"
         try:
             if vocabulary is not None:

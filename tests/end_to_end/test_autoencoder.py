@@ -21,6 +21,7 @@ from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.errors import UserError
 from distgan.inference.export import export, load_generator
+from distgan.inference.generation import ImageSource
 from distgan.inference.sample import sample
 from distgan.inference.torch_export import export_program
 from tests.end_to_end.test_latents import latent_recipe, train
@@ -72,6 +73,29 @@ def test_a_grid_has_reals_beside_their_reconstructions(folder: Path, digits: Pat
             expected = ((image[number, 0] + 1) * 127.5).round().clamp(0, 255)
             cell = grid[upper : upper + 16, place : place + 16].astype(int)
             assert np.abs(cell - expected.numpy()).max() <= 1
+
+
+def train_unreadable(file: Path) -> str:
+    """Train with images of sample grids that rank 0 alone cannot read. Return the error."""
+
+    def draw(self: ImageSource, purpose: str, positions: torch.Tensor) -> None:
+        raise UserError(f"{purpose}: shard gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageSource, "draw", draw)
+        with pytest.raises(UserError) as caught:
+            train(file)
+    return str(caught.value)
+
+
+def test_all_ranks_learn_that_images_of_a_grid_are_unreadable(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
+    recipe(
+        tmp_path, digits, generator=AUTOENCODER, discriminator={"architecture": "patchgan", "layers": 1},
+        objective={"adversarial": "hinge", "r1": None, "reconstruction": {}},
+        training={"steps": 2, "critic_steps": 1}, monitoring={"samples_every": 2},
+    )  # fmt: skip
+    errors = ranks.run(2, train_unreadable, tmp_path / "recipe.yaml")
+    assert errors == ["rank 0: sample grid: shard gone"] * 2
 
 
 def test_fid_is_of_reconstructions(folder: Path, digits: Path) -> None:
