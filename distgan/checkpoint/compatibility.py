@@ -30,12 +30,14 @@ def validate_resume(
     world_size: int,
     accept: frozenset[str],
     decoder: str | None = None,
+    teacher: str | None = None,
 ) -> None:
     """Raise UserError unless a run with this config, data and number of ranks can continue from the checkpoint.
 
     Args:
         accept: accepted differences, from `contents.ACCEPTABLE`.
         decoder: hash of the decoder of latents; None without one.
+        teacher: hash of the network of `objective.alignment`; None without one.
     """
     then = parse_config(description.config, source=f"{path}/state.json")
     follows = schedule.used_after(then, description.step)
@@ -68,6 +70,11 @@ def validate_resume(
         raise UserError(
             f"{path}: saved with a decoder of hash {description.decoder[:12]}, but that of data.decoder is "
             f"{decoder[:12]}, so that its metrics would be of other images; restore it, or set another run_dir"
+        )
+    if description.teacher is not None and teacher not in (None, description.teacher):
+        raise UserError(
+            f"{path}: saved with a network of hash {description.teacher[:12]}, but that of objective.alignment.weights "
+            f"is {teacher[:12]}, which changes the objective; restore it, or set another run_dir"
         )
     known = description.code
     digests = code_digests(now.code_paths)

@@ -71,6 +71,8 @@ class Description(_Record):
     """Shape, shift and scale of latents; None for other data."""
     decoder: Annotated[str, Field(max_length=200)] | None = None
     """Hash of the decoder of latents; None without one."""
+    teacher: Annotated[str, Field(max_length=200)] | None = None
+    """Hash of the network of `objective.alignment`; None without one."""
     world_size: Annotated[int, Field(ge=1)]
     accumulation: Annotated[int, Field(ge=1)] | None = None
     """Number of micro-batches per update; None in checkpoints of earlier versions."""

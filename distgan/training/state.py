@@ -130,6 +130,12 @@ class TrainingState:
         """The EMA generator, with its decoder if there is one, and the shape of what it makes."""
         return with_decoder(self.average.network, self.shape, self.decoder)
 
+    @property
+    def teacher_hash(self) -> str | None:
+        """Hash of the network of `objective.alignment`; None without one."""
+        alignment = getattr(self.discriminator.objective, "alignment", None)
+        return alignment.teacher.hash if alignment is not None else None
+
     def grow(self) -> None:
         """Set the networks to the growth level and fade of the images so far. Collective: call on every rank.
 
@@ -195,6 +201,7 @@ class TrainingState:
             "vocabulary": list(self.index.vocabulary) if self.index.vocabulary else None,
             "latent_space": self.index.latents.space.model_dump(mode="json") if self.index.latents else None,
             "decoder": self.decoder.hash if self.decoder else None,
+            "teacher": self.teacher_hash,
             "world_size": runtime.world_size,
             "accumulation": self.config.training.accumulation,
             "statistics": {player.role: player.statistics.totals(runtime) for player in self.players},
@@ -218,7 +225,7 @@ class TrainingState:
         with runtime.raise_on_all_ranks():
             description = load_description(path)
             validate_resume(path, description, self.config, self.index, runtime.world_size, accept,
-                            self.decoder.hash if self.decoder else None)  # fmt: skip
+                            self.decoder.hash if self.decoder else None, self.teacher_hash)  # fmt: skip
             classes = self.index.num_classes if self.config.data.labels else 0
             weights = {
                 player.role: read_network(path, player.role, player.network, num_classes=classes, share=share)

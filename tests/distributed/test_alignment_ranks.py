@@ -16,6 +16,7 @@ from torch import Tensor
 from distgan import schedule
 from distgan.autoencoders.decoding import IMAGES
 from distgan.autoencoders.encoding import encode
+from distgan.checkpoint.contents import load_description
 from distgan.config import DataConfig, load_config
 from distgan.config.autoencoder import parse_autoencoder
 from distgan.data.index.build import index_shards
@@ -150,6 +151,7 @@ def test_ranks_do_not_matter(tmp_path: Path, latents: Path, ranks: RankPool) -> 
         ranks.run(world_size, train, config, f"run_dir={run}", *auto)
     one, two = (tensors(run, 2) for run in runs.values())
     assert any("projector" in name for name in one)
+    assert load_description(runs[2] / "checkpoints" / "step-00000002").teacher == Pixels.hash
     for name, value in one.items():
         if not name.endswith("average_styles"):  # which move once per micro-batch
             torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-5, msg=name)

@@ -37,7 +37,14 @@ BY_RANK = config(generator={"normalization": "batch"})
 COMPARED_BY_RANK = config(discriminator={"normalization": "none", "minibatch_discrimination": {"over": "rank"}})
 
 
-def check(then: Config, world_then: int, now: Config, world_now: int, accept: frozenset[str] = frozenset()) -> None:
+def check(
+    then: Config,
+    world_then: int,
+    now: Config,
+    world_now: int,
+    accept: frozenset[str] = frozenset(),
+    teachers: tuple[str | None, str | None] = (None, None),
+) -> None:
     description = Description(
         step=0,
         position=0,
@@ -50,8 +57,17 @@ def check(then: Config, world_then: int, now: Config, world_now: int, accept: fr
         statistics={},
         config=then.model_dump(mode="json"),
         versions={},
+        teacher=teachers[0],
     )
-    validate_resume(Path("checkpoint"), description, now, INDEX, world_now, accept)
+    validate_resume(Path("checkpoint"), description, now, INDEX, world_now, accept, teacher=teachers[1])
+
+
+def test_other_weights_of_the_alignment_are_refused() -> None:
+    same = config()
+    with pytest.raises(UserError, match=r"network of hash abc, .*objective\.alignment\.weights is abd, .*restore it"):
+        check(same, 1, same, 1, teachers=("abc", "abd"))
+    for teachers in (("abc", "abc"), (None, "abc"), ("abc", None)):
+        check(same, 1, same, 1, teachers=teachers)
 
 
 @pytest.mark.parametrize(
