@@ -179,6 +179,8 @@ def _recipe(checkpoint: Path) -> tuple[str, list[str]]:
     config = parse_config(load_description(checkpoint).config, source=f"{checkpoint}/state.json")
     values = config.model_dump(mode="json", exclude_defaults=True)
     left_out = [key for key in _LOCAL if _remove(values, key.split("."))]
+    if "objective.alignment.weights" in left_out:  # the size was filled in for them, and is refused without them
+        _remove(values, ["discriminator", "alignment_size"])
     for key, path in list(_unfit("", values)):
         _remove(values, path)
         left_out.append(re.sub(r"[^\w.]", "?", key))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from distgan.cli import main
 from distgan.config import load_config, parse_config
 from distgan.errors import UserError
 from distgan.inference.export import export, load_generator
-from distgan.inference.publish import _remove, publish
+from distgan.inference.publish import _recipe, _remove, publish
 from distgan.inference.sample import sample
 from distgan.training.loop import train
 from tests.checkpoints import rewrite
@@ -73,6 +74,21 @@ def test_weights_of_a_detector_are_left_out() -> None:
     values = {"evaluation": {"detector": {"detector": "inception", "weights": "weights.pth"}}}
     assert _remove(values, path)
     assert values == {"evaluation": {"detector": {"detector": "inception"}}}
+
+
+def test_a_recipe_with_an_alignment_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parents[2] / "configs" / "imagenet256-gat-b2.yaml"
+    config = load_config(path, ["objective.alignment.weights=/home/alice/dinov2"])
+    assert config.discriminator.options.alignment_size == 768
+    description = SimpleNamespace(config=config.model_dump(mode="json"))
+    monkeypatch.setattr("distgan.inference.publish.load_description", lambda _checkpoint: description)
+    text, left_out = _recipe(Path("checkpoint"))
+    assert "objective.alignment.weights" in left_out
+    recipe = yaml.safe_load(text)
+    recipe["data"] |= {"path": "shards", "decoder": "vae"}
+    shared = parse_config({"run_dir": "run", **recipe})
+    assert shared.objective.alignment is not None
+    assert shared.discriminator.options == load_config(path).discriminator.options
 
 
 def test_pushed_and_loaded(run: Path, tmp_path: Path, server: HubServer) -> None:
