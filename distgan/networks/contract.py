@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ def check_networks(
     names: tuple[str, str],
     *,
     noise: Tensor | None = None,
+    compares_batch: bool = False,
 ) -> None:
     """Run copies of both networks on a probe batch, and declare the buffers that move (see `moving`).
 
@@ -45,6 +47,8 @@ def check_networks(
         latents: (n, latent_size); labels: (n,) int64, or None.
         names: how errors name the generator and the discriminator.
         noise: (n, latent_size), of a generator that reconstructs; its latents here are images (n, C, R, R).
+        compares_batch: the discriminator declares that logits depend on the other samples of their pass. Otherwise
+            reals and fakes may share a pass, so that they must not.
 
     Raises:
         UserError: a network breaks the contract; the message names it and the fix.
@@ -55,13 +59,23 @@ def check_networks(
         given = labels if noise is None else noise
         fakes = _probe(generator, names[0], latents, given, (levels * shape.sizes[0], *shape.sizes[1:]))
         sizes = None if getattr(discriminator, "judges_patches", False) else ()
-        _probe(discriminator, names[1], fakes.detach().requires_grad_(), labels, sizes)
+        _probe(discriminator, names[1], fakes.detach().requires_grad_(), labels, sizes, apart=not compares_batch)
 
 
 def _probe(
-    network: nn.Module, name: str, values: Tensor, labels: Tensor | None, sizes: tuple[int, ...] | None
+    network: nn.Module,
+    name: str,
+    values: Tensor,
+    labels: Tensor | None,
+    sizes: tuple[int, ...] | None,
+    *,
+    apart: bool = False,
 ) -> Tensor:
-    """Check one network, whose output for n values has the shape (n, *sizes), or (n, ...). Return it for `values`."""
+    """Check one network, whose output for n values has the shape (n, *sizes), or (n, ...). Return it for `values`.
+
+    Args:
+        apart: the output for a value must not depend on the others.
+    """
     _check_weights(network, name)
     _check_declared(network, name)
     _check_blocks(network, name)
@@ -81,6 +95,8 @@ def _probe(
             _pass(trial, name, values[:count], None if labels is None else labels[:count], sizes)
         moved = _moved(trial, name, before)
         _check_repeatable(trial, name, lambda: _pass(trial, name, values, labels, sizes))
+        if apart:
+            _check_apart(trial, name, values, lambda given: _pass(trial, name, given, labels, sizes))
     declare_moving(network, moved)
     return output
 
@@ -200,15 +216,37 @@ def _moved(trial: nn.Module, name: str, before: dict[str, Tensor]) -> list[str]:
 
 def _check_repeatable(trial: nn.Module, name: str, run: Callable[[], Tensor]) -> None:
     """Raise UserError if two passes from the same buffers and the same seed differ."""
-    state = {key: value.clone() for key, value in trial.state_dict().items()}
-
-    def again() -> Tensor:
-        trial.load_state_dict(state)
-        torch.manual_seed(0)
-        return run()
-
-    if not torch.allclose(again(), again(), rtol=1e-3, atol=1e-4):
+    state = _state(trial)
+    if not torch.allclose(_from_state(trial, state, run), _from_state(trial, state, run), rtol=1e-3, atol=1e-4):
         raise UserError(
             f"{name}: two passes from the same buffers and seed differ, so that no resume is exact; keep what changes "
             "in buffers, and draw random numbers with torch's default generator"
         )
+
+
+def _check_apart(trial: nn.Module, name: str, values: Tensor, run: Callable[[Tensor], Tensor]) -> None:
+    """Raise UserError if the outputs for half of the values change with the other half.
+
+    Both passes have the batch's size, so that dropout draws the same numbers. A dependence that the initial weights
+    hide, as those of a last layer that are 0, is not found.
+    """
+    half, state = len(values) // 2, _state(trial)
+    torch.manual_seed(0)  # the same on all ranks
+    others = torch.cat((values[:half], torch.rand_like(values[half:])))
+    one, other = (_from_state(trial, state, partial(run, given))[:half] for given in (values, others))
+    if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+        raise UserError(
+            f"{name}: the logit of a sample depends on the other samples of the batch, as with batch norm, but the "
+            "class does not say so, and reals and fakes could share a batch; set its attribute compares_batch = True"
+        )
+
+
+def _state(trial: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in trial.state_dict().items()}
+
+
+def _from_state(trial: nn.Module, state: dict[str, Tensor], run: Callable[[], Tensor]) -> Tensor:
+    """Return the result of a pass from the given buffers and a fixed seed."""
+    trial.load_state_dict(state)
+    torch.manual_seed(0)
+    return run()

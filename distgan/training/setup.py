@@ -199,7 +199,8 @@ def _check_contract(
         images = randomness.uniform(config.seed, "contract/images", places.to(runtime.device), shape.sizes)
         latents, noise = 2.0 * images - 1.0, latents
     names = (f"generator {config.generator.architecture}", f"discriminator {config.discriminator.architecture}")
-    check_networks(generator, discriminator, shape, latents, labels, names, noise=noise)
+    compares = bool(config.discriminator.facts.batch_statistics)
+    check_networks(generator, discriminator, shape, latents, labels, names, noise=noise, compares_batch=compares)
 
 
 def _first_shape(config: Config, index: Index) -> SampleShape:

@@ -81,6 +81,18 @@ class Wrapped(Net):
         return self.change(super().forward(latents, labels))
 
 
+class Comparing(Critic):
+    """Has a statistic of the batch, and no buffer that tells."""
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Any:
+        return super().forward(images, labels) + images.std(0).mean()
+
+
+class Dropping(Critic):
+    def forward(self, images: Tensor, labels: Tensor | None) -> Any:
+        return super().forward(F.dropout(F.dropout(images)), labels)
+
+
 class Column(Critic):
     def forward(self, images: Tensor, labels: Tensor | None) -> Any:
         return super().forward(images, labels)[:, None]
@@ -199,6 +211,7 @@ def leave(images: Tensor) -> Tensor:
         (Net, InPlace, ["discriminator D", "forward pass on (4, 1, 4, 4)", "in-place"]),
         (Net, Skipping, ["discriminator D", "does not call blocks[1]"]),
         (Net, Nested, ["discriminator D", "none inside another"]),
+        (Net, Comparing, ["discriminator D", "other samples of the batch", "compares_batch = True"]),
         (Net, Column, ["discriminator D", "(4, 1)", "(4,)", "squeeze(1)"]),
     ],
 )  # fmt: skip
@@ -216,6 +229,11 @@ def test_a_frozen_parameter_may_be_unused() -> None:
     network = Unused()
     network.spare.requires_grad_(False)
     check(network, Critic())
+
+
+def test_a_declared_comparison_and_dropout_pass() -> None:
+    check_networks(Net(), Comparing(), SHAPE, torch.randn(4, 3), None, ("G", "D"), compares_batch=True)
+    check(Net(), Dropping())
 
 
 def test_the_check_leaves_no_trace() -> None:
