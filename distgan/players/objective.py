@@ -116,8 +116,6 @@ class DiscriminatorObjective(Objective):
         if config.drift:
             parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
-        if not has_started(self.config, images):
-            loss = 0.0 * loss
         return self._with_history(loss, parts)
 
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
@@ -131,7 +129,8 @@ class DiscriminatorObjective(Objective):
 
         All samples go through it in one pass, whose sharded weights are gathered once. With ends that is needed, so
         that a layer that changes in each pass, as spectral norm, is the same at both ends; without them such a
-        discriminator has a pass for each side, as do exact penalties, whose derivatives would be of both sides. A
+        discriminator has a pass for each side, as do exact penalties, whose derivatives would be of both sides, and a
+        layer that the loss looks at, whose outputs need not have one row for each sample to be split by. A
         discriminator with batch statistics always has a pass for each part, because these are over samples of one kind.
         """
         inputs = [

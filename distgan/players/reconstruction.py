@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distgan.config import ObjectiveConfig
 from distgan.config.objective.reconstruction import PerceptualConfig, ReconstructionConfig
+from distgan.distributed.blocks import declared_blocks
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
 from distgan.losses.lpips import LPIPS, convolutions, load_lpips
@@ -33,7 +34,16 @@ def generate(
 
 
 def has_started(config: ObjectiveConfig, images: int) -> bool:
-    """Return True if the adversarial term of an autoencoder has started; always for other generators."""
+    """Return True if the adversarial term of an autoencoder has started; always for other generators.
+
+    Before, the training loop leaves out the discriminator's updates: its weights and its optimizer's state stay as they
+    are at first, and only its batch-norm statistics move, in the passes of the autoencoder's updates. The released code
+    (CompVis/taming-transformers) multiplies the discriminator's loss by 0 instead and so updates it with gradients of
+    0. Those count as steps of Adam, so that the bias correction is spent and the first real updates are too large.
+
+    Args:
+        images: images before the step.
+    """
     return config.reconstruction is None or images >= 1000 * config.reconstruction.adversarial_start_kimg
 
 
@@ -91,7 +101,7 @@ def _check_network(network: nn.Module, *, adaptive: bool) -> None:
     for method in ("encode", "decode"):
         if not callable(getattr(network, method, None)):
             raise UserError(f"generator.architecture: {name} reconstructs, but has no method {method}; write one")
-    if len(getattr(network, "blocks", ())):
+    if declared_blocks(network):
         raise UserError(
             f"generator.architecture: {name}: found blocks, whose weights are gathered in forward, but encode and "
             "decode are called alone; remove the attribute blocks"

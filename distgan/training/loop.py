@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from functools import partial
@@ -26,6 +27,7 @@ from distgan.extensions import refresh_digests
 from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
 from distgan.monitoring.trackers import check_installed
+from distgan.players.reconstruction import has_started
 from distgan.randomness import derive_key
 from distgan.runs.outcome import Attempt, Result, record_outcome
 from distgan.runs.shared import check_shared
@@ -250,6 +252,8 @@ def train_step(
 ) -> None:
     """Run the discriminator updates of one step, then the generator update, then the EMA update.
 
+    Before the adversarial term of an autoencoder starts (`has_started`), the discriminator is not updated.
+
     Args:
         before_change: called before each change of a tensor that a checkpoint holds.
     """
@@ -258,13 +262,17 @@ def train_step(
     updates = list(discriminator_updates(config, step, progress.used))
     rate = rate_at_resolution(config, images)
     settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length, rate)
+    started = has_started(config.objective, images)
     for update in updates:
         seed_default_generator(state.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)
-        applied = state.discriminator.update(batches, (images, update.index), settings, before_change=before_change)
-        if state.controller is not None:
-            signs = [values["augmentation/sign"] for values in state.discriminator.latest]
-            state.controller.update(signs, applied, index=update.index, images=update.batch_size)
+        if started:
+            applied = state.discriminator.update(batches, (images, update.index), settings, before_change=before_change)
+            if state.controller is not None:
+                signs = [values["augmentation/sign"] for values in state.discriminator.latest]
+                state.controller.update(signs, applied, index=update.index, images=update.batch_size)
+        else:  # read all the same, so that positions are those of the schedule, and the generator gets its reals
+            deque(batches, maxlen=0)
         progress.position += update.batch_size
         progress.images += update.batch_size
     settings = optimizer_settings(config.generator.optimizer, step, images, state.length, rate)

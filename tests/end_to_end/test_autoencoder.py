@@ -24,10 +24,12 @@ from distgan.inference.export import export, load_generator
 from distgan.inference.generation import ImageSource
 from distgan.inference.sample import sample
 from distgan.inference.torch_export import export_program
+from distgan.networks import build_discriminator
+from distgan.networks.shape import sample_shape
 from tests.end_to_end.test_latents import latent_recipe, train
 from tests.latents import Pooled
 from tests.ranks import RankPool
-from tests.runs import recipe, rows
+from tests.runs import recipe, rows, tensors
 
 AUTOENCODER = {
     "architecture": "autoencoder", "width": 4, "depth": 1, "downsampling": 2, "latent_size": 2 * 64,
@@ -118,6 +120,20 @@ def test_the_adversarial_term_starts_after_20_images(folder: Path) -> None:
     # Steps 1 and 2 begin at 0 and 16 images; the ratio of gradients is above 0 from then on.
     assert weights[0] == 0
     assert weights[1] > 0
+
+
+def test_the_discriminator_waits_until_then(folder: Path) -> None:
+    """After 2 steps it is as it was built, but for batch norm; Adam has counted the 2 steps that follow."""
+    config = distgan.load_config(folder / "recipe.yaml")
+    built = build_discriminator(config.discriminator, sample_shape(config.data), seed=config.seed)
+    before, after = (tensors(folder / "run", step) for step in (2, 4))
+    for name, weight in built.named_parameters():
+        assert torch.equal(before[f"discriminator/{name}"], weight)
+        assert after[f"discriminator_optimizer/{name}/step"] == 2
+        # The bias of logits has no gradient while all of them are inside the margins of the hinge loss.
+        assert weight.numel() == 1 or not torch.equal(after[f"discriminator/{name}"], weight)
+    assert not any(key.startswith("discriminator_optimizer/") for key in before)
+    assert before["generator_optimizer/encoder.output.weight/step"] == 2
 
 
 def test_moments_are_those_of_the_average(folder: Path, digits: Path) -> None:
