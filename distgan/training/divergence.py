@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from distgan.checkpoint.directory import directory_name, read_best, verify
+from distgan.checkpoint.uploads import Uploads
 from distgan.checkpoint.writer import CheckpointWriter
+from distgan.data.storage.locations import public_name
 from distgan.data.storage.store_errors import StoreError
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.monitoring.divergence import why_diverged
 from distgan.training.state import TrainingState
+
+_PAUSES = (0.0, 1.0, 5.0, 15.0, 40.0)
+"""Seconds before each request to a store, without whose answer nothing can be decided."""
 
 
 class Decision(NamedTuple):
@@ -59,11 +65,15 @@ def decide(state: TrainingState, writer: CheckpointWriter, runtime: Runtime, why
 
     Args:
         why: the divergence.
+
+    Raises:
+        UserError: the run is in a store that does not answer, or does not take the best checkpoint.
     """
     guard, progress = state.config.training.on_divergence, state.progress
     assert guard is not None
     done = len(progress.rollbacks)
     reason, folder = f"step {progress.step}: {why}", state.config.run_folder
+    writer.upload_rest(_PAUSES)
     best = runtime.run_on_main(lambda _: _best_checkpoint(folder / "checkpoints", writer))
     if best.path is None:
         return Decision(
@@ -86,17 +96,44 @@ class _Best(NamedTuple):
 
 
 def _best_checkpoint(folder: Path, writer: CheckpointWriter) -> _Best:
-    """Return the best checkpoint, verified, or why there is none. Call it on rank 0 only."""
-    writer.wait()
+    """Return the best checkpoint, verified, or why there is none. Call it on rank 0 only.
+
+    Raises:
+        UserError: the store does not answer, or does not have the checkpoint yet. A run is not stopped for that.
+    """
+    uploads = writer.uploads
+    uploaded = None if uploads is None else _uploaded_steps(uploads)
     try:
         best = read_best(folder)
         if best is None:
             return _Best(None, missing="there is no best checkpoint yet")
         path = folder / directory_name(best.step)
-        if writer.uploads is None:
+        if uploaded is None:
             verify(path)
-        elif best.step not in writer.uploads.remote.complete():
-            return _Best(None, missing="the best checkpoint has not been uploaded")
-    except (UserError, StoreError) as error:
+    except UserError as error:
         return _Best(None, missing=f"the best checkpoint cannot be loaded: {error}")
+    if uploads is not None and uploaded is not None and best.step not in uploaded:
+        if not uploads.done:
+            raise _undecided(uploads, f"the best checkpoint, of step {best.step}, is not uploaded: {uploads.why}")
+        return _Best(None, missing="the store does not have the best checkpoint")
     return _Best(path, best.step)
+
+
+def _uploaded_steps(uploads: Uploads) -> set[int]:
+    """Return the steps of the checkpoints in the store. Raises UserError if it does not answer in a minute."""
+    why = ""
+    for pause in _PAUSES:
+        time.sleep(pause)
+        try:
+            return set(uploads.remote.complete())
+        except StoreError as error:
+            why = f"cannot read the checkpoints: {error}"
+    raise _undecided(uploads, why)
+
+
+def _undecided(uploads: Uploads, why: str) -> UserError:
+    where = public_name(uploads.remote.objects.url)
+    return UserError(
+        f"run_dir = {where}: the run has diverged, and training.on_divergence needs the store: {why}; start the same "
+        "command again to continue"
+    )

@@ -13,14 +13,18 @@ from typing import Any
 import fsspec
 import pytest
 
+from distgan.checkpoint.directory import Best, write_best
+from distgan.checkpoint.remote import RemoteCheckpoints
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.data.storage.objects import ObjectFolder
+from distgan.data.storage.store_errors import StoreError
 from distgan.distributed.control import Control
 from distgan.doctor.storage import object_store
 from distgan.errors import UserError
 from distgan.runs import lease, remote
 from distgan.runs.remote import RemoteRun
 from distgan.runs.status import exhausted_micro_batches, read_status, write_failure, write_status
+from distgan.training import divergence
 from tests.checkpoints import names, save
 
 URL = "memory://bucket/run"
@@ -231,6 +235,40 @@ def test_going_back_discards_later_checkpoints_and_their_best(tmp_path: Path) ->
         run.go_back(1)
         assert list(run.checkpoints.complete()) == [1, 3, 2]
         assert run.checkpoints.best() is None
+
+
+def test_a_store_that_does_not_answer_does_not_decide_on_a_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divergence, "_PAUSES", (0.0, 0.0))
+    folder = tmp_path / "a" / "checkpoints"
+    complete, failures = RemoteCheckpoints.complete, [1]
+
+    def answer(self: RemoteCheckpoints) -> Any:
+        if failures and failures.pop() > 0:
+            raise StoreError("503")
+        return complete(self)
+
+    with ExitStack() as held:
+        run = start(tmp_path / "a", held)
+        writer = CheckpointWriter(folder, keep=3, uploads=run.uploads())
+        save(writer, 1)
+        assert writer.upload_rest([])
+        writer.mark_best(1, 1.0, "fid")
+        monkeypatch.setattr(RemoteCheckpoints, "complete", answer)
+        assert divergence._best_checkpoint(folder, writer).step == 1, "the second request succeeds"
+        failures.extend([1, 1])
+        with pytest.raises(UserError, match=r"training\.on_divergence needs the store: cannot read .*503"):
+            divergence._best_checkpoint(folder, writer)
+        # An upload that is late.
+        failures.clear()
+        write_best(folder, Best(step=2, metric="fid", value=0.5))
+        assert writer.uploads is not None
+        writer.uploads.done = False
+        with pytest.raises(UserError, match="the best checkpoint, of step 2, is not uploaded"):
+            divergence._best_checkpoint(folder, writer)
+        writer.uploads.done = True
+        assert divergence._best_checkpoint(folder, writer).missing == "the store does not have the best checkpoint"
 
 
 def test_the_doctor_tries_the_store() -> None:
