@@ -27,6 +27,10 @@ class UserError(ValueError):
         self.told = False
 
 
+class NoAnswerError(UserError):
+    """The store of a run cannot be read now. The command line exits with status 75, and scripts try again."""
+
+
 def printable(text: str) -> str:
     """Return untrusted text with `?` for each character that is not printable, so that it is one line."""
     return "".join(character if character.isprintable() else "?" for character in text)

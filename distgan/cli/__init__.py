@@ -10,14 +10,14 @@ from distgan.cli.commands import COMMANDS
 from distgan.cli.output import OutputError, discard_output
 from distgan.cli.parser import parse
 from distgan.distributed.launch import is_first, leave
-from distgan.errors import LostRankError, UserError
+from distgan.errors import LostRankError, NoAnswerError, UserError
 from distgan.extensions import allow
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exits with 0, with 2 for a mistake of the user's, with 1 for anything else."""
+    """Run one command; exits with 0, 2 for a user's mistake, 75 if a run's store does not answer, else 1."""
     options = parse(arguments)
     try:
         allow(*getattr(options, "allow", ()))
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if not error.told and (not error.everywhere or is_first("RANK")):
             print(f"distgan: error: {error}", file=sys.stderr, flush=True)
-        leave(2)
+        leave(75 if isinstance(error, NoAnswerError) else 2)
     except KeyboardInterrupt:
         print("distgan: interrupted", file=sys.stderr, flush=True)
         leave(130)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from distgan.checkpoint.remote import RemoteCheckpoints
 from distgan.data.storage.locations import public_name
 from distgan.data.storage.objects import ObjectFolder
-from distgan.errors import UserError
+from distgan.errors import NoAnswerError, UserError
 from distgan.files import reason
 from distgan.runs.lease import LEASE_SECONDS, newest_lease
 from distgan.runs.status import STATUS_LIMIT, RunStatus, Status, describe, now
@@ -24,7 +24,8 @@ def remote_standing(url: str, launch: str | None = None) -> RunStatus:
     It is `killed` if the lease of a running job is older than `LEASE_SECONDS` by this machine's clock.
 
     Raises:
-        UserError: the store cannot be read, or status.json is damaged.
+        NoAnswerError: the store cannot be read.
+        UserError: status.json is damaged.
     """
     objects = ObjectFolder(url)
     try:
@@ -35,7 +36,7 @@ def remote_standing(url: str, launch: str | None = None) -> RunStatus:
             killed, status = killed and again == status, again
         newest = next(iter(RemoteCheckpoints(objects).complete()), -1)
     except OSError as error:
-        raise UserError(f"{public_name(url)}: cannot read the run: {reason(error)}") from None
+        raise NoAnswerError(f"{public_name(url)}: cannot read the run: {reason(error)}") from None
     return describe(status, newest, launch, killed=killed)
 
 

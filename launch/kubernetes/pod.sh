@@ -3,7 +3,7 @@
 #
 # Exit codes:
 #   0    the run is finished, has diverged (training.on_divergence), or `distgan stop` stopped it
-#   42   the run failed; do not restart
+#   42   the run failed, or the command is wrong; do not restart
 #   138  restart; the Kubeflow operator restarts on codes from 128 on
 set -euo pipefail
 
@@ -32,7 +32,17 @@ while kill -0 "$launcher" 2>/dev/null; do
   wait "$launcher" || code=$?
 done
 
-standing=$(distgan status ${PET_RDZV_ID:+--launch "$PET_RDZV_ID"} "${@:2}") || exit 42
+# Code 75: the store of the run does not answer. That does not say how the run ended, so restart in the end.
+trap 'exit 138' TERM
+for pause in 5 10 20 40 60 0; do
+  code_of_status=0
+  standing=$(distgan status ${PET_RDZV_ID:+--launch "$PET_RDZV_ID"} "${@:2}") || code_of_status=$?
+  case $code_of_status in
+    0) break ;;
+    75) sleep "$pause" ;;
+    *) exit 42 ;;
+  esac
+done
 echo "pod.sh: $standing"
 case $standing in
   finished* | diverged* | preempted*"stop request") exit "$code" ;;

@@ -51,6 +51,18 @@ distgan() {
   "${python[@]}" -m distgan "$@"
 }
 
+# Print how the run stands. While its store does not answer (code 75), try again for more than a minute.
+run_status() {
+  local pause code
+  for pause in 5 10 20 40 0; do
+    code=0
+    distgan status "$@" || code=$?
+    ((code == 75)) || return "$code"
+    sleep "$pause"
+  done
+  return "$code"
+}
+
 # Run a command, or print it if DRY_RUN is set.
 run() {
   if [[ -n ${DRY_RUN:-} ]]; then

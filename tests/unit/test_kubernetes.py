@@ -261,9 +261,11 @@ def pod(tmp_path: Path) -> dict[str, str]:
         f'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > {tmp_path}/patience\neval "$SCRIPT"\n'
     )
     (tmp_path / "distgan").write_text(
-        f'#!/bin/bash\nprintf "%q " "$@" > {tmp_path}/asked\n[ -n "$STANDING" ] && echo "$STANDING"\n'
+        f'#!/bin/bash\nprintf "%q " "$@" > {tmp_path}/asked\n[ "$STANDING" = "no answer" ] && exit 75\n'
+        '[ -n "$STANDING" ] && echo "$STANDING"\n'
     )
-    for name in ("torchrun", "distgan"):
+    (tmp_path / "sleep").write_text('#!/bin/bash\n[[ $1 == 0.* ]] && exec /bin/sleep "$1"\nexit 0\n')
+    for name in ("torchrun", "distgan", "sleep"):
         (tmp_path / name).chmod(0o755)
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "1", "PET_RDZV_ID": "job"}
 
@@ -283,6 +285,7 @@ def pod(tmp_path: Path) -> dict[str, str]:
         ("out-of-memory 40 rank 1: out of memory", "exit 1", 138),
         ("failed 40 rank 0: ValueError", "exit 1", 42),
         ("", "exit 2", 42),
+        ("no answer", "exit 1", 138),
     ],
 )
 def test_a_pod_ends_as_the_run_stands(pod: dict[str, str], standing: str, script: str, code: int) -> None:

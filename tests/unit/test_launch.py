@@ -290,6 +290,37 @@ def test_a_job_requeues_what_can_go_on(tmp_path: Path, after: str, requeued: boo
     assert (tmp_path / "requeued").exists() == requeued
 
 
+@pytest.mark.parametrize(
+    ("fails", "code", "requeued"),
+    [(1, 75, False), (99, 75, True), (99, 2, False), ("end", 75, True), ("end", 2, False)],
+)
+def test_a_job_asks_again_while_the_store_does_not_answer(
+    tmp_path: Path, fails: int | str, code: int, requeued: bool
+) -> None:
+    """`distgan status` fails a number of times, or always after the training, which ends with a failure."""
+    failing = (
+        f"case $* in *--launch*) exit {code} ;; esac"
+        if fails == "end"
+        else f"echo >> {tmp_path}/tries; [ $(wc -l < {tmp_path}/tries) -le {fails} ] && exit {code}"
+    )
+    stand_ins = {
+        "python": f"{failing}\necho failed 20 no such folder",
+        "srun": f"touch {tmp_path}/trained; exit 1",
+        "squeue": "true",
+        "sleep": "true",
+        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/requeued; true',
+    }
+    for name, script in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "MASTER_PORT": "1"}
+    command = ["bash", "launch/slurm/train.sbatch", "x.yaml"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (tmp_path / "requeued").exists() == requeued, result.stderr
+    assert result.returncode == (0 if requeued else 2 if code == 2 else 1)
+    assert (tmp_path / "trained").exists() == (fails in (1, "end"))
+
+
 def test_jobs_leave_the_time_limit_to_slurm_and_the_user() -> None:
     for script in (ROOT / "launch" / "slurm").glob("*.sbatch"):
         assert not re.search(r"^#SBATCH.*(--time|--signal|-t )", script.read_text(), re.M), script
