@@ -7,6 +7,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -45,12 +46,12 @@ class MicroBatchMemoryError(UserError):
     """Memory ran out in training with a number of micro-batches that the run found itself; the next start takes more.
 
     Attributes:
-        micro_batches: that number.
+        exhausted: that number as `micro_batches`, with the settings for which it was found.
     """
 
-    def __init__(self, message: str, micro_batches: int) -> None:
+    def __init__(self, message: str, exhausted: dict[str, Any]) -> None:
         super().__init__(message)
-        self.micro_batches = micro_batches
+        self.exhausted = exhausted
 
 
 class UnreadableSampleError(ValueError):

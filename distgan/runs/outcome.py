@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distgan.checkpoint.directory import directory_name, newest_step
 from distgan.config import Config
@@ -22,6 +22,7 @@ from distgan.runs.status import (
     earlier_outcome,
     exhausted_micro_batches,
     failed_by_itself,
+    ran_out_of_memory,
     read_status,
     this_launch,
     write_failure,
@@ -46,8 +47,8 @@ class Attempt:
         """The run in its object store; None for a run folder."""
         self.earlier: str | None = None
         """Outcome of the last attempt that trained, until this one does."""
-        self.exhausted: int | None = None
-        """Number of micro-batches with which the last attempt ran out of memory; None if it did not."""
+        self.exhausted: dict[str, Any] | None = None
+        """See `Status.exhausted`."""
 
     def begin(self) -> None:
         """Note that the checks are over and the training begins."""
@@ -87,13 +88,16 @@ class Attempt:
 
 
 @contextmanager
-def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
+def record_outcome(config: Config, runtime: Runtime, *, fresh: bool = False) -> Iterator[Attempt]:
     """Context manager that keeps status.json current: `running` inside the block, then the outcome.
 
     Call `begin` and `finish` of what it yields. If the block raises, the outcome is `failed`, with the error as its
     reason. If that is before `begin`, status.json also keeps the outcome of the attempt before, because the run can
     still go on from it. A rank that fails leaves the process group without waiting; the other ranks notice the broken
     connection. Collective: call on every rank.
+
+    Args:
+        fresh: the run starts again at step 0, so that `Status.exhausted` of earlier attempts does not count.
 
     Raises:
         UserError: the folder is not writable, another job trains in it, or a launcher restarts a run whose failure
@@ -122,19 +126,19 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
                 _warn_of_hanging_restarts()
                 newest = newest_step(folder / "checkpoints") if remote is None else remote.newest_step()
                 attempt.earlier = earlier_outcome(folder, newest)
-                attempt.exhausted = exhausted_micro_batches(folder, runtime.world_size)
-                write_status(folder, "running", world_size=runtime.world_size)
+                attempt.exhausted = None if fresh else exhausted_micro_batches(folder)
+                write_status(folder, "running", world_size=runtime.world_size, exhausted=attempt.exhausted)
                 if remote is not None:
                     remote.push_status()
         attempt.earlier, attempt.exhausted = runtime.broadcast_object((attempt.earlier, attempt.exhausted))
 
-        def fail(rank: int | None, why: str, *, lost_rank: bool = False, out_of_memory: int | None = None) -> bool:
+        def fail(
+            rank: int | None, why: str, *, lost_rank: bool = False, exhausted: dict[str, Any] | None = None
+        ) -> bool:
             if remote is not None:
                 remote.pull_status()
             earlier = attempt.earlier
-            written = write_failure(
-                folder, rank, why, lost_rank=lost_rank, out_of_memory=out_of_memory, earlier=earlier
-            )
+            written = write_failure(folder, rank, why, lost_rank=lost_rank, exhausted=exhausted, earlier=earlier)
             return written and (remote is None or remote.push_failure())
 
         try:
@@ -143,8 +147,8 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
             fail(runtime.rank, "interrupted a second time before the run had stopped")
             raise
         except UserError as error:
-            exhausted = error.micro_batches if isinstance(error, MicroBatchMemoryError) else None
-            written = fail(None if error.everywhere else runtime.rank, str(error), out_of_memory=exhausted)
+            exhausted = error.exhausted if isinstance(error, MicroBatchMemoryError) else None
+            written = fail(None if error.everywhere else runtime.rank, str(error), exhausted=exhausted)
             error.told = not (written or error.everywhere) and failed_by_itself(folder)
             raise
         except BaseException as error:
@@ -154,7 +158,7 @@ def record_outcome(config: Config, runtime: Runtime) -> Iterator[Attempt]:
                 time.sleep(_LAST_WORDS_SECONDS)
                 fail(runtime.rank, why, lost_rank=True)
                 lost = LostRankError(f"rank {runtime.rank} {why}")
-                lost.told = exhausted_micro_batches(folder, runtime.world_size) is not None
+                lost.told = ran_out_of_memory(folder)
                 raise lost from error
             fail(runtime.rank, f"{type(error).__name__}: {error}")
             raise

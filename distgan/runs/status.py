@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -44,6 +44,8 @@ class Status(BaseModel):
     """True if the run failed only because a rank was lost; a restart can help."""
     out_of_memory: int | None = None
     """Number of micro-batches per update with which memory ran out, if the next start takes more; else None."""
+    exhausted: dict[str, Any] | None = None
+    """The last such number as `micro_batches`, with the settings for which it was found. Later attempts keep it."""
     step: int | None = None
     world_size: int | None = None
     restarts: int = 0
@@ -66,12 +68,15 @@ def write_status(
     reason: str | None = None,
     world_size: int | None = None,
     lost_rank: bool = False,
-    out_of_memory: int | None = None,
+    exhausted: dict[str, Any] | None = None,
     earlier: str | None = None,
 ) -> bool:
     """Write the status of the run. `running` begins an attempt; the first other outcome of an attempt is final.
 
     Therefore no later failure or preemption, on any rank or node, replaces the first failure.
+
+    Args:
+        exhausted: see `Status.exhausted`. A failure with it ran out of memory; outcomes without it keep what is there.
 
     Returns:
         True if the status was written. A disk error is logged, except for `running`.
@@ -83,6 +88,7 @@ def write_status(
     try:
         with _exclusive(run_dir):
             before = _previous_status(run_dir)
+            out_of_memory = exhausted["micro_batches"] if outcome == "failed" and exhausted is not None else None
             if outcome == "running":
                 restarts = before.restarts + 1 if before else 0
             elif before and before.outcome != "running":
@@ -91,12 +97,14 @@ def write_status(
                 restarts = before.restarts if before else 0
                 step = step if step is not None or before is None else before.step
                 world_size = world_size if world_size is not None or before is None else before.world_size
+                exhausted = exhausted if exhausted is not None or before is None else before.exhausted
             launch = this_launch() if outcome == "running" or before is None else before.launch
             status = Status(
                 outcome=outcome,
                 reason=reason,
                 lost_rank=lost_rank,
                 out_of_memory=out_of_memory,
+                exhausted=exhausted,
                 step=step,
                 world_size=world_size,
                 restarts=restarts,
@@ -134,14 +142,14 @@ def write_failure(
     why: str,
     *,
     lost_rank: bool = False,
-    out_of_memory: int | None = None,
+    exhausted: dict[str, Any] | None = None,
     earlier: str | None = None,
 ) -> bool:
     """Write that a rank failed, unless this attempt already has an outcome. Return True if it was written.
 
     Args:
         rank: the rank that failed; None if all ranks fail alike.
-        out_of_memory: see `Status.out_of_memory`.
+        exhausted: see `Status.exhausted`; None if the rank did not run out of memory.
         earlier: see `Status.earlier`.
     """
     line = " ".join((why if rank is None else f"rank {rank}: {why}").split())
@@ -150,7 +158,7 @@ def write_failure(
         "failed",
         reason=line[:_REASON_LIMIT],
         lost_rank=lost_rank,
-        out_of_memory=out_of_memory,
+        exhausted=exhausted,
         earlier=earlier,
     )
 
@@ -173,10 +181,16 @@ def earlier_outcome(run_dir: str | Path, newest: int | None) -> str | None:
     return f"{outcome}{step}" + (f" ({status.reason})" if status.reason else "")
 
 
-def exhausted_micro_batches(run_dir: str | Path, world_size: int) -> int | None:
-    """Return `Status.out_of_memory` of the last attempt, if it had as many ranks; else None."""
+def exhausted_micro_batches(run_dir: str | Path) -> dict[str, Any] | None:
+    """Return `Status.exhausted` of the last attempt."""
     status = _previous_status(run_dir)
-    return status.out_of_memory if status is not None and status.world_size == world_size else None
+    return status.exhausted if status is not None else None
+
+
+def ran_out_of_memory(run_dir: str | Path) -> bool:
+    """Return True if status.json records a failure after which the next start takes more micro-batches."""
+    status = _previous_status(run_dir)
+    return status is not None and status.out_of_memory is not None
 
 
 def failed_by_itself(run_dir: str | Path) -> bool:

@@ -22,7 +22,7 @@ from distgan.data.index.table import Index
 from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
 from distgan.distributed.parts import whole
 from distgan.distributed.runtime import Runtime
-from distgan.errors import UserError
+from distgan.errors import UserError, within_memory
 from distgan.extensions import refresh_digests
 from distgan.monitoring.console import setup_logging
 from distgan.monitoring.diagnosis import why_stop
@@ -101,7 +101,8 @@ def train(
         tf32=config.training.mixed_precision == "tf32",
     )
     setup_logging(runtime.rank)
-    with StopRequest(config.run_folder, main=runtime.is_main) as stop, record_outcome(config, runtime) as attempt:
+    recorded = record_outcome(config, runtime, fresh=resume == "never")
+    with StopRequest(config.run_folder, main=runtime.is_main) as stop, recorded as attempt:
         with runtime.raise_on_all_ranks():
             config = _launched(config, runtime)
             index = load_index(config.data.path, config.data.cache_dir)
@@ -156,7 +157,7 @@ def _train_part(
     if runtime.is_main and runtime.world_size > 1 and rollback is None:
         logger.info("%d ranks train with %s", runtime.world_size, state.generator.engine.name)
     with ExitStack() as held:
-        held.enter_context(batch_memory(config, runtime.world_size))
+        held.enter_context(within_memory(*_beside_updates(config)))
         with runtime.raise_on_all_ranks():
             # First, because it publishes a complete checkpoint that a killed process had not yet renamed.
             writer = held.enter_context(closing(open_writer(config, runtime, attempt.remote)))
@@ -178,6 +179,12 @@ def _train_part(
         for player in state.players:
             player.engine.close()
     return _End(result, decision, state.progress)
+
+
+def _beside_updates(config: Config) -> tuple[str, str]:
+    """Return the keys that need memory between updates, and what to do if there is too little, for `within_memory`."""
+    keys = f"evaluation.batch_size = {config.evaluation.batch_size}, monitoring.num_samples = "
+    return f"{keys}{config.monitoring.num_samples}: beside the updates", "lower them, or train on more memory"
 
 
 def _launched(config: Config, runtime: Runtime) -> Config:
@@ -215,7 +222,8 @@ def run(
         decision = decide(state, writer, runtime, why)
     flags = runtime.exchange([False, False])
     while not (stopping or decision or is_done(state)):
-        train_step(state, feed, runtime, before_change=writer.copied)
+        with batch_memory(config, runtime.world_size):
+            train_step(state, feed, runtime, before_change=writer.copied)
         # The first step may compile kernels. From the second step on, a timeout means that a rank is lost.
         runtime.set_timeout(config.training.timeout_minutes)
 

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distgan import extensions
 from distgan.checkpoint.contents import load_description
 from distgan.cli import main
 from distgan.config import load_config
-from distgan.errors import UserError
+from distgan.errors import MicroBatchMemoryError, UserError
 from distgan.training.loop import train
+from distgan.training.micro_batches.memory import exhausted_settings, failed_accumulation, with_accumulation
+from distgan.training.monitor import Monitor
+from distgan.training.result import Callbacks
 from distgan.training.trace import trace
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import Job, RankPool
@@ -55,11 +59,11 @@ def recorded(folder: Path, step: int) -> int | None:
 
 @pytest.mark.parametrize("engine", ["ddp", needs("zero2"), needs("fsdp")])
 def test_a_run_finds_its_largest_micro_batch(tmp_path: Path, digits: Path, ranks: RankPool, engine: str) -> None:
-    """24 samples on 2 ranks with memory for 5: of 12, 6, 4, 3, 2 and 1 samples a pass, 4 are the most that fit.
+    """24 samples on 2 ranks with memory for 10: of 12, 6, 4, 3, 2 and 1, 4 reals and 4 fakes are the most that fit.
 
     Nothing is left of the trials: the run is bitwise the one with that number in its config, and so is its resume.
     """
-    config = config_of(tmp_path, digits, limit=5)
+    config = config_of(tmp_path, digits, limit=10)
     ample = "discriminator.limit=100"  # the resume does not look for another number
     for number, parts in (("auto", [["training.steps=2"], ["training.steps=4", ample]]), ("3", [["training.steps=4"]])):
         for changes in parts:
@@ -72,7 +76,7 @@ def test_a_run_finds_its_largest_micro_batch(tmp_path: Path, digits: Path, ranks
 
 
 def test_one_rank_has_less_memory_than_another(tmp_path: Path, digits: Path, ranks: RankPool) -> None:
-    config = config_of(tmp_path, digits, limit=7, rank=1)
+    config = config_of(tmp_path, digits, limit=14, rank=1)
     extensions.allow("lab")
     auto, fixed = (load_config(config, overrides) for overrides in ([], [f"{KEY}=2"]))
     before = list(trace(auto, 0, 2, 2))
@@ -92,7 +96,7 @@ def test_a_restart_after_a_lack_of_memory_halves_the_micro_batches(
     tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rank 1 finds no memory in step 3, some passes after the trials; the launcher then starts all ranks again."""
-    config, log = config_of(tmp_path, digits, limit=6, rank=1, passes=40), tmp_path / "log"
+    config, log = config_of(tmp_path, digits, limit=12, rank=1, passes=40), tmp_path / "log"
     command = ["train", config, "--allow", "lab", "training.steps=30"]
     assert sorted(Job(2, command, log=log).wait()) == [1, 2]
     lines = [line for line in log.read_text().splitlines() if "error" in line or "lost contact" in line]
@@ -110,6 +114,60 @@ def test_a_restart_after_a_lack_of_memory_halves_the_micro_batches(
     assert Job(2, command, log=log, environment=again).wait() == [0, 0], log.read_text()
     assert recorded(tmp_path / "run", 30) == 2
     assert "2 micro-batches of 6 samples per process (memory ran out with 1)" in log.read_text()
+    assert status(tmp_path / "run")["out_of_memory"] is None
+
+
+def test_a_lack_of_memory_counts_until_a_checkpoint_has_more_micro_batches(tmp_path: Path, digits: Path) -> None:
+    """One rank: 24 samples do not fit after the trials, and the next attempt dies before its first checkpoint."""
+    training = {**AUTO, "steps": 30}
+    config, ample = config_of(tmp_path, digits, training=training, limit=12, passes=40), "discriminator.limit=100"
+    extensions.allow("lab")
+    with pytest.raises(MicroBatchMemoryError, match="with 1 micro-batch of 24 samples"):
+        train(load_config(config, ["checkpoint.every=100"]))
+    assert recorded_failure(tmp_path) == (1, 1)
+
+    def die(step: int, _: object = None) -> None:
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        train(load_config(config, [ample]), callbacks=Callbacks(on_step=die))
+    assert recorded_failure(tmp_path) == (None, 1)
+    train(load_config(config, [ample, "training.steps=2"]))
+    assert recorded(tmp_path / "run", 2) == 2
+    train(load_config(config, [ample, "training.steps=2"]), resume="never")
+    assert recorded(tmp_path / "run", 2) == 1
+    assert status(tmp_path / "run")["exhausted"] is None
+
+
+@pytest.mark.parametrize("change", ["batch_size=12", "generator_batch_size=12", "mixed_precision=bf16"])
+def test_a_lack_of_memory_counts_for_its_settings_only(tmp_path: Path, digits: Path, change: str) -> None:
+    path = config_of(tmp_path, digits, limit=100)
+    extensions.allow("lab")
+    exhausted = json.loads(json.dumps(exhausted_settings(with_accumulation(load_config(path), 2), 2)))
+    assert failed_accumulation(load_config(path), 2, exhausted) == 2
+    assert failed_accumulation(load_config(path), 4, exhausted) == 0
+    assert failed_accumulation(load_config(path, [f"training.{change}"]), 2, exhausted) == 0
+    assert failed_accumulation(load_config(path), 2, None) == 0
+
+
+def recorded_failure(folder: Path) -> tuple[int | None, int]:
+    ended = status(folder / "run")
+    return ended["out_of_memory"], ended["exhausted"]["micro_batches"]
+
+
+def test_only_updates_ask_for_smaller_micro_batches(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Monitor, "_draw_samples", fail)
+    extensions.allow("lab")
+    with pytest.raises(
+        UserError, match=r"^evaluation\.batch_size = .*, monitoring\.num_samples = .*2\.00 GiB"
+    ) as caught:
+        train(load_config(config_of(tmp_path, digits, limit=100)))
+    assert not isinstance(caught.value, MicroBatchMemoryError)
     assert status(tmp_path / "run")["out_of_memory"] is None
 
 

@@ -199,6 +199,7 @@ def test_status_is_readable_by_scripts(tmp_path: Path) -> None:
         "step": 25,
         "world_size": 4,
         "out_of_memory": None,
+        "exhausted": None,
         "restarts": 0,
         "earlier": None,
         "launch": None,

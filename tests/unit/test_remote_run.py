@@ -180,11 +180,11 @@ def test_a_restart_knows_the_failure_that_another_node_wrote(tmp_path: Path) -> 
         other.with_main, other.lease = False, main.lease
         other.pull_status()
         # Rank 0 is killed when another rank's memory runs out.
-        write_failure(tmp_path / "b", 1, "no memory", out_of_memory=2)
+        write_failure(tmp_path / "b", 1, "no memory", exhausted={"micro_batches": 2})
         other.push_failure()
         with ExitStack() as again:
             start(tmp_path / "a", again)
-            assert exhausted_micro_batches(tmp_path / "a", 2) == 2
+            assert exhausted_micro_batches(tmp_path / "a") == {"micro_batches": 2}
 
 
 def test_the_lease_is_renewed_during_the_last_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

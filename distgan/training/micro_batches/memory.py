@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from distgan import schedule
 from distgan.config import Config
-from distgan.errors import MicroBatchMemoryError, UserError, counted, is_out_of_memory, within_memory
+from distgan.errors import MicroBatchMemoryError, UserError, counted, is_out_of_memory
 from distgan.players.finite_differences import finite_difference_penalties
 
 AUTO = "training.gradient_accumulation_steps = auto"
+LIMITING = ("batch_size", "generator_batch_size", "mixed_precision", "activation_checkpointing")
+"""Keys of `training` on which the number of micro-batches that fit depends."""
 SMALLER = "lower the batch size, or set training.mixed_precision=bf16"
 
 
@@ -54,16 +57,47 @@ def next_accumulation(numbers: Sequence[int], failed: int) -> int:
     return next((number for number in numbers if number >= 2 * failed), numbers[-1])
 
 
-def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None]:
-    """Context manager that turns an out-of-memory error into a UserError that names the batch-size keys.
+def exhausted_settings(config: Config, world_size: int) -> dict[str, Any]:
+    """Return the number of micro-batches with the settings for which it was found, for `Status.exhausted`."""
+    training = config.training.model_dump(mode="json", include={*LIMITING})
+    return {"micro_batches": config.training.accumulation, "world_size": world_size, **training}
+
+
+def failed_accumulation(config: Config, world_size: int, exhausted: Mapping[str, Any] | None) -> int:
+    """Return the number of micro-batches with which memory ran out, if that was with these settings; else 0."""
+    if exhausted is None:
+        return 0
+    found: int = exhausted["micro_batches"]
+    return found if exhausted == exhausted_settings(with_accumulation(config, found), world_size) else 0
+
+
+@contextmanager
+def batch_memory(config: Config, world_size: int) -> Iterator[None]:
+    """Context manager that turns an out-of-memory error in an update into a UserError that names the batch-size keys.
 
     If the run found its number of micro-batches itself and can take more, that is a `MicroBatchMemoryError`.
     """
-    if config.training.gradient_accumulation_steps == "auto":
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise _memory_error(config, world_size, said) from None
+
+
+def _memory_error(config: Config, world_size: int, said: str) -> UserError:
+    training = config.training
+    if training.gradient_accumulation_steps == "auto":
         numbers = accumulations(config, world_size)
-        if config.training.accumulation < numbers[-1]:
-            return _found_memory(config, world_size, numbers)
-    training, grown = config.training, config.growth.batch_sizes if config.growth is not None else {}
+        if training.accumulation < numbers[-1]:
+            following = counted(next_accumulation(numbers, training.accumulation), "micro-batch", "micro-batches")
+            return MicroBatchMemoryError(
+                f"out of memory: {AUTO}, with {described(config, world_size)}: {said}; start again: the next start "
+                f"takes {following}",
+                exhausted_settings(config, world_size),
+            )
+    grown = config.growth.batch_sizes if config.growth is not None else {}
     keys = [
         f"training.batch_size = {training.batch_size}",
         f"training.gradient_accumulation_steps = {training.accumulation}",
@@ -73,27 +107,10 @@ def batch_memory(config: Config, world_size: int) -> AbstractContextManager[None
         keys.insert(1, f"training.generator_batch_size = {training.generator_batch_size}")
     largest = max(schedule.largest_batch(config), schedule.largest_generator_batch(config))
     share = largest // training.accumulation // world_size
-    return within_memory(
-        f"{', '.join(keys)}: up to {share} samples per process and micro-batch",
-        "lower the batch size, raise training.gradient_accumulation_steps, or set training.mixed_precision=bf16",
+    return UserError(
+        f"{', '.join(keys)}: up to {share} samples per process and micro-batch: not enough memory: {said}; lower the "
+        "batch size, raise training.gradient_accumulation_steps, or set training.mixed_precision=bf16"
     )
-
-
-@contextmanager
-def _found_memory(config: Config, world_size: int, numbers: Sequence[int]) -> Iterator[None]:
-    """Context manager that turns an out-of-memory error into a MicroBatchMemoryError."""
-    found = config.training.accumulation
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise MicroBatchMemoryError(
-            f"out of memory: {AUTO}, with {described(config, world_size)}: {said}; start again: the next start takes "
-            f"{counted(next_accumulation(numbers, found), 'micro-batch', 'micro-batches')}",
-            found,
-        ) from None
 
 
 def described(config: Config, world_size: int) -> str:

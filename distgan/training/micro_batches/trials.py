@@ -13,6 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ from distgan.training.micro_batches.memory import (
     SMALLER,
     accumulations,
     described,
+    failed_accumulation,
     next_accumulation,
     with_accumulation,
 )
@@ -49,7 +51,7 @@ def settle_accumulation(
     index: Index,
     runtime: Runtime,
     resume: str,
-    exhausted: int | None,
+    exhausted: dict[str, Any] | None,
     remote: RemoteRun | None = None,
 ) -> Config:
     """Return the config with its number of micro-batches, if that is `auto`. Collective: call on every rank.
@@ -59,7 +61,7 @@ def settle_accumulation(
     Args:
         resume: see `train`.
         remote: the run in its object store, if it is in one.
-        exhausted: number with which the last attempt ran out of memory; None if it did not.
+        exhausted: see `Status.exhausted`.
 
     Raises:
         UserError: the networks depend on the number, or even the smallest micro-batch does not fit.
@@ -67,10 +69,11 @@ def settle_accumulation(
     if config.training.gradient_accumulation_steps != "auto":
         return config
     numbers, saved = accumulations(config, runtime.world_size), _saved(config, runtime, resume, remote)
-    if exhausted is not None:
-        found, how = next_accumulation(numbers, exhausted), f"memory ran out with {exhausted}"
-    elif saved in numbers:
+    failed = failed_accumulation(config, runtime.world_size, exhausted)
+    if saved in numbers and saved > failed:
         found, how = saved, "as in the checkpoint"
+    elif failed:
+        found, how = next_accumulation(numbers, failed), f"memory ran out with {failed}"
     else:
         found, how = _find(config, index, runtime, numbers), "the largest that fit"
         if runtime.device.type != "cuda":
@@ -81,14 +84,14 @@ def settle_accumulation(
     return settled
 
 
-def _saved(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None) -> int | None:
-    """Return the number of the checkpoint to resume from, if it is of the same batches on as many ranks."""
+def _saved(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None) -> int:
+    """Return the number of the checkpoint to resume from, if it is of the same batches on as many ranks; else 0."""
     then = peek(config, runtime, resume, remote)
     if then is None or then.world_size != runtime.world_size:
-        return None
+        return 0
     before, now = then.config.get("training", {}), config.training.model_dump(mode="json")
     same = ("gradient_accumulation_steps", "batch_size", "generator_batch_size")
-    return then.accumulation if all(before.get(key) == now[key] for key in same) else None
+    return then.accumulation or 0 if all(before.get(key) == now[key] for key in same) else 0
 
 
 def _find(config: Config, index: Index, runtime: Runtime, numbers: list[int]) -> int:
@@ -147,8 +150,8 @@ def _fits(config: Config, index: Index, runtime: Runtime, number: int, most: int
 def _runs_out(state: TrainingState, config: Config, number: int, work: Callable[..., object]) -> bool:
     """Return True if memory runs out in updates of both players with micro-batches of a `number`-th of the batch.
 
-    They are those before the first image, when all lazy penalties are due, and at the end of the run, because weights
-    of schedules may begin at 0.
+    They are those before the first image and at the end of the run, because weights of schedules may begin at 0; with
+    all lazy penalties due, and with none, when reals and fakes may go through the discriminator in one pass.
     """
     runtime = state.generator.runtime
     players = (
@@ -156,11 +159,11 @@ def _runs_out(state: TrainingState, config: Config, number: int, work: Callable[
         (state.generator, config.generator.optimizer, schedule.largest_generator_batch(config)),
     )
     try:
-        for (player, optimizer, batch), images in itertools.product(players, (0, state.length)):
+        for (player, optimizer, batch), images, update in itertools.product(players, (0, state.length), (0, 1)):
             share = batch // number // runtime.world_size
             blank = blank_batch(share, config, state.shape, runtime.device)
             settings = schedule.optimizer_settings(optimizer, 0, images, state.length, None)
-            work(player, [blank], (images, 0), settings)
+            work(player, [blank], (images, update), settings)
         if runtime.device.type == "cuda":
             torch.cuda.synchronize(runtime.device)
     except (MemoryError, RuntimeError) as error:
