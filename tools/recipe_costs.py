@@ -1,9 +1,14 @@
-"""Weights and computation of a recipe's updates, from its networks on the meta device: without data or a GPU."""
+"""Weights and computation of a recipe's updates, from its networks on the meta device: without data or a GPU.
+
+Assumptions: the computation of a pass is divided among the blocks of a network in proportion to their bytes of weights.
+A term of `objective.terms` looks at a layer, and costs nothing.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from distgan.config import Config
 from distgan.config.objective import ZeroCenteredPenaltyConfig
 from distgan.distributed.blocks import declared_blocks
+from distgan.networks.moving import moving_buffers
 from distgan.networks.shape import sample_shape
 from tools.scaling import Cluster, Update, update_seconds
 from tools.sharding import Network, Phase, segments, sharded_seconds, zero_seconds
@@ -33,6 +39,8 @@ class Costs:
     network: Network
     flops: float
     """Floating-point operations per sample."""
+    moves: bool = False
+    """True if passes change buffers, as spectral norm does."""
 
 
 def costs(config: Config, classes: int) -> dict[str, Costs]:
@@ -53,7 +61,7 @@ def costs(config: Config, classes: int) -> dict[str, Costs]:
             judged, _ = _flops(discriminator, samples, labels)
     return {
         "generator": Costs(weights(generator), flops),
-        "discriminator": Costs(weights(discriminator), judged),
+        "discriminator": Costs(weights(discriminator), judged, bool(moving_buffers(discriminator))),
     }
 
 
@@ -69,10 +77,13 @@ def weights(network: nn.Module) -> Network:
     return Network(sum(weight.nbytes for weight in network.parameters()) - sum(sizes), tuple(sizes))
 
 
-def phases(config: Config, by_role: dict[str, Costs], role: str, images: int, flops: float) -> list[Phase]:
+def phases(
+    config: Config, by_role: dict[str, Costs], role: str, due: frozenset[str], images: int, flops: float
+) -> list[Phase]:
     """Return the passes of an update of a player, in order.
 
     Args:
+        due: gradient penalties of an update of the discriminator.
         images: batch size per GPU.
         flops: floating-point operations per second that a GPU achieves.
     """
@@ -90,7 +101,7 @@ def phases(config: Config, by_role: dict[str, Costs], role: str, images: int, fl
             phase(discriminator, 1 + again, backward=True),  # for its inputs alone, because its weights are frozen
             phase(generator, 2 + again, backward=True, reduces=True, from_data=True),
         ]
-    passes = discriminator_passes(config)
+    passes = discriminator_passes(config, due, moves=discriminator.moves)
     return [
         phase(generator, 1),
         *(phase(discriminator, forwards) for forwards, _ in passes),
@@ -101,28 +112,56 @@ def phases(config: Config, by_role: dict[str, Costs], role: str, images: int, fl
     ]
 
 
-def discriminator_passes(config: Config) -> list[tuple[float, float]]:
-    """Return the passes of the discriminator in its update: cost of forward and backward, in passes of one batch."""
+def updates(config: Config) -> list[tuple[str, float, frozenset[str]]]:
+    """Return the kinds of updates: the player, their number in a step, and the gradient penalties that are due.
+
+    Lazy penalties are due in some updates of the discriminator only, so its numbers are means over steps.
+    """
+    found = ((name, getattr(config.objective, name)) for name in ("r1", "r2", "gradient_penalty"))
+    every = {name: penalty.every for name, penalty in found if penalty is not None}
+    period = math.lcm(*every.values())
+    due = Counter(frozenset(name for name in every if not number % every[name]) for number in range(period))
+    critic = config.training.critic_steps
+    return [("discriminator", critic * count / period, kind) for kind, count in due.items()] + [
+        ("generator", 1.0, frozenset())
+    ]
+
+
+def discriminator_passes(config: Config, due: frozenset[str], *, moves: bool = False) -> list[tuple[float, float]]:
+    """Return the passes of the discriminator in its update: cost of forward and backward, in passes of one batch.
+
+    Args:
+        due: gradient penalties of this update: `r1`, `r2`, `gradient_penalty`.
+        moves: its passes change buffers, as spectral norm does.
+    """
     objective = config.objective
-    penalties = [objective.r1, objective.r2]
-    ends = sum(_ends(penalty) for penalty in penalties)
-    if ends:  # reals, fakes and the ends of differences go through it together
-        return [(2 + ends, 2 * (2 + ends))]
-    made = [(1.0, 2 + (EXACT / penalty.every if penalty is not None else 0)) for penalty in penalties]
-    return made + ([(1.0, 2.0 + EXACT)] if objective.gradient_penalty is not None else [])
+    penalties = [penalty if name in due else None for name, penalty in (("r1", objective.r1), ("r2", objective.r2))]
+    exact = [EXACT if penalty is not None and penalty.method == "exact" else 0.0 for penalty in penalties]
+    ends = [end for penalty in penalties for end in _ends(penalty)]
+    apart = moves or any(exact) or bool(objective.terms) or objective.alignment is not None
+    if not config.discriminator.facts.batch_statistics and (ends or not apart):
+        # Reals, fakes and the ends of differences go through it together.
+        together = 2.0 + sum(ends)
+        made = [(together, together * (2 + max(exact)))]
+    else:
+        made = [(1.0, 2 + more) for more in exact] + [(end, 2 * end) for end in ends]
+    return made + ([(1.0, 2.0 + EXACT)] if "gradient_penalty" in due else [])
 
 
-def _ends(penalty: ZeroCenteredPenaltyConfig | None) -> float:
+def _ends(penalty: ZeroCenteredPenaltyConfig | None) -> list[float]:
+    """Return the size of each end of the differences that are due, in batches."""
     if penalty is None or penalty.method != "finite_difference":
-        return 0.0
-    return (2 if penalty.antithetic else 1) * penalty.fraction / penalty.every
+        return []
+    return [1 / penalty.stride] * penalty.draws * (2 if penalty.antithetic else 1)
 
 
-def keeps_weights(config: Config) -> bool:
-    """Return True if updates of the discriminator take second derivatives, for which weights stay gathered."""
-    objective = config.objective
-    exact = any(penalty is not None and penalty.method == "exact" for penalty in (objective.r1, objective.r2))
-    return exact or objective.gradient_penalty is not None
+def keeps_weights(config: Config, due: frozenset[str]) -> bool:
+    """Return True if an update of the discriminator takes second derivatives, for which weights stay gathered."""
+    zero_centered = {"r1": config.objective.r1, "r2": config.objective.r2}
+    exact = any(
+        penalty is not None and penalty.method == "exact" for name, penalty in zero_centered.items() if name in due
+    )
+    return exact or "gradient_penalty" in due
 
 
 def replicated(seconds: float, weight_bytes: float, gradient_bytes: float) -> Update:
@@ -154,11 +193,10 @@ def engine_step(
     """
     ratio = 0.5 if config.training.gradient_precision == "bf16" else 1.0
     total = 0.0
-    for role, count in (("discriminator", config.training.critic_steps), ("generator", 1)):
-        passes = phases(config, by_role, role, images, flops)
+    for role, count, due in updates(config):
+        passes = phases(config, by_role, role, due, images, flops)
         if engine in ("fsdp", "hsdp"):
-            reshards = not (role == "discriminator" and keeps_weights(config))
-            made = segments(passes, reshards=reshards, gradient_bytes=ratio)
+            made = segments(passes, reshards=not keeps_weights(config, due), gradient_bytes=ratio)
             replicas = max(1, ranks // cluster.per_node) if engine == "hsdp" else 1
             total += count * sharded_seconds(made, ranks, cluster, replicas=replicas, overlaps=overlaps)
             continue
@@ -172,21 +210,20 @@ def engine_step(
 
 def step_flops(config: Config, by_role: dict[str, Costs]) -> float:
     """Return the floating-point operations of a step per image of the batch."""
-    counts = {"discriminator": config.training.critic_steps, "generator": 1}
     return sum(
-        count * phase.seconds for role, count in counts.items() for phase in phases(config, by_role, role, 1, 1.0)
+        count * phase.seconds
+        for role, count, due in updates(config)
+        for phase in phases(config, by_role, role, due, 1, 1.0)
     )
 
 
 def sent_bytes(config: Config, by_role: dict[str, Costs]) -> dict[str, dict[str, float]]:
     """Return the bytes of a step under FSDP2 by player and purpose: of the full tensors, as they are counted."""
     ratio = 0.5 if config.training.gradient_precision == "bf16" else 1.0
-    found = {}
-    for role, count in (("discriminator", config.training.critic_steps), ("generator", 1)):
-        reshards = not (role == "discriminator" and keeps_weights(config))
-        made = segments(phases(config, by_role, role, 1, 1.0), reshards=reshards, gradient_bytes=ratio)
-        found[role] = {
-            "weights": count * sum(one.gathered for one in made),
-            "gradients": count * sum(one.reduced for one in made),
-        }
+    found = {role: {"weights": 0.0, "gradients": 0.0} for role in ("discriminator", "generator")}
+    for role, count, due in updates(config):
+        passes = phases(config, by_role, role, due, 1, 1.0)
+        for one in segments(passes, reshards=not keeps_weights(config, due), gradient_bytes=ratio):
+            found[role]["weights"] += count * one.gathered
+            found[role]["gradients"] += count * one.reduced
     return found

@@ -8,7 +8,8 @@ the recipe's networks and objective (`tools/recipe_costs.py`), without data, pro
 GPU achieves in them.
 
 Assumptions: the batch per GPU is the same for any number of GPUs. Updates of both players take equally long. Traffic
-that grows with the global batch, such as minibatch statistics, is counted at the recipe's batch size.
+that grows with the global batch, such as minibatch statistics, is counted at the recipe's batch size. With `--engines`,
+a pass computes in each block in proportion to the bytes of its weights.
 
     python tools/scale.py configs/digits-dcgan.yaml
     python tools/scale.py configs/cifar10-sngan.yaml --compute 16:0.09 64:0.21 --ethernet 50:1.1
@@ -204,6 +205,18 @@ def timing(text: str) -> tuple[int, float]:
     return int(images), float(seconds)
 
 
+def refuse_ignored(options: argparse.Namespace) -> None:
+    """Exit with one line if an option has no effect beside the others."""
+    if options.compute and (options.engines or options.check):
+        raise SystemExit(f"--compute: has no effect with {'--check' if options.check else '--engines'}; remove it")
+    if options.classes is not None and not options.engines:
+        raise SystemExit("--classes: has an effect with --engines only; remove it, or pass --engines")
+    if options.tflops is not None and (options.check or not options.engines):
+        raise SystemExit("--tflops: has an effect with --engines and without --check only; remove it")
+    if options.check and options.engines and len(options.engines) > 1:
+        raise SystemExit(f"--engines {' '.join(options.engines)}: --check measures one engine; pass one")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", metavar="CONFIG")
@@ -222,13 +235,10 @@ def main() -> None:
         choices=("ddp", "zero1", "zero2", "fsdp", "hsdp"),
         help="compare these engines, from the recipe's networks alone; with --check, measure one of them",
     )
+    parser.add_argument("--classes", type=int, help="with --engines: classes of the data (default: 1000)")
     parser.add_argument(
-        "--classes", type=int, default=1000, help="with --engines: classes of the data (default: %(default)s)"
+        "--tflops", type=float, help="with --engines: 10^12 operations per second that a GPU achieves (default: 300)"
     )
-    parser.add_argument(
-        "--tflops", type=float, default=300.0,
-        help="with --engines: 10^12 operations per second that a GPU achieves (default: %(default)s)",
-    )  # fmt: skip
     parser.add_argument("--per-node", type=int, default=8, metavar="GPUS", help="GPUs per node (default: %(default)s)")
     for name, usual in LINKS.items():
         parser.add_argument(
@@ -243,13 +253,16 @@ def main() -> None:
         help="compare with real ranks on two simulated hosts, at these link speeds in Mbit/s",
     )
     options = parser.parse_intermixed_args()
-    if options.check and (reason := speed.why_no_hosts()):
+    if options.check is not None and (reason := speed.why_no_hosts()):
         raise SystemExit(f"--check: {reason}")
+    refuse_ignored(options)
     config = load_config(options.recipe, options.settings)
+    options.classes = 1000 if options.classes is None else options.classes
+    options.tflops = 300.0 if options.tflops is None else options.tflops
     if options.engines and not options.check:
         compare(options, config)
         return
-    traffic, _ = communication.count(options.recipe, options.settings)
+    traffic = {} if options.engines else communication.count(options.recipe, options.settings)[0]
     if options.check:
         check(options, traffic, config)
     else:
