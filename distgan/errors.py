@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ class NoAnswerError(UserError):
 def printable(text: str) -> str:
     """Return untrusted text with `?` for each character that is not printable, so that it is one line."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def without_secrets(text: str) -> str:
+    """Return text without the user, password and query of each URL in it, for messages."""
+    text = re.sub(r"://(?:[^\s/]*:\S*@|[^\s/]*@)", "://", text)  # a secret key may have a slash in it
+    return re.sub(r"(://[^\s?#]*)[?#]\S*", r"\1", text)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

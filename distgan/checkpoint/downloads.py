@@ -98,7 +98,7 @@ def _divided(source: str) -> tuple[str, int | None]:
     try:
         location = run_location(source)
     except ValueError as error:
-        raise UserError(f"{public_name(source)}: {error}") from None
+        raise UserError(str(error)) from None
     match = _CHECKPOINT.fullmatch(location)
     step = step_of(match[2]) if match else None
     return (match[1], step) if match and step is not None else (location, None)

@@ -39,6 +39,10 @@ _NAME = re.compile(r"(step-\d{8,18})(?:-(\d{1,6}))?")
 _FILE = re.compile(rf"({_NAME.pattern})/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 
 
+_warned: set[str] = set()
+"""URLs of damaged checkpoints that this process has warned about."""
+
+
 class Found(NamedTuple):
     """A complete checkpoint."""
 
@@ -65,8 +69,8 @@ class RemoteCheckpoints:
     def complete(self) -> dict[int, Found]:
         """Return all complete checkpoints by their steps, in the order in which a run resumes.
 
-        The newest comes first, and last come those after `latest`, which the run has discarded. Log a warning for one
-        whose files do not fit its manifest.
+        The newest comes first, and last come those after `latest`, which the run has discarded. Log a warning, once
+        per process, for one whose files do not fit its manifest.
         """
         found = {}
         for name, files in self.listing().items():
@@ -80,7 +84,10 @@ class RemoteCheckpoints:
                 why = "its files do not have the sizes in manifest.json"
             except UserError as error:
                 why = str(error)
-            logger.warning("skipped a damaged checkpoint: %s: %s", self.objects.location(f"{_FOLDER}/{name}"), why)
+            where = self.objects.location(f"{_FOLDER}/{name}")
+            if where not in _warned:
+                _warned.add(where)
+                logger.warning("skipped a damaged checkpoint: %s: %s", where, why)
         return {step: found[step] for step in newest_first(found, step_of(self.latest()))}
 
     def latest(self) -> str:

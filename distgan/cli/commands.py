@@ -212,7 +212,8 @@ def _status(options: argparse.Namespace) -> None:
         return
     from distgan.runs.remote_status import remote_standing
 
-    write_line(remote_standing(folder, options.launch))
+    begun = options.launch is None and not Path(options.run).is_file()
+    write_line(remote_standing(folder, options.launch, begun=begun))
 
 
 def _doctor(options: argparse.Namespace) -> None:

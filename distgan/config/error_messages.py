@@ -103,6 +103,9 @@ def _location(parts: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
 
 
 def _message(error: Any) -> str:
+    if error["type"] == "too_short":
+        bounds = error["ctx"]
+        return f"expected a list of {bounds['min_length']} or more, found {bounds['actual_length']}"
     message: str = error["msg"]
     limit = error.get("ctx", {}).get("le")
     # 19 digits are hard to read.

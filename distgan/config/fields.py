@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from distgan.errors import without_secrets
 from distgan.files import cache_folder
 
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*|(?=\.[0-9]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", re.ASCII)
@@ -66,23 +67,34 @@ def folder(value: str) -> str:
 
 STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss")
 """Protocols of object stores that a run can write to: those in which an object appears whole."""
+_WITH_AT = ("az", "abfs", "abfss", "oci")
+"""Those whose URLs may have an `@`: CONTAINER@ACCOUNT or BUCKET@NAMESPACE."""
 
 
 def run_location(value: str) -> str:
     """A folder's path as of `folder`, or the URL of a folder in an object store without a slash at its end.
 
-    Raises ValueError for a URL of another kind, or without a folder below its bucket.
+    Raises ValueError for a URL of another kind, without a folder below its bucket, with credentials, or with a
+    character that some stores or clients do not take literally.
     """
     scheme, separator, rest = value.partition("://")
     if not separator:
         return folder(value)
-    name = rest.strip("/")
+    name, protocol = rest.strip("/"), scheme.lower()
     parts = name.split("/")
-    if scheme.lower() not in STORES:
-        raise ValueError(f"{value[:200]!r}: expected a folder, or a URL that begins with one of {', '.join(STORES)}")
-    if len(parts) < 2 or not value.isprintable() or set(parts) & {"", ".", ".."} or set(name) & set("*?#[]{}"):
-        raise ValueError(f"{value[:200]!r}: expected a URL of a folder in a bucket, such as s3://bucket/runs/first")
-    return f"{scheme.lower()}://{name}"
+    shown = repr(without_secrets(value)[:200])
+    if protocol not in STORES:
+        raise ValueError(f"{shown}: expected a folder, or a URL that begins with one of {', '.join(STORES)}")
+    if ":" in parts[0] or ("@" in parts[0] and protocol not in _WITH_AT):
+        raise ValueError(
+            f"{shown}: found a user, password or port beside the bucket; remove it, and set the environment variables "
+            "of the store (docs/object-stores.md)"
+        )
+    if special := sorted(set(name) & set("*?#[]{}")):
+        raise ValueError(f"{shown}: found `{special[0]}`, which the URL of a run must not have; rename the folder")
+    if len(parts) < 2 or not value.isprintable() or set(parts) & {"", ".", ".."}:
+        raise ValueError(f"{shown}: expected a URL of a folder in a bucket, such as s3://bucket/runs/first")
+    return f"{protocol}://{name}"
 
 
 def local_copy(url: str, cache: str | None) -> Path:

@@ -14,7 +14,7 @@ from distgan import extensions
 from distgan.config.error_messages import explain, naming_key_at, types_of
 from distgan.config.run import Config
 from distgan.config.yaml_text import read_flow, read_recipe
-from distgan.errors import UserError
+from distgan.errors import UserError, without_secrets
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
@@ -52,7 +52,7 @@ def parse_config(
     except ValidationError as error:
         key, line = explain(error, Config)
         given = [override for override in overrides if _concerns(override.partition("=")[0], key, line)]
-        where = f"override {given[-1][:200]!r}" if given else source
+        where = f"override {without_secrets(given[-1])[:200]!r}" if given else source
         raise UserError(f"{where}: {line}") from None
 
 
@@ -71,7 +71,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
     Raises UserError if the text is no `section.key=value`, or no value for this key.
     """
-    shown = f"override {override[:200]!r}"
+    shown = f"override {without_secrets(override)[:200]!r}"
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, TypeAdapter, WrapValidator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from distgan.config.fields import (
     Batch,
@@ -84,6 +94,17 @@ def _micro_batches(value: Any, _: Any) -> Any:
     return TypeAdapter(Batch).validate_python(value)
 
 
+def _compile(value: Any, _: Any) -> Any:
+    """Return true, false or `blocks`. In place of the check of a union, which reports a mistake twice."""
+    if value == "blocks":
+        return value
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        meant = "; did you mean blocks?" if difflib.get_close_matches(str(value)[:80].lower(), ["blocks"]) else ""
+        raise ValueError(f"expected true, false or blocks, found {str(value)[:80]!r}{meant}") from None
+
+
 class TrainingConfig(Section):
     """Length of the run, batch size, and arithmetic."""
 
@@ -131,7 +152,7 @@ class TrainingConfig(Section):
     more."""
     deterministic: bool = False
     """Use deterministic kernels. A resume on the same number of ranks is then bitwise."""
-    compile: bool | Literal["blocks"] = False
+    compile: Annotated[bool | Literal["blocks"], WrapValidator(_compile)] = False
     """Compile the networks with torch.compile: whole, or `blocks`, each block of a network by itself, which is compiled
     once for all blocks of a kind. Passes with exact gradient penalties stay eager, because compiled code has no double
     backward."""

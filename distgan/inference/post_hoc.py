@@ -24,7 +24,7 @@ from distgan.checkpoint.layout import read_sets
 from distgan.checkpoint.loading import find_checkpoint, load_sets, load_state
 from distgan.checkpoint.merging import write_merged
 from distgan.config import parse_config
-from distgan.data.storage.locations import local_path
+from distgan.data.storage.locations import local_path, public_name
 from distgan.distributed.parts import Stored
 from distgan.errors import UserError, counted
 from distgan.files import reason, writing
@@ -110,7 +110,10 @@ def average(run: str | os.PathLike[str], std: float, destination: str | os.PathL
         raise UserError(f"--std {std:g}: expected a width from 0.01 to 0.25, such as 0.1")
     target = None if destination is None else local_path(destination, "--out")
     if is_url(run):
-        raise UserError(f"{run}: average needs a run folder, found a URL; copy the run to a local folder and pass that")
+        raise UserError(
+            f"{public_name(str(run))}: average needs a run folder, found a URL; copy the run to a local folder and "
+            "pass that"
+        )
     folder = Path(run)
     found = find_checkpoint(folder)
     if found == folder:

@@ -15,6 +15,7 @@ from distgan.checkpoint.downloads import is_url
 from distgan.config import is_run_folder, parse_config
 from distgan.config.fields import run_location
 from distgan.config.yaml_text import read_recipe
+from distgan.data.storage.locations import public_name
 from distgan.errors import UserError
 
 logger = logging.getLogger("distgan")
@@ -38,7 +39,8 @@ def run_folder_of(run_or_recipe: str, overrides: Iterable[str] = ()) -> Path | s
         return config.run_url or config.run_folder
     if overrides:
         raise UserError(
-            f"{run_or_recipe}: overrides need a config, found a run folder; remove {overrides[0]}, or pass the config"
+            f"{public_name(run_or_recipe)}: overrides need a config, found a run folder; remove {overrides[0]}, or "
+            "pass the config"
         )
     if is_url(run_or_recipe):
         try:
@@ -82,14 +84,18 @@ def is_own(folder: Path, path: Path) -> bool:
     return path.resolve().parent == (folder / "checkpoints").resolve()
 
 
-def set_aside(folder: Path) -> None:
-    """Move an earlier training history to `previous-N`. Nothing is deleted."""
+def set_aside(folder: Path, what: str | None = None) -> None:
+    """Move an earlier training history to `previous-N`. Nothing is deleted.
+
+    Args:
+        what: subject and verb of the message, if the run does not start at step 0.
+    """
     found = [folder / name for name in HISTORY if (folder / name).exists()]
     if found:
         aside = _previous(folder)
         for path in found:
             path.rename(aside / path.name)
-        logger.info("starting at step 0; the earlier content of %s is now in %s", folder, aside)
+        logger.info("%s now in %s", what or f"starting at step 0; the earlier content of {folder} is", aside)
 
 
 def set_aside_averages(folder: Path) -> None:

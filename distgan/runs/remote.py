@@ -272,7 +272,7 @@ class RemoteRun:
         """Remove the files of an earlier job from the local folder. Set aside checkpoints that the store lacks."""
         local = self.folder / "checkpoints"
         if self.runtime.is_main and set(steps(local)) - self.checkpoints.complete().keys():
-            set_aside(self.folder)
+            set_aside(self.folder, "local checkpoints that the store lacks are")
         for name in ("checkpoints", "averages", "tensorboard", "trackers", "samples"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 

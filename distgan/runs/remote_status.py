@@ -18,14 +18,17 @@ from distgan.runs.status import STATUS_LIMIT, RunStatus, Status, describe, now
 from distgan.runs.stop_request import REQUEST
 
 
-def remote_standing(url: str, launch: str | None = None) -> RunStatus:
+def remote_standing(url: str, launch: str | None = None, *, begun: bool = False) -> RunStatus:
     """Return the status of a run or, if `launch` is given, of that launch of it.
 
     It is `killed` if the lease of a running job is older than `LEASE_SECONDS` by this machine's clock.
 
+    Args:
+        begun: refuse a folder that holds no run. Otherwise the run of a config may not have begun.
+
     Raises:
         NoAnswerError: the store cannot be read.
-        UserError: status.json is damaged.
+        UserError: there is no run, or status.json is damaged.
     """
     objects = ObjectFolder(url)
     try:
@@ -37,6 +40,10 @@ def remote_standing(url: str, launch: str | None = None) -> RunStatus:
         newest = next(iter(RemoteCheckpoints(objects).complete()), -1)
     except OSError as error:
         raise NoAnswerError(f"{public_name(url)}: cannot read the run: {reason(error)}") from None
+    if begun and status is None and newest == -1:
+        raise UserError(
+            f"{public_name(url)}: not a run (no status.json in it); pass the run_dir of a run, or its config"
+        )
     return describe(status, newest, launch, killed=killed)
 
 

@@ -72,7 +72,18 @@ from tests.configs import MINIMAL, VALID, write
         ("generator.width=", ["generator.width: expected a decimal number, found ''"]),
         ("generator.architecture=dcgna", ["generator.architecture: 'dcgna' is not known; did you mean dcgan?"]),
         ("generator.widht=3", ["generator.widht: no option of architecture: dcgan; did you mean 'width'?"]),
-        ("training.compile=", ["training.compile = ''", "boolean"]),
+        ("training.compile=", ["training.compile: expected true, false or blocks, found ''"]),
+        ("training.compile=block", ["expected true, false or blocks, found 'block'; did you mean blocks?"]),
+        (
+            "objective.augmentation={augmentation: diffaugment, policy: []}",
+            ["objective.augmentation.policy = []: expected a list of 1 or more"],
+        ),
+        ("run_dir=s3://key:hidden@bucket/x", ["run_dir: 's3://bucket/x': found a user, password or port"]),
+        ("run_dir=az://a:hidden@b/x", ["run_dir: 'az://b/x': found a user, password or port"]),
+        ("run_dir=s3://key:a/hidden@bucket/x", ["run_dir: 's3://bucket/x': found a user, password or port"]),
+        ("run_dir=https://a:hidden@host/x?sig=hidden", ["run_dir: 'https://host/x': expected a folder, or a URL"]),
+        ("run_dir=s3://bucket/x?sig=hidden", ["run_dir: 's3://bucket/x': found `?`"]),
+        ("run_dir=s3://bucket/x[1]", ["run_dir: 's3://bucket/x[1]': found `[`", "rename the folder"]),
         ("objective.label_smoothing={real: 2.0}", ["objective.label_smoothing.real"]),
         ("objective.label_smoothing={real: [0.9, 0.1]}", ["objective.label_smoothing", "[0.9, 0.1] is no range"]),
         ("objective.gradient_penalty={}", ["discriminator.normalization", "use layer or none"]),
@@ -126,6 +137,7 @@ def test_mistakes_are_one_line_naming_key_and_fix(tmp_path: Path, override: str,
         load_config(path, [override])
     message = str(caught.value)
     assert "\n" not in message
+    assert "hidden" not in message
     for part in parts:
         assert part in message, message
 

@@ -58,7 +58,7 @@ def write_row(folder: Path, step: int) -> None:
         file.write(json.dumps({"step": step}) + "\n")
 
 
-def test_a_machine_keeps_its_files_until_another_one_trains(tmp_path: Path) -> None:
+def test_a_machine_keeps_its_files_until_another_one_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     killed = []  # jobs that never leave their context, while they are referenced
     with ExitStack() as held:
@@ -82,7 +82,10 @@ def test_a_machine_keeps_its_files_until_another_one_trains(tmp_path: Path) -> N
         path, there = run.fetch()
         assert (path, there) == (b / "checkpoints" / "step-00000001", [1])
     with ExitStack() as held:
+        caplog.set_level("INFO", "distgan")
         start(a, held)
+        assert f"local checkpoints that the store lacks are now in {a / 'previous-1'}" in caplog.text
+        assert "step 0" not in caplog.text
         assert names(a / "previous-1" / "checkpoints") == ["latest", "step-00000001", "step-00000002"]
         assert not (a / "checkpoints").exists()
         assert (a / "metrics.jsonl").read_text() == '{"step": 1}\n'

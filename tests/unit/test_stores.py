@@ -22,6 +22,7 @@ from distgan.data.index.saving import save_index
 from distgan.data.storage import filesystem
 from distgan.data.storage.patterns import expand
 from distgan.data.storage.store_errors import explain
+from distgan.runs.remote_status import remote_standing
 from tests.servers import RangeServer, free_port, range_server, s3_server
 from tests.shards import build_index, refusal, write_numbered
 
@@ -237,6 +238,10 @@ def test_a_bucket_that_is_not_there(bucket: Any) -> None:
         assert "not found" in (said := refusal(build_index, url))
         assert said.startswith(url)
     assert "NoSuchBucket" in refusal(build_index, "s3://none/a")
+    for given in (True, False):
+        assert "NoSuchBucket" in refusal(lambda url, given=given: remote_standing(url, begun=given), "s3://none/a")
+    assert "not a run" in refusal(lambda url: remote_standing(url, begun=True), "s3://bucket/no-run")
+    assert str(remote_standing("s3://bucket/no-run")) == "none -1"
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +251,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         said = refusal(action, "GS://bucket/photos/*.tar")
         assert said.startswith("gs://bucket/photos/")
         assert "pip install gcsfs" in said
+    assert refusal(remote_standing, "gs://bucket/x").startswith("gs://bucket/x: cannot import")
 
 
 def test_listing_an_endpoint_that_is_dead_ends_in_one_line(tmp_path: Path) -> None:
@@ -268,7 +274,11 @@ def test_listing_an_endpoint_that_is_dead_ends_in_one_line(tmp_path: Path) -> No
     ("error", "said"),
     [
         (TimeoutError(), "not answer in time"),
-        (ValueError("Invalid endpoint: nohost"), "ValueError: Invalid endpoint: nohost"),
+        (ValueError("Invalid endpoint: nohost"), "AWS_ENDPOINT_URL: 'nohost' is no URL"),
+        (
+            type("ParamValidationError", (Exception,), {})('"u:word@b": must match ^[a-z]'),
+            "valid name",
+        ),
         (KeyError("x"), "KeyError"),
         (PermissionError("Access Denied"), "access refused"),
         (aiohttp.ClientPayloadError("half"), "connection broke"),

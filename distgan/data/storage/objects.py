@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distgan.data.storage.filesystem import ask, filesystem, get
-from distgan.data.storage.store_errors import StoreError
+from distgan.data.storage.store_errors import StoreError, lacks_bucket
 
 _Result = TypeVar("_Result")
 
@@ -44,7 +44,9 @@ class ObjectFolder:
         def find(store: Any) -> dict[str, int]:
             try:
                 found = store.find(where, detail=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if lacks_bucket(error):
+                    raise
                 return {}
             first = len(store._strip_protocol(where).rstrip("/")) + 1
             return {name[first:]: int(info["size"]) for name, info in found.items() if name[first:]}
@@ -148,6 +150,6 @@ class ObjectFolder:
         if places:
             self._ask(places[0], remove)
 
-    @staticmethod
-    def _ask(where: str, request: Callable[[Any], _Result]) -> _Result:
+    def _ask(self, where: str, request: Callable[[Any], _Result]) -> _Result:
+        filesystem(self.url)  # a package that is missing is an error of the folder, not of one object
         return ask(where, request, repeat=True)

@@ -114,7 +114,14 @@ def explain(url: str, error: Exception, handled: BaseException | None = None) ->
     cause = chain[-1] if isinstance(error, FileNotFoundError) else error
     text = _text(url, cause)
     if names & _INVALID:
-        return StoreError(f"not a valid name for this store: {text}; check the URL")
+        # Clients quote the name, which may hold a password, and the pattern that it does not match.
+        said = f" ({text})" if "ParamValidationError" not in names else ""
+        return StoreError(f"not a valid name for this store{said}; check the bucket or host in the URL")
+    if family == "s3" and text.startswith("Invalid endpoint"):
+        return StoreError(
+            f"AWS_ENDPOINT_URL: {text.rpartition(': ')[2].rpartition('@')[2]!r} is no URL; give it a scheme, as in "
+            "https://HOST:PORT"
+        )
     if names & _TLS:
         return StoreError(f"no secure connection: {text}; check the server's certificate and the URL's protocol")
     if names & _TIMEOUTS:
@@ -126,6 +133,11 @@ def explain(url: str, error: Exception, handled: BaseException | None = None) ->
         return StoreError(f"the connection broke ({text}); try again later", transient=True)
     kind = type(cause).__name__
     return StoreError(text if text == kind or type(cause) is OSError else f"{kind}: {text}")
+
+
+def lacks_bucket(error: BaseException) -> bool:
+    """Return True if a store says that the bucket of a request does not exist."""
+    return any(_code(link) in ("NoSuchBucket", "ContainerNotFound") for link in _chain(error, None))
 
 
 def missing_package(url: str, error: ImportError) -> str:
