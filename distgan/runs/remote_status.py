@@ -28,7 +28,7 @@ def remote_standing(url: str, launch: str | None = None, *, begun: bool = False)
 
     Raises:
         NoAnswerError: the store cannot be read.
-        UserError: there is no run, or status.json is damaged.
+        UserError: there is no run or no bucket, or status.json is damaged.
     """
     objects = ObjectFolder(url)
     try:
@@ -39,7 +39,9 @@ def remote_standing(url: str, launch: str | None = None, *, begun: bool = False)
             killed, status = killed and again == status, again
         newest = next(iter(RemoteCheckpoints(objects).complete()), -1)
     except OSError as error:
-        raise NoAnswerError(f"{public_name(url)}: cannot read the run: {reason(error)}") from None
+        # Trying again does not help against a missing bucket.
+        kind = UserError if getattr(error, "status", None) == 404 else NoAnswerError
+        raise kind(f"{public_name(url)}: cannot read the run: {reason(error)}") from None
     if begun and status is None and newest == -1:
         raise UserError(
             f"{public_name(url)}: not a run (no status.json in it); pass the run_dir of a run, or its config"
