@@ -129,7 +129,8 @@ def _where_to_resume_remote(remote: RemoteRun, resume: str, runtime: Runtime) ->
     """Do the same for a run in an object store, and copy its checkpoint to each node. Collective."""
     if resume == "auto":
         return remote.fetch()
-    if (step := remote.own_step(resume)) is not None:
+    # As rank 0 has it: after a divergence, the path is that in the folder of its node.
+    if (step := runtime.broadcast_object(remote.own_step(resume))) is not None:
         return remote.fetch(step)
     with runtime.raise_on_all_ranks():
         newest = remote.newest_step() if runtime.is_main else None

@@ -66,7 +66,7 @@ def augmented(accumulation: int, name: str) -> dict[str, Any]:
             places = torch.arange(first, first + share)
             batch = MicroBatch(places, fakes[places].flatten(1), None, reals[places], None)
             signs.append(objective(batch, 0, update)[1]["augmentation/sign"])
-            for kind, seen in zip(("real", "fake"), discriminator.seen, strict=True):
+            for kind, seen in zip(("real", "fake"), torch.cat(discriminator.seen).chunk(2), strict=True):
                 images |= {f"{kind} {place}": image for place, image in zip(places.tolist(), seen, strict=True)}
             discriminator.seen.clear()
         controller.update(signs, torch.ones(()), index=update, images=BATCH)

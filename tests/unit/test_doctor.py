@@ -213,10 +213,10 @@ def test_a_failure_ends_with_1(tmp_path: Path, digits: Path, capsys: pytest.Capt
 def test_whatever_fails_in_the_rehearsal_there_is_a_verdict(
     tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: list[str]
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr("distgan.training.loop.run", full)
+    monkeypatch.setattr("distgan.training.loop.train_step", full)
     lines: list[str] = []
     assert not examine(load_config(recipe(tmp_path, digits)), lines.append)
     [failed] = [line for line in lines if line.startswith("FAILED")]
