@@ -7,7 +7,7 @@
         latest              name of the checkpoint written last
         best.json           {step, metric, value}: a checkpoint that is never pruned
 
-All ranks write a checkpoint as `step-XXXXXXXX.tmp`. Each file is synced to disk. When all ranks have done so, rank 0
+All ranks write a checkpoint as `step-00000042.tmp`. Each file is synced to disk. When all ranks have done so, rank 0
 writes the manifest, updates `latest`, and renames the directory; if it is killed in between, the next writer does. If a
 run resumes from an earlier step, it discards the later checkpoints: reading prefers checkpoints up to `latest`, and the
 next pruning removes the later ones.
@@ -219,7 +219,7 @@ def settle_unfinished(folder: Path) -> None:
         match = _UNFINISHED.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir():
             continue
-        if match[2] or not _verifies(path):
+        if match[2] or not verifies(path):
             shutil.rmtree(path)
         else:
             publish(path, folder / match[1])
@@ -229,7 +229,8 @@ def _aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.removed.tmp")
 
 
-def _verifies(path: Path) -> bool:
+def verifies(path: Path) -> bool:
+    """Return True if a checkpoint passes `verify`."""
     try:
         verify(path)
     except UserError:

@@ -2,7 +2,7 @@
 
 The objects have the names of the files of a run folder (see `directory`). All files of a checkpoint are written before
 its manifest, and `latest` after that. A checkpoint that is removed loses its manifest first. One that is written again
-gets another folder, `step-XXXXXXXX-2`, and the highest number counts. Therefore a checkpoint with a manifest, whose
+gets another folder, `step-00000042-2`, and the highest number counts. Therefore a checkpoint with a manifest, whose
 files have the sizes of the manifest, is complete whenever a job is killed.
 """
 
@@ -26,6 +26,7 @@ from distgan.checkpoint.directory import (
     newest_first,
     parse_record,
     publish,
+    verifies,
 )
 from distgan.data.storage.objects import ObjectFolder
 from distgan.errors import UserError
@@ -129,7 +130,7 @@ class RemoteCheckpoints:
         """
         manifest, path = self.parse(*found), folder / directory_name(_order(found.name)[0])
         temporary = folder / f"{path.name}.tmp"
-        if _is_copy(path, found.manifest, manifest):
+        if _is_copy(path, found.manifest):
             return path
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -197,12 +198,11 @@ def missing_files(manifest: Manifest, sizes: dict[str, int]) -> list[str]:
     return [name for name, entry in manifest.files.items() if sizes.get(name) != entry.bytes]
 
 
-def _is_copy(path: Path, content: bytes, manifest: Manifest) -> bool:
+def _is_copy(path: Path, content: bytes) -> bool:
     try:
-        same = read_bounded(path / MANIFEST, JSON_LIMIT) == content
+        return read_bounded(path / MANIFEST, JSON_LIMIT) == content and verifies(path)
     except UserError:
         return False
-    return same and all(_is_file(path / name, entry) for name, entry in manifest.files.items())
 
 
 def _is_file(path: Path, entry: FileEntry) -> bool:

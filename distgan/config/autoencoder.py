@@ -22,12 +22,12 @@ class _DiffusersOptions(Section):
 
 class _TrainedOptions(Section):
     path: str
-    """Run, checkpoint or export of an autoencoder (`generator.architecture: autoencoder`)."""
+    """Run, checkpoint or export of an autoencoder (`generator.architecture: autoencoder`), or its URL."""
 
 
 class AutoencoderConfig(NamedSection):
     """A fixed autoencoder of images. A path alone stands for `{autoencoder: diffusers, path: PATH}`, or, if there is a
-    run, checkpoint or export of distgan, for `{autoencoder: distgan, path: PATH}`."""
+    run, checkpoint or export of distgan, or for a URL, for `{autoencoder: distgan, path: PATH}`."""
 
     naming_key: ClassVar = "autoencoder"
     built_in: ClassVar = {
@@ -50,7 +50,9 @@ class AutoencoderConfig(NamedSection):
 def _folder(path: str) -> dict[str, Any]:
     """Return the section of a folder."""
     place = Path(path)
-    made_here = any((place / name).exists() for name in ("checkpoints", "state.json", "model.safetensors"))
+    made_here = "://" in path or any(
+        (place / name).exists() for name in ("checkpoints", "state.json", "model.safetensors")
+    )
     return {"autoencoder": "distgan" if made_here else "diffusers", "path": path}
 
 

@@ -142,8 +142,10 @@ class Runtime(Control):
             blocks: parts of the network that may be sharded one by one. Without them the objective may use weights
                 outside of the network's forward pass.
         """
+        if self.shards_weights:
+            return FSDPEngine(objective, network, make_optimizer, self, blocks)
         make_engine = self._make_engine if self.world_size > 1 else DDPEngine
-        return make_engine(objective, network, make_optimizer, self, blocks)
+        return make_engine(objective, network, make_optimizer, self)
 
     @contextmanager
     def full_params(self, network: nn.Module) -> Iterator[None]:

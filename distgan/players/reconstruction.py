@@ -86,9 +86,11 @@ class Reconstruction:
         weight = adversarial.new_tensor(config.adversarial_weight if started else 0.0)
         if started and config.adaptive:
             weight = weight * adaptive_weight(loss, adversarial, self._last_weight)
+        if started:  # 0 times an infinite value would not be 0
+            loss = loss + weight * adversarial
         parts["generator/adversarial_weight"] = weight
         parts["loss/kl"] = kl_divergence(at_least_float32(moments)) / reals[0].numel()
-        return loss + weight * adversarial + config.kl * parts["loss/kl"]
+        return loss + config.kl * parts["loss/kl"]
 
     @property
     def _last_weight(self) -> Tensor:

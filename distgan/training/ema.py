@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distgan.distributed.parts import Stored, local, shard_as, shard_network_as
+from distgan.distributed.parts import Stored, local, shard_as, shard_network_as, whole
 from distgan.errors import UserError
 from distgan.networks.moving import moving_buffers
 from distgan.schedule import power_decay
@@ -86,6 +86,21 @@ class Profiles:
     def state(self) -> dict[str, Tensor]:
         """Return `STD/PARAMETER` -> average, without copying. Copy into these tensors to load a state."""
         return {f"{std}/{name}": tensor for std, of in self._averages.items() for name, tensor in of.items()}
+
+    def snapshot(self, *, keep: bool) -> dict[str, Tensor]:
+        """Return the whole averages in host memory, as `state` names them. Collective: call on every rank.
+
+        Tensors are gathered one at a time, so that devices never hold all.
+
+        Args:
+            keep: False returns nothing, on ranks that do not write them.
+        """
+        found = {}
+        for name, tensor in self.state().items():
+            gathered = whole(tensor)
+            if keep:
+                found[name] = gathered.cpu()
+        return found
 
     def check(self, path: Path, saved: Mapping[str, Stored]) -> None:
         """Raise UserError unless a checkpoint's averages are of these widths and of this generator."""

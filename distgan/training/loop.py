@@ -20,7 +20,6 @@ from distgan.config import Config
 from distgan.data.index.loading import load_index
 from distgan.data.index.table import Index
 from distgan.distributed.launcher_settings import filled_keys, with_launcher_settings
-from distgan.distributed.parts import whole
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError, within_memory
 from distgan.extensions import refresh_digests
@@ -293,7 +292,7 @@ def train_step(
     state.average.update(ema_decay(config.ema, images, usual, state.length), applied)
     state.profiles.update(images, progress.images - images, applied)
     if snapshot_due(config.ema, images, progress.images):
-        profiles = {name: whole(tensor) for name, tensor in state.profiles.state().items()}
+        profiles = state.profiles.snapshot(keep=runtime.is_main)
         if runtime.is_main:
             write_snapshot(config.run_folder, progress.images, profiles)
     progress.step += 1

@@ -150,13 +150,10 @@ def prepare_passes(role: str, network: nn.Module, config: Config) -> None:
     if training.activation_checkpointing:
         moving = {id(buffer) for buffer in moving_buffers(network)}
         for block in blocks:
-            moves = any(id(buffer) in moving for buffer in block.buffers())
-            if moves or uses_reference(block):
-                what = (
-                    "virtual batch norm, whose reference moments are not there"
-                    if not moves
-                    else ("buffers that move in each pass, as spectral norm's vectors, and they would move again")
-                )
+            what = "virtual batch norm, whose reference moments are not there" if uses_reference(block) else None
+            if any(id(buffer) in moving for buffer in block.buffers()):
+                what = "buffers that move in each pass, as spectral norm's vectors, and would move again"
+            if what is not None:
                 raise UserError(
                     f"{key}: the blocks of the {role} have {what} in the recomputation; {fix}, or turn that off",
                     everywhere=True,

@@ -21,7 +21,6 @@ from distgan.data.packing.pack import pack
 from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.inference.export import export
-from distgan.losses.level_noise import add_level_noise, noise_levels
 from distgan.networks import assign_weights, build_discriminator, build_generator
 from distgan.networks.shape import SampleShape, sample_shape
 from distgan.players.finite_differences import check_finite_differences
@@ -242,16 +241,6 @@ def test_one_update_of_each_player_is_that_of_the_formulas() -> None:
     expected = adamw(g, torch.nn.functional.softplus(real.detach() - fake).mean())
     for name, weight in generator.named_parameters():
         torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-6, atol=1e-7, msg=name)
-
-
-def test_noise_of_levels() -> None:
-    assert noise_levels(4) == pytest.approx([0.885, 0.76, 0.51, 0.01])
-    # Each level alone has noise of its share; and a level's noise is the next one's, faded, and more.
-    noise = torch.randn(4000, 4, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = add_level_noise(torch.zeros_like(noise), noise)
-    assert found.std((0, 2, 3, 4)).tolist() == pytest.approx(noise_levels(4), rel=0.02)
-    between = (found[:, 0] * found[:, 1]).mean() / found[:, 1].square().mean()
-    assert between.item() == pytest.approx((1 - 0.885) / (1 - 0.76), rel=0.05)
 
 
 def test_styles_follow_the_mean_of_their_class_and_can_be_truncated_toward_it() -> None:

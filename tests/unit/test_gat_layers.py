@@ -1,4 +1,4 @@
-"""GAT's norm in both precisions."""
+"""GAT's noise of levels, and its norm in both precisions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ import pytest
 import torch
 from torch import nn
 
+from distgan.losses.level_noise import add_level_noise, noise_levels
 from distgan.networks.gat.discriminator import GATDiscriminator
 from distgan.networks.gat.generator import GATGenerator
 from distgan.networks.gat.layers import RootMeanSquareNorm
 from distgan.networks.shape import SampleShape
+
+
+def test_noise_of_levels() -> None:
+    assert noise_levels(4) == pytest.approx([0.885, 0.76, 0.51, 0.01])
+    # Each level alone has noise of its share; and a level's noise is the next one's, faded, and more.
+    noise = torch.randn(4000, 4, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = add_level_noise(torch.zeros_like(noise), noise)
+    assert found.std((0, 2, 3, 4)).tolist() == pytest.approx(noise_levels(4), rel=0.02)
+    between = (found[:, 0] * found[:, 1]).mean() / found[:, 1].square().mean()
+    assert between.item() == pytest.approx((1 - 0.885) / (1 - 0.76), rel=0.05)
 
 
 @pytest.mark.parametrize("eps", [None, 1e-6])

@@ -112,12 +112,8 @@ def test_a_number_that_is_free_again_is_not_taken(objects: ObjectFolder) -> None
     assert objects.names("lease").keys() == {"00000003.json"}
 
 
-def test_without_conditional_writes_the_last_writer_holds_the_run(
-    objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ObjectFolder, "creates_exclusively", False)
-    one, other = Lease(objects, 1, "one"), Lease(objects, 1, "other")
-    monkeypatch.setattr(objects, "size", lambda name: None)  # both have looked before the other wrote
+def _race(one: Lease, other: Lease) -> Lease:
+    """Create both leases at once, and return the one that holds the run."""
     results: dict[str, bool] = {}
     threads = [
         threading.Thread(target=lambda of=of: results.update({of.token: of._create()}))  # type: ignore[misc]
@@ -128,8 +124,17 @@ def test_without_conditional_writes_the_last_writer_holds_the_run(
     for thread in threads:
         thread.join()
     assert sorted(results.values()) == [False, True]
+    return one if results[one.token] else other
+
+
+def test_without_conditional_writes_the_last_writer_holds_the_run(
+    objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ObjectFolder, "creates_exclusively", False)
+    one, other = Lease(objects, 1, "one"), Lease(objects, 1, "other")
+    monkeypatch.setattr(objects, "size", lambda name: None)  # both have looked before the other wrote
+    holder = _race(one, other)
     # One that wrote later still is noticed by the first at its next look.
-    holder = one if results["one"] else other
     objects.write("lease/00000001.json", Lease(objects, 1, "late")._content())
     with pytest.raises(StoreError, match="another job"):
         holder.check()
@@ -148,17 +153,7 @@ def test_a_store_that_ignores_the_condition_of_a_write(objects: ObjectFolder, mo
     assert not objects.try_exclusive("probe")
     assert objects.names() == {}
     one, other = Lease(objects, 1, "one"), Lease(objects, 1, "other")
-    results: dict[str, bool] = {}
-    threads = [
-        threading.Thread(target=lambda of=of: results.update({of.token: of._create()}))  # type: ignore[misc]
-        for of in (one, other)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results.values()) == [False, True]
-    holder = one if results["one"] else other
+    holder = _race(one, other)
     holder.check()
     objects.create("lease/00000001.json", Lease(objects, 1, "late")._content())
     with pytest.raises(StoreError, match="another job"):

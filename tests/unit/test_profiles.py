@@ -49,8 +49,9 @@ def test_updates_weigh_time_by_a_power() -> None:
         profiles.update(step * 64, 64, torch.ones(()))
     for std in (0.05, 0.1):
         exponent = power_exponent(std)
-        found = profiles.state()[f"{std}/weight"].item()
+        found = profiles.snapshot(keep=True)[f"{std}/weight"].item()
         assert found == pytest.approx((exponent + 1) / (exponent + 2), abs=1e-3)
+    assert profiles.snapshot(keep=False) == {}
 
 
 def test_a_skipped_update_changes_nothing() -> None:

@@ -132,6 +132,14 @@ def test_the_adversarial_term_starts_at_an_image_count() -> None:
         assert (abs(rest.item()) > 1e-9) == started
 
 
+def test_an_infinite_logit_does_not_matter_before_the_start() -> None:
+    generator, discriminator = players(config("objective.reconstruction.adversarial_start_kimg=0.05"))
+    discriminator.network.output.bias.data.fill_(torch.inf)
+    loss, parts = generator(batch(), 0)
+    assert parts["loss/adversarial"].isinf()
+    assert loss.isfinite()
+
+
 def test_lpips_enters_loss_and_weight(weights: Path) -> None:  # noqa: F811
     section = f"{{kl: 0, perceptual: {{weights: {weights}, weight: 2}}}}"
     objective, _ = players(config(f"objective.reconstruction={section}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -32,14 +32,7 @@ class DDPEngine:
     name = "DDP"
     regroups_moments = True
 
-    def __init__(
-        self,
-        objective: nn.Module,
-        network: nn.Module,
-        make_optimizer: MakeOptimizer,
-        runtime: EngineRuntime,
-        blocks: Sequence[nn.Module] = (),
-    ) -> None:
+    def __init__(self, objective: nn.Module, network: nn.Module, make_optimizer: MakeOptimizer, runtime: EngineRuntime):
         self.network, self.runtime = network, runtime
         self._objective = objective.to(runtime.device)
         self.module = self._wrap()

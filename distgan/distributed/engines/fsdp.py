@@ -96,7 +96,7 @@ class FSDPEngine:
         network: nn.Module,
         make_optimizer: MakeOptimizer,
         runtime: EngineRuntime,
-        blocks: Sequence[nn.Module] = (),
+        blocks: Sequence[nn.Module],
     ) -> None:
         self.network, self._runtime = network, runtime
         mesh = _mesh(runtime)

@@ -11,7 +11,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -50,8 +50,6 @@ class ZeroEngine:
         network: nn.Module,
         make_optimizer: MakeOptimizer,
         runtime: EngineRuntime,
-        blocks: Sequence[nn.Module] = (),
-        *,
         config: Mapping[str, Any],
     ) -> None:
         self.network, self._runtime = network, runtime
