@@ -151,6 +151,11 @@ def test_links_resolve(page: Path) -> None:
 
 
 @every_page
+def test_merges_are_finished(page: Path) -> None:
+    assert re.findall(r"^(?:<{7}|={7}$|>{7}).*", page.read_text(), re.MULTILINE) == []
+
+
+@every_page
 def test_files_exist(page: Path) -> None:
     pattern = r"(?<![\w./-])(?:launch|configs|docs|tools|tests|distgan)/(?:[\w./-]*\w)?"
     named = {name for text in [*spans(page), *shell_lines(page)] for name in re.findall(pattern, text)}
