@@ -145,10 +145,12 @@ def _check_declared(network: nn.Module, name: str) -> None:
     for key, module in network.named_modules():
         declared = getattr(module, "moving_buffers", ())
         saved = dict(module.named_buffers(recurse=False)).keys() - module._non_persistent_buffers_set
-        if not isinstance(declared, tuple) or not saved.issuperset(declared):
+        is_of_class = "moving_buffers" not in vars(module)
+        if not (is_of_class and isinstance(declared, tuple) and saved.issuperset(declared)):
             raise UserError(
-                f"{name}: {key or type(module).__name__}.moving_buffers = {declared!r}: expected a tuple of names of "
-                f"its buffers that are saved ({', '.join(sorted(saved)) or 'it has none'})"
+                f"{name}: {key or type(module).__name__}.moving_buffers = {declared!r}: expected an attribute of "
+                "the class, a tuple of names of its buffers that are saved "
+                f"({', '.join(sorted(saved)) or 'it has none'})"
             )
 
 

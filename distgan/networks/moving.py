@@ -11,8 +11,6 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from distgan.networks.layers.spectral_norm import power_iteration_vectors
-
 _ATTRIBUTE = "_distgan_moving_buffers"
 
 
@@ -33,7 +31,7 @@ def moving_buffers(network: nn.Module) -> list[Tensor]:
 
 
 def _equal_moving_buffers(network: nn.Module) -> list[Tensor]:
-    declared = [
-        module.get_buffer(name) for module in network.modules() for name in getattr(module, "moving_buffers", ())
+    # Attributes of the class: `getattr` of a module searches its parameters and children too, in every update.
+    return [
+        module.get_buffer(name) for module in network.modules() for name in getattr(type(module), "moving_buffers", ())
     ]
-    return power_iteration_vectors(network) + declared

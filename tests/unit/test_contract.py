@@ -59,6 +59,13 @@ class Declaring(Net):
     moving_buffers = ("passes",)
 
 
+class DeclaringLate(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.moving_buffers = ("passes",)
+
+
 class Forgetful(Net):
     """Counts its passes in a buffer that no checkpoint has."""
 
@@ -193,6 +200,7 @@ def leave(images: Tensor) -> Tensor:
         (Unused, Critic, ["generator G", "2 parameters get no gradient", "spare.weight", "requires_grad_(False)"]),
         (Forgetful, Critic, ["generator G", "buffer passes", "persistent=True"]),
         (Declaring, Critic, ["generator G", "Declaring.moving_buffers = ('passes',)", "tuple of names"]),
+        (DeclaringLate, Critic, ["generator G", "DeclaringLate.moving_buffers", "attribute of the class"]),
         (lambda: Wrapped(lambda x: x.flatten(1)), Critic, ["generator G", "(4, 16)", "(4, 1, 4, 4)"]),
         (lambda: Wrapped(lambda x: (x, x)), Critic, ["generator G", "returned tuple", "(4, 1, 4, 4)"]),
         (lambda: Wrapped(lambda x: x.long()), Critic, ["generator G", "torch.int64", "floats"]),

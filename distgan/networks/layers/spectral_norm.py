@@ -26,6 +26,8 @@ class SpectralNorm(nn.Module):
     three digits of bfloat16.
     """
 
+    moving_buffers = ("u", "v")
+
     def __init__(self, weight: Tensor, outputs_dim: int) -> None:
         super().__init__()
         self.outputs_dim = outputs_dim
