@@ -107,6 +107,7 @@ PAPERS: dict[str, tuple[str, dict[str, Any]]] = {
         "Hyun et al. 2026",
         {**both("architecture", "gat"), "objective.adversarial": "relativistic_paired",
          **{f"objective.{name}.method": "finite_difference" for name in ("r1", "r2")},
+         **{f"objective.{name}.gamma.end": 0.1 for name in ("r1", "r2")},
          **both("optimizer.betas", (0.0, 0.99)), **both("optimizer.max_gradient_norm", 1.0),
          "training.generator_reals": "last", "training.generator_latents": "last"},
     ),
