@@ -98,8 +98,10 @@ def purpose(names: set[str]) -> str:
         return "readings"
     if "Control.exchange" in names:
         return "flags"
+    if "FSDPEngine._sum_over_shards" in names:
+        return "gradient norm"
     if "_AllReduceSum.forward" in names:
-        return "gradient norm" if names & {"ZeroEngine._before_step", "FSDPEngine.step"} else "batch statistics"
+        return "gradient norm" if "ZeroEngine._before_step" in names else "batch statistics"
     return "gradients" if any(name.endswith("Engine.backward") for name in names) else "weights"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from distgan.distributed.blocks import declared_blocks
 from distgan.networks.moving import moving_buffers
 from distgan.networks.shape import sample_shape
 from tools.scaling import Cluster, Update, update_seconds
-from tools.sharding import Network, Phase, segments, sharded_seconds, zero_seconds
+from tools.sharding import Network, Phase, Segment, segments, sharded_seconds, zero_seconds
 
 BUCKET, FIRST_BUCKET = 25 << 20, 1 << 20
 """Bytes of DDP's gradient buckets."""
@@ -174,6 +174,19 @@ def replicated(seconds: float, weight_bytes: float, gradient_bytes: float) -> Up
     return Update(seconds, weight_bytes * gradient_bytes, buckets, 0, 0.0)
 
 
+def gradient_ratio(config: Config) -> float:
+    """Return the bytes of gradients per byte of weights."""
+    return 0.5 if config.training.gradient_precision == "bf16" else 1.0
+
+
+def sharded(config: Config, passes: list[Phase], due: frozenset[str]) -> list[Segment]:
+    """Return the segments under FSDP2 of an update with these passes, which its micro-batches divide."""
+    micro_batches = config.training.accumulation
+    parts = [replace(phase, seconds=phase.seconds / micro_batches) for phase in passes]
+    reshards = not keeps_weights(config, due)
+    return segments(parts, micro_batches=micro_batches, reshards=reshards, gradient_bytes=gradient_ratio(config))
+
+
 def engine_step(
     config: Config,
     by_role: dict[str, Costs],
@@ -191,17 +204,16 @@ def engine_step(
         images, flops: see `phases`.
         overlaps: see `sharded_seconds`.
     """
-    ratio = 0.5 if config.training.gradient_precision == "bf16" else 1.0
     total = 0.0
     for role, count, due in updates(config):
         passes = phases(config, by_role, role, due, images, flops)
         if engine in ("fsdp", "hsdp"):
-            made = segments(passes, reshards=not keeps_weights(config, due), gradient_bytes=ratio)
+            made = sharded(config, passes, due)
             replicas = max(1, ranks // cluster.per_node) if engine == "hsdp" else 1
             total += count * sharded_seconds(made, ranks, cluster, replicas=replicas, overlaps=overlaps)
             continue
         size = by_role[role].network.bytes
-        update = replicated(sum(phase.seconds for phase in passes), size, ratio)
+        update = replicated(sum(phase.seconds for phase in passes), size, gradient_ratio(config))
         total += count * (
             update_seconds(update, ranks, cluster) if engine == "ddp" else zero_seconds(update, size, ranks, cluster)
         )
@@ -219,11 +231,10 @@ def step_flops(config: Config, by_role: dict[str, Costs]) -> float:
 
 def sent_bytes(config: Config, by_role: dict[str, Costs]) -> dict[str, dict[str, float]]:
     """Return the bytes of a step under FSDP2 by player and purpose: of the full tensors, as they are counted."""
-    ratio = 0.5 if config.training.gradient_precision == "bf16" else 1.0
     found = {role: {"weights": 0.0, "gradients": 0.0} for role in ("discriminator", "generator")}
     for role, count, due in updates(config):
         passes = phases(config, by_role, role, due, 1, 1.0)
-        for one in segments(passes, reshards=not keeps_weights(config, due), gradient_bytes=ratio):
+        for one in sharded(config, passes, due):
             found[role]["weights"] += count * one.gathered
             found[role]["gradients"] += count * one.reduced
     return found

@@ -57,32 +57,38 @@ class Segment:
     """Bytes of the unit's weights, if they are gathered for this segment; else 0."""
     reduced: float
     """Bytes of the unit's gradients, if they are reduced afterward; else 0."""
+    exchanged: float
+    """Bytes of gradients that HSDP then exchanges between replicas: of the sum over micro-batches, in the last one."""
 
 
-def segments(phases: Sequence[Phase], *, reshards: bool = True, gradient_bytes: float = 1.0) -> list[Segment]:
+def segments(
+    phases: Sequence[Phase], *, micro_batches: int = 1, reshards: bool = True, gradient_bytes: float = 1.0
+) -> list[Segment]:
     """Return the segments of an update, in order.
 
     Args:
+        phases: passes of one micro-batch.
         reshards: drop a block's weights after its forward pass. False keeps all weights until the end of the update, as
             second derivatives need it.
         gradient_bytes: bytes of gradients per byte of weights: 1, or 0.5 if they are reduced in bfloat16.
     """
     made, kept = list[Segment](), set[tuple[int, int]]()
-    for phase in phases:
-        network = phase.network
-        units = [*enumerate((network.around, *network.blocks))]
-        for number, size in reversed(units) if phase.backward else units:
-            key = id(network), number
-            made.append(
-                Segment(
-                    phase.seconds * size / network.bytes,
-                    0.0 if key in kept else size,
-                    size * gradient_bytes if phase.reduces else 0.0,
-                )
-            )
-            first = phase.backward and phase.from_data and number == 1
-            if number == 0 or first or not reshards:
-                kept.add(key)
+    resharded = {id(phase.network) for phase in phases if phase.backward and reshards}
+    for left in reversed(range(micro_batches)):
+        for phase in phases:
+            network = phase.network
+            units = [*enumerate((network.around, *network.blocks))]
+            for number, size in reversed(units) if phase.backward else units:
+                key = id(network), number
+                # Gradients of a network without blocks are summed over micro-batches before they are reduced.
+                reduced = size * gradient_bytes if phase.reduces and (network.blocks or not left) else 0.0
+                exchanged = 0.0 if left and gradient_bytes == 1.0 else reduced  # bfloat16: in each micro-batch
+                gathered = 0.0 if key in kept else size
+                made.append(Segment(phase.seconds * size / network.bytes, gathered, reduced, exchanged))
+                first = phase.backward and phase.from_data and number == 1
+                if number == 0 or first or not reshards:
+                    kept.add(key)
+        kept = {key for key in kept if key[0] not in resharded}
     return made
 
 
@@ -114,17 +120,17 @@ def sharded_seconds(
     def gather(size: float) -> float:
         return half_seconds(size, shards, cluster) if size and shards > 1 else 0.0
 
-    def reduce(size: float) -> float:
-        return gather(size) + (sum_seconds(size, replicas, nodes) if size else 0.0)
+    def reduce(one: Segment) -> float:
+        return gather(one.reduced) + (sum_seconds(one.exchanged, replicas, nodes) if one.exchanged else 0.0)
 
     return _overlapped(made, gather, reduce) if overlaps else _in_turn(made, gather, reduce)
 
 
-def _in_turn(made: Iterable[Segment], gather: Callable[[float], float], reduce: Callable[[float], float]) -> float:
-    return sum(gather(one.gathered) + one.seconds + reduce(one.reduced) for one in made)
+def _in_turn(made: Iterable[Segment], gather: Callable[[float], float], reduce: Callable[[Segment], float]) -> float:
+    return sum(gather(one.gathered) + one.seconds + reduce(one) for one in made)
 
 
-def _overlapped(made: Iterable[Segment], gather: Callable[[float], float], reduce: Callable[[float], float]) -> float:
+def _overlapped(made: Iterable[Segment], gather: Callable[[float], float], reduce: Callable[[Segment], float]) -> float:
     started, now, free, waiting = 0.0, 0.0, 0.0, 0.0
     for one in made:
         ready = now
@@ -133,7 +139,7 @@ def _overlapped(made: Iterable[Segment], gather: Callable[[float], float], reduc
         if waiting:  # gradients of the segment before, which ended at `now`
             free = max(free, now) + waiting
         started = max(now, ready)
-        now, waiting = started + one.seconds, reduce(one.reduced)
+        now, waiting = started + one.seconds, reduce(one)
     return max(now, max(free, now) + waiting)
 
 

@@ -72,6 +72,21 @@ def test_bytes_are_those_that_real_ranks_send(
         assert found[role]["gradients"] == pytest.approx(gradients, rel=2e-3)
 
 
+def test_micro_batches_gather_and_reduce_anew() -> None:
+    """Replicas exchange the sum of their gradients, unless it would be kept in bfloat16."""
+    made = segments([FORWARD, BACKWARD], micro_batches=3)
+    assert sum(one.gathered for one in made) == 3 * 13e6
+    assert sum(one.reduced for one in made) == 3 * 7e6
+    assert sum(one.exchanged for one in made) == 7e6
+    low = segments([FORWARD, BACKWARD], micro_batches=3, gradient_bytes=0.5)
+    assert sum(one.exchanged for one in low) == 3 * 7e6 / 2
+    kept = segments([FORWARD, BACKWARD], micro_batches=3, reshards=False)
+    assert sum(one.gathered for one in kept) == NETWORK.bytes
+    whole = Network(around=7e6)
+    made = segments([Phase(whole, 1.0), Phase(whole, 2.0, backward=True, reduces=True)], micro_batches=3)
+    assert sum(one.reduced for one in made) == 7e6
+
+
 def test_a_gather_is_half_an_all_reduce() -> None:
     # 3/4 of 8 MB at 1 GB/s, and three messages of 10 us.
     assert half_seconds(8e6, 4, flat(Link(10e-6, 1e9))) == pytest.approx(0.006030)

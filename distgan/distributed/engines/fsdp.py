@@ -102,6 +102,8 @@ class FSDPEngine:
         mesh = _mesh(runtime)
         self._shard_group = mesh.get_group("shard") if mesh.ndim == 2 else None
         policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if runtime.gradients_in_bf16 else None)
+        # Between replicas, sums over micro-batches are exchanged. FSDP2 would keep such sums in bfloat16.
+        self._exchanges_last = bool(blocks) and not runtime.gradients_in_bf16
         self.module = objective.to(runtime.device)
         self._sharded = runtime.sharded[network] = ShardedNetwork(
             network if blocks else self.module, blocks, mesh=mesh, mp_policy=policy
@@ -113,6 +115,8 @@ class FSDPEngine:
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         # Gradients of blocks are reduced in every micro-batch: whole ones would take more memory than they save time.
         self._sharded.root.set_requires_gradient_sync(last or self._sharded.by_block)
+        if self._exchanges_last:
+            self._sharded.root.set_requires_all_reduce(last)
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
