@@ -20,6 +20,7 @@ a pass computes in each block in proportion to the bytes of its weights.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -167,7 +168,8 @@ def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], config: Con
     by_role = recipe_costs.costs(config, options.classes) if options.engines else None
     print("| ranks | link, Mbit/s | measured, s | predicted, s | error |\n| --- | --- | --- | --- | --- |")
     own = {}
-    for ranks in (1, 2, 4):
+    counts = (4,) if engine == "hsdp" else (2, 4)  # a replica per host
+    for ranks in (1, *counts):
         images = config.training.batch_size // ranks
         settings = [*options.settings, *generator_batch(config, images)]
         own[ranks] = speed.alone(options.recipe, settings, images, ranks)
@@ -175,10 +177,12 @@ def check(options: argparse.Namespace, traffic: dict[Kind, Traffic], config: Con
     latencies: dict[int, float] = {}
     for megabits in options.check:
         with speed.shaped(megabits) as two:
-            for ranks in (2, 4):
+            for ranks in counts:
                 latencies[ranks] = latencies.get(ranks) or speed.latency(two, ranks)
                 between = Link(latencies[ranks], megabits / 8 * 1e6)
-                cluster = Cluster(1, between, between, trees=False)
+                # Within a replica, only the messages take time.
+                within = Link(between.latency, math.inf)
+                cluster = Cluster(2 if engine == "hsdp" else 1, within, between, trees=False)
                 if by_role is None:
                     predicted = step_seconds(updates(traffic, config.training.critic_steps, own[ranks]), ranks, cluster)
                 else:

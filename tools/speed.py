@@ -81,14 +81,15 @@ def shaped(megabits: float) -> Iterator[Hosts]:
 
 
 def together(two: Hosts, recipe: str, settings: Sequence[str], ranks: int, engine: str = "ddp") -> float:
-    """Return the seconds per step of ranks on two hosts under one of `ENGINES`."""
-    accelerate = "multi-node.yaml" if engine == "ddp" else ENGINES[engine]
+    """Return the seconds per step of ranks on two hosts under one of `ENGINES`, or `hsdp` with a replica per host."""
+    accelerate = {**ENGINES, "ddp": "multi-node.yaml", "hsdp": "hsdp.yaml"}[engine]
     with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder, "accelerate.yaml")
+        settings_of_engine = (ROOT / "launch/accelerate" / accelerate).read_text()
+        own.write_text(settings_of_engine.replace("dp_shard_size: 8", f"dp_shard_size: {ranks // 2}"))
         log = Path(folder, "log")
         arguments = "train", recipe, *later_wins(*settings, *run_settings(f"{folder}/run"))
-        nodes = two.launch(
-            log, *arguments, PROCESSES_PER_NODE=str(ranks // 2), ACCELERATE_CONFIG=f"launch/accelerate/{accelerate}"
-        )
+        nodes = two.launch(log, *arguments, PROCESSES_PER_NODE=str(ranks // 2), ACCELERATE_CONFIG=str(own))
         _wait(nodes, log)
         return step_seconds(Path(folder, "run"))
 
