@@ -78,8 +78,8 @@ class MixedPrecisionConfig(Section):
     dtype: Literal["bf16"] = "bf16"
     """Always `bf16`."""
     float32_below: Annotated[Size, Field(ge=4)]
-    """Resolution in pixels per side below which stages run in float32. 8 leaves 4x4 in float32; 4 runs all in bfloat16.
-    For networks of stages, such as `r3gan`."""
+    """Resolution in pixels per side below which stages run in float32. 8 leaves 4x4 in float32; 4 leaves only stages
+    without pixels in it, such as GAT's mappings and head. For networks of stages, such as `r3gan`."""
 
 
 Precision = Literal["no", "tf32", "bf16"]

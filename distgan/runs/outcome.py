@@ -165,7 +165,10 @@ def record_outcome(config: Config, runtime: Runtime, *, fresh: bool = False) -> 
 
 
 def _refuse_to_repeat(folder: Path) -> None:
-    """Raise UserError if a restart cannot help. Launchers restart after any failure; only a lost rank is worth it."""
+    """Raise UserError if a restart cannot help. Launchers restart after any failure.
+
+    Only a lost rank is worth it, and a lack of memory after which the next start takes more micro-batches.
+    """
     status = read_status(folder)
     if status is None or status.launch != this_launch():
         return

@@ -197,6 +197,14 @@ def adamw(weights: Weights, loss: Tensor) -> Weights:
     }
 
 
+def check_loss_and_gradients(player: Player, batch: MicroBatch, loss: Tensor, weights: Weights) -> None:
+    """Compare with the objective. The first step of AdamW is mostly the sign of the gradient, which hides its size."""
+    found, _ = player.objective(batch, 0, 0)
+    gradients = torch.autograd.grad(found, list(player.network.parameters()))
+    expected = torch.autograd.grad(loss, list(weights.values()), retain_graph=True)
+    torch.testing.assert_close((found, *gradients), (loss, *expected), rtol=1e-8, atol=1e-10)
+
+
 def test_one_update_of_each_player_is_that_of_the_formulas() -> None:
     config = config_of()
     generator, discriminator = networks(config)
@@ -221,14 +229,12 @@ def test_one_update_of_each_player_is_that_of_the_formulas() -> None:
     for kind, clean in (("real", reals), ("fake", fakes.flatten(1, 2))):
         purpose = f"discriminator/finite differences of {kind}/0"
         step = 0.01 * randomness.normal(0, purpose, torch.arange(BATCH), clean.shape[1:]).double()
-        moved = (
-            (clean + step)[:, None].expand(-1, 4, -1, -1, -1)
-            if kind == "real"
-            else (clean + step).unflatten(1, (4, -1))
-        )
+        moved = (clean + step).unflatten(1, (-1, CHANNELS)).expand(-1, 4, -1, -1, -1)
         ahead = judged(d, noised(moved, f"discriminator/noise of {kind}"))
         loss = loss + 0.1 / 2 * ((ahead - logits[kind]) / 0.01).square().mean()
     settings = {"lr": 1e-2}
+    check_loss_and_gradients(players[0], batch, loss, d)
+    torch.testing.assert_close(discriminator(fakes.flatten(1, 2), LABELS), judged(d, fakes), rtol=1e-10, atol=1e-10)
     players[0].update([batch], (0, 0), settings)
     expected = adamw(d, loss)
     for name, weight in discriminator.named_parameters():
@@ -237,8 +243,10 @@ def test_one_update_of_each_player_is_that_of_the_formulas() -> None:
     d = copies(discriminator)
     real = judged(d, noised(four, "generator/noise of real"))
     fake = judged(d, noised(generated(g, latents), "generator/noise of fake"))
+    loss = torch.nn.functional.softplus(real.detach() - fake).mean()
+    check_loss_and_gradients(players[1], batch, loss, g)
     players[1].update([batch], (0, 0), settings)
-    expected = adamw(g, torch.nn.functional.softplus(real.detach() - fake).mean())
+    expected = adamw(g, loss)
     for name, weight in generator.named_parameters():
         torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-6, atol=1e-7, msg=name)
 
