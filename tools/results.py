@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import latents  # noqa: E402
-from tools.commands import distgan, later_wins, launched, processes  # noqa: E402
+from tools.commands import distgan, later_wins, launched  # noqa: E402
 from tools.experiments import limited_data, stacked_mnist  # noqa: E402
 
 RUNS, OUT = ROOT / "runs" / "results", ROOT / "docs" / "results"
@@ -66,6 +66,12 @@ class Recipe:
     @property
     def kind(self) -> str:
         return str(self.values["data"].get("kind", "images"))
+
+    @property
+    def length(self) -> str:
+        """Training steps of the whole recipe."""
+        training = self.values["training"]
+        return f"{training['steps']:,}" if "steps" in training else f"{training['kimg']} kimg"
 
     @property
     def reconstructs(self) -> bool:
@@ -114,13 +120,8 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="file names in configs/ (default: CPU recipes)")
-    parser.add_argument("--minutes", type=float, default=4.0, help="training minutes per recipe (default: %(default)s)")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=processes(),
-        help="processes per recipe (default: one per GPU, or two without a GPU)",
-    )
+    parser.add_argument("--minutes", type=float, default=6.0, help="training minutes per recipe (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="processes per recipe (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="training steps per recipe, instead of minutes")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="key=value", help="override for all recipes"
@@ -209,7 +210,8 @@ def table(recipes: list[Recipe], budget: str) -> str:
         "",
         f"Each recipe trained for at most {budget}. `make results` writes this page. FID, IS and classes use",
         "a classifier trained on the same data. They compare only between rows on the same data, and with nothing",
-        "published.",
+        "published. Recipes that take longer were stopped early, within the curves of their schedules too: the last",
+        "column has the steps of the whole recipe.",
         "",
         "- classes[classifier]: classes with at least a tenth of their share in the data among the samples.",
         "- Smallest class: share of the rarest class among the samples.",
@@ -217,14 +219,23 @@ def table(recipes: list[Recipe], budget: str) -> str:
         "",
         *(f"- More: [{title}]({name})" for name, title in PAGES.items() if (OUT / name).exists()),
         "",
-        "| recipe | " + " | ".join(COLUMNS) + " |",
-        "| --- |" + " ---: |" * len(COLUMNS),
+        "| recipe | " + " | ".join(COLUMNS) + " | of |",
+        "| --- |" + " ---: |" * (len(COLUMNS) + 1),
     ]
+    lengths = {recipe.name: recipe.length for recipe in recipes}
     for name, values in results.items():
-        cells = [shown(values.get(key)) for key in COLUMNS.values()]
+        cells = [*(shown(values.get(key)) for key in COLUMNS.values()), lengths[name]]
         lines.append(f"| [{name}](../../configs/{name}.yaml) | " + " | ".join(cells) + " |")
     for name in results:
         lines += ["", f"## {name}", "", f"![samples of {name}]({name}.png)"]
+        if name == latents.GENERATOR:
+            lines += [
+                "",
+                f"On the latents of [{latents.AUTOENCODER}](../../configs/{latents.AUTOENCODER}.yaml). `make latents` "
+                "trains both:",
+                "",
+                f"![real digits, reconstructions and samples]({latents.PICTURE.name})",
+            ]
     return "\n".join(lines) + "\n"
 
 
