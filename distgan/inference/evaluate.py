@@ -39,8 +39,10 @@ def evaluate(
     Collective: call on every rank. The result does not depend on the number of ranks.
 
     Returns:
-        `step` of the checkpoint, and the metric values by name, such as `{"step": 1500, "fid[classifier]": 12.3}`. With
-        truncation the names say so: `fid[classifier,truncation=0.5]`.
+        `step` of the checkpoint, `generated`, the number of generated samples, and the metric values by name, such as
+        `{"step": 1500, "generated": 10000, "fid[classifier]": 12.3}`. A metric with `samples` of its own, such as those
+        of a published protocol, has the first of them. With truncation the names say so:
+        `fid[classifier,truncation=0.5]`.
 
     Args:
         overrides: `key=value` changes to the run's config, such as `evaluation.num_samples=50000`.
@@ -102,7 +104,8 @@ def evaluate(
 
     with generation.generating(*generator.sampler, source, "evaluation") as generate:
         values = suite.evaluate(generate, config, index, runtime)
-    return {"step": state.step, **{_value_name(name, truncation): value for name, value in values.items()}}
+    numbers = {"step": state.step, "generated": config.generated_samples}
+    return numbers | {_value_name(name, truncation): value for name, value in values.items()}
 
 
 def evaluate_images(

@@ -198,6 +198,7 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert measured["fid[classifier]"] == pytest.approx(logged, rel=1e-4)
     assert measured["step"] == 4
     fewer = json.loads(output(capsys, "evaluate", str(run), "evaluation.num_samples=200"))
+    assert fewer["generated"] == 200
     assert fewer["fid[classifier]"] != measured["fid[classifier]"]
     every = "evaluation.metrics=[inception_score,kid,classes,fid]"
     found = json.loads(output(capsys, "evaluate", str(run), every))
@@ -206,7 +207,7 @@ def test_evaluate_gives_what_training_logged(run: Path, capsys: pytest.CaptureFi
     assert 1 <= found["classes[classifier]"] <= 10
     assert found["kid[classifier]"] > 0
     truncated = json.loads(output(capsys, "evaluate", str(run), "--truncation", "0.5"))
-    assert truncated.keys() == {"step", "fid[classifier,truncation=0.5]"}
+    assert truncated.keys() == {"step", "generated", "fid[classifier,truncation=0.5]"}
     assert truncated["fid[classifier,truncation=0.5]"] != pytest.approx(measured["fid[classifier]"], rel=1e-3)
     wide = json.loads(output(capsys, "evaluate", str(run), "--truncation", "9"))
     assert wide["fid[classifier,truncation=9.0]"] == pytest.approx(measured["fid[classifier]"], rel=1e-3)
@@ -218,7 +219,8 @@ def test_evaluate_against_published_statistics(run: Path, tmp_path: Path, capsys
     file = tmp_path / "moved.npz"
     np.savez(file, mu=np.eye(64)[0] * 1000, sigma=np.eye(64))
     found = json.loads(output(capsys, "evaluate", str(run), "--real-statistics", str(file), "--truncation", "0.9"))
-    assert found == {"step": 4, "fid[classifier,real=moved,truncation=0.9]": pytest.approx(1e6, rel=0.2)}
+    name = "fid[classifier,real=moved,truncation=0.9]"
+    assert found == {"step": 4, "generated": 300, name: pytest.approx(1e6, rel=0.2)}
     said = mistake(capsys, "evaluate", str(run), "--real-statistics", str(file), "evaluation.metrics=[fid,kid]")
     assert "kid compares with the samples themselves" in said
     said = mistake(capsys, "evaluate", str(run), "--real-statistics", str(tmp_path / "absent.npz"))

@@ -33,6 +33,11 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_there_are_no_stacked_digits_without_digits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"builtin:stacked-mnist.* no MNIST images.*--stack"):
+        pack("builtin:stacked-mnist", tmp_path / "shards")
+
+
 def test_channels_are_digits_and_the_label_spells_them(tmp_path: Path) -> None:
     """Each digit of an idx pair is one gray value, so that a channel tells which image it is."""
     labels = np.array([3, 1, 4, 1, 5, 9, 2, 6])

@@ -27,6 +27,11 @@ def open_builtin(name: str, points: int | None, seed: int) -> Source[Any]:
         return text_source(name, python_prose())
     if name in _MIXTURES:
         return arrays.draw(name, _MIXTURES[name](), arrays.POINTS if points is None else points, seed)
+    if name == "stacked-mnist":
+        raise UserError(
+            f"{PREFIX}{name}: not built in, because distgan has no MNIST images; pass their idx file and --stack, as "
+            "in distgan pack t10k-images-idx3-ubyte.gz DEST --stack"
+        )
     raise UserError(
         f"{PREFIX}{name}: unknown built-in source; use one of {', '.join(PREFIX + known for known in BUILTIN)}"
     )
