@@ -13,7 +13,7 @@ latents: $(INSTALLED)  ## train an autoencoder of digits and a GAT on its latent
 	$(BIN)/python tools/latents.py
 
 test: $(INSTALLED)  ## run all tests that are not marked slow, about 18 minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## run the tests that are marked slow, including those of test-cluster and test-image
 	$(BIN)/python -m pytest tests -m slow --timeout 3600

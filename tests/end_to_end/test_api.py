@@ -137,7 +137,7 @@ def test_classes_of_a_notebook(tmp_path: Path, digits: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_network_of_the_program_itself(tmp_path: Path, digits: Path, world_size: int) -> None:
     """A class of the script, which has no package; resumed bitwise, on one rank and on two."""
     script = tmp_path / "script.py"

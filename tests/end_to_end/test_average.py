@@ -134,7 +134,7 @@ def test_a_run_without_profiles_says_which_key_keeps_them(tmp_path: Path, digits
         distgan.train(distgan.load_config(config, ["ema.profiles=[0.1]", "training.steps=2"]))
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_snapshots_are_bitwise_those_of_a_run_that_was_never_killed(tmp_path: Path, digits: Path, engine: str) -> None:
     config = str(recipe(tmp_path, digits, ema=PROFILES))
     environment = LAUNCHED[engine]

@@ -39,7 +39,7 @@ def test_saturation_is_warned_of_once_also_across_a_resume(tmp_path: Path, digit
     assert warnings_in(parts) == [warning]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_flat_estimate_ends_the_run(tmp_path: Path, digits: Path, world_size: int) -> None:
     """A critic and a generator that stand still; its level is that of the first row, of step 3."""
     still = {"optimizer": {"name": "rmsprop", "learning_rate": 1e-12}}

@@ -19,6 +19,7 @@ def section(text: str, title: str) -> str:
     return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_part_reports_and_the_page_is_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"

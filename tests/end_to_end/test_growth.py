@@ -72,7 +72,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[
     return runs
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(
+    "world_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_killed_in_the_middle_of_fades(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path], world_size: int
 ) -> None:

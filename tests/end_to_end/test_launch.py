@@ -73,11 +73,12 @@ def test_on_one_machine(
     assert engine is None or f"2 ranks train with {engine}" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "setting", "key", "value", "other"),
     [
         ("--mixed_precision", "bf16", "mixed_precision", "bf16", "no"),
-        pytest.param("--dynamo_backend", "inductor", "compile", True, "false", marks=pytest.mark.slow),
+        ("--dynamo_backend", "inductor", "compile", True, "false"),
     ],
 )
 def test_settings_of_the_launcher_train_and_are_written_down(
@@ -114,6 +115,7 @@ def test_deepspeed_by_a_flag(tmp_path: Path, digits: Path, start: Start, environ
     assert "2 ranks train with DeepSpeed ZeRO-2" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_two_machines_go_on_when_a_rank_is_lost(tmp_path: Path, digits: Path, start: Start) -> None:
     """The launcher of a Slurm node, twice, with multi-node.yaml: bitwise the run that was never disturbed."""
     config = recipe(tmp_path, digits, training={"steps": STEPS}, checkpoint={"every": 10})

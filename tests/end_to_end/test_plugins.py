@@ -88,7 +88,13 @@ def train(config: str, world_size: int, *arguments: str, engine: str = "ddp") ->
     assert job.wait() == [0] * world_size
 
 
-@pytest.mark.parametrize("engine", ["one process", "ddp", needs("fsdp"), needs("zero2")])
+SLOW = pytest.mark.slow
+"""Of what `test_killed_at_any_step_and_resumed_bitwise` shows too."""
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param("one process", marks=SLOW), pytest.param("ddp", marks=SLOW), needs("fsdp"), needs("zero2")]
+)
 def test_a_run_is_resumed_bitwise(tmp_path: Path, scans: Path, engine: str) -> None:
     world_size, launched = (1, "ddp") if engine == "one process" else (2, engine)
     config = write_recipe(tmp_path, scans)

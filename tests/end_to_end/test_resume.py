@@ -77,7 +77,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed(
     assert differing(tensors(tmp_path / "run", STEPS), tensors(undisturbed[2], STEPS)) == []
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_colour_and_channels_last_resume_bitwise(tmp_path: Path, digits: Path, world_size: int) -> None:
     """Moments lie in memory as their weights do, which a checkpoint does not say."""
     config = str(make_recipe(tmp_path, digits, data={"channels": 3}))
@@ -143,7 +143,7 @@ def test_losses_do_not_depend_on_the_ranks(undisturbed: dict[int, Path]) -> None
             assert values == pytest.approx(alone[step], rel=2e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_resume_on_another_world_size(
     tmp_path: Path, digits: Path, undisturbed: dict[int, Path], before: int, after: int
 ) -> None:

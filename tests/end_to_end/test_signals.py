@@ -89,12 +89,12 @@ def check_stopped(run: Path, family: list[psutil.Process], log: Path, seconds: f
     ("launcher", "number", "to"),
     [
         ("alone", signal.SIGTERM, "ranks"),
-        ("alone", signal.SIGINT, "ranks"),
-        ("alone", signal.SIGHUP, "all"),
-        ("accelerate", signal.SIGTERM, "launcher"),
         ("accelerate", signal.SIGUSR1, "one rank"),
-        ("torchrun", signal.SIGTERM, "launcher"),
         ("torchrun", signal.SIGINT, "all"),
+        pytest.param("alone", signal.SIGINT, "ranks", marks=pytest.mark.slow),
+        pytest.param("alone", signal.SIGHUP, "all", marks=pytest.mark.slow),
+        pytest.param("accelerate", signal.SIGTERM, "launcher", marks=pytest.mark.slow),
+        pytest.param("torchrun", signal.SIGTERM, "launcher", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_by_a_signal(

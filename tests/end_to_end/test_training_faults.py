@@ -236,6 +236,14 @@ def test_going_back_sets_the_later_course_aside(tmp_path: Path, digits: Path) ->
     assert sorted(losses(run)) == [9, 10]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The folder of a config and its run of 2 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert Job(1, ["train", str(recipe(folder, digits, training={"steps": 2}))]).wait() == [0]
+    return folder
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -249,9 +257,11 @@ def test_going_back_sets_the_later_course_aside(tmp_path: Path, digits: Path) ->
         ("best", {"step": 0, "metric": "fid", "value": math.nan}),
     ],
 )
-def test_a_description_that_is_wrong_is_one_line(tmp_path: Path, digits: Path, key: str, value: object) -> None:
+def test_a_description_that_is_wrong_is_one_line(
+    tmp_path: Path, digits: Path, finished: Path, key: str, value: object
+) -> None:
     config = recipe(tmp_path, digits, training={"steps": 2})
-    assert Job(1, ["train", str(config)]).wait() == [0]
+    shutil.copytree(finished / "run", tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
     rewrite(
         checkpoint,
