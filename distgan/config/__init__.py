@@ -20,12 +20,12 @@ from distgan.config.objective import (
     InstanceNoiseConfig,
     LabelSmoothingConfig,
     ObjectiveConfig,
-    TermConfig,
     WeightClippingConfig,
     ZeroCenteredPenaltyConfig,
 )
 from distgan.config.objective.alignment import AlignmentConfig
 from distgan.config.objective.augmentation import AugmentationConfig, ControllerConfig
+from distgan.config.objective.terms import TermConfig
 from distgan.config.players import (
     DiscriminatorConfig,
     EMAConfig,

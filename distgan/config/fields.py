@@ -220,6 +220,7 @@ ScheduledPositive = Annotated[
 ScheduledNotNegative = Annotated[
     NotNegative | ScheduleConfig, plain_or_section(NotNegative, ScheduleConfig), ends_within(NotNegative)
 ]
+ScheduledReal = Annotated[Real | ScheduleConfig, plain_or_section(Real, ScheduleConfig)]
 ScheduledFraction = Annotated[
     Fraction | ScheduleConfig, plain_or_section(Fraction, ScheduleConfig), ends_within(Fraction)
 ]

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distgan.config import GradientPenaltyConfig
 from distgan.distributed import collectives
 
 
@@ -48,20 +47,22 @@ def finite_difference(ahead: Tensor, behind: Tensor, distance: float, gamma: flo
     return penalty
 
 
-def gradient_penalty(logits: Tensor, points: Tensor, config: GradientPenaltyConfig) -> Tensor:
-    """lambda E (|grad D(x^)| - target)^2 (Gulrajani et al. 2017, eq. 3), or of its positive part only (section 4).
+def gradient_penalty(
+    logits: Tensor, points: Tensor, weight: float, target: float = 1.0, *, one_sided: bool = False
+) -> Tensor:
+    """weight E (|grad D(x^)| - target)^2 (Gulrajani et al. 2017, eq. 3), or of its positive part only (section 4).
 
     Divided by target^2 unless that is 0, as in the released code of Karras et al. 2018 (loss.py, D_wgangp_acgan),
     whose target is 750 for CIFAR-10.
 
-    A gradient of exactly 0 has no direction. It contributes lambda to the penalty and nothing to the penalty's
+    A gradient of exactly 0 has no direction. It contributes the weight to the penalty and nothing to the penalty's
     gradient, where the root of a sum of squares would contribute NaN.
     """
     norms = torch.linalg.vector_norm(input_gradients(logits, points), dim=1)
-    excess = norms - config.target
-    if config.one_sided:
+    excess = norms - target
+    if one_sided:
         excess = F.relu(excess)
-    penalty: Tensor = config.weight / (config.target or 1.0) ** 2 * excess.square().mean()
+    penalty: Tensor = weight / (target or 1.0) ** 2 * excess.square().mean()
     return penalty
 
 

@@ -39,7 +39,8 @@ class Alignment:
                 f"moved as the samples that they belong to; set {_KEY}=null, or leave the augmentation out"
             )
         assert config.weights is not None
-        self.weight, self.teacher = config.weight, load_teacher(config.weights)
+        self.weight = config.weight
+        self.teacher = load_teacher(config.weights)
 
     def inputs(self, batch: MicroBatch) -> Tensor:
         """Return the images of the reals as the teacher takes them, float32 (n, 3, 224, 224)."""

@@ -27,7 +27,7 @@ from distgan.networks.moving import moving_buffers
 from distgan.players import scalars
 from distgan.players.alignment import LAYER, Alignment
 from distgan.players.objective_base import LossAndScalars, Objective
-from distgan.players.reconstruction import Reconstruction, generate, has_started
+from distgan.players.reconstruction import Reconstruction, generate
 from distgan.players.samples import Inputs, Judged, MicroBatch, Pass, Side
 from distgan.players.terms import Absent, check_loss
 
@@ -106,17 +106,22 @@ class DiscriminatorObjective(Objective):
                 points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
                 kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
                 judged = self._judge(points, batch.real_labels, kind, batch, images, differentiable=True)
-                penalty = gradient_penalties.gradient_penalty(judged.logits, judged.samples, gp)
+                weight = schedule.value(gp.weight, images, self.length)
+                penalty = gradient_penalties.gradient_penalty(
+                    judged.logits, judged.samples, weight, gp.target, one_sided=gp.one_sided
+                )
                 parts["loss/gradient_penalty"] = penalty
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
             if self.alignment is not None:
                 parts["loss/alignment"] = self._aligned(self.alignment, real, batch, images)
-                loss = loss + self.alignment.weight * parts["loss/alignment"]
+                weight = schedule.value(self.alignment.weight, images, self.length)
+                loss = loss + weight * parts["loss/alignment"]
             loss = self._add_terms(loss, parts, batch, images, generated, fake, real, update)
-        if config.drift:
-            parts["loss/drift"] = config.drift * gradient_penalties.drift(real_logits)
+        if config.drift != 0:
+            weight = schedule.value(config.drift, images, self.length)
+            parts["loss/drift"] = weight * gradient_penalties.drift(real_logits)
             loss = loss + parts["loss/drift"]
-        return self._with_history(loss, parts)
+        return self._with_history(loss, parts, images)
 
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
         if self.config.label_smoothing is None:
@@ -247,7 +252,7 @@ class GeneratorObjective(Objective):
         self._compares_reals = config.objective.generator_compares_reals
         self.reconstruction: Reconstruction | None = None
         if config.objective.reconstruction is not None:
-            self.reconstruction = Reconstruction(network, config.objective.reconstruction)
+            self.reconstruction = Reconstruction(network, config.objective.reconstruction, self.length)
 
     def differentiates_twice(self, images: int, update: int = 0) -> bool:
         # An adaptive weight takes gradients before the backward pass does.
@@ -287,14 +292,14 @@ class GeneratorObjective(Objective):
                 assert real is not None
                 real_features, fake_features = real.features[self._matched], fake.features[self._matched]
                 parts["loss/feature_matching"] = feature_matching(real_features, fake_features, matching.distance)
-                loss = loss + matching.weight * parts["loss/feature_matching"]
+                weight = schedule.value(matching.weight, images, self.length)
+                loss = loss + weight * parts["loss/feature_matching"]
             if self.reconstruction is not None:
                 assert moments is not None
-                started = has_started(self.config, images)
-                loss = self.reconstruction.add(loss, parts, batch.reals, fakes, moments, started=started)
+                loss = self.reconstruction.add(loss, parts, batch.reals, fakes, moments, images)
             loss = self._add_terms(loss, parts, batch, images, fakes, fake, real, update)
         varied = scalars.diversity("generator/diversity", fakes)
-        return self._with_history(loss, {"loss/generator": loss, **varied, **parts})
+        return self._with_history(loss, {"loss/generator": loss, **varied, **parts}, images)
 
 
 def _due(penalty: AnyPenalty | None, update: int) -> AnyPenalty | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distgan import randomness, schedule
-from distgan.config import Config
+from distgan.config import Config, ScheduleConfig
 from distgan.distributed.blocks import eager, is_compiled
 from distgan.distributed.collectives import at_least_float32
 from distgan.errors import UserError, blaming
@@ -78,10 +78,10 @@ class Objective(nn.Module):
         self._feature_layer: str | None = None
         if any(term.needs_features for term in self.terms):
             self._feature_layer = self._watch(None, "objective.terms")
-        self.history_weight: float = getattr(config.objective.historical_averaging, self.role)
+        self.history_weight: float | ScheduleConfig = getattr(config.objective.historical_averaging, self.role)
         self.history: HistoricalAverage | None = None
         """Historical average of this player's parameters; None if its weight is 0."""
-        if self.history_weight:
+        if self.history_weight != 0:
             self.history = HistoricalAverage(network)
 
     @property
@@ -320,14 +320,15 @@ class Objective(nn.Module):
             normal=normal,
             uniform=uniform,
         )
-        return add_terms(due, loss, parts, view)
+        weights = [schedule.value(term.weight, images, self.length) for term in due]
+        return add_terms(due, weights, loss, parts, view)
 
-    def _with_history(self, loss: Tensor, parts: dict[str, Tensor]) -> LossAndScalars:
+    def _with_history(self, loss: Tensor, parts: dict[str, Tensor], images: int) -> LossAndScalars:
         """Add the historical-averaging term to the loss, and detach its parts from the graph."""
         if self.history is not None:
             distance = self.history.penalty()
             parts[f"loss/{self.role}_history"] = distance
-            loss = loss + self.history_weight * distance
+            loss = loss + schedule.value(self.history_weight, images, self.length) * distance
         return loss, {name: part.detach() for name, part in parts.items()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distgan import schedule
 from distgan.config import ObjectiveConfig
 from distgan.config.objective.reconstruction import PerceptualConfig, ReconstructionConfig
 from distgan.distributed.blocks import declared_blocks
@@ -33,7 +34,7 @@ def generate(
     return reconstruct(generator, batch.reals, batch.latents)
 
 
-def has_started(config: ObjectiveConfig, images: int) -> bool:
+def has_started(config: ReconstructionConfig | None, images: int) -> bool:
     """Return True if the adversarial term of an autoencoder has started; always for other generators.
 
     Before, the training loop leaves out the discriminator's updates: its weights and its optimizer's state stay as they
@@ -44,7 +45,7 @@ def has_started(config: ObjectiveConfig, images: int) -> bool:
     Args:
         images: images before the step.
     """
-    return config.reconstruction is None or images >= 1000 * config.reconstruction.adversarial_start_kimg
+    return config is None or images >= 1000 * config.adversarial_start_kimg
 
 
 class Reconstruction:
@@ -55,8 +56,9 @@ class Reconstruction:
             cannot be read.
     """
 
-    def __init__(self, network: nn.Module, config: ReconstructionConfig) -> None:
-        self._config, self._network = config, network
+    def __init__(self, network: nn.Module, config: ReconstructionConfig, length: int) -> None:
+        """length: images of the whole run, over which scheduled weights change."""
+        self._config, self._network, self._length = config, network, length
         _check_network(network, adaptive=config.adaptive)
         # No attribute of a module, because a wrapper would train or shard it.
         self._perceptual: LPIPS | None = None
@@ -64,16 +66,16 @@ class Reconstruction:
             self._perceptual = _load_perceptual(config.perceptual).to(next(network.parameters()).device)
 
     def add(
-        self, adversarial: Tensor, parts: dict[str, Tensor], reals: Tensor | None, fakes: Tensor, moments: Tensor, *,
-        started: bool,
+        self, adversarial: Tensor, parts: dict[str, Tensor], reals: Tensor | None, fakes: Tensor, moments: Tensor,
+        images: int,
     ) -> Tensor:  # fmt: skip
-        """Return the loss, and add its terms to `parts`. Collective if the weight is adaptive and has started.
+        """Return the loss, and add its terms to `parts`. Collective if the weight is adaptive and not 0.
 
         Args:
             adversarial: adversarial loss, shape ().
             reals, fakes: images and their reconstructions, (n, C, R, R).
             moments: of the latents, (n, 2c, h, h).
-            started: the adversarial term has started.
+            images: images before this step, which schedules follow.
         """
         assert reals is not None
         config, fakes = self._config, at_least_float32(fakes)
@@ -81,16 +83,17 @@ class Reconstruction:
         if config.perceptual is not None and self._perceptual is not None:
             with torch.autocast(fakes.device.type, enabled=False):
                 parts["loss/perceptual"] = self._perceptual(fakes, reals).mean()
-            loss = loss + config.perceptual.weight * parts["loss/perceptual"]
+            loss = loss + schedule.value(config.perceptual.weight, images, self._length) * parts["loss/perceptual"]
         parts["loss/adversarial"] = adversarial
-        weight = adversarial.new_tensor(config.adversarial_weight if started else 0.0)
-        if started and config.adaptive:
+        factor = schedule.value(config.adversarial_weight, images, self._length) if has_started(config, images) else 0.0
+        weight = adversarial.new_tensor(factor)
+        if factor and config.adaptive:
             weight = weight * adaptive_weight(loss, adversarial, self._last_weight)
-        if started:  # 0 times an infinite value would not be 0
+        if factor:  # 0 times an infinite value would not be 0
             loss = loss + weight * adversarial
         parts["generator/adversarial_weight"] = weight
         parts["loss/kl"] = kl_divergence(at_least_float32(moments)) / reals[0].numel()
-        return loss + config.kl * parts["loss/kl"]
+        return loss + schedule.value(config.kl, images, self._length) * parts["loss/kl"]
 
     @property
     def _last_weight(self) -> Tensor:

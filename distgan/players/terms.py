@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distgan.config import AdversarialConfig, ObjectiveConfig
+from distgan.config import AdversarialConfig, ObjectiveConfig, ScheduleConfig
 from distgan.errors import UserError
 from distgan.losses.adversarial import AdversarialLoss
 
@@ -54,7 +54,7 @@ class Term(NamedTuple):
     name: str
     """Name of its scalar."""
     path: str
-    weight: float
+    weight: float | ScheduleConfig
     every: int
     """Interval in updates of the player."""
     compute: Callable[[TermView], Tensor]
@@ -131,12 +131,18 @@ def build_terms(config: ObjectiveConfig, role: str) -> list[Term]:
     return terms
 
 
-def add_terms(terms: list[Term], loss: Tensor, parts: dict[str, Tensor], view: TermView) -> Tensor:
-    """Return the loss plus the weighted terms, computed in full precision. Add the unweighted terms to `parts`."""
+def add_terms(
+    terms: list[Term], weights: list[float], loss: Tensor, parts: dict[str, Tensor], view: TermView
+) -> Tensor:
+    """Return the loss plus the weighted terms, computed in full precision. Add the unweighted terms to `parts`.
+
+    Args:
+        weights: values of the terms' weights now.
+    """
     with torch.autocast(loss.device.type, enabled=False):
-        for term in terms:
+        for term, weight in zip(terms, weights, strict=True):
             parts[term.name] = check_loss(term.path, term.compute(view), trains=False)
-            loss = loss + term.weight * term.every * parts[term.name]
+            loss = loss + weight * term.every * parts[term.name]
     return loss
 
 

@@ -269,7 +269,7 @@ def train_step(
     updates = list(discriminator_updates(config, step, progress.used))
     rate = rate_at_resolution(config, images)
     settings = optimizer_settings(config.discriminator.optimizer, step, images, state.length, rate)
-    started = has_started(config.objective, images)
+    started = has_started(config.objective.reconstruction, images)
     for update in updates:
         seed_default_generator(state.seed, update.index, runtime.rank)
         batches = feed.discriminator_inputs(update)

@@ -25,7 +25,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "schedules of rates, betas, penalties and the average, in a run of 250 images a player": {
         "generator": {"optimizer": {"learning_rate": CURVE | {"end": 5e-5}, "betas": [0, CURVE]}},
         "discriminator": {"optimizer": {"learning_rate": CURVE | {"end": 5e-5}, "betas": [0.5, CURVE]}},
-        "objective": {"r1": {"gamma": CURVE, "every": 1}, "instance_noise": {"sigma": CURVE}},
+        "objective": {"r1": {"gamma": CURVE, "every": 1}, "instance_noise": {"sigma": CURVE}, "drift": CURVE},
         "ema": {"half_life_kimg": CURVE},
         "training": {"steps": None, "kimg": 0.25},
     },

@@ -118,6 +118,11 @@ def test_the_term_is_the_formula(teacher: tuple[Path, nn.Module]) -> None:
     assert expected.std() > 1e-3
     assert parts["loss/alignment"].item() == pytest.approx(expected.mean(), rel=1e-4)
     assert loss.item() == pytest.approx((parts["loss/discriminator"] + 0.5 * parts["loss/alignment"]).item())
+    curve = objective_of(config_of(folder, alignment={"weights": str(folder), "weight": {"start": 0, "end": 4}}))
+    assert curve.length == BATCH
+    for images, weight in ((0, 0.0), (1, 4 / BATCH), (BATCH, 4.0)):
+        loss, parts = curve(batch, images, 0)
+        assert loss.item() == pytest.approx((parts["loss/discriminator"] + weight * parts["loss/alignment"]).item())
     partly = batch_of([True, False, True])
     _, parts, projected = found_in(objective_of(config_of(folder)), partly)
     assert parts["loss/alignment"].item() == pytest.approx((expected[0] + expected[2]) / 3, rel=1e-4)

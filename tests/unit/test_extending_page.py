@@ -15,8 +15,9 @@ from distgan.config import load_config
 from distgan.config.architectures import NetworkOptions
 from distgan.config.data import StagesOptions
 from distgan.config.evaluation import MetricOptions
-from distgan.config.objective import LossOptions, TermOptions
+from distgan.config.objective import LossOptions
 from distgan.config.objective.augmentation import AugmentationOptions
+from distgan.config.objective.terms import TermOptions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -20,8 +20,9 @@ from distgan.config import Config, GeneratorConfig, dump_config, json_schema, lo
 from distgan.config.architectures import DISCRIMINATORS, GENERATORS
 from distgan.config.evaluation import METRICS, DetectorConfig, MetricConfig
 from distgan.config.named import BuiltIn
-from distgan.config.objective import LOSSES, TERMS
+from distgan.config.objective import LOSSES
 from distgan.config.objective.augmentation import AUGMENTATIONS
+from distgan.config.objective.terms import TERMS
 from distgan.config.players import OPTIMIZERS
 from distgan.errors import UserError
 from distgan.networks import build_generator

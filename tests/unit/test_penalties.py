@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from distgan.config import GradientPenaltyConfig
 from distgan.losses import gradient_penalties
 
 
@@ -33,30 +32,30 @@ def linear_critic(slopes: list[float]) -> tuple[torch.Tensor, torch.Tensor, torc
 def test_norms_are_over_all_of_a_sample_and_means_over_samples() -> None:
     logits, points, _ = linear_critic([1.0, 2.0, -3.0])
     assert gradient_penalties.input_gradients(logits, points).norm(dim=1).tolist() == pytest.approx([2.0, 4.0, 6.0])
-    penalty = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig())
+    penalty = gradient_penalties.gradient_penalty(logits, points, 10.0)
     assert penalty.item() == pytest.approx(10 * (1 + 9 + 25) / 3)
 
 
 def test_targets_and_sides() -> None:
     logits, points, factors = linear_critic([0.25, 2.0])  # norms 0.5 and 4
-    one_sided = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, one_sided=True))
+    one_sided = gradient_penalties.gradient_penalty(logits, points, 1.0, one_sided=True)
     assert one_sided.item() == pytest.approx((0 + 9) / 2)
     (slopes,) = torch.autograd.grad(one_sided, factors)
     assert slopes.tolist() == pytest.approx([0.0, 3 * 2])  # 1/2 * 2 (norm - 1) * d norm / d a, which is 2
     logits, points, _ = linear_critic([0.25, 2.0])
-    zero_centered = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0, target=0.0))
+    zero_centered = gradient_penalties.gradient_penalty(logits, points, 1.0, target=0.0)
     assert zero_centered.item() == pytest.approx((0.25 + 16) / 2)
     # progressive_growing_of_gans, loss.py: square(norms - wgan_target) * (wgan_lambda / wgan_target^2).
     for target in (750.0, 0.5, 1.0):
         logits, points, _ = linear_critic([0.25, 2.0])
-        penalty = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(target=target))
+        penalty = gradient_penalties.gradient_penalty(logits, points, 10.0, target)
         released = [(norm - target) ** 2 * (10.0 / target**2) for norm in (0.5, 4.0)]
         assert penalty.item() == pytest.approx(sum(released) / 2, rel=1e-12)
 
 
 def test_a_gradient_of_zero_is_no_nan() -> None:
     logits, points, factors = linear_critic([0.0, 1.0])
-    penalty = gradient_penalties.gradient_penalty(logits, points, GradientPenaltyConfig(weight=1.0))
+    penalty = gradient_penalties.gradient_penalty(logits, points, 1.0)
     assert penalty.item() == pytest.approx((1 + 1) / 2)
     assert torch.autograd.grad(penalty, factors)[0].tolist() == pytest.approx([0.0, 2.0])
 

@@ -112,6 +112,18 @@ def test_a_fixed_weight() -> None:
     torch.testing.assert_close(loss.detach(), parts["loss/l1"] + 0.25 * parts["loss/adversarial"])
 
 
+def test_weights_follow_their_schedules() -> None:
+    curves = "{kl: {start: 0.4, end: 0}, adaptive: false, adversarial_weight: {start: 0, end: 2}}"
+    objective, _ = players(config(f"objective.reconstruction={curves}"))
+    for images, kl, adversarial in ((0, 0.4, 0.0), (10, 0.3, 0.5), (20, 0.2, 1.0), (40, 0.0, 2.0)):
+        loss, parts = objective(batch(), images)
+        assert parts["generator/adversarial_weight"] == adversarial
+        rest = kl * parts["loss/kl"] + adversarial * parts["loss/adversarial"]
+        torch.testing.assert_close(loss.detach(), parts["loss/l1"] + rest)
+    objective.discriminator.output.bias.data.fill_(torch.inf)
+    assert objective(batch(), 0)[0].isfinite(), "0 times an infinite value would not be 0"
+
+
 def test_hinge_is_the_mean_over_patches() -> None:
     _, objective = players(config())
     given = batch()
@@ -141,7 +153,7 @@ def test_an_infinite_logit_does_not_matter_before_the_start() -> None:
 
 
 def test_lpips_enters_loss_and_weight(weights: Path) -> None:  # noqa: F811
-    section = f"{{kl: 0, perceptual: {{weights: {weights}, weight: 2}}}}"
+    section = f"{{kl: 0, perceptual: {{weights: {weights}, weight: {{start: 2, end: 0}}}}}}"
     objective, _ = players(config(f"objective.reconstruction={section}"))
     reconstruction = objective.reconstruction
     assert reconstruction is not None
@@ -156,6 +168,9 @@ def test_lpips_enters_loss_and_weight(weights: Path) -> None:  # noqa: F811
     torch.testing.assert_close(
         loss.detach(), l1 + 2 * distance.detach() + parts["generator/adversarial_weight"] * parts["loss/adversarial"]
     )
+    half_way, then = objective(given, 5 * N)
+    rest = then["generator/adversarial_weight"] * parts["loss/adversarial"]
+    torch.testing.assert_close(half_way.detach(), l1 + 1 * distance.detach() + rest)
     last = objective.network.decoder.output.weight  # type: ignore[union-attr]
     pulls = (made - given.reals).abs().mean() + 2 * distance, -objective.discriminator(made).mean()
     norms = [torch.autograd.grad(of, last, retain_graph=True)[0].norm() for of in pulls]  # type: ignore[arg-type]

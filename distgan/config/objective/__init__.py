@@ -6,11 +6,22 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgan.config.fields import Batch, Count, Fraction, NotNegative, Positive, Real, ScheduledPositive, Section
+from distgan.config.fields import (
+    Batch,
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Real,
+    ScheduledNotNegative,
+    ScheduledPositive,
+    Section,
+)
 from distgan.config.named import BuiltIn, NamedSection
 from distgan.config.objective.alignment import AlignmentConfig
 from distgan.config.objective.augmentation import AugmentationConfig
 from distgan.config.objective.reconstruction import ReconstructionConfig
+from distgan.config.objective.terms import TermConfig
 
 
 class ZeroCenteredPenaltyConfig(Section):
@@ -62,7 +73,7 @@ class GradientPenaltyConfig(Section):
 
     takes_effect_with: ClassVar = {"perturbation": ("points", ("gaussian",))}
 
-    weight: Positive = 10.0
+    weight: ScheduledPositive = 10.0
     """Weight of the penalty, lambda in the papers."""
     points: Literal["interpolated", "gaussian", "uniform"] = "interpolated"
     """Points at which the gradient is taken. `interpolated`: between a real and a generated sample (WGAN-GP).
@@ -126,7 +137,7 @@ class FeatureMatchingConfig(Section):
     """Salimans et al. 2016, section 3.1, as a term of the generator's loss. `training.generator_reals` chooses the
     reals."""
 
-    weight: Positive = 1.0
+    weight: ScheduledPositive = 1.0
     """Weight of the feature-matching term in the generator's loss."""
     layer: Annotated[str, Field(min_length=1)] | None = None
     """Name of the discriminator's layer whose outputs are compared. null: its last features before the logit."""
@@ -140,9 +151,9 @@ class FeatureMatchingConfig(Section):
 class HistoricalAveragingConfig(Section):
     """Distance of the weights from their average over time, in a player's loss (Salimans et al. 2016, section 3.3)."""
 
-    generator: NotNegative = 0.0
+    generator: ScheduledNotNegative = 0.0
     """Weight of the term in the generator's loss; 0 leaves it out."""
-    discriminator: NotNegative = 0.0
+    discriminator: ScheduledNotNegative = 0.0
     """Weight of the term in the discriminator's loss; 0 leaves it out."""
 
 
@@ -220,60 +231,6 @@ class AdversarialConfig(NamedSection):
         return found
 
 
-class TermOptions(Section):
-    """Options of an extra term of a player's loss. Class variables are facts that the rest of a run depends on."""
-
-    needs_reals: ClassVar[bool] = False
-    """A term of the generator looks at real samples; a term of the discriminator always may."""
-    needs_features: ClassVar[bool] = False
-    """It looks at the discriminator's last features before the logit."""
-    compares_batch: ClassVar[bool] = False
-    """It compares samples of the micro-batch of all ranks, so that it depends on its size."""
-
-
-class PathLengthOptions(TermOptions):
-    """Path-length regularization of a style-based generator (Karras et al. 2020, section 3.2)."""
-
-    compares_batch = True
-
-    decay: Annotated[Real, Field(gt=0, le=1)] = 0.01
-    """Weight of an update's mean path length in its mean over training."""
-    shrink: Batch = 2
-    """Use every `shrink`-th sample. It divides the samples per process and micro-batch."""
-
-
-TERMS = {
-    "orthogonal_regularization": BuiltIn("distgan.losses.orthogonality:OrthogonalRegularization", TermOptions),
-    "path_length": BuiltIn("distgan.losses.path_length:PathLength", PathLengthOptions),
-}
-
-
-class TermConfig(NamedSection):
-    """An extra term of a player's loss. The other keys are its options."""
-
-    naming_key: ClassVar = "term"
-    built_in: ClassVar = TERMS
-    facts_base: ClassVar = TermOptions
-
-    term: str
-    """Term: `orthogonal_regularization` of the weights (Brock et al. 2019, at a weight of 1e-4), `path_length`
-    regularization of a `stylegan2` generator (Karras et al. 2020, at a weight of 2 in every 4th update), or the import
-    path of a class of your own, such as `my_package.losses:ModeSeeking`."""
-    weight: Real = 1.0
-    """Weight of the term in the loss."""
-    every: Count = 1
-    """Compute the term in every k-th update of its player, multiplied by k (lazy regularization; Karras et al. 2020,
-    appendix B)."""
-    player: Literal["generator", "discriminator"] = "generator"
-    """Player whose loss it is added to."""
-
-    @property
-    def facts(self) -> TermOptions:
-        """The options, or their base class if the code is not allowed."""
-        found: TermOptions = super().facts
-        return found
-
-
 class ObjectiveConfig(Section):
     """The loss of both players."""
 
@@ -292,7 +249,7 @@ class ObjectiveConfig(Section):
     gradient_penalty: GradientPenaltyConfig | None = None
     """Gradient penalty of WGAN-GP (Gulrajani et al. 2017), DRAGAN (Kodali et al. 2017) or GAN-GP (Fedus et al. 2018);
     null leaves it out."""
-    drift: NotNegative = 0.0
+    drift: ScheduledNotNegative = 0.0
     """Weight of E[D(x)^2] over real samples, which keeps a critic's output near 0 (Karras et al. 2018, appendix A.1); 0
     leaves it out."""
     weight_clipping: WeightClippingConfig | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from distgan.config.fields import Positive, Section
+from distgan.config.fields import ScheduledPositive, Section
 
 if TYPE_CHECKING:
     from distgan.config.players import DiscriminatorConfig
@@ -23,7 +23,7 @@ class AlignmentConfig(Section):
     weights: str | None = None
     """Path of DINOv2's weights: `model.safetensors` of `facebook/dinov2-base`, or its folder. null: the term is left
     out, with a warning."""
-    weight: Positive = 1.0
+    weight: ScheduledPositive = 1.0
     """Weight of the term in the discriminator's loss."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distgan.config.fields import NotNegative, Positive, Section
+from distgan.config.fields import NotNegative, ScheduledNotNegative, ScheduledPositive, Section
 
 
 class PerceptualConfig(Section):
@@ -10,7 +10,7 @@ class PerceptualConfig(Section):
 
     weights: str
     """Path of torchvision's weights of VGG16, `vgg16-397923af.pth` or its tensors as .safetensors."""
-    weight: Positive = 1.0
+    weight: ScheduledPositive = 1.0
     """Weight of LPIPS beside the L1 distance."""
 
 
@@ -20,10 +20,10 @@ class ReconstructionConfig(Section):
 
     perceptual: PerceptualConfig | None = None
     """LPIPS of reconstructions; null leaves it out."""
-    kl: NotNegative = 1e-6
+    kl: ScheduledNotNegative = 1e-6
     """Weight of the KL divergence of posteriors from N(0, 1), summed over the elements of a latent and divided by the
     number of pixels times channels of an image. The released code sums all terms over pixels, with the same weight."""
-    adversarial_weight: Positive = 0.5
+    adversarial_weight: ScheduledPositive = 0.5
     """Weight of the adversarial term: 0.5 for `kl` latents, 0.8 in Esser et al. 2021."""
     adaptive: bool = True
     """Multiply it by the ratio of the gradient norms of the L1 distance with LPIPS and of the adversarial term, at the
