@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,19 +149,33 @@ class RemoteCheckpoints:
             publish(temporary, path)
         return path
 
+    def set_manifest(self, name: str, content: bytes) -> None:
+        """Write the manifest in a folder, whose files must all be there: this makes the checkpoint complete."""
+        self.objects.write(file_name(name, MANIFEST), content)
+
     def put(self, path: Path, folder: str, name: str) -> None:
         """Upload a file of a local checkpoint."""
         self.objects.upload(path / name, file_name(folder, name))
 
-    def prune(self, newest: int, keep: int, best: Iterable[int]) -> None:
-        """Remove checkpoints and leftovers of killed uploads, except the best and the newest `keep` up to `newest`."""
+    def prune(
+        self, newest: int, keep: int, best: Iterable[int], writable: Callable[[], RemoteCheckpoints] | None = None
+    ) -> None:
+        """Remove checkpoints and leftovers of killed uploads, except the newest `keep` up to `newest`, and the best.
+
+        What `latest` names stays too.
+
+        Args:
+            writable: see `Uploads`; it is called before each request that removes.
+        """
         listing, complete = self.listing(), self.complete()
-        steps = {*sorted(step for step in complete if step <= newest)[-keep:], newest, *best}
-        old = listing.keys() - {complete[step].name for step in steps & complete.keys()}
+        steps = {*sorted(step for step in complete if step <= newest)[-keep:], newest, *best, step_of(self.latest())}
+        old = listing.keys() - {found.name for step, found in complete.items() if step in steps}
         names = [(folder, name) for folder in sorted(old) for name in sorted(listing[folder])]
         # The manifests first. A damaged checkpoint goes too.
         for first in (True, False):
-            self.objects.remove(file_name(*each) for each in names if (each[1] == MANIFEST) == first)
+            removed = [file_name(*each) for each in names if (each[1] == MANIFEST) == first]
+            if removed:
+                (writable() if writable else self).objects.remove(removed)
 
     def parse(self, name: str, content: bytes) -> Manifest:
         """Return the manifest in a folder from its content. Raises UserError if it is damaged."""

@@ -59,7 +59,8 @@ class Uploads:
 
     Args:
         folder: local folder of checkpoints.
-        may_write: raises StoreError if another job has taken the run over.
+        writable: returns the same checkpoints for a write before which no other job can take the run over. Raises
+            StoreError if that is not certain.
         follow: uploads the curves up to now, before a checkpoint counts as the latest.
     """
 
@@ -70,7 +71,7 @@ class Uploads:
         place: Place,
         *,
         keep: int,
-        may_write: Callable[[], None],
+        writable: Callable[[], RemoteCheckpoints],
         follow: Callable[[], None] = lambda: None,
     ) -> None:
         self.remote, self.place = remote, place
@@ -78,9 +79,9 @@ class Uploads:
         """True if the last call of `run` left nothing to upload. Equal on all ranks."""
         self.waiting: list[int] = []
         """Steps of local checkpoints that the store does not have, on rank 0."""
-        self.why = ""
+        self._said = self.why = ""
         """Reason of the last failure."""
-        self._folder, self._keep, self._may_write, self._follow = folder, keep, may_write, follow
+        self._folder, self._keep, self._writable, self._follow = folder, keep, writable, follow
         self._sent: dict[str, str] = {}
         """Object -> SHA-256 of what this rank has uploaded and no checkpoint of the store has."""
 
@@ -113,17 +114,16 @@ class Uploads:
             self._upload(ranks)
             self.done = True
         except WorkError as error:
-            self.why = reason(error)
-            if ranks.is_main and not self.waiting:
-                logger.warning("%s: cannot remove old checkpoints: %s", self.remote.objects.url, self.why)
-            elif ranks.is_main:
-                logger.warning(
-                    "%s: checkpoint of step %s not uploaded: %s; it is in %s, and the next checkpoint tries again",
-                    self.remote.objects.url,
-                    ", ".join(map(str, self.waiting)),
-                    self.why,
-                    self._folder,
-                )
+            self.why, waiting = reason(error), ", ".join(map(str, self.waiting))
+            said = (
+                f"checkpoint of step {waiting} not uploaded: {self.why}; it is in {self._folder}, and the next "
+                "checkpoint tries again"
+                if waiting
+                else f"cannot remove old checkpoints: {self.why}"
+            )
+            if ranks.is_main and said != self._said:  # once for several attempts
+                logger.warning("%s: %s", self.remote.objects.url, said)
+            self._said = said
 
     def _upload(self, ranks: Control) -> None:
         self._remove_local(ranks.broadcast_object(steps(self._folder)))
@@ -157,7 +157,7 @@ class Uploads:
             except UserError as error:
                 logger.warning("not uploaded: %s", error)
         self.waiting = list(local)
-        self._may_write()
+        self._writable()
         listing, complete, latest = self.remote.listing(), self.remote.complete(), self.remote.latest()
         plan = []
         for step, manifest in local.items():
@@ -194,12 +194,11 @@ class Uploads:
     def _complete(self, upload: _Upload, is_main: bool, newest: int | None) -> None:
         if not is_main:
             return
-        self._may_write()
-        self.remote.put(self._folder / directory_name(upload.step), upload.folder, MANIFEST)
+        manifest = read_bounded(self._folder / directory_name(upload.step) / MANIFEST, JSON_LIMIT)
+        self._writable().set_manifest(upload.folder, manifest)
         if upload.step == newest:
             self._follow()
-            self._may_write()
-            self.remote.set_latest(upload.folder)
+            self._writable().set_latest(upload.folder)
         self.waiting.remove(upload.step)
 
     def _prune(self) -> None:
@@ -209,8 +208,8 @@ class Uploads:
         except UserError as error:
             logger.error("all old checkpoints kept, because the best one is unknown: %s", error)
             return
-        self._may_write()
-        self.remote.prune(max(steps(self._folder)), self._keep, [mark.step for mark in marks if mark is not None])
+        best = [mark.step for mark in marks if mark is not None]
+        self.remote.prune(max(steps(self._folder)), self._keep, best, self._writable)
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -5,10 +5,11 @@ store with conditional writes allows to one job only. The lease of a killed job 
 for `LEASE_SECONDS` of the clock of the job that takes it, so that clocks of different hosts do not matter.
 
 What is guaranteed: in a store with conditional writes, two jobs never take the same number. A job looks for higher
-numbers before it writes a manifest, `latest` or a removal, and stops when there is one. A job that was paused for
-longer than the lease can still do the one write that it was about to do. Without conditional writes, a job reads its
-lease back after `_SETTLE_SECONDS`; if a request of another job took longer than that, both hold the run until the first
-one's next look, which stops it.
+numbers before it writes a manifest, `latest` or a removal, and stops when there is one. It also writes nothing once
+`_HELD` of the lease have passed since it last began to renew it, until it has renewed it again; requests that are under
+way then are canceled. A request that the store has received but not answered can still take effect. Without
+conditional writes, a job reads its lease back after `_SETTLE_SECONDS`; if a request of another job took longer than
+that, both hold the run until the first one's next look, which stops it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ RENEW_SECONDS = 10.0
 """Seconds between two renewals, and between two looks for a stop request."""
 _POLL_SECONDS = 2.0
 _SETTLE_SECONDS = 5.0
+_HELD = 0.75
+"""Fraction of `LEASE_SECONDS` for which a job may write after a renewal."""
+_TRY = 0.25
+"""Fraction of `LEASE_SECONDS` after which a look or a renewal is given up, so that the next one comes in time."""
 _NUMBER = re.compile(r"(\d{8})\.json")
 _LIMIT = 4096
 
@@ -84,6 +89,10 @@ def newest_lease(objects: ObjectFolder) -> Found | None:
         return Found(number, content, None)
 
 
+class TakenError(StoreError):
+    """Another job has taken the run over."""
+
+
 class Lease:
     """The lease that this job holds, or one of another rank of this job. Methods raise StoreError."""
 
@@ -92,26 +101,46 @@ class Lease:
         self.lost: str | None = None
         """The job that has taken the run over, in words, once this one has noticed."""
         self._renewals = 0
+        self._renewed: float | None = None
+        """Time at which the last successful renewal began; None on a rank that does not renew the lease."""
 
-    def check(self) -> None:
-        """Raise StoreError if another job has taken the run over."""
-        if self.lost is None and self._is_taken():
-            found = newest_lease(self.objects)
-            self.lost = found.holder if found else "an unknown process"
-        if self.lost is not None:
-            raise StoreError(f"another job has taken the run over ({self.lost})")
+    def check(self) -> ObjectFolder:
+        """Return the objects of the run, for writes that end before another job may take the run over.
+
+        Raises TakenError, and StoreError if this job has not renewed its lease for too long.
+        """
+        self._look(self.objects.within(_TRY * LEASE_SECONDS))
+        if self._renewed is None:  # rank 0 knows how much time is left
+            return self.objects.within(_TRY * LEASE_SECONDS)
+        passed = time.monotonic() - self._renewed
+        if passed > _HELD * LEASE_SECONDS:
+            raise StoreError(
+                f"the lease of this job could not be renewed for {passed:.0f} s; nothing is written until it is"
+            )
+        return self.objects.within(_HELD * LEASE_SECONDS - passed)
 
     def renew(self, *, released: bool = False) -> None:
-        """Write the lease anew. Call it on the rank that has taken it only."""
-        self.check()
+        """Write the lease anew, or give up soon. Call it on the rank that has taken it only."""
+        objects = self.objects.within(_TRY * LEASE_SECONDS)
+        self._look(objects)
         self._renewals += 1
-        self.objects.write(_name(self.number), self._content(released))
+        began = time.monotonic()
+        objects.write(_name(self.number), self._content(released))
+        self._renewed = began
 
-    def _is_taken(self) -> bool:
-        if max(_numbers(self.objects), default=self.number) > self.number:
+    def _look(self, objects: ObjectFolder) -> None:
+        """Raise TakenError if another job has taken the run over."""
+        if self.lost is None and self._is_taken(objects):
+            found = newest_lease(objects)
+            self.lost = found.holder if found else "an unknown process"
+        if self.lost is not None:
+            raise TakenError(f"another job has taken the run over ({self.lost})")
+
+    def _is_taken(self, objects: ObjectFolder) -> bool:
+        if max(_numbers(objects), default=self.number) > self.number:
             return True
         # A store that ignores the condition of a conditional write lets another job replace this lease.
-        content = self.objects.read(_name(self.number), _LIMIT)
+        content = objects.read(_name(self.number), _LIMIT)
         return content is not None and self.token.encode() not in content
 
     def _content(self, released: bool = False) -> bytes:
@@ -124,13 +153,15 @@ class Lease:
     def _create(self) -> bool:
         """Return True if this job has created the lease, and no other has a higher one."""
         content = self._content()
+        self._renewed = time.monotonic()
         self.objects.create(_name(self.number), content)
         if not self.objects.try_exclusive(f"lease/probe-{self.token}"):
             time.sleep(_SETTLE_SECONDS)
         # Read back, also because a repeated request finds the object of the first one.
         if self.objects.read(_name(self.number), _LIMIT) != content:
             return False
-        if self._is_taken():  # this number was free only because its successor's job has removed the old leases
+        # This number may have been free only because its successor's job has removed the old leases.
+        if self._is_taken(self.objects):
             self.objects.remove([_name(self.number)])
             return False
         return True

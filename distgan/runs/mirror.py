@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from distgan.checkpoint.directory import JSON_LIMIT
@@ -13,6 +13,7 @@ from distgan.checkpoint.remote import RemoteCheckpoints
 from distgan.data.storage.locations import public_name
 from distgan.errors import UserError
 from distgan.files import new_file, read_bounded, reason, writing
+from distgan.runs.lease import TakenError
 
 logger = logging.getLogger("distgan")
 
@@ -32,10 +33,14 @@ _SINGLE = ("status.json", "metrics.jsonl", _BEST)
 
 
 class Mirror:
-    """Follows the small files of a local run folder. Use it on ranks that see rank 0's folder, from any thread."""
+    """Follows the small files of a local run folder. Use it on ranks that see rank 0's folder, from any thread.
 
-    def __init__(self, remote: RemoteCheckpoints, folder: Path) -> None:
-        self._remote, self._objects, self._folder = remote, remote.objects, folder
+    Args:
+        writable: see `Uploads`; it is called before each write.
+    """
+
+    def __init__(self, remote: RemoteCheckpoints, folder: Path, writable: Callable[[], RemoteCheckpoints]) -> None:
+        self._objects, self._folder, self._writable = remote.objects, folder, writable
         self._sent: dict[str, tuple[int, int]] = {}
         """Name -> time of change and size of what the store has."""
         self._complained = False
@@ -72,7 +77,10 @@ class Mirror:
                 yield name, size
 
     def update(self) -> None:
-        """Upload the files that have changed. Log an error of the store once, and try again with the next call."""
+        """Upload the files that have changed. Log an error of the store once, and try again with the next call.
+
+        Raises TakenError.
+        """
         with self._lock:
             self._update()
 
@@ -82,6 +90,8 @@ class Mirror:
                 self.put(name)
             self._put_best()
             self._complained = False
+        except TakenError:
+            raise
         except (OSError, UserError) as error:
             if not self._complained:
                 self._complained = True
@@ -95,7 +105,9 @@ class Mirror:
         with self._lock:
             state = self._state(self._folder / name)
             if self._sent.get(name) != state:
-                self._objects.upload(self._folder / name, name)
+                bounded = self._writable().objects
+                # A large file may take longer. Only the status says how another job's run stands.
+                (bounded if name == "status.json" else self._objects).upload(self._folder / name, name)
                 self._sent[name] = state
 
     def forget_later_averages(self, images: int) -> None:
@@ -110,7 +122,7 @@ class Mirror:
         path = self._folder / _BEST
         state = self._state(path) if path.exists() else None
         # Not before the checkpoint itself is in the store.
-        if state and self._sent.get(_BEST) != state and self._remote.mark_best(read_bounded(path, JSON_LIMIT)):
+        if state and self._sent.get(_BEST) != state and self._writable().mark_best(read_bounded(path, JSON_LIMIT)):
             self._sent[_BEST] = state
 
     def _matching(self, pattern: str) -> Iterator[str]:

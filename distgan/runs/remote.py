@@ -22,7 +22,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.files import explained, read_bounded, reason, write_atomically, writing
 from distgan.runs.folder import set_aside
-from distgan.runs.lease import RENEW_SECONDS, Lease, take_lease
+from distgan.runs.lease import RENEW_SECONDS, Lease, TakenError, take_lease
 from distgan.runs.mirror import Mirror
 from distgan.runs.status import STATUS_LIMIT, Status, read_status
 from distgan.runs.stop_request import REQUEST
@@ -47,11 +47,11 @@ class RemoteRun:
         self.checkpoints = RemoteCheckpoints(self.objects)
         self.name = public_name(config.run_url)
         self.place, self.with_main = _find_place(self.folder, runtime)
-        self.mirror = Mirror(self.checkpoints, self.folder)
+        self.mirror = Mirror(self.checkpoints, self.folder, self._writable)
         self.lease: Lease | None = None
         self._keep = config.checkpoint.keep
         self._previous: str | None = None
-        self._stopping = False
+        self._stopping, self._complained = False, False
 
     @contextmanager
     def taken(self, *, locked: bool) -> Iterator[None]:
@@ -79,7 +79,8 @@ class RemoteRun:
                     self._follow()
         finally:
             try:
-                self.lease.renew(released=True)
+                if self.lease.lost is None:
+                    self.lease.renew(released=True)
             except OSError as error:
                 logger.warning("%s: the lease is not released: %s", self.name, reason(error))
 
@@ -115,7 +116,7 @@ class RemoteRun:
         assert self.lease is not None
         folder = self.folder / "checkpoints"
         return Uploads(
-            self.checkpoints, folder, self.place, keep=self._keep, may_write=self.lease.check, follow=self._follow
+            self.checkpoints, folder, self.place, keep=self._keep, writable=self._writable, follow=self._follow
         )
 
     def newest_step(self) -> int | None:
@@ -175,14 +176,15 @@ class RemoteRun:
     def go_back(self, step: int) -> None:
         """Discard the checkpoints after a step. Call it on rank 0 only. Raises UserError."""
         with self.requests("discard later checkpoints"):
-            best = self.checkpoints.best()
+            self._writable()  # another job may have removed the checkpoint
+            best, name = self.checkpoints.best(), self.checkpoints.complete()[step].name
             if best is not None and best.step > step:
-                self.checkpoints.forget_best()
-            self.checkpoints.set_latest(self.checkpoints.complete()[step].name)
+                self._writable().forget_best()
+            self._writable().set_latest(name)
 
     def push_status(self) -> None:
         """Upload status.json, from any rank. Log an error."""
-        self._try("status.json", lambda: self._checked(lambda: self.mirror.put("status.json")))
+        self._try("status.json", lambda: self.mirror.put("status.json"))
 
     def push_failure(self) -> bool:
         """Upload status.json of a failed run, from any rank, unless a rank of another node has done so before.
@@ -201,7 +203,7 @@ class RemoteRun:
             else:
                 write_atomically(self.folder / "status.json", found)
 
-        self._try("status.json", lambda: self._checked(push))
+        self._try("status.json", push)
         return first
 
     def pull_status(self) -> None:
@@ -226,16 +228,15 @@ class RemoteRun:
         except OSError as error:
             raise UserError(f"run_dir = {self.name}: cannot {what}: {reason(explained(error, self.folder))}") from None
 
-    def _checked(self, work: Callable[[], None]) -> None:
-        if self.lease is not None:
-            self.lease.check()
-        work()
+    def _writable(self) -> RemoteCheckpoints:
+        """Return the checkpoints for a write that no other job's can precede. Raises StoreError; see `Lease.check`."""
+        return RemoteCheckpoints(self.lease.check()) if self.lease is not None else self.checkpoints
 
     def _created_failure(self, content: bytes) -> bytes:
         """Return the first failure of this job: the content, if no rank has written one before."""
         assert self.lease is not None
         name = f"{_FAILURES}/{self.lease.number:08d}.json"
-        self.objects.create(name, content)
+        self.lease.check().create(name, content)
         # Read it in any case, because a repeated request finds the object of its first try.
         found = self.objects.read(name, STATUS_LIMIT)
         return content if found is None else found
@@ -258,7 +259,8 @@ class RemoteRun:
         try:
             work()
         except (OSError, ValueError) as error:
-            logger.warning("%s/%s: %s", self.name, what, reason(error))
+            if not isinstance(error, TakenError):  # then the run ends, and says so
+                logger.warning("%s: %s", f"{self.name}/{what}" if what else self.name, reason(error))
 
     def _mark(self) -> tuple[str, str]:
         """Return the token of the lease under which the local folder was used, and the role of its first rank."""
@@ -281,22 +283,27 @@ class RemoteRun:
         assert self.lease is not None
         try:
             self.lease.renew()
-            if self.objects.size(REQUEST) is not None:
+            objects = self.lease.check()
+            if objects.size(REQUEST) is not None:
                 self._stop()
-                self.objects.remove([REQUEST])
+                objects.remove([REQUEST])
+            self._complained = False
         except OSError as error:
-            if not self._stopping:
-                logger.warning("%s: %s", self.name, reason(error))
-            if self.lease.lost is not None and not self._stopping:
-                self._stopping = True
-                self._stop()
+            if self.lease.lost is not None:
+                if not self._stopping:
+                    logger.warning("%s: %s; stopping", self.name, reason(error))
+                    self._stopping = True
+                    self._stop()
+            elif not self._complained:
+                self._complained = True
+                logger.warning("%s: cannot renew the lease: %s; trying again", self.name, reason(error))
 
     def _stop(self) -> None:
         """Write the request that this job looks for in its local folder."""
         self._try(REQUEST, lambda: write_atomically(self.folder / REQUEST, b"by the store\n", durable=False))
 
     def _follow(self) -> None:
-        self._try("", lambda: self._checked(self.mirror.update))
+        self._try("", self.mirror.update)
 
 
 @contextmanager

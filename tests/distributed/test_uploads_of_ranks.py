@@ -34,7 +34,7 @@ def open_writer(root: Path, node: int, groups: tuple[Control, Control]) -> Check
     """A writer of a rank that has a node, and so a folder, of its own."""
     folder = root / f"node{node}" / "checkpoints"
     remote = RemoteCheckpoints(ObjectFolder(f"file://{root}/store"))
-    uploads = Uploads(remote, folder, Place(0, 1), keep=1, may_write=lambda: None)
+    uploads = Uploads(remote, folder, Place(0, 1), keep=1, writable=lambda: remote)
     return CheckpointWriter(folder, keep=1, ranks=groups[0], background=groups[1], uploads=uploads)
 
 

@@ -39,9 +39,9 @@ def remote(store: dict[str, Any]) -> RemoteCheckpoints:
 
 
 def open_writer(
-    remote: RemoteCheckpoints, folder: Path, *, keep: int = 1, may_write: Callable[[], None] = lambda: None
+    remote: RemoteCheckpoints, folder: Path, *, keep: int = 1, writable: Callable[[], RemoteCheckpoints] | None = None
 ) -> CheckpointWriter:
-    uploads = Uploads(remote, folder, Place(0, 1), keep=keep, may_write=may_write)
+    uploads = Uploads(remote, folder, Place(0, 1), keep=keep, writable=writable or (lambda: remote))
     return CheckpointWriter(folder, keep=keep, uploads=uploads)
 
 
@@ -213,7 +213,7 @@ def test_a_store_that_refuses_for_a_while(
             writer.wait()
         assert not writer.upload_rest([0.0])
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 3
+    assert len(lines) == 2, "the last attempt says nothing new"
     assert "memory://bucket/run: checkpoint of step 2 not uploaded: " in lines[0]
     assert "\n" not in lines[0]
     assert 3 in writer.not_uploaded[0]
@@ -246,7 +246,7 @@ def test_a_job_that_has_lost_the_run_changes_nothing(
     def lost() -> None:
         raise StoreError("another job has taken the run over")
 
-    writer = open_writer(remote, tmp_path / "b", may_write=lost)
+    writer = open_writer(remote, tmp_path / "b", writable=lost)
     assert save(writer, 2)
     assert not writer.upload_rest([0.0])
     assert listed(store) == before

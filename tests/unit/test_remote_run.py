@@ -127,7 +127,9 @@ def test_a_stop_request_in_the_store_reaches_the_local_folder(tmp_path: Path) ->
         assert run.objects.size("stop.request") is None
 
 
-def test_a_job_whose_run_is_taken_stops_and_writes_nothing_more(tmp_path: Path) -> None:
+def test_a_job_whose_run_is_taken_stops_and_writes_nothing_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with ExitStack() as held:
         first = start(tmp_path / "a", held)
         write_status(tmp_path / "a", "running")
@@ -144,8 +146,13 @@ def test_a_job_whose_run_is_taken_stops_and_writes_nothing_more(tmp_path: Path) 
         write_row(tmp_path / "a", 1)
         first.push_status()
         first._follow()
+        first._renew()
         assert first.objects.names() == before
         second.check_kept()
+        with pytest.raises(UserError, match="cannot discard later checkpoints: another job"):
+            first.go_back(1)
+    assert caplog.text.count("another job") == 1, "the error at the end says it again"
+    assert "is not released" not in caplog.text
 
 
 def test_the_first_failure_counts_on_whichever_node_it_is(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,15 @@ from typing import Any
 import aiohttp
 import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
 from distgan.data.index.loading import load_index
 from distgan.data.index.rebuild import write_index
 from distgan.data.index.saving import save_index
 from distgan.data.storage import filesystem
+from distgan.data.storage.objects import ObjectFolder
 from distgan.data.storage.patterns import expand
-from distgan.data.storage.store_errors import explain
+from distgan.data.storage.store_errors import StoreError, explain
 from distgan.runs.remote_status import remote_standing
 from tests.servers import RangeServer, free_port, range_server, s3_server
 from tests.shards import build_index, refusal, write_numbered
@@ -290,3 +294,29 @@ def test_any_exception_is_one_line(error: Exception, said: str) -> None:
     assert said in shown
     assert shown.isprintable()
     assert "word" not in shown
+
+
+class _Hanging(AsyncFileSystem):  # type: ignore[misc]
+    """A store that takes writes and does not answer."""
+
+    cachable = False
+    canceled = False
+
+    async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.canceled = True
+            raise
+
+
+def test_a_request_that_must_end_in_time_is_canceled(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _Hanging()
+    monkeypatch.setattr(filesystem, "_filesystem", lambda protocol, pid: store)
+    objects = ObjectFolder("s3://bucket/run").within(0.2)
+    for _ in range(2):
+        begun = time.monotonic()
+        with pytest.raises(StoreError, match="did not answer in time"):
+            objects.write("latest", b"")
+        assert time.monotonic() - begun < 20
+    assert store.canceled

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,16 @@ class ObjectFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._until: float | None = None
+
+    def within(self, seconds: float) -> ObjectFolder:
+        """Return the same objects, whose requests all fail once these seconds are over, also those under way.
+
+        A client without asynchronous requests, as of `hdfs://`, ends a request that is under way by its own timeout.
+        """
+        bounded = ObjectFolder(self.url)
+        bounded._until = time.monotonic() + seconds
+        return bounded
 
     def location(self, name: str) -> str:
         """Return the URL of an object."""
@@ -152,4 +164,23 @@ class ObjectFolder:
 
     def _ask(self, where: str, request: Callable[[Any], _Result]) -> _Result:
         filesystem(self.url)  # a package that is missing is an error of the folder, not of one object
-        return ask(where, request, repeat=True)
+        if self._until is None:
+            return ask(where, request, repeat=True)
+        until = self._until
+        return ask(where, lambda store: request(_Bounded(store, until)), repeat=True)
+
+
+class _Bounded:
+    """A filesystem whose requests end at a time of the monotonic clock."""
+
+    def __init__(self, store: Any, until: float) -> None:
+        self._store, self._end = store, until
+
+    def __getattr__(self, name: str) -> Any:
+        found, left = getattr(self._store, name), self._end - time.monotonic()
+        if name.startswith("_") or not callable(found):
+            return found
+        if left <= 0:
+            raise TimeoutError
+        # fsspec makes each of these from a coroutine, which it cancels after `timeout` seconds.
+        return functools.partial(found, timeout=left) if inspect.iscoroutinefunction(inspect.unwrap(found)) else found
