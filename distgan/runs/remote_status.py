@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from distgan.checkpoint.remote import RemoteCheckpoints
 from distgan.data.storage.locations import public_name
 from distgan.data.storage.objects import ObjectFolder
+from distgan.data.storage.store_errors import StoreError
 from distgan.errors import NoAnswerError, UserError
 from distgan.files import reason
 from distgan.runs.lease import LEASE_SECONDS, newest_lease
@@ -28,7 +29,7 @@ def remote_standing(url: str, launch: str | None = None, *, begun: bool = False)
 
     Raises:
         NoAnswerError: the store cannot be read.
-        UserError: there is no run or no bucket, or status.json is damaged.
+        UserError: there is no run or no bucket, the store refuses the credentials, or status.json is damaged.
     """
     objects = ObjectFolder(url)
     try:
@@ -39,8 +40,8 @@ def remote_standing(url: str, launch: str | None = None, *, begun: bool = False)
             killed, status = killed and again == status, again
         newest = next(iter(RemoteCheckpoints(objects).complete()), -1)
     except OSError as error:
-        # Trying again does not help against a missing bucket.
-        kind = UserError if getattr(error, "status", None) == 404 else NoAnswerError
+        # Trying again does not help against a missing bucket or wrong credentials.
+        kind = UserError if isinstance(error, StoreError) and error.permanent else NoAnswerError
         raise kind(f"{public_name(url)}: cannot read the run: {reason(error)}") from None
     if begun and status is None and newest == -1:
         raise UserError(

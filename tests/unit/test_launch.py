@@ -291,11 +291,12 @@ def test_a_job_requeues_what_can_go_on(tmp_path: Path, after: str, requeued: boo
 
 
 @pytest.mark.parametrize(
-    ("fails", "code", "requeued"),
-    [(1, 75, False), (99, 75, True), (99, 2, False), ("end", 75, True), ("end", 2, False)],
-)
+    ("fails", "code", "restarts", "requeued"),
+    [(1, 75, 0, False), (99, 75, 1, True), (99, 75, 0, False), (99, 2, 1, False), ("end", 75, 0, True),
+     ("end", 2, 1, False)],
+)  # fmt: skip
 def test_a_job_asks_again_while_the_store_does_not_answer(
-    tmp_path: Path, fails: int | str, code: int, requeued: bool
+    tmp_path: Path, fails: int | str, code: int, restarts: int, requeued: bool
 ) -> None:
     """`distgan status` fails a number of times, or always after the training, which ends with a failure."""
     failing = (
@@ -314,6 +315,7 @@ def test_a_job_asks_again_while_the_store_does_not_answer(
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "MASTER_PORT": "1"}
+    environment["SLURM_RESTART_COUNT"] = str(restarts)
     command = ["bash", "launch/slurm/train.sbatch", "x.yaml"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (tmp_path / "requeued").exists() == requeued, result.stderr

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -12,10 +14,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from distgan.data.storage.objects import ObjectFolder
-from distgan.data.storage.store_errors import StoreError
-from distgan.errors import UserError
+from distgan.data.storage.store_errors import StoreError, explain
+from distgan.errors import NoAnswerError, UserError
 from distgan.runs import lease
-from distgan.runs.lease import Lease, newest_lease, take_lease
+from distgan.runs.lease import RENEW_SECONDS, Lease, newest_lease, take_lease
 from distgan.runs.remote_status import remote_standing, request_remote_stop
 from distgan.runs.status import write_status
 
@@ -36,6 +38,13 @@ def take(objects: ObjectFolder, gone: str | None = None) -> Lease:
     return take_lease(objects, gone=gone)[0]
 
 
+def _answer(status: int, code: str) -> Exception:
+    """An error of botocore."""
+    error = Exception(code)
+    error.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}  # type: ignore[attr-defined]
+    return error
+
+
 def test_a_run_that_is_held_is_refused_in_one_line(objects: ObjectFolder) -> None:
     first, over = take(objects), threading.Event()
 
@@ -51,10 +60,10 @@ def test_a_run_that_is_held_is_refused_in_one_line(objects: ObjectFolder) -> Non
     finally:
         over.set()
         thread.join()
+    first.renew()
     said = str(caught.value)
     assert said.startswith("run_dir = memory://bucket/run: another job is training there (process ")
     assert "\n" not in said
-    first.check()
 
 
 def test_the_lease_of_a_killed_job_is_taken_over(objects: ObjectFolder) -> None:
@@ -66,6 +75,39 @@ def test_the_lease_of_a_killed_job_is_taken_over(objects: ObjectFolder) -> None:
         first.renew()
     assert first.lost is not None
     second.renew()
+
+
+def test_a_job_that_could_not_renew_stops_writing_before_another_may_take_over(
+    objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 60.0)
+    holder, clock = take(objects), [time.monotonic()]
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    holder.renew()
+
+    def refuse(*_: object) -> None:
+        clock[0] += 15.0
+        raise StoreError("503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectFolder, "write", refuse)
+        for _ in range(2):
+            holder.check()
+            with pytest.raises(StoreError, match="503"):
+                holder.renew()
+        clock[0] += 14.0
+        left = holder.check()._until
+        assert left is not None
+        assert left - time.monotonic() <= 1.0, "what is under way ends in time too"
+        clock[0] += 2.0
+        with pytest.raises(StoreError, match="the lease of this job could not be renewed for 46 s"):
+            holder.check()
+    assert clock[0] - holder._renewed < lease.LEASE_SECONDS
+    # The store is back, and nobody has taken the run.
+    holder.renew()
+    holder.check()
+    # A store that hangs in one renewal is asked again in time.
+    assert RENEW_SECONDS + lease._TRY * 60 + RENEW_SECONDS < lease._HELD * 60
 
 
 def test_nobody_waits_for_a_job_that_has_ended(objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +173,7 @@ def test_without_conditional_writes_the_last_writer_holds_the_run(
     objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ObjectFolder, "creates_exclusively", False)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 60.0)
     one, other = Lease(objects, 1, "one"), Lease(objects, 1, "other")
     monkeypatch.setattr(objects, "size", lambda name: None)  # both have looked before the other wrote
     holder = _race(one, other)
@@ -152,6 +195,7 @@ def test_a_store_that_ignores_the_condition_of_a_write(objects: ObjectFolder, mo
     assert objects.creates_exclusively
     assert not objects.try_exclusive("probe")
     assert objects.names() == {}
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 60.0)
     one, other = Lease(objects, 1, "one"), Lease(objects, 1, "other")
     holder = _race(one, other)
     holder.check()
@@ -202,3 +246,35 @@ def test_status_and_stop_of_a_run_in_a_store(objects: ObjectFolder, tmp_path: Pa
     objects.write("status.json", b"[]")
     with pytest.raises(UserError, match=r"memory://bucket/run/status\.json: damaged"):
         remote_standing(url)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (_answer(503, "SlowDown"), True),
+        (_answer(429, "TooManyRequests"), True),
+        (TimeoutError(), True),
+        (ConnectionRefusedError(), True),
+        (_answer(403, "InvalidAccessKeyId"), False),
+        (_answer(400, "ExpiredToken"), False),
+        (_answer(301, "PermanentRedirect"), False),
+        (_answer(404, "NoSuchBucket"), False),
+        (type("NoCredentialsError", (Exception,), {})(), False),
+        (type("ParamValidationError", (Exception,), {})(), False),
+        (ValueError("Invalid endpoint: nohost"), False),
+    ],
+)
+def test_scripts_ask_again_only_if_that_can_help(
+    objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch, error: Exception, again: bool
+) -> None:
+    """They do after a NoAnswerError, by its exit code."""
+
+    def fail(*_: object) -> None:
+        raise explain("s3://bucket/run", error)
+
+    monkeypatch.setattr(ObjectFolder, "read", fail)
+    with pytest.raises(UserError) as caught:
+        remote_standing(objects.url)
+    assert isinstance(caught.value, NoAnswerError) == again
+    assert "\n" not in str(caught.value)
+    assert ("AWS_DEFAULT_REGION" in str(caught.value)) == ("Redirect" in str(error))

@@ -47,6 +47,13 @@ _BROKEN = {
     "IncompleteReadError",
     "ResponseParserError",
 }
+_OTHER_REGION = {
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+    "Moved Permanently",
+}
 _INVALID = {"ParamValidationError", "InvalidURL"}
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket, FSSPEC_S3_ANON=true",
@@ -89,6 +96,11 @@ class StoreError(OSError):
         self.status = status
         self.transient = transient
 
+    @property
+    def permanent(self) -> bool:
+        """Return True if the same request fails until somebody changes something: a name, settings or permissions."""
+        return self.status is not None and 300 <= self.status < 500 and not self.transient
+
 
 def explain(url: str, error: Exception, handled: BaseException | None = None) -> StoreError:
     """The cause of an exception that fsspec or a client below it raised for a URL.
@@ -116,12 +128,12 @@ def explain(url: str, error: Exception, handled: BaseException | None = None) ->
     if names & _INVALID:
         # Clients quote the name, which may hold a password, and the pattern that it does not match.
         said = f" ({text})" if "ParamValidationError" not in names else ""
-        return StoreError(f"not a valid name for this store{said}; check the bucket or host in the URL")
+        return StoreError(f"not a valid name for this store{said}; check the bucket or host in the URL", status=400)
     if family == "s3" and text.startswith("Invalid endpoint"):
         return StoreError(
             f"AWS_ENDPOINT_URL: {text.rpartition(': ')[2].rpartition('@')[2]!r} is no URL; give it a scheme, as in "
-            "https://HOST:PORT"
-        )
+            "https://HOST:PORT", status=400,
+        )  # fmt: skip
     if names & _TLS:
         return StoreError(f"no secure connection: {text}; check the server's certificate and the URL's protocol")
     if names & _TIMEOUTS:
@@ -173,7 +185,10 @@ def _of_status(url: str, status: int, chain: list[BaseException], family: str) -
     if status >= 500 or status == 408:
         fix = "try again later, or ask the server's operator"
         return StoreError(f"the server failed ({answer}); {fix}", status=status, transient=True)
-    return StoreError(f"the server answered {answer}: {_text(url, chain[-1])}; check the URL", status=status)
+    # The client finds out the region by itself, unless a setting names one.
+    other = family == "s3" and ("Region" in str(code) or code in _OTHER_REGION)
+    fix = "set AWS_DEFAULT_REGION to the region of the bucket" if other else "check the URL"
+    return StoreError(f"the server answered {answer}: {_text(url, chain[-1])}; {fix}", status=status)
 
 
 def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
