@@ -24,7 +24,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, *, everywhere: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.everywhere = everywhere
         self.told = False
 
@@ -39,9 +39,24 @@ def printable(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return text without the user, password and query of each URL in it, for messages."""
-    text = re.sub(r"://(?:[^\s/]*:\S*@|[^\s/]*@)", "://", text)  # a secret key may have a slash in it
-    return re.sub(r"(://[^\s?#]*)[?#]\S*", r"\1", text)
+    """Return text without the user and password of each URL in it, and without the query of those of HTTP."""
+    if "://" not in text:
+        return text
+    text = _CREDENTIALS.sub("://", text)
+    return _QUERY.sub(r"\1", text)
+
+
+_CREDENTIALS = re.compile(
+    # A secret key may have a slash in it. What a message explains is left alone.
+    r"://(?!USER:PASSWORD@)(?:[^\s/@\[]*:\S*@|(?<=https://)[^\s/@]*@|(?<=http://)[^\s/@]*@"
+    # A text that was cut before the `@` has no number of a port behind the colon.
+    r"|[^\s/@:\[]*:(?!\d{1,5}(?!\w)|PORT)[^\s/'\"]+(?=$|['\"\s]))"
+)
+_QUERY = re.compile(
+    # In the URL of an object store, `?` and `#` are of the name.
+    r"((?:https?://[^\s?#]*(?=[?#])|://[^\s?#]*(?=\?[\w-]+=)))\S*?(?=[:;,.)'\"\]}]*(?:\s|$))",
+    re.I,
+)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from distgan.cli.output import write_line
 from distgan.distributed.launch import check_launch, is_first, leave
-from distgan.errors import UserError, counted
+from distgan.errors import UserError, counted, without_secrets
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -30,7 +30,7 @@ def _pack(options: argparse.Namespace) -> None:
             overwrite=options.overwrite, progress=progress,
         )  # fmt: skip
     for note in (*report.notes, *(f"left out: {name}" for name in report.skipped)):
-        print(f"distgan: {note}", file=sys.stderr)
+        print(without_secrets(f"distgan: {note}"), file=sys.stderr)
     held_out = f"; {report.held_out} more in held-out" if report.held_out else ""
     size = f"{counted(report.shards, 'shard')}, {report.size / 1e6:.1f} MB"
     write_line(f"{report.dest}: {_samples(report.samples, report.num_classes)} in {size}{held_out}")
@@ -48,7 +48,7 @@ def _index(options: argparse.Namespace) -> None:
         )  # fmt: skip
     index, path = written.index, written.path
     for note in written.notes:
-        print(f"distgan: {note}", file=sys.stderr)
+        print(without_secrets(f"distgan: {note}"), file=sys.stderr)
     shards = f"{counted(len(index.shards), 'shard')}, fingerprint {index.fingerprint[:12]}"
     write_line(f"{path}: {_samples(len(index), index.num_classes)} in {shards}")
 
@@ -71,7 +71,7 @@ def _encode(options: argparse.Namespace) -> None:
     if not is_first("RANK"):
         return
     for note in encoded.notes:
-        print(f"distgan: {note}", file=sys.stderr)
+        print(without_secrets(f"distgan: {note}"), file=sys.stderr)
     index, stored = encoded.index, encoded.stored
     sizes = f"{stored.channels}x{stored.resolution}x{stored.resolution}"
     write_line(f"{options.dest}: latents {sizes} of {_samples(len(index), index.num_classes)}")
@@ -260,7 +260,7 @@ def _warn_of_a_moved_run(recipe: str, run_dir: str | Path, overrides: Sequence[s
 
     warning = moved_run(recipe, run_dir)
     if warning and is_first("RANK") and not any(override.startswith("run_dir=") for override in overrides):
-        print(f"distgan: warning: {warning}", file=sys.stderr, flush=True)
+        print(without_secrets(f"distgan: warning: {warning}"), file=sys.stderr, flush=True)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from distgan.errors import without_secrets
+
 
 class OutputError(Exception):
     """The standard output cannot be written."""
@@ -13,7 +15,7 @@ class OutputError(Exception):
 def write_line(text: object) -> None:
     """A line of a command's result."""
     try:
-        print(text, flush=True)
+        print(without_secrets(str(text)), flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -11,7 +11,15 @@ from distgan.config.autoencoder import AutoencoderConfig
 from distgan.config.data import DataConfig, StagesConfig
 from distgan.config.evaluation import DetectorConfig, EvaluationConfig, MetricConfig
 from distgan.config.fields import ScheduleConfig
-from distgan.config.loading import dump_config, flatten, is_run_folder, json_schema, load_config, parse_config
+from distgan.config.loading import (
+    dump_config,
+    flatten,
+    is_run_folder,
+    json_schema,
+    load_config,
+    parse_config,
+    plain_values,
+)
 from distgan.config.objective import (
     AdversarialConfig,
     FeatureMatchingConfig,
@@ -88,4 +96,5 @@ __all__ = [
     "json_schema",
     "load_config",
     "parse_config",
+    "plain_values",
 ]

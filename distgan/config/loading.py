@@ -108,8 +108,25 @@ def _override_value(text: str, types: set[Any], source: str) -> Any:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config, every default written out, as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved config, every default written out, as YAML that `load_config` reads back to an equal object.
+
+    Only secrets in URLs are left out; see `plain_values`.
+    """
+    return yaml.safe_dump(plain_values(config), sort_keys=False)
+
+
+def plain_values(config: Config) -> dict[str, Any]:
+    """The config as JSON has it, for files and messages that others read: URLs without user, password and query."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: public(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [public(item) for item in value]
+        return without_secrets(value) if isinstance(value, str) else value
+
+    values: dict[str, Any] = public(config.model_dump(mode="json"))
+    return values
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -122,7 +139,7 @@ def flatten(config: Config) -> dict[str, Any]:
             else:
                 yield prefix + key, value
 
-    return dict(walk(config.model_dump(mode="json"), ""))
+    return dict(walk(plain_values(config), ""))
 
 
 def json_schema() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
+from distgan.errors import without_secrets
+
 try:
     from rich.text import Text
 
@@ -36,7 +38,13 @@ def setup_logging(rank: int) -> None:
         if isinstance(handler, _Handler):
             logger.removeHandler(handler)
     logger.addHandler(_Handler(rank))
+    logger.addFilter(_hide_secrets)  # for the handlers of the user's own program too
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+def _hide_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
 
 
 class Console:

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from distgan.config import TrackerConfig
-from distgan.errors import UserError
+from distgan.errors import UserError, without_secrets
 from distgan.files import disk_errors, explained, reason, write_atomically
 from distgan.monitoring.event_files import EventFile, drop_later_events
 from distgan.monitoring.layout import Layout, custom_layout
@@ -160,7 +160,7 @@ class _RunTracker(Tracker):
         self._on_tensorboard(write)
 
     def text(self, tag: str, text: str, step: int | None = None) -> None:
-        indented = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown for verbatim
+        indented = "\n".join(f"    {line}" for line in without_secrets(text).splitlines())  # Markdown for verbatim
 
         def write(file: EventFile) -> None:
             from torch.utils.tensorboard import summary

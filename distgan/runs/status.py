@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distgan.checkpoint.directory import newest_step
-from distgan.errors import UserError
+from distgan.errors import UserError, without_secrets
 from distgan.files import explained, read_bounded, try_lock, write_atomically
 
 logger = logging.getLogger("distgan")
@@ -101,7 +101,7 @@ def write_status(
             launch = this_launch() if outcome == "running" or before is None else before.launch
             status = Status(
                 outcome=outcome,
-                reason=reason,
+                reason=without_secrets(reason) if reason else reason,
                 lost_rank=lost_rank,
                 out_of_memory=out_of_memory,
                 exhausted=exhausted,
@@ -130,7 +130,7 @@ def write_rollback(run_dir: str | Path, reason: str) -> None:
         with _exclusive(run_dir):
             status = _previous_status(run_dir)
             if status is not None and status.outcome == "running":
-                changed = status.model_copy(update={"reason": reason[:_REASON_LIMIT], "time": now()})
+                changed = status.model_copy(update={"reason": without_secrets(reason)[:_REASON_LIMIT], "time": now()})
                 write_atomically(file, changed.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
         logger.error("%s: cannot write the rollback: %s", file, explained(error, file))

@@ -25,7 +25,7 @@ from distgan.checkpoint.compatibility import (
 from distgan.checkpoint.contents import Description, load_description
 from distgan.checkpoint.layout import read_layout, read_sets
 from distgan.checkpoint.loading import Share, check_numbers, read_network
-from distgan.config import Config
+from distgan.config import Config, plain_values
 from distgan.data.index.table import Index
 from distgan.data.kinds.images import JPEG_DECODER
 from distgan.data.replacements import Substitutions
@@ -208,7 +208,7 @@ class TrainingState:
             "diagnosis": self.progress.diagnosis.model_dump(mode="json"),
             "divergence": self.progress.divergence.model_dump(mode="json"),
             "rollbacks": list(self.progress.rollbacks),
-            "config": self.config.model_dump(mode="json"),
+            "config": plain_values(self.config),
             "code": code_digests(self.config.code_paths),
             "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
