@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -185,8 +185,8 @@ def publish(temporary: Path, path: Path) -> None:
     publish_folder(temporary, path, replaced_as=_aside(path))
 
 
-def prune(folder: Path, newest: int, keep: int) -> None:
-    """Remove all checkpoints except the best one and the newest `keep` up to step `newest`.
+def prune(folder: Path, newest: int, keep: int, in_use: Collection[int] = ()) -> None:
+    """Remove all checkpoints except the best one, the newest `keep` up to step `newest`, and those in use.
 
     Damaged checkpoints are not counted and not removed, so that you can inspect them.
     """
@@ -197,7 +197,7 @@ def prune(folder: Path, newest: int, keep: int) -> None:
         return
     whole = [step for step in steps(folder) if _looks_whole(folder / directory_name(step))]
     kept = set(sorted(step for step in whole if step <= newest)[-keep:]) | ({best.step} if best else set())
-    for step in set(whole) - kept:
+    for step in set(whole) - kept - set(in_use):
         path = folder / directory_name(step)
         # Renamed first, so that a crash leaves no incomplete directory under the final name.
         shutil.rmtree(_aside(path), ignore_errors=True)

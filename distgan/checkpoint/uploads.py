@@ -48,6 +48,8 @@ class _Upload(NamedTuple):
 
     step: int
     manifest: Manifest
+    content: bytes
+    """Content of manifest.json."""
     folder: str
     """Name of its folder in the store."""
     same: dict[str, str]
@@ -79,6 +81,10 @@ class Uploads:
         """True if the last call of `run` left nothing to upload. Equal on all ranks."""
         self.waiting: list[int] = []
         """Steps of local checkpoints that the store does not have, on rank 0."""
+        self.under_way: frozenset[int] = frozenset()
+        """Steps of the local checkpoints that are being uploaded, on rank 0. Do not remove them."""
+        self.last: int | None = None
+        """Step of the last checkpoint of the run, once it is in the local folders: other uploads are left for it."""
         self._said = self.why = ""
         """Reason of the last failure."""
         self._folder, self._keep, self._writable, self._follow = folder, keep, writable, follow
@@ -99,9 +105,8 @@ class Uploads:
             if _has_size(self._folder / directory_name(step) / name, entry.bytes)
         }
         found = set().union(*ranks.gather_objects(here))
-        self._remove_local(
-            [s for s, manifest in manifests.items() if all((s, name) in found for name in manifest.files)]
-        )
+        whole = [s for s, manifest in manifests.items() if all((s, name) in found for name in manifest.files)]
+        self._remove_local(ranks, lambda: whole)
 
     def run(self, ranks: Control) -> None:
         """Upload all checkpoints that the store does not have, the newest first. Collective: call on every rank.
@@ -113,6 +118,7 @@ class Uploads:
         try:
             self._upload(ranks)
             self.done = True
+            self._said = ""
         except WorkError as error:
             self.why, waiting = reason(error), ", ".join(map(str, self.waiting))
             said = (
@@ -124,14 +130,18 @@ class Uploads:
             if ranks.is_main and said != self._said:  # once for several attempts
                 logger.warning("%s: %s", self.remote.objects.url, said)
             self._said = said
+        finally:
+            self.under_way = frozenset()
 
     def _upload(self, ranks: Control) -> None:
-        self._remove_local(ranks.broadcast_object(steps(self._folder)))
-        planned = ranks.run_on_all(lambda: self._plan() if ranks.is_main else [])
-        uploads: list[_Upload] = ranks.broadcast_object(planned)
-        newest = max((upload.step for upload in uploads), default=None)
+        self._remove_local(ranks, lambda: steps(self._folder))
+        planned = ranks.run_on_all(lambda: self._plan() if ranks.is_main else ([], []))
+        local: list[int]
+        uploads: list[_Upload]
+        local, uploads = ranks.broadcast_object(planned)
+        newest = max(local, default=-1)
         for upload in uploads:
-            ranks.run_on_all(lambda upload=upload: self._send(upload, ranks.is_main))  # type: ignore[misc]
+            ranks.run_on_all(lambda upload=upload: self._send(upload, ranks.is_main, newest))  # type: ignore[misc]
             try:
                 ranks.run_on_all(lambda upload=upload: self._check(upload, ranks.is_main))  # type: ignore[misc]
             except WorkError:
@@ -141,16 +151,25 @@ class Uploads:
         ranks.run_on_all(lambda: self._prune() if ranks.is_main and uploads else None)
         self._sent.clear()
         self.waiting = []
-        self._remove_local(ranks.broadcast_object(sorted(steps(self._folder))[-1:]))
+        self._remove_local(ranks, lambda: self._unseen_or_newest(local))
 
-    def _remove_local(self, kept: list[int]) -> None:
-        """Remove the local checkpoints of other steps than rank 0 has kept."""
-        for step in set(steps(self._folder)) - set(kept) if self.place.leads else ():
+    def _unseen_or_newest(self, seen: list[int]) -> list[int]:
+        found = steps(self._folder)  # another thread may have written more
+        return [step for step in found if step not in seen or step == max(found)]
+
+    def _remove_local(self, ranks: Control, kept: Callable[[], list[int]]) -> None:
+        """Remove the local checkpoints of other steps than rank 0 names. Collective."""
+        found = steps(self._folder)
+        # A checkpoint that another thread has written meanwhile is in the folder of rank 0 before it is in this one.
+        ranks.barrier()
+        kept_steps = ranks.broadcast_object(kept() if ranks.is_main else None)
+        for step in set(found) - set(kept_steps) if self.place.leads else ():
             shutil.rmtree(self._folder / directory_name(step), ignore_errors=True)
 
-    def _plan(self) -> list[_Upload]:
-        """Return what to upload, the newest first. Call it on rank 0 only."""
+    def _plan(self) -> tuple[list[int], list[_Upload]]:
+        """Return the steps of the local checkpoints, and what to upload, the newest first. Call it on rank 0 only."""
         local = {}
+        self.under_way = frozenset(steps(self._folder))
         for step in sorted(steps(self._folder), reverse=True):
             try:
                 local[step] = read_manifest(self._folder / directory_name(step))
@@ -165,19 +184,21 @@ class Uploads:
             there = complete.get(step)
             if there is not None and there.manifest == own:
                 if step == max(local) and there.name != latest:
-                    plan.append(_Upload(step, manifest, there.name, dict.fromkeys(manifest.files, there.name)))
+                    plan.append(_Upload(step, manifest, own, there.name, dict.fromkeys(manifest.files, there.name)))
                 continue
             old = self.remote.parse(*there).files if there is not None else {}
             same = {name: there.name for name, entry in manifest.files.items() if there and old.get(name) == entry}
-            plan.append(_Upload(step, manifest, next_name(step, listing), same))
+            plan.append(_Upload(step, manifest, own, next_name(step, listing), same))
         self.waiting = [upload.step for upload in plan]
-        return plan
+        return list(local), plan
 
-    def _send(self, upload: _Upload, is_main: bool) -> None:
+    def _send(self, upload: _Upload, is_main: bool, newest: int) -> None:
         """Upload this rank's share of the files in its folder. Rank 0 copies what the store has already."""
         path = self._folder / directory_name(upload.step)
         here = sorted(name for name in upload.manifest.files if name not in upload.same and (path / name).is_file())
         for name in here[self.place.number :: self.place.of]:
+            if self.last is not None and self.last > newest:
+                raise StoreError(f"left for the last checkpoint, of step {self.last}")
             key, digest = (f"{upload.folder}/{name}", upload.manifest.files[name].sha256)
             if self._sent.get(key) != digest:
                 self.remote.put(path, upload.folder, name)
@@ -191,11 +212,10 @@ class Uploads:
         if lacking:
             raise StoreError(f"{len(lacking)} of its files are not in the store, such as {lacking[0]}")
 
-    def _complete(self, upload: _Upload, is_main: bool, newest: int | None) -> None:
+    def _complete(self, upload: _Upload, is_main: bool, newest: int) -> None:
         if not is_main:
             return
-        manifest = read_bounded(self._folder / directory_name(upload.step) / MANIFEST, JSON_LIMIT)
-        self._writable().set_manifest(upload.folder, manifest)
+        self._writable().set_manifest(upload.folder, upload.content)
         if upload.step == newest:
             self._follow()
             self._writable().set_latest(upload.folder)

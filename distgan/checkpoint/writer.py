@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +52,9 @@ class CheckpointWriter:
     """Writes the checkpoints of a run from a background thread. Create one on every rank.
 
     The thread copies this rank's part of the tensors to host memory, which is allocated once. Meanwhile the caller may
-    do anything that does not change the tensors; `copied` waits for the copy. Disk errors and lack of memory are logged
-    and counted in `failures`, and training continues. Create the writer before you look for the newest checkpoint: it
+    do anything that does not change the tensors; `copied` waits for the copy. A checkpoint that blocks the caller is
+    written from its own thread, so that it does not wait for an upload. Disk errors and lack of memory are logged and
+    counted in `failures`, and training continues. Create the writer before you look for the newest checkpoint: it
     publishes or removes the leftovers of a killed process.
 
     Args:
@@ -87,6 +89,9 @@ class CheckpointWriter:
         self._on_disk = False
         self._copied, self._settled = threading.Event(), threading.Event()
         self._copied.set()
+        self._settled.set()
+        self._step: int | None = None
+        """Step of the last call of `save`."""
         try:
             if self._leads:
                 settle_unfinished(folder)
@@ -94,7 +99,13 @@ class CheckpointWriter:
             logger.warning("%s: cannot remove the leftovers of an interrupted run: %s", folder, reason(error))
 
     def save(
-        self, step: int, sets: Mapping[str, Mapping[str, Held]], state: Mapping[str, Any], *, blocking: bool = False
+        self,
+        step: int,
+        sets: Mapping[str, Mapping[str, Held]],
+        state: Mapping[str, Any],
+        *,
+        blocking: bool = False,
+        last: bool = False,
     ) -> bool:
         """Copy the tensors and the state, and write them as the checkpoint of `step`. Collective: call on every rank.
 
@@ -104,6 +115,7 @@ class CheckpointWriter:
             state: JSON values; numbers must be finite.
             blocking: wait until the checkpoint is on disk; it may not be uploaded yet. If False, wait at most two
                 seconds for a checkpoint that is still being written or uploaded, then skip this one with a warning.
+            last: the run ends after it, so uploads of earlier ones are left for its upload.
 
         Returns:
             True if the writing has started or, with `blocking`, if the checkpoint is on disk. Equal on all ranks.
@@ -121,7 +133,11 @@ class CheckpointWriter:
                     *(("uploaded", "store") if self.uploads and self._settled.is_set() else ("written", "disk")),
                 )
             return False
-        self.wait()
+        if blocking and step != self._step:
+            self._settled.wait()
+        else:
+            self.wait()
+        self._step = step
         document = json.dumps(state, allow_nan=False).encode()
         rank, world_size = self._background.rank, self._background.world_size
         own = {
@@ -131,12 +147,15 @@ class CheckpointWriter:
         self._on_disk = False
         self._copied.clear()
         self._settled.clear()
-        name = f"checkpoint of step {step}"
-        self._thread = threading.Thread(target=self._write, args=(step, own, document), name=name, daemon=True)
-        self._thread.start()
+        work = partial(self._write_and_upload, step, own, document)
         if blocking:
-            self._settled.wait()
-        return self._on_disk or not blocking
+            written = self._write(step, own, document, self._ranks)
+            if last and written and self.uploads is not None:
+                self.uploads.last = step
+            work = partial(self._upload_after, self._thread, written)
+        self._thread = threading.Thread(target=work, name=f"checkpoint of step {step}", daemon=True)
+        self._thread.start()
+        return not blocking or written
 
     def copied(self) -> None:
         """Wait until the tensors passed to `save` may change again."""
@@ -215,19 +234,27 @@ class CheckpointWriter:
             self._copied.set()
         return ranges
 
-    def _write(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes) -> None:
+    def _write_and_upload(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes) -> None:
+        if self._write(step, sets, state, self._background):
+            self._upload()
+
+    def _upload_after(self, earlier: threading.Thread | None, written: bool) -> None:
+        if earlier is not None:  # the threads of all ranks upload in the same order
+            earlier.join()
+        if written:
+            self._upload()
+
+    def _write(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes, ranks: Control) -> bool:
         try:
-            self._write_locally(step, sets, state)
+            self._write_locally(step, sets, state, ranks)
+            return self._on_disk
         finally:
             self._copied.set()  # also if no thread could be started for the copy
             self._settled.set()
-        if self._on_disk:
-            self._upload()
 
-    def _write_locally(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes) -> None:
+    def _write_locally(self, step: int, sets: Mapping[str, Mapping[str, Part]], state: bytes, ranks: Control) -> None:
         path = self.folder / directory_name(step)
         temporary = self.folder / f"{path.name}.tmp"
-        ranks = self._background
         try:
             ranges = ranks.run_on_all(lambda: self._begin(temporary, sets))
             files = ranks.run_on_all(lambda: self._write_files(temporary, ranges))
@@ -291,7 +318,7 @@ class CheckpointWriter:
             publish(temporary, path)
         self.last_good, self._on_disk = path, True
         try:
-            prune(self.folder, step, self.keep)
+            prune(self.folder, step, self.keep, self.uploads.under_way if self.uploads else ())
         except OSError as error:
             logger.error("cannot remove old checkpoints from %s: %s", self.folder, reason(error))
 

@@ -202,9 +202,9 @@ def save(
     description, tensors = state.description(runtime), state.tensors()
     if not (last or is_best):
         return writer.save(progress.step, tensors, description) and runtime.is_main
-    saved = writer.save(progress.step, tensors, description, blocking=True)
+    saved = writer.save(progress.step, tensors, description, blocking=True, last=last)
     if last and not saved:
-        saved = writer.save(progress.step, tensors, description, blocking=True)
+        saved = writer.save(progress.step, tensors, description, blocking=True, last=last)
     if last and not saved:
         raise UserError(
             f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "

@@ -108,7 +108,7 @@ def test_killed_before_a_complete_checkpoint_has_its_name(folder: Path, monkeypa
             save(writer, step)
     with monkeypatch.context() as patch:
         patch.setattr(directory, "publish_folder", killed)
-        with closing(CheckpointWriter(folder, keep=3)) as writer:
+        with closing(CheckpointWriter(folder, keep=3)) as writer, pytest.raises(SystemExit):
             save(writer, 20)
     assert names(folder) == ["latest", "step-00000010", "step-00000020.tmp", "step-00000030"]
     assert directory.newest_step(folder) == 10, "a checkpoint that does not exist is not reported"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,53 @@ def test_a_store_that_refuses_for_a_while(
     assert sorted(remote.complete()) == [2, 3, 4]
     assert_holds(newest(remote, tmp_path / "b"), 4)
     assert steps(tmp_path / "a") == [4]
+
+
+def test_an_earlier_checkpoint_that_comes_late_is_not_the_latest(remote: RemoteCheckpoints, tmp_path: Path) -> None:
+    """The store takes step 3, but step 2 with the next attempt only."""
+    writer = write(remote, tmp_path / "a", 1, keep=3)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("put_file", "pipe_file"):
+            patch.setattr(MemoryFileSystem, name, refusing("step-00000002", getattr(MemoryFileSystem, name)))
+        for step in (2, 3):
+            save(writer, step)
+            writer.wait()
+    assert remote.latest() == "step-00000003"
+    assert writer.not_uploaded[0] == [2]
+    assert writer.upload_rest([0.0])
+    assert list(remote.complete()) == [3, 2, 1]
+    assert remote.latest() == "step-00000003"
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_checkpoint_that_blocks_does_not_wait_for_an_upload(
+    remote: RemoteCheckpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    begun, over, put = threading.Event(), threading.Event(), MemoryFileSystem.put_file
+    put_files: list[str] = []
+
+    def slow(self: Any, path: str, *arguments: Any, **named: Any) -> None:
+        put_files.append(path)
+        begun.set()
+        assert over.wait(60)
+        put(self, path, *arguments, **named)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", slow)
+    writer = open_writer(remote, tmp_path / "a")
+    assert writer.save(1, contents(1), {"step": 1})
+    assert begun.wait(60)
+    assert writer.save(2, contents(2), {"step": 2}, blocking=True, last=last), "while step 1 is being uploaded"
+    assert not over.is_set()
+    assert_holds(tmp_path / "a" / "step-00000001", 1)
+    assert remote.complete() == {}
+    over.set()
+    assert writer.upload_rest([0.0])
+    assert remote.latest() == "step-00000002"
+    assert_holds(newest(remote, tmp_path / "b"), 2)
+    files = len(list((tmp_path / "b" / "step-00000002").iterdir())) - 1  # the manifest is no upload
+    uploaded = [int(Path(path).parent.name.removeprefix("step-")) for path in put_files]
+    assert uploaded == ([1] + [2] * files + [1] * (files - 1) if last else [1] * files + [2] * files)
+    assert steps(tmp_path / "a") == [2]
 
 
 def test_what_was_not_uploaded_is_by_the_next_start(remote: RemoteCheckpoints, tmp_path: Path) -> None:
