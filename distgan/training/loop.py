@@ -53,7 +53,7 @@ from distgan.training.micro_batches.trials import settle_accumulation
 from distgan.training.monitor import Monitor
 from distgan.training.result import Callbacks, RunResult
 from distgan.training.resume import open_writer, resume_run, save, upload_rest
-from distgan.training.setup import assemble, check_ranks_agree, validate_evaluation, validate_run
+from distgan.training.setup import assemble, check_files, check_ranks_agree, validate_evaluation, validate_run
 from distgan.training.state import Progress, TrainingState
 from distgan.training.warnings import log_warnings
 
@@ -108,12 +108,13 @@ def train(
             validate_run(config, index, runtime.world_size)
             if runtime.is_main:
                 check_installed(config.monitoring.trackers)
+                check_files(config)
             validate_evaluation(config, index)
         check_ranks_agree(config, index, runtime)
         if attempt.remote is None:
             check_shared(config.run_folder, runtime)
         log_warnings(config, index, runtime)
-        config = settle_accumulation(config, index, runtime, resume, attempt.exhausted, attempt.remote)
+        config = settle_accumulation(config, index, runtime, resume, accepted, attempt.exhausted, attempt.remote)
         train_part = partial(_train_part, config, index, runtime, stop, attempt, callbacks or Callbacks())
         end = train_part(resume, accepted)
         while end.decision is not None and end.decision.checkpoint is not None:

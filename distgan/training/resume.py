@@ -100,8 +100,10 @@ def resume_run(
             write_atomically(folder / "config.yaml", dump_config(config).encode())
 
 
-def peek(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None = None) -> Description | None:
-    """Return the description of the checkpoint that `resume_run` will load; None for none. Collective."""
+def peek(
+    config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None = None
+) -> tuple[Path, Description] | None:
+    """Return this node's path of the checkpoint that `resume_run` will load, and its description. Collective."""
     # The writer publishes one of a killed process.
     with runtime.raise_on_all_ranks(), closing(open_writer(config, runtime, remote)):
         if remote is not None:
@@ -111,8 +113,8 @@ def peek(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None
         if isinstance(path, UserError):
             raise path
         found = load_description(path) if path is not None else None
-    described: Description | None = runtime.broadcast_object(found)
-    return described
+    there, described = runtime.broadcast_object((path, found))
+    return None if described is None else (path or there, described)
 
 
 def _where_to_resume(folder: Path, resume: str) -> tuple[Path | UserError | None, list[int]]:

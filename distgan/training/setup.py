@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -273,6 +274,16 @@ def validate_evaluation(config: Config, index: Index) -> None:
             offers = {**section.arguments, "config": config, "index": reals, "name": name}
             with section.blaming("validate failed"):
                 validate(**{key: offers[key] for key in offers.keys() & signature(validate).parameters.keys()})
+
+
+def check_files(config: Config) -> None:
+    """Raise UserError if a file that the evaluations read does not exist. Only rank 0 reads them."""
+    named = [(value_name(metric), metric) for metric in config.metrics]
+    for name, section in (*named, *((detector.label, detector) for detector in config.detectors)):
+        for key in ("weights", "real_statistics") if section.is_built_in and config.evaluation.every else ():
+            given = section.arguments.get(key)
+            if given is not None and not Path(given).expanduser().exists():
+                raise UserError(f"{name}: {key} = {given}: no such file; correct the path, or remove {key}")
 
 
 def _fill_references(generator: nn.Module, discriminator: nn.Module, config: Config, index: Index) -> None:

@@ -213,6 +213,26 @@ class TrainingState:
             "versions": {"distgan": __version__, "torch": torch.__version__, "JPEG decoder": JPEG_DECODER},
         }
 
+    def check_resume(
+        self, path: Path, description: Description, config: Config, accept: frozenset[str]
+    ) -> dict[str, dict[str, Stored]]:
+        """Return the weights of both players in a checkpoint, by their roles, if the run can continue from it.
+
+        Args:
+            config: config of the run.
+
+        Raises:
+            UserError: see `load`.
+        """
+        runtime = self.generator.runtime
+        validate_resume(path, description, config, self.index, runtime.world_size, accept,
+                        self.decoder.hash if self.decoder else None, self.teacher_hash)  # fmt: skip
+        classes, share = self.index.num_classes if config.data.labels else 0, Share(runtime.rank, runtime.world_size)
+        return {
+            player.role: read_network(path, player.role, player.network, num_classes=classes, share=share)
+            for player in self.players
+        }
+
     def load(self, path: Path, accept: frozenset[str]) -> Description:
         """Load a checkpoint into this state. Return its description.
 
@@ -224,13 +244,8 @@ class TrainingState:
         share = Share(runtime.rank, runtime.world_size)
         with runtime.raise_on_all_ranks():
             description = load_description(path)
-            validate_resume(path, description, self.config, self.index, runtime.world_size, accept,
-                            self.decoder.hash if self.decoder else None, self.teacher_hash)  # fmt: skip
+            weights = self.check_resume(path, description, self.config, accept)
             classes = self.index.num_classes if self.config.data.labels else 0
-            weights = {
-                player.role: read_network(path, player.role, player.network, num_classes=classes, share=share)
-                for player in self.players
-            }
             average = read_network(path, "generator_ema", self.average.network, num_classes=classes, share=share)
             sets = read_sets(path, ["generator_optimizer", "discriminator_optimizer", "history", "counters"])
             kept = "profiles" in read_layout(path).sets

@@ -15,7 +15,9 @@ from distgan.checkpoint.contents import load_description
 from distgan.cli import main
 from distgan.config import load_config
 from distgan.errors import MicroBatchMemoryError, UserError
+from distgan.training import setup
 from distgan.training.loop import train
+from distgan.training.micro_batches import trials
 from distgan.training.micro_batches.memory import exhausted_settings, failed_accumulation, with_accumulation
 from distgan.training.monitor import Monitor
 from distgan.training.result import Callbacks
@@ -204,3 +206,25 @@ def test_refused_where_the_objective_depends_on_the_cut(
     for part in parts:
         assert part in text
     assert status(tmp_path / "run")["outcome"] == "failed"
+
+
+def test_the_checkpoint_is_checked_before_the_trials_and_warnings_come_once(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(setup, "check_finite_differences", lambda *_: ["a penalty is inaccurate"])
+    config = config_of(tmp_path, digits, limit=12)
+    extensions.allow("lab")
+    assert train(load_config(config)).step == 2
+    assert recorded(tmp_path / "run", 2) == 4, "of 6 reals and 6 fakes, after several trials"
+    assert caplog.text.count("a penalty is inaccurate") == 1
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a trial ran")
+
+    monkeypatch.setattr(trials, "_runs_out", refuse)
+    changed = "training.generator_batch_size=12"  # so that the checkpoint's number is not taken
+    for change, said in (("seed=8", "--accept seed"), ("generator.latent_size=5", "found torch.float32")):
+        with pytest.raises(UserError, match=said):
+            train(load_config(config, [changed, change]), accept=["batch"])
+    with pytest.raises(AssertionError, match="a trial ran"):
+        train(load_config(config, [changed, "seed=8"]), accept=["seed", "batch"])

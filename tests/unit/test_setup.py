@@ -14,6 +14,8 @@ from PIL import Image
 
 from distgan.config import load_config
 from distgan.distributed.runtime import Runtime
+from distgan.errors import UserError
+from distgan.training.setup import check_files
 from distgan.training.warnings import log_warnings, run_warnings
 from tests.runs import recipe
 from tests.shards import build_index, write_numbered, write_tar
@@ -70,3 +72,18 @@ def test_an_unreadable_image_is_left_to_the_training(tmp_path: Path) -> None:
     config = load_config(recipe(tmp_path, tmp_path / "shards", data={"channels": 1}))
     said = run_warnings(config, build_index(str(tmp_path / "shards")), torch.device("cpu"))
     assert not any("data.channels" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ({"metric": "fid", "detector": {"detector": "inception", "weights": "none.pth"}}, "weights = none.pth"),
+        ({"metric": "fid", "real_statistics": "none.npz"}, "real_statistics = none.npz"),
+    ],
+)
+def test_files_of_evaluations_are_looked_for_at_the_start(tmp_path: Path, metric: dict[str, Any], said: str) -> None:
+    given = {"every": 1, "detector": "inception", "metrics": [metric]}
+    path = recipe(tmp_path, tmp_path, evaluation=given)
+    with pytest.raises(UserError, match=f"{said}: no such file"):
+        check_files(load_config(path))
+    check_files(load_config(path, ["evaluation.every=0"]))

@@ -11,13 +11,16 @@ import bisect
 import gc
 import itertools
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distgan import schedule
+from distgan.checkpoint.contents import Description
 from distgan.config import Config
 from distgan.data.index.table import Index
 from distgan.distributed.runtime import Runtime, ranks_per_gpu
@@ -51,6 +54,7 @@ def settle_accumulation(
     index: Index,
     runtime: Runtime,
     resume: str,
+    accept: frozenset[str],
     exhausted: dict[str, Any] | None,
     remote: RemoteRun | None = None,
 ) -> Config:
@@ -59,23 +63,25 @@ def settle_accumulation(
     A resume on as many ranks takes the number of the checkpoint, so that it is bitwise.
 
     Args:
-        resume: see `train`.
+        resume, accept: see `train`.
         remote: the run in its object store, if it is in one.
         exhausted: see `Status.exhausted`.
 
     Raises:
-        UserError: the networks depend on the number, or even the smallest micro-batch does not fit.
+        UserError: the networks depend on the number, the checkpoint cannot be resumed, or even the smallest micro-batch
+            does not fit.
     """
     if config.training.gradient_accumulation_steps != "auto":
         return config
-    numbers, saved = accumulations(config, runtime.world_size), _saved(config, runtime, resume, remote)
+    then = peek(config, runtime, resume, remote)
+    numbers, saved = accumulations(config, runtime.world_size), _saved(config, runtime, then[1] if then else None)
     failed = failed_accumulation(config, runtime.world_size, exhausted)
     if saved in numbers and saved > failed:
         found, how = saved, "as in the checkpoint"
     elif failed:
         found, how = next_accumulation(numbers, failed), f"memory ran out with {failed}"
     else:
-        found, how = _find(config, index, runtime, numbers), "the largest that fit"
+        found, how = _find(config, index, runtime, numbers, then, accept), "the largest that fit"
         if runtime.device.type != "cuda":
             how = f"the largest that could be allocated; a {runtime.device.type} has no limit that ranks could share"
     settled = with_accumulation(config, found)
@@ -84,9 +90,8 @@ def settle_accumulation(
     return settled
 
 
-def _saved(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | None) -> int:
+def _saved(config: Config, runtime: Runtime, then: Description | None) -> int:
     """Return the number of the checkpoint to resume from, if it is of the same batches on as many ranks; else 0."""
-    then = peek(config, runtime, resume, remote)
     if then is None or then.world_size != runtime.world_size:
         return 0
     before, now = then.config.get("training", {}), config.training.model_dump(mode="json")
@@ -94,14 +99,29 @@ def _saved(config: Config, runtime: Runtime, resume: str, remote: RemoteRun | No
     return then.accumulation or 0 if all(before.get(key) == now[key] for key in same) else 0
 
 
-def _find(config: Config, index: Index, runtime: Runtime, numbers: list[int]) -> int:
+def _find(
+    config: Config,
+    index: Index,
+    runtime: Runtime,
+    numbers: list[int],
+    then: tuple[Path, Description] | None,
+    accept: frozenset[str],
+) -> int:
     """Return the smallest of the numbers with which updates fit. Collective: call on every rank."""
+    untried = [then] if then is not None else []
+
+    def check(state: TrainingState) -> None:
+        # At the first trial, because all of them take minutes.
+        if untried:
+            with runtime.raise_on_all_ranks():
+                # Nothing takes statistics of a micro-batch; see `check_accumulation`.
+                state.check_resume(*untried.pop(), config, accept | {"statistics"})
 
     def fits(number: int) -> bool:
-        return _fits(config, index, runtime, number, numbers[-1])
+        return _fits(config, index, runtime, number, numbers[-1], check)
 
     devices = [runtime.device] if runtime.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _equal_limit(runtime):
+    with torch.random.fork_rng(devices), _equal_limit(runtime), _without_warnings():
         if fits(numbers[0]):
             return numbers[0]
         place = bisect.bisect_left(numbers, True, lo=1, key=fits)
@@ -111,7 +131,9 @@ def _find(config: Config, index: Index, runtime: Runtime, numbers: list[int]) ->
     return numbers[place]
 
 
-def _fits(config: Config, index: Index, runtime: Runtime, number: int, most: int) -> bool:
+def _fits(
+    config: Config, index: Index, runtime: Runtime, number: int, most: int, check: Callable[[TrainingState], None]
+) -> bool:
     """Return True if all ranks have the memory for updates in `number` micro-batches. Collective: call on every rank.
 
     Smallest updates come first: they allocate gradients and moments. The passes that follow have no collective, except
@@ -119,12 +141,14 @@ def _fits(config: Config, index: Index, runtime: Runtime, number: int, most: int
 
     Args:
         most: largest number of micro-batches, of the smallest ones.
+        check: raises UserError on all ranks if the training state cannot be that of the run.
     """
     training = config.training
     batches = {key: size // most for key in ("batch_size", "generator_batch_size") if (size := getattr(training, key))}
     smallest = config.model_copy(update={"training": training.model_copy(update=batches)})
     state = assemble(smallest, index, runtime)
     _refuse_moving(state)
+    check(state)
     before = _random_states(runtime)
     stages = (most, Player.update), (number, _accumulate), (number, Player.update)
     try:
@@ -197,6 +221,22 @@ def _random_states(runtime: Runtime) -> list[torch.Tensor]:
     """Return the states of torch's default random number generators, of the CPU and of this rank's device."""
     on_device = [torch.cuda.get_rng_state(runtime.device)] if runtime.device.type == "cuda" else []
     return [torch.get_rng_state(), *on_device]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Context manager that drops warnings: the networks of each trial give those that the run's own give after it."""
+
+    def is_no_warning(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.WARNING
+
+    logger.addFilter(is_no_warning)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeFilter(is_no_warning)
 
 
 @contextmanager
