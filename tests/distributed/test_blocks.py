@@ -20,7 +20,7 @@ from distgan.errors import UserError
 from distgan.networks import build_discriminator
 from distgan.networks.shape import sample_shape
 from distgan.training.setup import prepare_passes
-from tests.distributed.test_players import GAT, build, small_config, train_steps
+from tests.distributed.test_players import GAT, build, small_config, train_steps, whole_state
 from tests.engines import LAUNCHED, needs, under
 from tests.ranks import RankPool
 
@@ -74,6 +74,8 @@ WAYS: list[tuple[int, dict[str, str], str, dict[str, Any]]] = [
     (2, LAUNCHED["fsdp"], "exact, one of them lazy", {}),
     (2, LAUNCHED["fsdp"], "both kinds", CHECKPOINTED),
     (2, LAUNCHED["fsdp"], "none", CHECKPOINTED | {"gradient_accumulation_steps": 2}),
+    (4, LAUNCHED["fsdp"], "both kinds", {}),
+    (4, LAUNCHED["hsdp"], "finite differences", {}),
     (4, LAUNCHED["hsdp"], "exact, one of them lazy", CHECKPOINTED),
     (4, LAUNCHED["hsdp"], "none", {"gradient_accumulation_steps": 2}),
     (2, LAUNCHED["ddp"], "both kinds", CHECKPOINTED),
@@ -134,6 +136,12 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
         "objective": {"r1": {"gamma": 1.0}, "r2": {"gamma": 1.0, "every": 2}},
         "training": {"activation_checkpointing": True},
     },
+    "r3gan, interpolated penalty": {
+        "generator": {"architecture": "r3gan", "width": 8, "max_width": 16, "normalization": "none"},
+        "discriminator": {"architecture": "r3gan", "width": 8, "max_width": 16, "normalization": "none"},
+        "objective": {"adversarial": "wasserstein", "r1": None, "gradient_penalty": {}},
+        "training": {"activation_checkpointing": True},
+    },
     "stylegan2": {
         "generator": {"architecture": "stylegan2", "latent_distribution": "normal", "style_size": 8,
                       "mapping_layers": 2},
@@ -188,6 +196,29 @@ def bytes_between_updates() -> list[int]:
 def test_a_rank_keeps_its_share_of_weights_and_average(ranks: RankPool) -> None:
     for *kept, _, _, _ in (found := ranks.run(2, under, LAUNCHED["fsdp"], bytes_between_updates)):
         assert all(part < 0.6 * whole for part, whole in zip(kept, found[0][3:], strict=True))
+
+
+def sharded_averages() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The average after three updates of it, and what the formula makes of whole weights."""
+    players = build(small_config(**TRANSFORMERS), Runtime(), torch.float32)
+    generator, discriminator, average = players[:3]
+    names = [name for name, _ in generator.network.named_parameters()]
+    expected = {name: whole_state(generator, discriminator, average)[f"ema/{name}"] for name in names}
+    for step in range(3):
+        with torch.no_grad():
+            for number, weight in enumerate(generator.network.parameters()):
+                local(weight).mul_(1 + 0.1 * step).add_(0.01 * number)
+        average.update(0.9, torch.ones(()))
+        found = whole_state(generator, discriminator, average)
+        for name in names:
+            expected[name] += (found[f"g/{name}"] - expected[name]) * torch.tensor(1.0 - 0.9)
+    return {name: found[f"ema/{name}"] for name in names}, expected
+
+
+def test_the_average_of_shards_is_bitwise_that_of_whole_weights(ranks: RankPool) -> None:
+    for found, expected in ranks.run(2, under, LAUNCHED["fsdp"], sharded_averages):
+        assert len(found) > 20
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_skipped_update_of_blocks_leaves_nothing_behind(ranks: RankPool) -> None:
