@@ -79,7 +79,8 @@ class MixedPrecisionConfig(Section):
     """Always `bf16`."""
     float32_below: Annotated[Size, Field(ge=4)]
     """Resolution in pixels per side below which stages run in float32. 8 leaves 4x4 in float32; 4 leaves only stages
-    without pixels in it, such as GAT's mappings and head. For networks of stages, such as `r3gan`."""
+    without pixels in it, such as GAT's mappings and head. Penalties by finite differences need 8 or more with `r3gan`.
+    For networks of stages, such as `r3gan`."""
 
 
 Precision = Literal["no", "tf32", "bf16"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,17 @@ from distgan import randomness
 from distgan.checkpoint.loading import load_sets
 from distgan.checkpoint.snapshot import Snapshot
 from distgan.checkpoint.writer import CheckpointWriter
+from distgan.errors import UserError
 from distgan.evaluation.detectors.classifier import build_classifier
 from distgan.evaluation.metrics.frechet import FrechetDistanceToReference, make_reference
 from distgan.evaluation.moments import Moments
 from distgan.evaluation.precision import plain_float32
 from distgan.metrics import FrechetDistance, InceptionScore, KernelDistance, load_detector
+from distgan.networks import build_discriminator
+from distgan.networks.shape import SampleShape
+from distgan.players.finite_differences import check_finite_differences
 from distgan.players.samples import MicroBatch
-from tests.unit.test_precision_by_stage import players, update
+from tests.unit.test_precision_by_stage import differences_config, players, update
 
 pytestmark = pytest.mark.gpu
 
@@ -142,3 +146,12 @@ def test_penalties_by_stage_are_those_of_float32_but_for_rounding(device: torch.
         gradients.append(update(objective, moved)[1].cpu())
     error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
     assert 1e-5 < error < 0.05
+
+
+def test_last_layers_in_bfloat16_are_found_as_on_the_cpu(device: torch.device) -> None:
+    shape = SampleShape(resolution=32, channels=3, num_classes=3)
+    for architecture, below, refused in (("r3gan", 4, True), ("r3gan", 8, False), ("gat", 4, False)):
+        config = differences_config(below, architecture)
+        network = build_discriminator(config.discriminator, shape).to(device)
+        with pytest.raises(UserError, match="last layers") if refused else nullcontext():
+            check_finite_differences(network, config, shape)

@@ -13,6 +13,7 @@ from distgan.errors import UserError
 from distgan.networks import build_discriminator, build_generator
 from distgan.networks.layers.stage import Stage, set_float32_below
 from distgan.networks.shape import SampleShape
+from distgan.players.finite_differences import check_finite_differences
 from distgan.players.objective import DiscriminatorObjective, GeneratorObjective
 from distgan.players.objective_base import Objective
 from distgan.players.samples import MicroBatch
@@ -129,3 +130,96 @@ def test_a_network_without_stages_is_refused() -> None:
         set_float32_below(nn.Linear(1, 1), "mine", 8)
     with pytest.raises(UserError, match=r"float32_below: 64 is above data\.resolution = 32"):
         config_of({"float32_below": 64})
+
+
+BY_DIFFERENCES = {"gamma": 2.0, "method": "finite_difference"}
+
+
+def differences_config(below: int, architecture: str = "r3gan", resolution: int = 32) -> Config:
+    sizes = {"r3gan": {"width": 8, "max_width": 16, "depth": 1}, "gat": {"width": 16, "depth": 4, "heads": 2}}
+    network = {"architecture": architecture, **sizes[architecture]}
+    return parse_config(
+        {
+            "run_dir": "unused",
+            "data": {"path": "unused", "resolution": resolution},
+            "generator": {**network, "latent_distribution": "normal"},
+            "discriminator": network,
+            "objective": {"r1": BY_DIFFERENCES},
+            "training": {"steps": 1, "batch_size": 4, "mixed_precision": {"float32_below": below}},
+        }
+    )
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_finite_differences_need_the_last_layers_of_r3gan_in_float32(classes: int) -> None:
+    """Also with classes, where a product with float32 embeddings hides that the last layer is bfloat16."""
+    shape = SampleShape(resolution=32, channels=3, num_classes=classes)
+    config = differences_config(4)
+    network = build_discriminator(config.discriminator, shape)
+    with pytest.raises(UserError, match=r"r1: .*float32_below = 4 runs the last layers .*: r3gan .*; set it to 8, or"):
+        check_finite_differences(network, config, shape)
+    assert {stage.float32_below for stage in network.modules() if isinstance(stage, Stage)} == {0}, "left as it was"
+    for below in (8, 16):
+        (told,) = check_finite_differences(network, differences_config(below), shape)
+        assert "kinks" in told
+
+
+@pytest.mark.parametrize("without", ["", "head", "label_mapping"])
+def test_the_last_layers_of_gat_are_float32_with_any_value(without: str) -> None:
+    config, shape = differences_config(4, "gat"), SampleShape(resolution=32, channels=3, num_classes=3)
+    network = build_discriminator(config.discriminator, shape)
+    set_float32_below(network, "gat", 4)
+    if without:
+        setattr(network, without, nn.Sequential(*network.get_submodule(without)))
+    seen: dict[str, torch.dtype] = {}
+    for name in ("blocks.3.dense", "head", "label_mapping"):
+        network.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.dtype}))
+    with torch.autocast("cpu", dtype=BF16):
+        logits = network(torch.randn(2, 12, 32, 32), torch.tensor([0, 2]))
+    if not without:
+        assert seen == {"blocks.3.dense": BF16, "head": FLOAT32, "label_mapping": FLOAT32}
+        assert logits.dtype == FLOAT32
+        assert check_finite_differences(network, config, shape) == []
+        return
+    with pytest.raises(UserError, match=r"r1: .*last layers of .*: gat in bfloat16; build these of .*Stage\(1, "):
+        check_finite_differences(network, config, shape)
+
+
+class Slope(nn.Module):
+    """D(x) = w . x + 100, whose logits bfloat16 rounds to multiples of 1/2."""
+
+    def __init__(self, last: type[nn.Sequential] | None = None) -> None:
+        super().__init__()
+        self.above = Stage(32, nn.Identity())
+        layer = nn.Linear(3 * 8 * 8, 1)
+        self.last = Stage(1, layer) if last is None else last(layer)
+        torch.nn.init.constant_(layer.weight, 0.1)
+        torch.nn.init.constant_(layer.bias, 100.0)
+
+    def forward(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.last(self.above(samples.flatten(1))).squeeze(1)
+        return logits
+
+
+class Reals(nn.Module):
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return latents
+
+
+def test_a_linear_discriminator_of_stages_is_penalized_by_its_squared_norm() -> None:
+    """(w.n)^2 has the mean |w|^2 = 192 * 0.1^2 and the variance 2 |w|^4."""
+    config, shape = differences_config(8, resolution=8), SampleShape(resolution=8, channels=3)
+    count, squared = 4000, 1.92
+    reals = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = MicroBatch(torch.arange(count), reals, None, reals, None)
+    found = {}
+    for last in (None, nn.Sequential):
+        network = Slope(last)
+        set_float32_below(network, "mine", 8)
+        found[last] = DiscriminatorObjective(network, Reals(), config, BF16)(batch, 0, 0)[1]["loss/r1"].item()
+    error = 4 * (2 / count) ** 0.5 * squared
+    assert found[None] == pytest.approx(2.0 / 2 * squared, abs=error)
+    assert found[nn.Sequential] > 4 * squared, "what rounding does to it"
+    assert check_finite_differences(Slope(), config, shape) == []
+    with pytest.raises(UserError, match="last layers"):
+        check_finite_differences(Slope(nn.Sequential), config, shape)
