@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -20,6 +22,9 @@ from distgan.checkpoint.writer import CheckpointWriter
 from distgan.data.storage import filesystem
 from distgan.data.storage.objects import ObjectFolder
 from distgan.distributed.control import Control
+from distgan.runs.folder import set_aside_later
+from distgan.runs.remote import RemoteRun
+from distgan.training.resume import _where_to_resume_remote
 from tests.checkpoints import assert_holds, save, step_of
 from tests.ranks import Processes
 
@@ -102,3 +107,46 @@ def test_rank_0_killed_at_any_point_of_an_upload_leaves_a_valid_checkpoint(
     left = walk(tmp_path, 0, monkeypatch)
     # Two sets, layout and state; manifest; latest; then the removal of step 1 in one call.
     assert left == [1] * 6 + [2] * 2
+
+
+def go_back_on_nodes(root: Path) -> None:
+    """Ranks with folders of their own save steps 1 to 3, and go back to step 1 by its path on rank 0's node."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    runtime: Any = Control(timedelta(seconds=60))
+    background = Control(timedelta(seconds=60))
+    folder = root / f"node{runtime.rank}"
+    config: Any = SimpleNamespace(run_url=f"file://{root}/store", run_folder=folder, checkpoint=SimpleNamespace(keep=3))
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as held:
+        use_local_store(patch)
+        run = RemoteRun(config, runtime)
+        if runtime.is_main:
+            held.enter_context(run.taken(locked=True))
+        run.open()
+
+        def writer() -> CheckpointWriter:
+            where = folder / "checkpoints"
+            return CheckpointWriter(where, keep=3, ranks=runtime, background=background, uploads=run.uploads())
+
+        with closing(writer()) as first:
+            for step in (1, 2, 3):
+                assert save(first, step)
+        named = runtime.broadcast_object(str(folder / "checkpoints" / "step-00000001"))
+        path, kept = _where_to_resume_remote(run, named, runtime)
+        assert path == folder / "checkpoints" / "step-00000001"
+        assert_holds(path, 1)
+        assert kept == [1, 2, 3]
+        if runtime.is_main:
+            set_aside_later(folder, 1)
+            run.go_back(1)
+            assert list(run.checkpoints.complete()) == [1, 3, 2]
+        runtime.barrier()
+        with closing(writer()) as second:
+            assert save(second, 2)
+        runtime.barrier()
+        assert list(run.checkpoints.complete()) == [2, 1]
+        runtime.barrier()
+
+
+def test_ranks_of_different_nodes_go_back_to_one_step(tmp_path: Path) -> None:
+    """As a rollback does (`training.on_divergence`)."""
+    assert Processes(2, go_back_on_nodes, tmp_path).wait(120) == [0, 0]
