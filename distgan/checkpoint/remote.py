@@ -29,6 +29,7 @@ from distgan.checkpoint.directory import (
     verifies,
 )
 from distgan.data.storage.objects import ObjectFolder
+from distgan.data.storage.store_errors import StoreError
 from distgan.errors import UserError
 from distgan.files import disk_errors, read_bounded
 
@@ -42,6 +43,10 @@ _FILE = re.compile(rf"({_NAME.pattern})/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 
 _warned: set[str] = set()
 """URLs of damaged checkpoints that this process has warned about."""
+
+
+class TakenError(StoreError):
+    """Another job has taken the run over."""
 
 
 class Found(NamedTuple):

@@ -22,7 +22,7 @@ from distgan.checkpoint.directory import (
     read_manifest,
     steps,
 )
-from distgan.checkpoint.remote import MANIFEST, RemoteCheckpoints, file_name, missing_files, next_name
+from distgan.checkpoint.remote import MANIFEST, RemoteCheckpoints, TakenError, file_name, missing_files, next_name
 from distgan.data.storage.store_errors import StoreError
 from distgan.distributed.control import Control, WorkError
 from distgan.errors import UserError
@@ -127,7 +127,8 @@ class Uploads:
                 if waiting
                 else f"cannot remove old checkpoints: {self.why}"
             )
-            if ranks.is_main and said != self._said:  # once for several attempts
+            # Once for several attempts, and not if the run ends for another reason.
+            if ranks.is_main and said != self._said and not isinstance(error.__cause__, TakenError):
                 logger.warning("%s: %s", self.remote.objects.url, said)
             self._said = said
         finally:

@@ -25,6 +25,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from distgan.checkpoint.remote import TakenError
 from distgan.data.storage.locations import public_name
 from distgan.data.storage.objects import ObjectFolder
 from distgan.data.storage.store_errors import StoreError
@@ -87,10 +88,6 @@ def newest_lease(objects: ObjectFolder) -> Found | None:
         return Found(number, content, LeaseRecord.model_validate_json(content))
     except ValidationError:
         return Found(number, content, None)
-
-
-class TakenError(StoreError):
-    """Another job has taken the run over."""
 
 
 class Lease:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from distgan.checkpoint.directory import JSON_LIMIT
-from distgan.checkpoint.remote import RemoteCheckpoints
+from distgan.checkpoint.remote import RemoteCheckpoints, TakenError
 from distgan.data.storage.locations import public_name
 from distgan.errors import UserError
 from distgan.files import new_file, read_bounded, reason, writing
-from distgan.runs.lease import TakenError
 
 logger = logging.getLogger("distgan")
 

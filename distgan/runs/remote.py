@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from distgan.checkpoint.directory import directory_name, steps
-from distgan.checkpoint.remote import RemoteCheckpoints, step_of
+from distgan.checkpoint.remote import RemoteCheckpoints, TakenError, step_of
 from distgan.checkpoint.uploads import Place, Uploads
 from distgan.config import Config
 from distgan.data.storage.locations import public_name
@@ -22,7 +22,7 @@ from distgan.distributed.runtime import Runtime
 from distgan.errors import UserError
 from distgan.files import explained, read_bounded, reason, write_atomically, writing
 from distgan.runs.folder import set_aside
-from distgan.runs.lease import RENEW_SECONDS, Lease, TakenError, take_lease
+from distgan.runs.lease import RENEW_SECONDS, Lease, take_lease
 from distgan.runs.mirror import Mirror
 from distgan.runs.status import STATUS_LIMIT, Status, read_status
 from distgan.runs.stop_request import REQUEST

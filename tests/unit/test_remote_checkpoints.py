@@ -16,11 +16,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from distgan.checkpoint import downloads
 from distgan.checkpoint.directory import Best, steps
-from distgan.checkpoint.remote import Found, RemoteCheckpoints
+from distgan.checkpoint.remote import Found, RemoteCheckpoints, TakenError
 from distgan.checkpoint.uploads import Place, Uploads
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.data.storage.objects import ObjectFolder
-from distgan.data.storage.store_errors import StoreError
 from distgan.errors import UserError
 from tests.checkpoints import assert_holds, assert_sets, contents, names, save, step_of
 
@@ -286,19 +285,20 @@ def test_what_was_not_uploaded_is_by_the_next_start(remote: RemoteCheckpoints, t
 
 
 def test_a_job_that_has_lost_the_run_changes_nothing(
-    remote: RemoteCheckpoints, store: dict[str, Any], tmp_path: Path
+    remote: RemoteCheckpoints, store: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(remote, tmp_path / "a", 1)
     before = listed(store)
 
-    def lost() -> None:
-        raise StoreError("another job has taken the run over")
+    def lost() -> RemoteCheckpoints:
+        raise TakenError("another job has taken the run over")
 
     writer = open_writer(remote, tmp_path / "b", writable=lost)
     assert save(writer, 2)
     assert not writer.upload_rest([0.0])
     assert listed(store) == before
     assert writer.not_uploaded == ([2], "another job has taken the run over")
+    assert "not uploaded" not in caplog.text, "the error at the end says why"
 
 
 def test_the_best_checkpoint_stays(remote: RemoteCheckpoints, store: dict[str, Any], tmp_path: Path) -> None:
