@@ -201,6 +201,11 @@ class CheckpointWriter:
         return self.uploads.done
 
     @property
+    def last_good_name(self) -> str:
+        """Newest checkpoint that this writer has published, for messages."""
+        return str(self.last_good or "from an earlier start, if any")
+
+    @property
     def not_uploaded(self) -> tuple[list[int], str]:
         """Return the steps that could not be uploaded, and why, as rank 0 knows it."""
         return (self.uploads.waiting, self.uploads.why) if self.uploads is not None else ([], "")
@@ -338,5 +343,5 @@ class CheckpointWriter:
                 step,
                 why,
                 size / 1e6,
-                self.last_good or "from an earlier start, if any",
+                self.last_good_name,
             )

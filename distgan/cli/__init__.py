@@ -10,7 +10,7 @@ from distgan.cli.commands import COMMANDS
 from distgan.cli.output import OutputError, discard_output
 from distgan.cli.parser import parse
 from distgan.distributed.launch import is_first, leave
-from distgan.errors import LostRankError, NoAnswerError, UserError
+from distgan.errors import LostRankError, NoAnswerError, UserError, without_secrets
 from distgan.extensions import allow
 
 __all__ = ["main"]
@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         leave(130)
     except LostRankError as error:
         if not error.told:
-            print(f"distgan: error: {error}", file=sys.stderr, flush=True)
+            print(f"distgan: error: {without_secrets(str(error))}", file=sys.stderr, flush=True)
         leave(1)
     except BrokenPipeError:
         discard_output()
         raise SystemExit(1) from None
     except Exception:
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         leave(1)

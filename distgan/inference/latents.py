@@ -126,6 +126,8 @@ class LatentPrefetcher:
             for update in range(max(1, ROWS // (share * accumulation)))
             for number in range(accumulation)
         ]
+        # On the device once, because the host would wait for each copy to it.
+        self._offsets = (torch.tensor(self._starts)[:, None] + torch.arange(share)).to(source.device)
         self._drawn: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def take(self, first: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -135,8 +137,7 @@ class LatentPrefetcher:
         """
         if first not in self._drawn:
             starts = [first + start for start in self._starts]
-            addresses = torch.tensor(starts)[:, None] + torch.arange(self._share)
-            addresses = addresses.to(self._source.device)
+            addresses = first + self._offsets
             latents, labels = self._source.draw(self._purpose, addresses.flatten())
             rows = zip(
                 addresses,

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distgan import schedule
-from distgan.config import Config, GradientPenaltyConfig, ZeroCenteredPenaltyConfig
+from distgan.config import Config, GradientPenaltyConfig, ScheduleConfig, ZeroCenteredPenaltyConfig
 from distgan.errors import UserError
 from distgan.losses import gradient_penalties
 from distgan.losses.adversarial import draw_targets, targeted_cross_entropy
@@ -30,9 +30,6 @@ from distgan.players.objective_base import LossAndScalars, Objective
 from distgan.players.reconstruction import Reconstruction, generate
 from distgan.players.samples import Inputs, Judged, MicroBatch, Pass, Side
 from distgan.players.terms import Absent, check_loss
-
-AnyPenalty = TypeVar("AnyPenalty", ZeroCenteredPenaltyConfig, GradientPenaltyConfig)
-
 
 _LAYER_KEY = "objective.feature_matching.layer"
 
@@ -62,10 +59,9 @@ class DiscriminatorObjective(Objective):
             self.alignment = Alignment(section, self.augmentation)
 
     def differentiates_twice(self, images: int, update: int) -> bool:
-        config = self.config
-        zero_centered = (_due(penalty, update) for penalty in (config.r1, config.r2))
-        exact = any(penalty is not None and penalty.method == "exact" for penalty in zero_centered)
-        return exact or _due(config.gradient_penalty, update) is not None or bool(self._terms_due(update))
+        r1, r2, gp = self._due(images, update)
+        exact = any(penalty is not None and penalty.method == "exact" for penalty in (r1, r2))
+        return exact or gp is not None or bool(self._terms_due(update))
 
     def forward(self, batch: MicroBatch, images: int, update: int) -> LossAndScalars:
         """Return the loss and the scalars.
@@ -78,10 +74,11 @@ class DiscriminatorObjective(Objective):
         assert batch.reals is not None
         labels = self._fake_labels(batch)
         with torch.no_grad(), self._autocast(batch.reals), reference_moments(self.opponent):
-            fakes, _ = generate(self.config, self.opponent, batch, labels)
-        reals, generated = self._with_noise(batch.reals, "real", batch, images), fakes.to(batch.reals.dtype)
+            generated, _ = generate(self.config, self.opponent, batch, labels)
+        generated = generated.to(batch.reals.dtype)
+        reals = self._with_noise(batch.reals, "real", batch, images)
         fakes = self._with_noise(generated, "fake", batch, images)
-        r1, r2, gp = _due(config.r1, update), _due(config.r2, update), _due(config.gradient_penalty, update)
+        r1, r2, gp = self._due(images, update)
         with ExitStack() as held:
             # A penalized pass needs normalization moments in its own precision.
             penalized = any(penalty is not None for penalty in (r1, r2, gp))
@@ -89,28 +86,20 @@ class DiscriminatorObjective(Objective):
                 held.enter_context(reference_moments(self.network))
             sides = Side("real", reals, batch.real_labels, r1), Side("fake", fakes, labels, r2)
             real, fake = self._judge_sides(sides, batch, images)
-            reals, fakes, real_logits, fake_logits = real.samples, fake.samples, real.logits, fake.logits
-            loss = self._adversarial(real_logits, fake_logits, batch)
+            loss = self._adversarial(real.logits, fake.logits, batch)
             parts = {"loss/discriminator": loss} | scalars.discriminator_scalars(
-                self.loss_facts, real_logits, fake_logits
+                self.loss_facts, real.logits, fake.logits
             )
             parts |= scalars.diversity("data/diversity", batch.reals)
             if self.augmentation is not None:
                 probability = self.augmentation.probability(images)
-                parts |= scalars.augmentation_scalars(self.loss_facts, real_logits, probability)
+                parts |= scalars.augmentation_scalars(self.loss_facts, real.logits, probability)
             for name, side, judged in (("loss/r1", sides[0], real), ("loss/r2", sides[1], fake)):
                 if side.penalty is not None:
                     parts[name] = self._zero_centered(side, judged, images)
                     loss = loss + side.penalty.every * parts[name]
             if gp is not None:
-                points = self._penalized_points(gp.points, gp.perturbation, reals.detach(), fakes.detach(), batch)
-                kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
-                judged = self._judge(points, batch.real_labels, kind, batch, images, differentiable=True)
-                weight = schedule.value(gp.weight, images, self.length)
-                penalty = gradient_penalties.gradient_penalty(
-                    judged.logits, judged.samples, weight, gp.target, one_sided=gp.one_sided
-                )
-                parts["loss/gradient_penalty"] = penalty
+                parts["loss/gradient_penalty"] = self._gradient_penalty(gp, real, fake, batch, images)
                 loss = loss + gp.every * parts["loss/gradient_penalty"]
             if self.alignment is not None:
                 parts["loss/alignment"] = self._aligned(self.alignment, real, batch, images)
@@ -119,9 +108,25 @@ class DiscriminatorObjective(Objective):
             loss = self._add_terms(loss, parts, batch, images, generated, fake, real, update)
         if config.drift != 0:
             weight = schedule.value(config.drift, images, self.length)
-            parts["loss/drift"] = weight * gradient_penalties.drift(real_logits)
+            parts["loss/drift"] = weight * gradient_penalties.drift(real.logits)
             loss = loss + parts["loss/drift"]
         return self._with_history(loss, parts, images)
+
+    def _due(
+        self, images: int, update: int
+    ) -> tuple[ZeroCenteredPenaltyConfig | None, ZeroCenteredPenaltyConfig | None, GradientPenaltyConfig | None]:
+        """Return R1, R2 and the gradient penalty, or None for those that are not due or have a weight of 0 then."""
+        r1, r2, gp = self.config.r1, self.config.r2, self.config.gradient_penalty
+
+        def is_due(every: int, weight: float | ScheduleConfig) -> bool:
+            # Not only for speed: 0 times an infinite penalty would not be 0.
+            return update % every == 0 and schedule.value(weight, images, self.length) != 0
+
+        return (
+            r1 if r1 is not None and is_due(r1.every, r1.gamma) else None,
+            r2 if r2 is not None and is_due(r2.every, r2.gamma) else None,
+            gp if gp is not None and is_due(gp.every, gp.weight) else None,
+        )
 
     def _adversarial(self, real_logits: Tensor, fake_logits: Tensor, batch: MicroBatch) -> Tensor:
         if self.config.label_smoothing is None:
@@ -219,6 +224,19 @@ class DiscriminatorObjective(Objective):
         center = judged.logits[:: penalty.stride]
         return gradient_penalties.finite_difference(torch.cat(ends), center.repeat(len(ends)), step, gamma)
 
+    def _gradient_penalty(
+        self, penalty: GradientPenaltyConfig, real: Judged, fake: Judged, batch: MicroBatch, images: int
+    ) -> Tensor:
+        """Return the penalty at points between reals and fakes, or near reals."""
+        reals, fakes = real.samples.detach(), fake.samples.detach()
+        points = self._penalized_points(penalty.points, penalty.perturbation, reals, fakes, batch)
+        kind = None if self.augmentation is not None and self.augmentation.before_penalties else "points"
+        judged = self._judge(points, batch.real_labels, kind, batch, images, differentiable=True)
+        weight = schedule.value(penalty.weight, images, self.length)
+        return gradient_penalties.gradient_penalty(
+            judged.logits, judged.samples, weight, penalty.target, one_sided=penalty.one_sided
+        )
+
     def _penalized_points(self, kind: str, variance: float, reals: Tensor, fakes: Tensor, batch: MicroBatch) -> Tensor:
         if kind == "gaussian":
             return gradient_penalties.perturb_gaussian(reals, self._normal("perturbation", batch, reals), variance)
@@ -300,11 +318,6 @@ class GeneratorObjective(Objective):
             loss = self._add_terms(loss, parts, batch, images, fakes, fake, real, update)
         varied = scalars.diversity("generator/diversity", fakes)
         return self._with_history(loss, {"loss/generator": loss, **varied, **parts}, images)
-
-
-def _due(penalty: AnyPenalty | None, update: int) -> AnyPenalty | None:
-    """Return the penalty if it is due in this update, else None."""
-    return penalty if penalty is not None and update % penalty.every == 0 else None
 
 
 @contextmanager

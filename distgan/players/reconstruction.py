@@ -86,7 +86,7 @@ class Reconstruction:
             loss = loss + schedule.value(config.perceptual.weight, images, self._length) * parts["loss/perceptual"]
         parts["loss/adversarial"] = adversarial
         factor = schedule.value(config.adversarial_weight, images, self._length) if has_started(config, images) else 0.0
-        weight = adversarial.new_tensor(factor)
+        weight = adversarial.new_full((), factor)
         if factor and config.adaptive:
             weight = weight * adaptive_weight(loss, adversarial, self._last_weight)
         if factor:  # 0 times an infinite value would not be 0

@@ -52,7 +52,7 @@ def skipped_updates(state: TrainingState) -> str | None:
 
 def fail_with_skipped_updates(state: TrainingState, writer: CheckpointWriter, runtime: Runtime, why: str) -> NoReturn:
     """Raise UserError for a player that skipped many updates in a row, without a guard. Collective."""
-    good = runtime.broadcast_object(str(writer.last_good))
+    good = runtime.broadcast_object(writer.last_good_name)
     raise UserError(
         f"step {state.progress.step}: {why}; last good checkpoint: {good}; lower the learning rates, add a gradient "
         "penalty, or set training.mixed_precision=no",

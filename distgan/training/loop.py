@@ -246,7 +246,8 @@ def run(
             decision = decide(state, writer, runtime, why)
             # A start of the same command then ends at once. After skipped updates, the last good checkpoint stays last.
             last = decision.checkpoint is None and stuck is None
-        due = last or report.is_best or progress.step % config.checkpoint.every == 0
+        # What a rollback gives up is not saved.
+        due = last or report.is_best or (decision is None and progress.step % config.checkpoint.every == 0)
         if due and save(state, feed, writer, runtime, last=last, is_best=report.is_best):
             callbacks.call("on_checkpoint", progress.step)
     flags.result()

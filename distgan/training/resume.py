@@ -199,7 +199,8 @@ def save(
     progress = state.progress
     # The best EMA weights are saved anyway: skipped updates did not change them.
     if not (last or is_best) and max(player.skipped_in_a_row.item() for player in state.players) > 1:
-        logger.warning("step %d: checkpoint skipped, because the last updates were not finite", progress.step)
+        if runtime.is_main:
+            logger.warning("step %d: checkpoint skipped, because the last updates were not finite", progress.step)
         return False
     description, tensors = state.description(runtime), state.tensors()
     if not (last or is_best):
@@ -210,7 +211,7 @@ def save(
     if last and not saved:
         raise UserError(
             f"{writer.folder}: the final checkpoint of step {progress.step} cannot be written (see the error "
-            f"above); last good checkpoint: {writer.last_good or 'from an earlier start, if any'}; fix the disk, "
+            f"above); last good checkpoint: {writer.last_good_name}; fix the disk, "
             "then run the same command again to continue from there",
             everywhere=True,
         )

@@ -233,6 +233,8 @@ def test_rollbacks_have_a_limit(tmp_path: Path, shards: Path, ranks: RankPool) -
         )
         assert description(tmp_path / "run", 6)["rollbacks"] == [BEST, BEST], start
     assert {path.name for path in (tmp_path / "run").glob("previous-*")} == {"previous-1", "previous-2"}
+    # A checkpoint was due at step 6, but it was given up; that of the end is where the run stays.
+    assert [steps_of(tmp_path / "run" / name) for name in ("previous-1", "previous-2")] == [[], []]
     # Each branch draws anew.
     branches = [losses(tmp_path / "run" / name)[5]["loss/discriminator"] for name in ("previous-1", "previous-2", ".")]
     assert len(set(branches)) == 3

@@ -63,6 +63,19 @@ def test_terms_of_the_discriminator(objective: dict[str, Any], term: float) -> N
         assert difference.item() == pytest.approx(weight * term, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["r1", "r2", "gradient_penalty"])
+def test_a_penalty_whose_weight_has_come_to_0_is_left_out(name: str) -> None:
+    """It would cost a second derivative for nothing, and 0 times an infinite value is not 0."""
+    curve = {"start": 1.0, "end": 0.0, "shape": "linear", "over": 0.1}
+    config = config_of(**{name: {"weight" if name == "gradient_penalty" else "gamma": curve}})
+    found = DiscriminatorObjective(Bowl(), Linear(), config, None)
+    plain = DiscriminatorObjective(Bowl(), Linear(), config_of(), None)
+    for images, is_due in ((0, True), (99, True), (100, False)):
+        loss, parts = found(batch(), images, 0)
+        assert (f"loss/{name}" in parts) == found.differentiates_twice(images, 0) == is_due
+        assert torch.equal(loss, plain(batch(), images, 0)[0]) == (not is_due)
+
+
 @pytest.mark.parametrize(
     ("objective", "term"),
     [

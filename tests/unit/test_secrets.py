@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from distgan.cli import main
+from distgan.cli.commands import COMMANDS
 from distgan.config import dump_config, flatten, parse_config, plain_values
 from distgan.errors import UserError, without_secrets
 from distgan.monitoring.console import setup_logging
@@ -72,6 +73,18 @@ def test_no_message_of_a_command_has_a_secret(
     said = capsys.readouterr()
     assert "error" in said.err
     assert "word" not in said.out + said.err
+
+
+def test_a_traceback_has_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(options: object) -> None:
+        raise RuntimeError(f"cannot reach {URL}")
+
+    monkeypatch.setitem(COMMANDS, "status", fail)
+    with pytest.raises(SystemExit):
+        main(["status", "runs/x"])
+    said = capsys.readouterr().err
+    assert f"RuntimeError: cannot reach {PUBLIC}\n" in said
+    assert "word" not in said
 
 
 def test_logs_status_and_texts_have_no_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

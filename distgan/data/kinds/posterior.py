@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -38,4 +39,10 @@ def denormalize(samples: Tensor, shift: Sequence[float], scale: Sequence[float])
 
 
 def _per_channel(numbers: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[:, None, None]
+    return _column(tuple(numbers), like.dtype, like.device)
+
+
+@functools.cache
+def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers (C, 1, 1), kept because the host would wait for each copy to the device."""
+    return torch.tensor(numbers, dtype=dtype, device=device)[:, None, None]
