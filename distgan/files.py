@@ -181,7 +181,7 @@ def try_lock(descriptor: int, *, wait: bool = False) -> bool:
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Try to lock a file exclusively, or wait for the lock; yield True if it is held.
 
-    Without `wait`, the lock file is removed afterwards.
+    Without `wait`, the lock file is removed afterward.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     held = False

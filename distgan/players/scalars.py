@@ -13,7 +13,7 @@ from distgan.losses.adversarial import Minimax
 
 @torch.no_grad()
 def discriminator_scalars(loss: LossOptions, real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
-    """Return the mean discriminator outputs, and the estimate of the divergence of the loss loss.
+    """Return the mean discriminator outputs, and the divergence that the loss estimates.
 
     sigmoid(logit) is the probability of being real only with a cross-entropy; with other losses it is not reported.
     The Jensen-Shannon divergence is (V + 2 log 2) / 2 of the minimax value V, in nats (Goodfellow et al. 2014,

@@ -212,7 +212,7 @@ class Monitor:
 
     @contextmanager
     def _fitted_for_now(self) -> Iterator[None]:
-        """Context manager with recomputed batch-norm statistics, and afterwards with those from before.
+        """Context manager with recomputed batch-norm statistics, and afterward with those from before.
 
         If you make the run longer and resume, it must equal one that was as long from the start.
         """

@@ -21,7 +21,7 @@ from distgan.networks.layers.attention import SelfAttention
 from distgan.networks.layers.labels import ClassTable
 from distgan.networks.layers.normalization import ConditionalNormalization, recompute_statistics
 from distgan.networks.layers.residual import DiscriminatorBlock, FirstBlock
-from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
+from distgan.networks.layers.spectral_norm import NORMALIZED, SpectralNorm
 from distgan.networks.shape import SampleShape
 
 PAPERS: dict[str, Any] = {"width": 96, "attention": [64], "shared_size": 128, "hierarchical": True, "latent_size": 120}
@@ -141,7 +141,7 @@ def test_spectral_norm_is_on_all_weights_but_the_generators_embeddings() -> None
         generator_of(32, 3, width=2, shared_size=2, attention=[16]),
         discriminator_of(32, 3, width=2, attention=[16]),
     ):
-        layers = [module for module in network.modules() if isinstance(module, NORMALISED)]
+        layers = [module for module in network.modules() if isinstance(module, NORMALIZED)]
         assert sum(isinstance(module, SpectralNorm) for module in network.modules()) == len(layers)
     assert isinstance(generator_of(32, 3, width=2, shared_size=2).shared_embedding, ClassTable)
     assert not any(isinstance(m, nn.Embedding) for m in generator_of(32, 3, width=2).modules())

@@ -14,7 +14,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination
 from distgan.networks.layers.normalization import normalization_parameters
-from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
+from distgan.networks.layers.spectral_norm import NORMALIZED, SpectralNorm
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
 
@@ -89,5 +89,5 @@ def test_what_samples_are_compared_by() -> None:
 def test_spectral_norm_is_on_every_weight() -> None:
     shape = SampleShape("points", dimensions=2, num_classes=3)
     for network in (generator_of(shape, spectral_norm=True), discriminator_of(shape, spectral_norm=True)):
-        layers = [module for module in network.modules() if isinstance(module, NORMALISED)]
+        layers = [module for module in network.modules() if isinstance(module, NORMALIZED)]
         assert sum(isinstance(module, SpectralNorm) for module in network.modules()) == len(layers) == 5

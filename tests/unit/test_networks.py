@@ -18,7 +18,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.minibatch import MinibatchDiscrimination, MinibatchStddev
 from distgan.networks.layers.normalization import BatchNorm, normalization_parameters
-from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
+from distgan.networks.layers.spectral_norm import NORMALIZED, SpectralNorm
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.shape import SampleShape
 
@@ -134,7 +134,7 @@ def test_spectral_norm_is_on_every_weight_of_the_network_that_asks_for_it() -> N
             DiscriminatorConfig(width=4, spectral_norm=True, minibatch_discrimination=comparing), shape
         ),
     ):
-        layers = [module for module in network.modules() if isinstance(module, NORMALISED)]
+        layers = [module for module in network.modules() if isinstance(module, NORMALIZED)]
         assert sum(isinstance(module, SpectralNorm) for module in network.modules()) == len(layers) > 0
         for layer in layers:
             assert "weight" in layer.parametrizations

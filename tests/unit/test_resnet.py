@@ -18,7 +18,7 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.networks.hooks import captured
 from distgan.networks.layers.normalization import BatchNorm, ConditionalNormalization, recompute_statistics
 from distgan.networks.layers.residual import DiscriminatorBlock, FirstBlock, GeneratorBlock, plain_normalization
-from distgan.networks.layers.spectral_norm import NORMALISED, SpectralNorm
+from distgan.networks.layers.spectral_norm import NORMALIZED, SpectralNorm
 from distgan.networks.layers.virtual_batch_norm import reference_moments
 from distgan.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from distgan.networks.shape import SampleShape
@@ -253,7 +253,7 @@ def test_spectral_norm_is_on_every_weight() -> None:
         generator_of(32, width=2, num_classes=3, spectral_norm=True),
         discriminator_of(32, width=2, num_classes=3, spectral_norm=True),
     ):
-        layers = [module for module in network.modules() if isinstance(module, NORMALISED)]
+        layers = [module for module in network.modules() if isinstance(module, NORMALIZED)]
         assert sum(isinstance(module, SpectralNorm) for module in network.modules()) == len(layers)
     assert discriminator_of(64, width=2, spectral_norm=True).logit.bias is not None
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-NORMALISED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
+NORMALIZED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 """Layer types that `add_spectral_norm` applies to."""
 
 _EPS = 1e-12
@@ -63,7 +63,7 @@ class SpectralNorm(nn.Module):
 
 def add_spectral_norm(network: nn.Module) -> None:
     """Divide the weights, initialized before, of a network's convolutions, dense layers and embeddings."""
-    for layer in [module for module in network.modules() if isinstance(module, NORMALISED)]:
+    for layer in [module for module in network.modules() if isinstance(module, NORMALIZED)]:
         norm = SpectralNorm(layer.weight, outputs_dim=1 if isinstance(layer, nn.ConvTranspose2d) else 0)
         # `unsafe` skips checks that would call the parametrization.
         parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
