@@ -79,6 +79,8 @@ class Uploads:
         self.remote, self.place = remote, place
         self.done = False
         """True if the last call of `run` left nothing to upload. Equal on all ranks."""
+        self.failed = False
+        """True if an error ended the last call of `run`. Equal on all ranks."""
         self.waiting: list[int] = []
         """Steps of local checkpoints that the store does not have, on rank 0."""
         self.under_way: frozenset[int] = frozenset()
@@ -114,12 +116,12 @@ class Uploads:
         Then remove old checkpoints from the store and uploaded ones from the local folders. An error of the store is
         logged on rank 0, and the next call tries again.
         """
-        self.done = False
+        self.done = self.failed = False
         try:
-            self._upload(ranks)
-            self.done = True
+            self.done = self._upload(ranks)
             self._said = ""
         except WorkError as error:
+            self.failed = True
             self.why, waiting = reason(error), ", ".join(map(str, self.waiting))
             said = (
                 f"checkpoint of step {waiting} not uploaded: {self.why}; it is in {self._folder}, and the next "
@@ -134,7 +136,8 @@ class Uploads:
         finally:
             self.under_way = frozenset()
 
-    def _upload(self, ranks: Control) -> None:
+    def _upload(self, ranks: Control) -> bool:
+        """Return False if the last checkpoint of the run overtook what was being uploaded."""
         self._remove_local(ranks, lambda: steps(self._folder))
         planned = ranks.run_on_all(lambda: self._plan() if ranks.is_main else ([], []))
         local: list[int]
@@ -142,7 +145,9 @@ class Uploads:
         local, uploads = ranks.broadcast_object(planned)
         newest = max(local, default=-1)
         for upload in uploads:
-            ranks.run_on_all(lambda upload=upload: self._send(upload, ranks.is_main, newest))  # type: ignore[misc]
+            sent = ranks.run_on_all(lambda upload=upload: self._send(upload, ranks.is_main, newest))  # type: ignore[misc]
+            if not all(ranks.gather_objects(sent)):
+                return False
             try:
                 ranks.run_on_all(lambda upload=upload: self._check(upload, ranks.is_main))  # type: ignore[misc]
             except WorkError:
@@ -153,6 +158,7 @@ class Uploads:
         self._sent.clear()
         self.waiting = []
         self._remove_local(ranks, lambda: self._unseen_or_newest(local))
+        return True
 
     def _unseen_or_newest(self, seen: list[int]) -> list[int]:
         found = steps(self._folder)  # another thread may have written more
@@ -169,9 +175,9 @@ class Uploads:
 
     def _plan(self) -> tuple[list[int], list[_Upload]]:
         """Return the steps of the local checkpoints, and what to upload, the newest first. Call it on rank 0 only."""
-        local = {}
-        self.under_way = frozenset(steps(self._folder))
-        for step in sorted(steps(self._folder), reverse=True):
+        local, found = {}, steps(self._folder)
+        self.under_way = frozenset(found)
+        for step in sorted(found, reverse=True):
             try:
                 local[step] = read_manifest(self._folder / directory_name(step))
             except UserError as error:
@@ -193,13 +199,17 @@ class Uploads:
         self.waiting = [upload.step for upload in plan]
         return list(local), plan
 
-    def _send(self, upload: _Upload, is_main: bool, newest: int) -> None:
-        """Upload this rank's share of the files in its folder. Rank 0 copies what the store has already."""
+    def _send(self, upload: _Upload, is_main: bool, newest: int) -> bool:
+        """Upload this rank's share of the files in its folder. Rank 0 copies what the store has already.
+
+        Returns:
+            False if the rest is left for the last checkpoint of the run.
+        """
         path = self._folder / directory_name(upload.step)
         here = sorted(name for name in upload.manifest.files if name not in upload.same and (path / name).is_file())
         for name in here[self.place.number :: self.place.of]:
             if self.last is not None and self.last > newest:
-                raise StoreError(f"left for the last checkpoint, of step {self.last}")
+                return False
             key, digest = (f"{upload.folder}/{name}", upload.manifest.files[name].sha256)
             if self._sent.get(key) != digest:
                 self.remote.put(path, upload.folder, name)
@@ -207,6 +217,7 @@ class Uploads:
         for name, folder in upload.same.items() if is_main else ():
             if folder != upload.folder:
                 self.remote.objects.copy(file_name(folder, name), file_name(upload.folder, name))
+        return True
 
     def _check(self, upload: _Upload, is_main: bool) -> None:
         lacking = missing_files(upload.manifest, self.remote.listing().get(upload.folder, {})) if is_main else []

@@ -215,7 +215,7 @@ class CheckpointWriter:
             return
         try:
             self.uploads.run(self._background)
-            self.failures += not self.uploads.done
+            self.failures += self.uploads.failed
         except Exception as error:  # no error may end a training run
             if self._ranks.is_main:
                 logger.error("%s: upload ended: a rank was lost: %s", self.folder, reason(error)[:200])

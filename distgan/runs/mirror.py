@@ -113,9 +113,10 @@ class Mirror:
         """Remove the averages after `images` from the store: the run trains those steps again. Raises StoreError."""
         matches = {name: _SNAPSHOT.fullmatch(name) for name in self._objects.names("averages")}
         later = [f"averages/{name}" for name, match in matches.items() if match and int(match[1]) > images]
-        self._objects.remove(later)
-        for name in later:
-            self._sent.pop(name, None)
+        with self._lock:
+            self._writable().objects.remove(later)
+            for name in later:
+                self._sent.pop(name, None)
 
     def _put_best(self) -> None:
         path = self._folder / _BEST

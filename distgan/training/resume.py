@@ -94,7 +94,8 @@ def resume_run(
             if path is None:  # those of an attempt that saved no checkpoint are of other weights
                 set_aside_averages(folder)
             remove_later_snapshots(folder, state.progress.images)
-            if remote is not None:
+        if remote is not None:
+            with remote.requests("remove later averages"):
                 remote.mirror.forget_later_averages(state.progress.images)
         with writing(folder / "config.yaml"):
             write_atomically(folder / "config.yaml", dump_config(config).encode())

@@ -287,3 +287,18 @@ def test_the_doctor_tries_the_store() -> None:
     assert ObjectFolder(URL).names() == {}
     (finding,) = object_store("s3a-none://bucket/run", ".probe")
     assert finding.verdict == "FAILED"
+
+
+def test_averages_are_removed_by_the_job_that_holds_the_run(tmp_path: Path) -> None:
+    """Those of the images that it trains again. A job that has lost the run leaves them to the other."""
+    with ExitStack() as held:
+        first = start(tmp_path / "first", held)
+        for images in (8, 16, 24):
+            first.objects.write(f"averages/snapshot-{images:012d}.safetensors", b"x")
+        first.mirror.forget_later_averages(16)
+        left = [f"snapshot-{images:012d}.safetensors" for images in (8, 16)]
+        assert sorted(first.objects.names("averages")) == left
+        start(tmp_path / "second", held, locked=False)
+        with pytest.raises(StoreError, match="another job has taken the run over"):
+            first.mirror.forget_later_averages(8)
+        assert sorted(first.objects.names("averages")) == left
