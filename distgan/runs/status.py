@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from distgan.checkpoint.directory import newest_step
 from distgan.errors import UserError, without_secrets
@@ -32,6 +32,13 @@ STATUS_LIMIT = 64 << 10
 Outcome = Literal["running", "finished", "preempted", "diverged", "failed"]
 
 
+def _with_number(exhausted: dict[str, Any]) -> dict[str, Any]:
+    found = exhausted.get("micro_batches")
+    if not isinstance(found, int) or found < 1:
+        raise ValueError(f"micro_batches: found {found!r}, expected a number from 1")
+    return exhausted
+
+
 class Status(BaseModel):
     """Content of status.json."""
 
@@ -44,7 +51,7 @@ class Status(BaseModel):
     """True if the run failed only because a rank was lost; a restart can help."""
     out_of_memory: int | None = None
     """Number of micro-batches per update with which memory ran out, if the next start takes more; else None."""
-    exhausted: dict[str, Any] | None = None
+    exhausted: Annotated[dict[str, Any], AfterValidator(_with_number)] | None = None
     """The last such number as `micro_batches`, with the settings for which it was found. Later attempts keep it."""
     step: int | None = None
     world_size: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import multiprocessing
 import socket
 import time
@@ -17,7 +18,7 @@ from distgan.errors import UserError
 from distgan.files import try_lock
 from distgan.runs import status
 from distgan.runs.folder import run_folder_of
-from distgan.runs.status import RUN_LOCK, standing, write_failure, write_status
+from distgan.runs.status import RUN_LOCK, read_status, standing, write_failure, write_status
 from distgan.runs.stop_request import request_stop
 
 
@@ -158,3 +159,13 @@ def test_other_folders_are_no_runs(
     assert part in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("exhausted", ["{}", '{"micro_batches": "many"}', '{"micro_batches": 0}', "5"])
+def test_a_status_of_a_stranger_is_damaged_and_not_a_traceback(tmp_path: Path, exhausted: str) -> None:
+    write_status(tmp_path, "failed", reason="out of memory", exhausted={"micro_batches": 2})
+    file = tmp_path / "status.json"
+    assert read_status(tmp_path) is not None
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"exhausted": json.loads(exhausted)}))
+    with pytest.raises(UserError, match=r"status\.json: damaged: .*; remove it"):
+        read_status(tmp_path)
