@@ -160,8 +160,22 @@ def prepare_passes(role: str, network: nn.Module, config: Config) -> None:
                     everywhere=True,
                 )
             checkpoint_activations(block)
+    if training.compile:
+        _guard_frozen_weights()
     for compiled in blocks if training.compile == "blocks" else [network] if training.compile else []:
         compiled.compile()
+
+
+def _guard_frozen_weights() -> None:
+    """Have compiled code check which weights are frozen in each call.
+
+    torch 2.10 leaves that check out, and runs the code of the frozen opponent in the player's own update: the blocks
+    then get no gradients. Newer versions default to this setting.
+    """
+    from torch._dynamo import config as settings  # importing the compiler takes seconds
+
+    if hasattr(settings, "use_recursive_dict_tags_for_guards"):
+        settings.use_recursive_dict_tags_for_guards = False
 
 
 def _check_shards(players: Iterable[Player], runtime: Runtime) -> None:
