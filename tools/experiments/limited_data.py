@@ -120,6 +120,7 @@ def _rows(run: Path) -> list[dict[str, float]]:
 def _page(table: Sequence[tuple[str, int, str, list[float]]], curves: Sequence[Curve]) -> str:
     """Return a Markdown page."""
     rising = [curve.label for curve in curves if curve.y[-1] > 1.1 * min(curve.y)]
+    helped = [name for name, _, _, (plain, augmented) in table if augmented < plain]
     lines = [
         "# A tenth of CIFAR-10, with and without augmentation",
         "",
@@ -144,6 +145,8 @@ def _page(table: Sequence[tuple[str, int, str, list[float]]], curves: Sequence[C
             f"| {name} | {images:,} | " + " | ".join(f"{value:.1f}" for value in found) + f" | {augmentation} |"
             for name, images, augmentation, found in table
         ),
+        "",
+        f"Augmentation lowered FID with: {'; '.join(helped) or 'none of them, at this length'}.",
     ]
     return "\n".join(lines) + "\n"
 
