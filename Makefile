@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## pack scikit-learn's digits, train a DCGAN on them, evalua
 latents: $(INSTALLED)  ## train an autoencoder of digits and a GAT on its latents, decode, evaluate and draw both
 	$(BIN)/python tools/latents.py
 
-test: $(INSTALLED)  ## run all tests that are not marked slow, about 18 minutes on two cores
+test: $(INSTALLED)  ## run all tests that are not marked slow, about 15 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## run the tests that are marked slow, including those of test-cluster and test-image
