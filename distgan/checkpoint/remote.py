@@ -49,8 +49,8 @@ class TakenError(StoreError):
     """Another job has taken the run over."""
 
 
-class Found(NamedTuple):
-    """A complete checkpoint."""
+class CompleteCheckpoint(NamedTuple):
+    """A checkpoint of the store that has its manifest."""
 
     name: str
     """Name of its folder in the store."""
@@ -72,7 +72,7 @@ class RemoteCheckpoints:
                 found.setdefault(match[1], {})[match[4]] = size
         return dict(sorted(found.items(), key=lambda item: _order(item[0])))
 
-    def complete(self) -> dict[int, Found]:
+    def complete(self) -> dict[int, CompleteCheckpoint]:
         """Return all complete checkpoints by their steps, in the order in which a run resumes.
 
         The newest comes first, and last come those after `latest`, which the run has discarded. Log a warning, once
@@ -85,7 +85,7 @@ class RemoteCheckpoints:
                 continue
             try:
                 if not missing_files(self.parse(name, content), files):
-                    found[_order(name)[0]] = Found(name, content)
+                    found[_order(name)[0]] = CompleteCheckpoint(name, content)
                     continue
                 why = "its files do not have the sizes in manifest.json"
             except UserError as error:
@@ -126,7 +126,7 @@ class RemoteCheckpoints:
         """Remove best.json."""
         self.objects.remove([f"{_FOLDER}/best.json"])
 
-    def fetch(self, found: Found, folder: Path) -> Path:
+    def fetch(self, found: CompleteCheckpoint, folder: Path) -> Path:
         """Copy a checkpoint into a local folder of checkpoints, unless it is there already. Return its path.
 
         Raises:

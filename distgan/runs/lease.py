@@ -63,7 +63,7 @@ class LeaseRecord(BaseModel):
     """Time of the last renewal: ISO 8601, UTC."""
 
 
-class Found(NamedTuple):
+class FoundLease(NamedTuple):
     """The lease with the highest number, as it is in the store."""
 
     number: int
@@ -78,16 +78,16 @@ class Found(NamedTuple):
         return f"process {known.pid} on {printable(known.host)}" if known else "an unknown process"
 
 
-def newest_lease(objects: ObjectFolder) -> Found | None:
+def newest_lease(objects: ObjectFolder) -> FoundLease | None:
     """Return the lease with the highest number; None if no job has ever held the run. Raises StoreError."""
     number = max(_numbers(objects), default=None)
     content = None if number is None else objects.read(_name(number), _LIMIT)
     if number is None or content is None:
         return None
     try:
-        return Found(number, content, LeaseRecord.model_validate_json(content))
+        return FoundLease(number, content, LeaseRecord.model_validate_json(content))
     except ValidationError:
-        return Found(number, content, None)
+        return FoundLease(number, content, None)
 
 
 class Lease:
@@ -189,7 +189,7 @@ def take_lease(objects: ObjectFolder, *, gone: str | None) -> tuple[Lease, str |
     return lease, last.record.token if last and last.record else None
 
 
-def _watch(objects: ObjectFolder, last: Found) -> Found:
+def _watch(objects: ObjectFolder, last: FoundLease) -> FoundLease:
     """Return a lease that has ended. Raises UserError if it is renewed."""
     logger.info(
         "%s: held by %s; waiting up to %.0f s to see if that job still runs",
@@ -206,7 +206,7 @@ def _watch(objects: ObjectFolder, last: Found) -> Found:
     return last
 
 
-def _held(objects: ObjectFolder, found: Found | None) -> UserError:
+def _held(objects: ObjectFolder, found: FoundLease | None) -> UserError:
     who = f" ({found.holder})" if found else ""
     return UserError(
         f"run_dir = {public_name(objects.url)}: another job is training there{who}; wait for it, or set another run_dir"

@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from distgan.checkpoint import downloads
 from distgan.checkpoint.directory import Best, steps
-from distgan.checkpoint.remote import Found, RemoteCheckpoints, TakenError
+from distgan.checkpoint.remote import CompleteCheckpoint, RemoteCheckpoints, TakenError
 from distgan.checkpoint.uploads import Place, Uploads
 from distgan.checkpoint.writer import CheckpointWriter
 from distgan.data.storage.objects import ObjectFolder
@@ -96,7 +96,10 @@ def test_another_machine_fetches_what_was_uploaded(
     assert_holds(found, 3)
     # A second time nothing is copied.
     store.clear()
-    assert remote.fetch(Found("step-00000003", (found / "manifest.json").read_bytes()), tmp_path / "b") == found
+    assert (
+        remote.fetch(CompleteCheckpoint("step-00000003", (found / "manifest.json").read_bytes()), tmp_path / "b")
+        == found
+    )
     assert writer.not_uploaded == ([], "")
 
 

@@ -96,7 +96,7 @@ def test_only_the_folder_of_rank_0_tells_that_its_job_has_ended(
 ) -> None:
     """A job runs with rank 0 in folder a and another rank in folder b, and another one starts with rank 0 in b."""
 
-    def watch(objects: ObjectFolder, last: lease.Found) -> lease.Found:
+    def watch(objects: ObjectFolder, last: lease.FoundLease) -> lease.FoundLease:
         raise UserError("watched")
 
     monkeypatch.setattr(lease, "_watch", watch)
