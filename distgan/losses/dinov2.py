@@ -5,7 +5,6 @@ Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TML
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,7 +92,8 @@ class Teacher:
         scaled = images.float() / 255
         if scaled.shape[-1] != SIDE:
             scaled = F.interpolate(scaled, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0.0, 1.0)
-        mean, deviation = _statistics(scaled.device)
+        # Filled on the device, because the host would wait for a copy to it.
+        mean, deviation = (torch.cat([scaled.new_full((1, 1, 1), x) for x in part]) for part in (MEAN, DEVIATION))
         return (scaled - mean) / deviation
 
     @torch.no_grad()
@@ -101,13 +101,6 @@ class Teacher:
         """Return the tokens after the last norm (n, 1 + 16 * 16, 768), the class token first."""
         tokens: Tensor = self._network.to(inputs.device)(pixel_values=inputs).last_hidden_state
         return tokens
-
-
-@functools.cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return MEAN and DEVIATION (3, 1, 1), kept because the host would wait for each copy to the device."""
-    mean, deviation = (torch.tensor(part, device=device).view(3, 1, 1) for part in (MEAN, DEVIATION))
-    return mean, deviation
 
 
 def _renamed(name: str) -> str:

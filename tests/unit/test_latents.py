@@ -17,7 +17,7 @@ from distgan.config import Config, DataConfig
 from distgan.data.index.build import index_shards
 from distgan.data.index.rebuild import write_index
 from distgan.data.index.table import Index
-from distgan.data.kinds import latents, npy_file
+from distgan.data.kinds import latents, npy_file, posterior
 from distgan.data.order import make_order
 from distgan.data.reader import read_samples
 from distgan.data.stream import open_rank_stream
@@ -86,6 +86,19 @@ def test_images_beside_latents_are_not_samples(tmp_path: Path) -> None:
     built = index_shards(str(tmp_path))
     assert (built.index.kind, len(built.index)) == ("latents", 1)
     assert any(".png" in note for note in built.notes)
+
+
+def test_what_was_decoded_in_inference_mode_has_gradients_later() -> None:
+    """Constants that one call makes and another one uses would be of the first one's mode."""
+    shift, scale = [0.5, -1.0], [2.0, 4.0]
+    with torch.inference_mode():
+        posterior.denormalize(torch.zeros(1, CHANNELS, 2, 2), shift, scale)
+    samples = torch.ones(1, CHANNELS, 2, 2, requires_grad=True)
+    found = posterior.denormalize(samples, shift, scale)
+    assert found[0, :, 0, 0].tolist() == [1.0, -0.75]
+    found.sum().backward()
+    assert samples.grad is not None
+    assert samples.grad[0, :, 0, 0].tolist() == [0.5, 0.25]
 
 
 def test_draws_have_the_posterior_of_their_moments() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -39,10 +38,5 @@ def denormalize(samples: Tensor, shift: Sequence[float], scale: Sequence[float])
 
 
 def _per_channel(numbers: Sequence[float], like: Tensor) -> Tensor:
-    return _column(tuple(numbers), like.dtype, like.device)
-
-
-@functools.cache
-def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return numbers (C, 1, 1), kept because the host would wait for each copy to the device."""
-    return torch.tensor(numbers, dtype=dtype, device=device)[:, None, None]
+    # Filled on the device, because the host would wait for a copy to it.
+    return torch.cat([like.new_full((1, 1, 1), number) for number in numbers])
